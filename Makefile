@@ -1,0 +1,41 @@
+# `make` lists the targets. Everything runs in .venv, which is rebuilt when pyproject.toml or constraints.txt change.
+
+PYTHON ?= python3
+ARGS ?=
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.set-up
+
+.DEFAULT_GOAL := help
+.PHONY: help setup fit test lint clean
+
+help: ## List the targets.
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+
+setup: $(STAMP) ## Make .venv and install the project with its test and lint tools. PYTHON=python3.12 names another Python.
+
+fit: $(STAMP) ## Train the embedded policy with RLoop. ARGS="--loop.rounds 1" is handed on to rloop-fit.
+	@$(BIN)/rloop-fit --algo dapo --consolidate rft $(ARGS)
+
+test: $(STAMP) ## Run the tests. PYTEST_ARGS="-k losses" is handed on to pytest.
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(STAMP) ## Check rules, format and types.
+	@$(BIN)/python -m ruff check --quiet .
+	@$(BIN)/python -m ruff format --check --quiet . || { echo "make lint: not formatted; run $(BIN)/ruff format ." >&2; exit 1; }
+	@$(BIN)/python -m mypy
+
+clean: ## Remove .venv, caches and build outputs; runs/ stays.
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -path ./.git -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "make: Python 3.11 or newer is needed, but $(PYTHON) is '$$($(PYTHON) --version 2>&1)'." \
+	        "Name another one: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }
+	@echo "make: installing into $(VENV), which takes some minutes the first time"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,lint]'
+	@touch $@

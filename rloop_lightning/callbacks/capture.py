@@ -1,0 +1,87 @@
+"""Rollout capture: every rollout of an exploration goes to the pool, before the update that it causes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+import numpy as np
+
+from rloop_lightning.atomic import derive_seed
+from rloop_lightning.data.sampler import GroupSampler, SamplingCost
+from rloop_lightning.pool import RolloutPool
+from rloop_lightning.types import Problem, RolloutStep
+
+
+@dataclass(frozen=True)
+class CaptureConfig:
+    """What goes to the pool besides the rollouts of every step.
+
+    Args:
+        every_n_steps: rollout steps between extra captures with the policy of that moment; 0 makes none.
+        extra_rollouts: rollouts of each problem in an extra capture.
+        extra_problems: training problems in an extra capture, drawn at random; 0 takes all.
+    """
+
+    every_n_steps: int = 0
+    extra_rollouts: int = 8
+    extra_problems: int = 0
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.every_n_steps < 0:
+            problems.append(f"--capture.every_n_steps must be >= 0 rollout steps, got {self.every_n_steps}")
+        if self.extra_rollouts < 1:
+            problems.append(f"--capture.extra_rollouts must be at least 1, got {self.extra_rollouts}")
+        if self.extra_problems < 0:
+            problems.append(f"--capture.extra_problems must be >= 0, got {self.extra_problems}")
+        if problems:
+            raise ValueError("\n".join(problems))
+
+
+class RolloutCapture(L.Callback):
+    """Writes a shard for each rollout step, `step-000012`, and one for each extra capture, `extra-000050`."""
+
+    def __init__(
+        self,
+        pool: RolloutPool,
+        config: CaptureConfig,
+        sampler: GroupSampler,
+        problems: Sequence[Problem],
+        *,
+        round: int,
+        run_id: str,
+        seed: int,
+    ) -> None:
+        self.pool = pool
+        self.config = config
+        self.sampler = sampler
+        self.problems = problems
+        self.round = round
+        self.run_id = run_id
+        self.seed = seed
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: RolloutStep, batch_idx: int) -> None:
+        self._write(f"step-{batch.index + 1:06d}", batch.groups, batch.index)
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: RolloutStep, batch_idx: int
+    ) -> None:
+        step = batch.index + 1
+        if self.config.every_n_steps == 0 or step % self.config.every_n_steps:
+            return
+        rng = np.random.default_rng(derive_seed(self.seed, "extra problems", step))
+        count = min(self.config.extra_problems or len(self.problems), len(self.problems))
+        chosen = [self.problems[i] for i in rng.permutation(len(self.problems))[:count]]
+        sampling = self.sampler.engine.sampling(derive_seed(self.seed, "extra", step))
+        cost = SamplingCost()
+        groups = self.sampler.sample(chosen, self.config.extra_rollouts, sampling, cost)
+        self._write(f"extra-{step:06d}", groups, batch.index)
+        pl_module.record(
+            {"capture/extra_rollouts": float(cost.rollouts), "time/capture_s": cost.generate_s + cost.reward_s}
+        )
+
+    def _write(self, name: str, groups: Sequence[Any], step_index: int) -> None:
+        self.pool.write(name, groups, round=self.round, rollout_step=step_index, run_id=self.run_id)

@@ -1,0 +1,32 @@
+"""Evaluation inside an exploration, at given rollout steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import lightning as L
+
+from rloop_lightning.data.sampler import SamplingCost
+from rloop_lightning.evaluation import Evaluator
+
+
+class InsideEvaluation(L.Callback):
+    """Logs the evaluator's metrics every `every_n_steps` rollout steps, the last step of the phase left out.
+
+    The policy that a phase ends with is evaluated by the loop, on every set.
+    """
+
+    def __init__(self, evaluator: Evaluator, sets: Sequence[str], every_n_steps: int) -> None:
+        self.evaluator = evaluator
+        self.sets = sets
+        self.every_n_steps = every_n_steps
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        step = batch_idx + 1
+        if step % self.every_n_steps or step == trainer.num_training_batches:
+            return
+        cost = SamplingCost()
+        metrics = self.evaluator(self.sets, cost)
+        metrics["time/evaluate_s"] = cost.generate_s + cost.reward_s
+        pl_module.record(metrics)

@@ -1,0 +1,194 @@
+"""Countdown: make a target from a few numbers, each used exactly once. The embedded default problem family.
+
+    prompt      3 7 12=33:
+    completion  7*3=21;21+12=33;\\boxed{7*3+12}
+
+`Countdown` deals out the sets; `draw_solution` draws a problem together with one derivation of it, which is how every
+target is known to be reachable and what the built-in policy is fine-tuned on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from types import MappingProxyType
+
+from rloop_lightning.data.base import ProblemSource
+from rloop_lightning.types import Problem
+
+# A hash of the canonical form says which set a problem may be in, in every run: sets are disjoint whatever their sizes,
+# seeds and ranges, and the built-in policy, fine-tuned on `policy`, has seen none of the others.
+_SHARES = ("train",) * 4 + ("validation",) * 2 + ("test",) * 2 + ("ood",) * 2 + ("policy",) * 6
+_MOST_MISSES = 20_000  # draws without a new problem: the family has run dry
+_PRECEDENCE = {"+": 1, "-": 1, "*": 2, "/": 2}
+
+
+@dataclass(frozen=True)
+class Family:
+    """What problems look like.
+
+    Args:
+        counts: how many numbers a problem has, each count as likely as the others.
+        max_number: numbers are 1 to this.
+        max_target: targets are 1 to this.
+    """
+
+    counts: tuple[int, ...]
+    max_number: int
+    max_target: int
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A problem and one derivation of it.
+
+    Args:
+        numbers: sorted; with the target, the canonical form of the problem.
+        target: what `expression` equals.
+        steps: one operation each, as `7*3=21`; every result is a positive integer.
+        expression: the derivation as one expression, without needless parentheses.
+    """
+
+    numbers: tuple[int, ...]
+    target: int
+    steps: tuple[str, ...]
+    expression: str
+
+    @property
+    def problem(self) -> Problem:
+        numbers = " ".join(map(str, self.numbers))
+        return Problem(
+            id="-".join(("countdown", *map(str, (*self.numbers, self.target)))),
+            prompt=f"{numbers}={self.target}:",
+            answer=str(self.target),
+            metadata=MappingProxyType({"numbers": self.numbers}),
+        )
+
+    @property
+    def text(self) -> str:
+        """The completion."""
+        return ";".join((*self.steps, rf"\boxed{{{self.expression}}}"))
+
+
+def set_of(numbers: Sequence[int], target: int) -> str:
+    """Which set the problem belongs to: `train`, `validation`, `test`, `ood` or, for the built-in policy, `policy`."""
+    canonical = " ".join(map(str, (*sorted(numbers), target))).encode()
+    return _SHARES[hashlib.blake2b(canonical, digest_size=4).digest()[0] % len(_SHARES)]
+
+
+def _join(left: tuple[str, int], operator: str, right: tuple[str, int]) -> tuple[str, int]:
+    """Two (expression, precedence) as one, with parentheses only where the value needs them."""
+    precedence = _PRECEDENCE[operator]
+    first = left[0] if left[1] >= precedence else f"({left[0]})"
+    bare = right[1] > precedence or (right[1] == precedence and operator in "+*")
+    second = right[0] if bare else f"({right[0]})"
+    return f"{first}{operator}{second}", precedence
+
+
+def draw_solution(rng: random.Random, family: Family) -> Solution | None:
+    """A random problem with the derivation that it was built from; None where the target came out above the limit.
+
+    Two values are taken at random and joined by a random operation until one is left. Every intermediate result is a
+    positive integer: no difference below 1, no division with a remainder.
+    """
+    numbers = tuple(sorted(rng.randint(1, family.max_number) for _ in range(rng.choice(family.counts))))
+    values: list[tuple[int, tuple[str, int]]] = [(number, (str(number), 3)) for number in numbers]
+    steps = []
+    while len(values) > 1:
+        a, x = values.pop(rng.randrange(len(values)))
+        b, y = values.pop(rng.randrange(len(values)))
+        operators = "+*" + "-" * (a > b) + "/" * (a % b == 0)
+        operator = rng.choice(operators)
+        result = a + b if operator == "+" else a * b if operator == "*" else a - b if operator == "-" else a // b
+        steps.append(f"{a}{operator}{b}={result}")
+        values.append((result, _join(x, operator, y)))
+    target, (expression, _) = values[0]
+    return Solution(numbers, target, tuple(steps), expression) if target <= family.max_target else None
+
+
+class Countdown(ProblemSource):
+    """Write an expression that uses each of the given numbers once and equals the target.
+
+    Sets: `train`; `validation` and `test` from the same distribution; `ood` with more numbers. They are disjoint in
+    every run, and no set depends on another's size.
+
+    Args:
+        train_size: problems to train on.
+        validation_size: problems in `validation`.
+        test_size: problems in `test`.
+        ood_size: problems in `ood`.
+        seed: which problems are drawn; the same seed gives the same sets.
+        counts: how many numbers a problem has, each count as likely as the others.
+        max_number: numbers are 1 to this.
+        max_target: targets are 1 to this.
+        ood_counts: `counts` of the set `ood`.
+        ood_max_number: `max_number` of the set `ood`.
+        ood_max_target: `max_target` of the set `ood`.
+    """
+
+    def __init__(
+        self,
+        *,
+        train_size: int = 600,
+        validation_size: int = 64,
+        test_size: int = 128,
+        ood_size: int = 128,
+        seed: int = 0,
+        counts: tuple[int, ...] = (3, 4),
+        max_number: int = 12,
+        max_target: int = 100,
+        ood_counts: tuple[int, ...] = (5,),
+        ood_max_number: int = 12,
+        ood_max_target: int = 100,
+    ) -> None:
+        self.sizes = {"train": train_size, "validation": validation_size, "test": test_size, "ood": ood_size}
+        self.seed = seed
+        self.family = Family(tuple(counts), max_number, max_target)
+        self.ood_family = Family(tuple(ood_counts), ood_max_number, ood_max_target)
+        problems = [f"--data.{name}_size must be > 0, got {n}" for name, n in self.sizes.items() if n <= 0]
+        for prefix, family in (("", self.family), ("ood_", self.ood_family)):
+            if not family.counts or not all(2 <= count <= 6 for count in family.counts):
+                problems.append(f"--data.{prefix}counts must be one or more of 2 to 6, got {list(family.counts)}")
+            if not 2 <= family.max_number <= 100:
+                problems.append(f"--data.{prefix}max_number must be 2 to 100, got {family.max_number}")
+            if not 2 <= family.max_target <= 1000:
+                problems.append(f"--data.{prefix}max_target must be 2 to 1000, got {family.max_target}")
+        if problems:
+            raise ValueError("\n".join(problems))
+
+    def train(self) -> Sequence[Problem]:
+        return self._train
+
+    def evaluation(self) -> Mapping[str, Sequence[Problem]]:
+        return self._evaluation
+
+    @cached_property
+    def _train(self) -> tuple[Problem, ...]:
+        return self._draw("train", self.family)
+
+    @cached_property
+    def _evaluation(self) -> Mapping[str, tuple[Problem, ...]]:
+        families = {"validation": self.family, "test": self.family, "ood": self.ood_family}
+        return MappingProxyType({name: self._draw(name, family) for name, family in families.items()})
+
+    def _draw(self, name: str, family: Family) -> tuple[Problem, ...]:
+        """The first problems of the set's own stream, so that a larger set begins with the smaller one."""
+        rng = random.Random(f"countdown {name} {self.seed}")
+        size = self.sizes[name]
+        found: dict[str, Problem] = {}
+        misses = 0
+        while len(found) < size:
+            solution = draw_solution(rng, family)
+            problem = solution.problem if solution and set_of(solution.numbers, solution.target) == name else None
+            misses = 0 if problem and problem.id not in found else misses + 1
+            if problem:
+                found[problem.id] = problem
+            if misses > _MOST_MISSES:
+                raise ValueError(
+                    f"--data.{name}_size is {size}, but only about {len(found)} problems are there for it in {family}: "
+                    "lower it, or allow more or larger numbers"
+                )
+        return tuple(found.values())

@@ -1,0 +1,183 @@
+"""The built-in countdown policy: how the model that ships in `rloop_lightning/assets/countdown-policy` is made.
+
+    python -m rloop_lightning.data.countdown_policy --out DIR
+
+A Qwen2-architecture model of 0.86 M parameters with a character tokenizer, fine-tuned by maximum likelihood on random
+derivations of problems that are in none of the sets of `Countdown`. It knows the form of a solution well and the search
+for one badly: some of its samples are right, for most problems, and by many derivations. That is the policy that
+reinforcement learning starts from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken
+from torch import Tensor
+from torch.nn import functional
+from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+
+from rloop_lightning.data.countdown import Countdown, Family, Solution, draw_solution, set_of
+
+PAD, EOS, UNK, BOX = "<pad>", "<eos>", "<unk>", r"\boxed{"
+_CHARACTERS = "0123456789+-*/()=;: }"
+CONTEXT_TOKENS = 256
+
+
+def make_tokenizer() -> Qwen2Tokenizer:
+    """One token per character, and one for `\\boxed{`. What it encodes it decodes to the same text.
+
+    `AutoTokenizer` reads the tokenizer of a Qwen2 model as Qwen's byte-level BPE whatever its folder says, so it is one,
+    without merges. Like that one it leaves out characters that its vocabulary lacks.
+    """
+    vocabulary = {token: i for i, token in enumerate((PAD, EOS, UNK, *_CHARACTERS.replace(" ", "\u0120"), BOX))}
+    tokenizer = Qwen2Tokenizer(
+        vocab=vocabulary,
+        merges=[],
+        pad_token=PAD,
+        eos_token=EOS,
+        unk_token=UNK,
+        clean_up_tokenization_spaces=False,
+        model_max_length=CONTEXT_TOKENS,
+    )
+    tokenizer.add_tokens([AddedToken(BOX, normalized=False, special=False)])
+    return tokenizer
+
+
+def make_model(tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
+    """The untrained model, float32, weights drawn from torch's global generator."""
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=CONTEXT_TOKENS,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    model = Qwen2ForCausalLM(config).float()
+    model.generation_config.update(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=None, do_sample=True
+    )
+    return model
+
+
+def solutions(seed: int, family: Family) -> Iterator[Solution]:
+    """Endless solutions of problems that `Countdown` deals to no set."""
+    rng = random.Random(f"countdown policy {seed}")
+    while True:
+        solution = draw_solution(rng, family)
+        if solution and set_of(solution.numbers, solution.target) == "policy":
+            yield solution
+
+
+def make_batch(tokenizer: Qwen2Tokenizer, examples: list[Solution]) -> tuple[Tensor, Tensor]:
+    """Inputs and labels [B, L]: right-padded; the prompt and the padding carry no loss (-100), the end token does."""
+    prompts = tokenizer([example.problem.prompt for example in examples])["input_ids"]
+    completions = tokenizer([example.text for example in examples])["input_ids"]
+    lengths = [len(prompt) + len(text) + 1 for prompt, text in zip(prompts, completions, strict=True)]
+    input_ids = torch.full((len(examples), max(lengths)), tokenizer.pad_token_id)
+    labels = torch.full_like(input_ids, -100)
+    for row, (prompt, text) in enumerate(zip(prompts, completions, strict=True)):
+        tokens = torch.tensor([*prompt, *text, tokenizer.eos_token_id])
+        input_ids[row, : len(tokens)] = tokens
+        labels[row, len(prompt) : len(tokens)] = tokens[len(prompt) :]
+    return input_ids, labels
+
+
+def train(
+    model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, *, steps: int, batch_size: int, lr: float, seed: int
+) -> float:
+    """AdamW with a linear warm-up over the first 5 % and a linear decay to 0. Returns the last loss, nats per token."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.01)
+    warmup = max(1, steps // 20)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
+    )
+    defaults = inspect.signature(Countdown).parameters
+    stream = solutions(
+        seed,
+        Family(*(defaults[name].default for name in ("counts", "max_number", "max_target"))),
+    )
+    model.train()
+    loss = float("nan")
+    for step in range(steps):
+        # Sorted by length and cut in two, a batch has little padding; the sums over both parts make one gradient.
+        examples = sorted((next(stream) for _ in range(batch_size)), key=lambda example: len(example.text))
+        parts = [make_batch(tokenizer, part) for part in (examples[: batch_size // 2], examples[batch_size // 2 :])]
+        tokens = sum(int((labels >= 0).sum()) for _, labels in parts)
+        loss = 0.0
+        for input_ids, labels in parts:
+            logits = model(input_ids=input_ids).logits[:, :-1]
+            part_loss = (
+                functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="sum") / tokens
+            )
+            part_loss.backward()
+            loss += part_loss.item()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        if step % 100 == 0 or step == steps - 1:
+            print(f"step {step:5d}  loss {loss:.4f} nats/token", flush=True)
+    return loss
+
+
+def _model_card(arguments: argparse.Namespace, loss: float) -> str:
+    command = "python -m rloop_lightning.data.countdown_policy --out DIR" + "".join(
+        f" --{name.replace('_', '-')} {value}" for name, value in vars(arguments).items() if name != "out"
+    )
+    return (
+        "---\nlicense: apache-2.0\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n\n"
+        "# Countdown policy\n\n"
+        "The built-in starting policy of rloop-lightning: a Qwen2-architecture model with a character tokenizer that\n"
+        "writes solutions of countdown problems. It is a start for reinforcement learning, not a good solver.\n\n"
+        "    prompt      3 7 12=33:\n"
+        "    completion  7*3=21;21+12=33;\\boxed{7*3+12}\n\n"
+        f"Made on one CPU core by\n\n    {command}\n\n"
+        f"with a last loss of {loss:.4f} nats per token. No set of `Countdown` holds a problem it was trained on.\n"
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Trains the policy and saves it as a Hugging Face folder."""
+    parser = argparse.ArgumentParser(
+        description="Make the built-in countdown policy.", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--steps", type=int, default=1200, help="optimizer steps")
+    parser.add_argument("--batch-size", type=int, default=64, help="solutions per optimizer step, at least 2")
+    parser.add_argument("--lr", type=float, default=2e-3, help="highest learning rate of AdamW")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and data")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads; their number changes the last bits")
+    arguments = parser.parse_args(argv)
+    if arguments.steps < 1 or arguments.batch_size < 2 or arguments.lr <= 0 or arguments.threads < 1:
+        parser.error("--steps and --threads must be >= 1, --batch-size >= 2, --lr > 0")
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(arguments.seed)
+    tokenizer = make_tokenizer()
+    model = make_model(tokenizer)
+    loss = train(
+        model,
+        tokenizer,
+        steps=arguments.steps,
+        batch_size=arguments.batch_size,
+        lr=arguments.lr,
+        seed=arguments.seed,
+    )
+    model.save_pretrained(arguments.out)
+    tokenizer.save_pretrained(arguments.out)
+    (arguments.out / "README.md").write_text(_model_card(arguments, loss))
+
+
+if __name__ == "__main__":
+    main()

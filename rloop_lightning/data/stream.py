@@ -1,0 +1,200 @@
+"""The training data of a phase, as loaders that Lightning can checkpoint in the middle.
+
+    RolloutStream   rollout steps, generated with the current policy when Lightning asks for the next one
+    ExpertStream    mini-batches of the expert set
+
+Both know their length, so that Lightning does not fetch a batch ahead: a rollout step generated before the update would
+come from an old policy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any, Protocol
+
+import numpy as np
+
+from rloop_lightning.atomic import derive_seed
+from rloop_lightning.data.sampler import GroupSampler, SamplingCost
+from rloop_lightning.types import Group, Problem, Rollout, RolloutBatch, RolloutStep, SamplingParams, collate
+
+
+class Explorer(Protocol):
+    """What a stream needs of an algorithm."""
+
+    max_generation_batches: int
+
+    def keeps(self, group: Group) -> bool: ...
+
+    def make_batch(self, groups: Sequence[Group], sampling: SamplingParams) -> RolloutBatch: ...
+
+
+class NotEnoughGroupsError(RuntimeError):
+    """Dynamic sampling reached its cap before it had the groups that a rollout step trains on."""
+
+
+class RolloutStream:
+    """The rollout steps of one exploration.
+
+    A step depends on the policy's weights and on (seed, position) alone, so that a resumed run repeats it exactly.
+
+    Args:
+        problems: the training set; each pass over it comes in a new seeded order.
+        problems_per_step: P, groups in the batch of a step.
+        rollouts_per_problem: G.
+        steps: rollout steps in the phase.
+        seed: of the problem order and of all sampling.
+    """
+
+    def __init__(
+        self,
+        sampler: GroupSampler,
+        explorer: Explorer,
+        problems: Sequence[Problem],
+        *,
+        problems_per_step: int,
+        rollouts_per_problem: int,
+        steps: int,
+        seed: int,
+    ) -> None:
+        self.sampler = sampler
+        self.explorer = explorer
+        self.problems = problems
+        self.problems_per_step = problems_per_step
+        self.rollouts_per_problem = rollouts_per_problem
+        self.steps = steps
+        self.seed = seed
+        self.position = 0  # rollout steps given out
+        self.drawn = 0  # problems drawn so far, over all passes
+        self.cost = SamplingCost()
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[RolloutStep]:
+        while self.position < self.steps:
+            step = self._generate_step()
+            self.position += 1
+            yield step
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream stands; Lightning puts it into checkpoints."""
+        return {"position": self.position, "drawn": self.drawn, "cost": asdict(self.cost)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.position = state["position"]
+        self.drawn = state["drawn"]
+        self.cost = SamplingCost(**state["cost"])
+
+    def _generate_step(self) -> RolloutStep:
+        """Sample until enough groups may be trained on, asking each time for as many as seem to be missing."""
+        generated: list[Group] = []
+        kept: list[Group] = []
+        cost = SamplingCost()
+        wanted = self.problems_per_step
+        for attempt in range(self.explorer.max_generation_batches):
+            sampling = self.sampler.engine.sampling(derive_seed(self.seed, self.position, attempt))
+            groups = self.sampler.sample(self._draw(wanted), self.rollouts_per_problem, sampling, cost)
+            generated += groups
+            kept += [group for group in groups if self.explorer.keeps(group)]
+            missing = self.problems_per_step - len(kept)
+            if missing <= 0:
+                break
+            share_kept = max(len(kept), 1) / len(generated)
+            wanted = min(self.problems_per_step, math.ceil(missing / share_kept))
+        else:
+            raise NotEnoughGroupsError(
+                f"rollout step {self.position + 1}: after {len(generated)} problems in "
+                f"{self.explorer.max_generation_batches} generation batches only {len(kept)} of {self.problems_per_step} "
+                "groups hold both right and wrong rollouts. The problems are too hard or too easy for this policy: "
+                "change --data, raise --loop.rollouts_per_problem or --algo.max_generation_batches, "
+                "or set --algo.dynamic_sampling false"
+            )
+        self._add_cost(cost)
+        batch = self.explorer.make_batch(kept[: self.problems_per_step], sampling)
+        return RolloutStep(self.position, tuple(generated), batch, _step_metrics(generated, kept, cost))
+
+    def _draw(self, count: int) -> list[Problem]:
+        """The next problems; a pass over the training set ends before the next one, in another order, begins."""
+        drawn = []
+        for number in range(self.drawn, self.drawn + count):
+            epoch, place = divmod(number, len(self.problems))
+            if place == 0 or number == self.drawn:
+                order = np.random.default_rng(derive_seed(self.seed, "order", epoch)).permutation(len(self.problems))
+            drawn.append(self.problems[order[place]])
+        self.drawn += count
+        return drawn
+
+    def _add_cost(self, cost: SamplingCost) -> None:
+        for name, value in asdict(cost).items():
+            setattr(self.cost, name, getattr(self.cost, name) + value)
+
+
+class ExpertStream:
+    """Mini-batches of the expert set for `epochs` passes, each in a new seeded order.
+
+    Args:
+        rollouts: the expert set.
+        weights: what each rollout weighs in the loss.
+        rollouts_per_update: rollouts in a mini-batch; the last one of a pass may hold fewer.
+        temperature: at which the likelihood is taken.
+    """
+
+    def __init__(
+        self,
+        rollouts: Sequence[Rollout],
+        weights: Sequence[float],
+        *,
+        rollouts_per_update: int,
+        epochs: int,
+        seed: int,
+        temperature: float = 1.0,
+    ) -> None:
+        self.rollouts = rollouts
+        self.weights = np.asarray(weights, dtype=np.float32)
+        self.rollouts_per_update = rollouts_per_update
+        self.epochs = epochs
+        self.seed = seed
+        self.temperature = temperature
+        self.position = 0  # mini-batches given out
+
+    @property
+    def batches_per_epoch(self) -> int:
+        return math.ceil(len(self.rollouts) / self.rollouts_per_update)
+
+    def __len__(self) -> int:
+        return self.epochs * self.batches_per_epoch
+
+    def __iter__(self) -> Iterator[RolloutBatch]:
+        while self.position < len(self):
+            epoch, place = divmod(self.position, self.batches_per_epoch)
+            order = np.random.default_rng(derive_seed(self.seed, "expert", epoch)).permutation(len(self.rollouts))
+            rows = order[place * self.rollouts_per_update : (place + 1) * self.rollouts_per_update]
+            self.position += 1
+            yield collate([self.rollouts[i] for i in rows], self.weights[rows], temperature=self.temperature)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream stands; Lightning puts it into checkpoints."""
+        return {"position": self.position}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.position = state["position"]
+
+
+def _step_metrics(generated: Sequence[Group], kept: Sequence[Group], cost: SamplingCost) -> dict[str, float]:
+    """What is said of a rollout step; over all its rollouts, those that are not trained on included."""
+    rollouts = [rollout for group in generated for rollout in group.rollouts]
+    return {
+        "rollout/reward_mean": float(np.mean([rollout.reward for rollout in rollouts])),
+        "rollout/success_rate": float(np.mean([rollout.success for rollout in rollouts])),
+        "rollout/solved_rate": float(np.mean([group.success_count > 0 for group in generated])),
+        "rollout/kept_rate": len(kept) / len(generated),
+        "rollout/length_tokens": float(np.mean([rollout.length for rollout in rollouts])),
+        "rollout/truncated_rate": float(np.mean([rollout.finish_reason == "length" for rollout in rollouts])),
+        "rollout/generated_rollouts": float(cost.rollouts),
+        "rollout/generated_tokens": float(cost.tokens),
+        "time/generate_s": cost.generate_s,
+        "time/reward_s": cost.reward_s,
+    }

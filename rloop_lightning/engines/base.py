@@ -1,0 +1,65 @@
+"""What every rollout engine does: problems in, sampled completions with their logprobs out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from rloop_lightning.policy import Policy
+from rloop_lightning.types import Problem, Rollout, SamplingParams
+
+
+class RolloutEngine(ABC):
+    """Generates rollouts with a policy's current weights. Holds the sampling settings that exploration uses.
+
+    Args:
+        max_new_tokens: completion length limit, tokens.
+        temperature: sampling temperature of exploration; 0 is greedy.
+        top_k: sample among the k most likely tokens; 0 among all.
+        top_p: sample among the most likely tokens that together reach this probability; 1 among all.
+    """
+
+    def __init__(
+        self, *, max_new_tokens: int = 64, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
+    ) -> None:
+        problems = []
+        if max_new_tokens < 1:
+            problems.append(f"--engine.max_new_tokens must be at least 1, got {max_new_tokens}")
+        if temperature < 0:
+            problems.append(f"--engine.temperature must be >= 0, got {temperature}")
+        if top_k < 0:
+            problems.append(f"--engine.top_k must be >= 0, got {top_k}")
+        if not 0 < top_p <= 1:
+            problems.append(f"--engine.top_p must be in (0, 1], got {top_p}")
+        if problems:
+            raise ValueError("\n".join(problems))
+        self.max_new_tokens = max_new_tokens
+        self.temperature = temperature
+        self.top_k = top_k
+        self.top_p = top_p
+
+    def sampling(self, seed: int) -> SamplingParams:
+        """The engine's settings with a seed."""
+        return SamplingParams(
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            seed=seed,
+        )
+
+    @abstractmethod
+    def bind(self, policy: Policy) -> None:
+        """Generate with this policy from now on."""
+
+    @abstractmethod
+    def sync(self) -> None:
+        """Take over the policy's current weights; called after every change of them."""
+
+    @abstractmethod
+    def generate(self, problems: Sequence[Problem], n: int, sampling: SamplingParams) -> list[Rollout]:
+        """n rollouts of each problem, problem-major: rollout g of problem p is element p * n + g.
+
+        Every sampled token comes with its logprob under the distribution it was sampled from, temperature, top-k and
+        top-p included. The same seed, weights and engine give the same rollouts.
+        """

@@ -1,0 +1,186 @@
+"""The policy: a Hugging Face causal LM and its tokenizer, as every algorithm and engine uses it.
+
+policy = Policy.load("path/or/name")
+logprobs = policy.logprobs(batch).logprobs      # [B, T], nats, with gradients
+policy.save("folder")                           # a plain Hugging Face folder
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from rloop_lightning.atomic import atomic_path
+from rloop_lightning.types import RolloutBatch
+
+EMBEDDED_MODEL = "countdown"
+"""`--policy.model countdown` names the small policy that the package carries."""
+
+# A chunk's logits hold at most this many numbers: 64 MiB in float32, whatever the vocabulary.
+_LOGITS_PER_CHUNK = 2**24
+
+
+def embedded_model_path() -> Path:
+    """The folder of the policy that the package carries."""
+    return Path(__file__).parent / "assets" / "countdown-policy"
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """The policy that is trained.
+
+    Args:
+        model: `countdown` for the small policy that the package carries, a Hugging Face folder, or a name on the hub.
+        dtype: of the weights and of the optimizer's state.
+        max_tokens_per_micro_batch: padded tokens of prompt and completion that go through forward and backward at once;
+            bounds the memory of a training step, whatever the batch size.
+    """
+
+    model: str = EMBEDDED_MODEL
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    max_tokens_per_micro_batch: int = 16384
+
+    def __post_init__(self) -> None:
+        if self.max_tokens_per_micro_batch < 1:
+            raise ValueError(
+                f"--policy.max_tokens_per_micro_batch must be at least 1 token, got {self.max_tokens_per_micro_batch}"
+            )
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """What the policy says of a batch's completion tokens; 0 behind the completion."""
+
+    logprobs: Tensor  # [B, T] float32, nats, with gradients
+    entropy: Tensor  # [B, T] float32, nats, detached
+
+
+class Policy(nn.Module):
+    """A causal LM and its tokenizer. Dropout stays off: logprobs must not depend on anything but the weights.
+
+    Args:
+        model: a Hugging Face causal LM.
+        tokenizer: its tokenizer, with an EOS token.
+        max_tokens_per_micro_batch: padded tokens of prompt and completion that go through the model at once.
+        source: folder or hub name that the weights came from.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, max_tokens_per_micro_batch: int = 16384, source: str = "") -> None:
+        super().__init__()
+        self.source = source
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.max_tokens_per_micro_batch = max_tokens_per_micro_batch
+        self.stop_token_ids = _stop_token_ids(model, tokenizer)
+        self._check_head()
+
+    @classmethod
+    def load(cls, config: PolicyConfig) -> Policy:
+        """Load from a folder or the hub."""
+        # Importing transformers takes seconds that `--help` should not cost.
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()  # ours say more
+        name = str(embedded_model_path()) if config.model == EMBEDDED_MODEL else config.model
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, config.dtype))
+        return cls(model, AutoTokenizer.from_pretrained(name), config.max_tokens_per_micro_batch, source=name)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def train(self, mode: bool = True) -> Policy:
+        """Keeps dropout off, whatever Lightning switches."""
+        return super().train(False)
+
+    def encode(self, prompt: str) -> list[int]:
+        """Token ids of a rendered prompt; the template carries the special tokens."""
+        return self.tokenizer.encode(prompt, add_special_tokens=False)
+
+    def decode(self, completions: list[list[int]]) -> list[str]:
+        """Texts of completions, without special tokens."""
+        return self.tokenizer.batch_decode(completions, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def logprobs(self, batch: RolloutBatch) -> TokenScores:
+        """Logprob and entropy of every completion token, at the batch's temperature.
+
+        Only the positions that predict a completion token are projected onto the vocabulary, in chunks whose logits
+        the backward pass computes anew: `[B, T, V]` never exists.
+        """
+        hidden = self._hidden_states(batch)  # [B, L, H]
+        rows, columns = batch.completion_mask.nonzero(as_tuple=True)
+        predicting = batch.prompt_lengths[rows] + columns - 1
+        hidden = hidden[rows, predicting]  # [N, H]
+        targets = batch.input_ids[rows, predicting + 1]  # [N]
+        chunk = max(1, _LOGITS_PER_CHUNK // self.model.config.get_text_config().vocab_size)
+        pieces = [
+            checkpoint(self._score, h, t, batch.temperature, use_reentrant=False, preserve_rng_state=False)
+            for h, t in zip(hidden.split(chunk), targets.split(chunk), strict=True)
+        ]
+        logprobs = torch.cat([logprobs for logprobs, _ in pieces])
+        entropy = torch.cat([entropy for _, entropy in pieces])
+        empty = logprobs.new_zeros(batch.mask.shape)
+        return TokenScores(
+            logprobs=empty.index_put((rows, columns), logprobs),
+            entropy=empty.index_put((rows, columns), entropy),
+        )
+
+    def load_weights(self, folder: Path | str) -> None:
+        """Take over the weights of a folder that holds the same architecture."""
+        loaded = type(self.model).from_pretrained(folder, dtype=self.model.dtype)
+        self.model.load_state_dict(loaded.state_dict())
+
+    def save(self, folder: Path) -> None:
+        """Save as a plain Hugging Face folder, which appears whole or not at all."""
+        with atomic_path(folder) as partial:
+            self.model.save_pretrained(partial)
+            self.tokenizer.save_pretrained(partial)
+
+    def _hidden_states(self, batch: RolloutBatch) -> Tensor:
+        return self.model.get_decoder()(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """The model's head, float32 [..., V], with what some architectures do to logits behind it."""
+        config = self.model.config.get_text_config()
+        logits = self.model.get_output_embeddings()(hidden).float()
+        logits = (
+            logits * (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+        )
+        softcap = getattr(config, "final_logit_softcapping", None)
+        return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+    def _score(self, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        """Logprobs of the targets and entropies, both [N], from hidden states [N, H]."""
+        logits = self._logits(hidden) / (temperature or 1.0)  # [N, V]
+        logprobs = -nn.functional.cross_entropy(logits, targets, reduction="none")
+        with torch.no_grad():
+            entropy = torch.distributions.Categorical(logits=logits, validate_args=False).entropy()
+        return logprobs, entropy
+
+    @torch.no_grad()
+    def _check_head(self) -> None:
+        """Make sure that `logprobs` sees the same logits as the model's own forward, whatever the architecture."""
+        ids = torch.arange(4, device=self.device)[None]
+        expected = self.model(input_ids=ids, use_cache=False).logits.float()
+        logits = self._logits(self.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state)
+        if not torch.allclose(logits, expected, rtol=1e-2, atol=1e-3 * float(expected.abs().max())):
+            raise ValueError(
+                f"--policy.model: {type(self.model).__name__} changes its logits behind the output embedding in a way "
+                "that is not known here; its logprobs would be wrong"
+            )
+
+
+def _stop_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """EOS tokens of the tokenizer and of the model's generation config."""
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    candidates = configured if isinstance(configured, list) else [configured]
+    stop = frozenset(token for token in [*candidates, tokenizer.eos_token_id] if token is not None)
+    if not stop:
+        raise ValueError("--policy.model: neither the tokenizer nor generation_config.json names an EOS token")
+    return stop

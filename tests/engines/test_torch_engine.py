@@ -1,0 +1,406 @@
+"""TorchEngine against Hugging Face's `generate`, plain forward passes, and slow implementations of its own."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib import import_module
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+from rloop_lightning.engines import ENGINES, torch_engine
+from rloop_lightning.engines.base import RolloutEngine
+from rloop_lightning.engines.torch_engine import RowLayer, TorchEngine, sample_tokens
+from rloop_lightning.policy import Policy
+from rloop_lightning.types import Problem, Rollout, SamplingParams
+
+MakePolicy = Callable[..., Policy]
+
+# Different lengths, so that prompts are padded.
+PROMPTS = ["a", "xy", "b7c", "q", "rstuvw9", "3mnop", "zz", "hello", "k2", "world12"]
+PROBLEMS = [Problem(id=f"p{i}", prompt=prompt, answer="") for i, prompt in enumerate(PROMPTS)]
+
+
+def run(policy: Policy, problems: list[Problem] = PROBLEMS, n: int = 4, seed: int = 0, **settings) -> list[Rollout]:
+    engine = TorchEngine(**{"max_new_tokens": 24, **settings})
+    engine.bind(policy)
+    return engine.generate(problems, n, engine.sampling(seed))
+
+
+def completions(rollouts: list[Rollout]) -> list[list[int]]:
+    return [rollout.completion_ids.tolist() for rollout in rollouts]
+
+
+def record_inputs(policy: Policy) -> list[Tensor]:
+    """The `input_ids` of every later forward pass."""
+    seen: list[Tensor] = []
+    policy.model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["input_ids"]), with_kwargs=True
+    )
+    return seen
+
+
+@torch.no_grad()
+def forward_logits(policy: Policy, rollout: Rollout) -> Tensor:
+    """Logits [T, V] of a rollout's completion tokens: one forward pass, no cache, no padding."""
+    ids = torch.tensor(np.concatenate([rollout.prompt_ids, rollout.completion_ids]))[None]
+    return policy.model(ids, use_cache=False).logits[0, len(rollout.prompt_ids) - 1 : -1].float()
+
+
+def slow_distribution(logits: Tensor, temperature: float, top_k: int, top_p: float) -> list[float]:
+    """What top-k and then top-p leave of a softmax, token by token and in double precision."""
+    weights = [math.exp(logit / temperature) for logit in logits.tolist()]
+    order = sorted(range(len(weights)), key=lambda token: -weights[token])
+    if top_k:
+        order = order[:top_k]
+    total, kept, mass = sum(weights[token] for token in order), [], 0.0
+    for token in order:
+        if mass >= top_p * total:
+            break
+        kept.append(token)
+        mass += weights[token]
+    return [weights[token] / mass if token in kept else 0.0 for token in range(len(weights))]
+
+
+def chi_squared_p_value(tokens: Tensor, distribution: list[float]) -> float:
+    """That counts as far from the distribution as these, or farther, come from it."""
+    possible = [token for token, probability in enumerate(distribution) if probability > 0]
+    assert set(tokens.tolist()) <= set(possible)
+    observed = torch.bincount(tokens, minlength=len(distribution))[possible].double()
+    expected = torch.tensor(distribution)[possible].double() * len(tokens)
+    assert expected.min() > 5, "too few samples for the test"
+    statistic = ((observed - expected) ** 2 / expected).sum()
+    return float(torch.special.gammaincc(torch.tensor((len(possible) - 1) / 2, dtype=torch.float64), statistic / 2))
+
+
+# --- what is generated
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("architecture", ["qwen2", "llama", "qwen3_moe", "qwen2_sliding"])
+def test_greedy_equals_generate(make_policy: MakePolicy, architecture: str, attention: str) -> None:
+    policy = make_policy(architecture, attn_implementation=attention)
+    rollouts = run(policy, n=1, temperature=0.0)
+    for rollout in rollouts:
+        ids = torch.tensor(rollout.prompt_ids)[None]
+        expected = policy.model.generate(ids, do_sample=False, max_new_tokens=24)[0, ids.shape[1] :]
+        assert rollout.completion_ids.tolist() == expected.tolist()
+    assert {rollout.finish_reason for rollout in rollouts} == {"stop", "length"}
+    assert len({tuple(ids) for ids in completions(rollouts)}) > 5
+
+
+def test_greedy_sees_a_changed_weight(make_policy: MakePolicy) -> None:
+    policy = make_policy()
+    engine = TorchEngine(temperature=0.0, max_new_tokens=8)
+    engine.bind(policy)
+    before = completions(engine.generate(PROBLEMS, 1, engine.sampling(0)))
+    with torch.no_grad():
+        policy.model.model.norm.weight.neg_()
+    engine.sync()
+    after = completions(engine.generate(PROBLEMS, 1, engine.sampling(0)))
+    assert before != after
+    ids = torch.tensor(policy.encode(PROMPTS[3]))[None]
+    assert after[3] == policy.model.generate(ids, do_sample=False, max_new_tokens=8)[0, ids.shape[1] :].tolist()
+
+
+def test_rollouts_are_problem_major_and_complete(make_policy: MakePolicy) -> None:
+    policy = make_policy()
+    rollouts = run(policy, n=3, max_rows=4)
+    assert [rollout.problem_id for rollout in rollouts] == [problem.id for problem in PROBLEMS for _ in range(3)]
+    for i, rollout in enumerate(rollouts):
+        assert rollout.prompt_ids.tolist() == policy.encode(PROMPTS[i // 3])
+        assert rollout.text == policy.decode([rollout.completion_ids.tolist()])[0]
+        assert rollout.completion_ids.dtype == rollout.prompt_ids.dtype == np.int64
+        assert rollout.sampling_logprobs.dtype == np.float32
+        assert len(rollout.sampling_logprobs) == rollout.length
+
+
+def test_a_completion_ends_with_its_first_stop_token_or_at_the_limit(make_policy: MakePolicy) -> None:
+    policy = make_policy()
+    rollouts = run(policy, n=20, temperature=1.5)
+    assert {rollout.finish_reason for rollout in rollouts} == {"stop", "length"}
+    for rollout in rollouts:
+        stops = np.isin(rollout.completion_ids, list(policy.stop_token_ids))
+        if rollout.finish_reason == "stop":
+            assert stops.nonzero()[0].tolist() == [rollout.length - 1]
+            assert rollout.sampling_logprobs[-1] < 0
+            assert "<eos>" not in rollout.text
+        else:
+            assert not stops.any()
+            assert rollout.length == 24
+
+
+def test_any_stop_token_stops(make_policy: MakePolicy) -> None:
+    policy = make_policy()
+    policy.stop_token_ids = frozenset({1, 5, 6})
+    last = {rollout.completion_ids[-1] for rollout in run(policy, n=30, temperature=1.5) if rollout.length < 24}
+    assert last == {1, 5, 6}
+
+
+# --- logprobs
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "qwen3_moe"])
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
+def test_logprobs_equal_a_full_forward(make_policy: MakePolicy, architecture: str, temperature: float) -> None:
+    policy = make_policy(architecture)
+    for rollout in run(policy, n=3, temperature=temperature):
+        expected = (forward_logits(policy, rollout) / (temperature or 1.0)).log_softmax(-1)
+        chosen = expected[torch.arange(rollout.length), torch.tensor(rollout.completion_ids)]
+        assert rollout.sampling_logprobs == pytest.approx(chosen.numpy(), abs=1e-4)
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(5, 1.0), (0, 0.8), (7, 0.6), (1, 1.0), (0, 1e-6)])
+def test_logprobs_are_those_of_the_restricted_distribution(make_policy: MakePolicy, top_k: int, top_p: float) -> None:
+    # Smaller weights, for a distribution that is spread over several tokens.
+    policy = make_policy(initializer_range=0.15)
+    for rollout in run(policy, n=2, max_new_tokens=8, temperature=0.7, top_k=top_k, top_p=top_p):
+        for logits, token, logprob in zip(
+            forward_logits(policy, rollout), rollout.completion_ids, rollout.sampling_logprobs, strict=True
+        ):
+            assert logprob == pytest.approx(math.log(slow_distribution(logits, 0.7, top_k, top_p)[token]), abs=1e-4)
+
+
+def test_bfloat16_weights_give_float32_logprobs(make_policy: MakePolicy) -> None:
+    policy = make_policy()
+    policy.model.to(torch.bfloat16)
+    for rollout in run(policy, n=2):
+        expected = forward_logits(policy, rollout).log_softmax(-1)
+        chosen = expected[torch.arange(rollout.length), torch.tensor(rollout.completion_ids)]
+        assert rollout.sampling_logprobs.dtype == np.float32
+        # bfloat16 forward passes of different shapes differ; one token off would differ by nats.
+        assert np.abs(rollout.sampling_logprobs - chosen.numpy()).mean() < 0.25
+
+
+# --- the sampled distribution
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"), [(1.0, 0, 1.0), (0.7, 0, 1.0), (1.0, 6, 1.0), (1.3, 8, 0.7)]
+)
+def test_samples_follow_the_distribution(make_policy: MakePolicy, temperature: float, top_k: int, top_p: float) -> None:
+    policy = make_policy(initializer_range=0.1)
+    settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    rollouts = run(policy, PROBLEMS[:1], n=20_000, max_new_tokens=1, max_rows=20_000, **settings)
+    tokens = torch.tensor([rollout.completion_ids[0] for rollout in rollouts])
+    distribution = slow_distribution(forward_logits(policy, rollouts[0])[0], **settings)
+    assert 1e-3 < chi_squared_p_value(tokens, distribution) < 1 - 1e-3
+
+
+def test_a_token_of_probability_zero_is_never_sampled() -> None:
+    logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 1.0, -200.0, -torch.inf]])
+    almost_one = 1 - 2**-24  # the largest that torch.rand returns
+    for uniform, token, logprob in [(0.0, 1, -math.log(1 + math.e)), (almost_one, 3, 1 - math.log(1 + math.e))]:
+        tokens, logprobs = sample_tokens(logits, torch.tensor([uniform]), SamplingParams(max_new_tokens=1))
+        assert tokens.tolist() == [token]
+        assert logprobs.tolist() == pytest.approx([logprob])
+
+
+def test_the_last_uniform_never_leaves_the_vocabulary() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(5000, 300, generator=generator) * 3
+    logits[:, -40:] = -torch.inf
+    uniforms = torch.full((5000,), 1 - 2**-24)
+    _, logprobs = sample_tokens(logits, uniforms, SamplingParams(max_new_tokens=1))
+    assert logprobs.isfinite().all()
+
+
+def test_top_p_is_the_smallest_set_that_reaches_p() -> None:
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(1000, 4)
+    uniforms = torch.arange(1000) / 1000
+
+    def kept(top_p: float, top_k: int = 0) -> set[int]:
+        return set(sample_tokens(logits, uniforms, SamplingParams(1, top_p=top_p, top_k=top_k))[0].tolist())
+
+    assert kept(0.49) == {0}
+    assert kept(0.51) == {0, 1}
+    assert kept(0.81) == {0, 1, 2}
+    assert kept(0.96) == {0, 1, 2, 3}
+    # After top-k 2 the first token has 0.5 / 0.8 of what is left.
+    assert kept(0.6, top_k=2) == {0}
+
+
+# --- seeds
+
+
+def test_same_seed_same_rollouts_other_seed_others(make_policy: MakePolicy) -> None:
+    policy = make_policy()
+    first, again, other = run(policy, seed=3), run(policy, seed=3), run(policy, seed=4)
+    assert completions(first) == completions(again)
+    for a, b in zip(first, again, strict=True):
+        assert a.sampling_logprobs.tobytes() == b.sampling_logprobs.tobytes()
+    assert completions(first) != completions(other)
+
+
+def test_rollouts_of_one_problem_differ(make_policy: MakePolicy) -> None:
+    twins = [Problem(id="a", prompt="same", answer=""), Problem(id="b", prompt="same", answer="")]
+    assert len({tuple(ids) for ids in completions(run(make_policy(), twins, n=5, temperature=1.5))}) == 10
+
+
+def test_the_global_random_state_is_neither_read_nor_changed(make_policy: MakePolicy) -> None:
+    policy = make_policy()
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = run(policy)
+    assert torch.equal(before, torch.get_rng_state())
+    torch.manual_seed(2)
+    assert completions(run(policy)) == completions(first)
+
+
+@pytest.mark.parametrize("max_rows", [1, 3, 7, 8, 39])
+def test_rollouts_do_not_depend_on_max_rows(make_policy: MakePolicy, max_rows: int) -> None:
+    policy = make_policy()
+    together, apart = run(policy), run(policy, max_rows=max_rows)
+    assert completions(together) == completions(apart)
+    for a, b in zip(together, apart, strict=True):
+        assert a.sampling_logprobs == pytest.approx(b.sampling_logprobs, abs=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "qwen2_sliding"])
+def test_rollouts_do_not_depend_on_compaction(
+    make_policy: MakePolicy, architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = make_policy(architecture)
+    expected = completions(run(policy, temperature=1.5))
+    for threshold in [0.0, 0.999]:
+        monkeypatch.setattr(torch_engine, "_COMPACT_BELOW", threshold)
+        assert completions(run(policy, temperature=1.5)) == expected
+
+
+# --- what is computed
+
+
+def test_a_prompt_is_computed_once_per_problem(make_policy: MakePolicy) -> None:
+    policy = make_policy()
+    seen = record_inputs(policy)
+    run(policy, n=6)
+    assert seen[0].shape == (len(PROMPTS), max(map(len, PROMPTS)))
+    assert int((seen[0] != 0).sum()) == sum(map(len, PROMPTS))
+    assert all(ids.shape[1] == 1 for ids in seen[1:])
+
+
+@pytest.mark.parametrize(("n", "max_rows", "prefills"), [(4, 8, [2, 2, 2, 2, 2]), (4, 11, [2] * 5), (20, 8, [1] * 30)])
+def test_waves_are_whole_problems_where_they_fit(
+    make_policy: MakePolicy, n: int, max_rows: int, prefills: list[int]
+) -> None:
+    policy = make_policy()
+    seen = record_inputs(policy)
+    run(policy, n=n, max_rows=max_rows, max_new_tokens=2)
+    # "q" and "a" are prompts of one token, as a decode step is; every decode step follows a prefill.
+    assert [len(ids) for ids in seen[::2]] == prefills
+    assert max(len(ids) for ids in seen) <= max_rows
+
+
+def test_finished_rows_leave_the_batch(make_policy: MakePolicy) -> None:
+    policy = make_policy()
+    policy.stop_token_ids = frozenset(range(1, 5))
+    seen = record_inputs(policy)
+    rollouts = run(policy, n=20, temperature=1.5)
+    lengths = np.array([rollout.length for rollout in rollouts])
+    assert (lengths < 20).mean() > 0.3, "too few rows stop early to see anything"
+    for step, ids in enumerate(seen[1:], start=1):
+        live = int((lengths > step).sum())
+        assert live <= len(ids) <= live / 0.75 + 1
+    # The batch ends with its longest row; nobody samples behind the last token.
+    assert len(seen) == lengths.max()
+
+
+def test_equal_prompts_need_no_mask(make_policy: MakePolicy) -> None:
+    policy = make_policy()
+    masks: list[Tensor | None] = []
+    policy.model.register_forward_pre_hook(
+        lambda module, args, kwargs: masks.append(kwargs["attention_mask"]), with_kwargs=True
+    )
+    run(policy, [PROBLEMS[0], PROBLEMS[3]], max_new_tokens=4)
+    assert masks == [None] * len(masks)
+    masks.clear()
+    run(policy, PROBLEMS[:2], max_new_tokens=4)
+    assert all(mask is not None for mask in masks)
+
+
+def test_row_layer_appends_without_copying() -> None:
+    generator = torch.Generator().manual_seed(0)
+    keys, values = torch.randn(2, 5, 3, 40, 4, generator=generator)  # [B, heads, length, dim]
+    layer = RowLayer()
+    addresses = set()
+    layer.update(keys[:, :, :8], values[:, :, :8])
+    layer.reorder_cache(torch.tensor([0, 0, 1, 3, 4]))
+    keys, values = keys[[0, 0, 1, 3, 4]], values[[0, 0, 1, 3, 4]]
+    for end in range(9, 37):
+        got_keys, got_values = layer.update(keys[:, :, end - 1 : end], values[:, :, end - 1 : end])
+        assert torch.equal(got_keys, keys[:, :, :end])
+        assert torch.equal(got_values, values[:, :, :end])
+        assert layer.get_seq_length() == end
+        addresses.add(got_keys.data_ptr())
+    assert len(addresses) == 1
+    layer.reorder_cache(torch.tensor([4, 1]))
+    got_keys, _ = layer.update(keys[[4, 1], :, 36:37], values[[4, 1], :, 36:37])
+    assert torch.equal(got_keys, keys[[4, 1], :, :37])
+
+
+# --- errors
+
+
+def test_prompts_that_do_not_fit_are_named_before_any_work(make_policy: MakePolicy) -> None:
+    policy = make_policy(max_position_embeddings=30)
+    seen = record_inputs(policy)
+    problems = [
+        Problem(id="fits", prompt="a" * 6, answer=""),
+        Problem(id="too-long", prompt="a" * 7, answer=""),
+        Problem(id="empty", prompt="", answer=""),
+    ]
+    assert len(run(policy, problems[:1], n=1)) == 1
+    seen.clear()
+    with pytest.raises(ValueError, match="'too-long'") as error:
+        run(policy, problems)
+    assert "'empty'" in str(error.value)
+    assert "'fits'" not in str(error.value)
+    assert seen == []
+
+
+def test_constructor_gathers_all_problems() -> None:
+    with pytest.raises(ValueError, match="max_new_tokens") as error:
+        TorchEngine(max_new_tokens=0, temperature=-1.0, max_rows=0)
+    assert str(error.value).splitlines() == [
+        "--engine.max_new_tokens must be at least 1, got 0",
+        "--engine.temperature must be >= 0, got -1.0",
+        "--engine.max_rows must be at least 1, got 0",
+    ]
+    with pytest.raises(ValueError, match=r"^--engine\.max_rows must be at least 1, got -2$"):
+        TorchEngine(max_rows=-2)
+
+
+def test_generate_without_a_policy_is_an_error() -> None:
+    engine = TorchEngine()
+    with pytest.raises(RuntimeError, match="bind"):
+        engine.generate(PROBLEMS, 1, engine.sampling(0))
+
+
+def test_a_model_without_a_kv_cache_is_an_error(make_policy: MakePolicy) -> None:
+    policy = make_policy()
+    config = transformers.MambaConfig(vocab_size=38, hidden_size=32, num_hidden_layers=2)
+    policy.model = transformers.MambaForCausalLM(config).eval()
+    with pytest.raises(TypeError, match="MambaForCausalLM"):
+        run(policy)
+
+
+# --- the registry
+
+
+def test_registered_engines_are_rollout_engines() -> None:
+    for path in ENGINES.values():
+        module, name = path.rsplit(".", 1)
+        if path.startswith("rloop_lightning.engines.torch_engine"):
+            assert issubclass(getattr(import_module(module), name), RolloutEngine)
+    assert ENGINES["torch"].endswith("TorchEngine")
+
+
+def test_reading_the_registry_imports_no_torch() -> None:
+    code = "import sys, rloop_lightning.engines as e; assert e.ENGINES; assert 'transformers' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
