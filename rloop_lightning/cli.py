@@ -22,13 +22,14 @@ from typing import Any
 import lightning as L
 from jsonargparse import ArgumentParser, Namespace, get_loader
 from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from rloop_lightning.algorithms.base import Algorithm, Consolidation, PolicyModule
 from rloop_lightning.atomic import write_text
 from rloop_lightning.callbacks.capture import CaptureConfig
 from rloop_lightning.callbacks.gradient_norm import GradientConfig
 from rloop_lightning.data.base import ProblemSource
+from rloop_lightning.data.stream import NotEnoughGroupsError
 from rloop_lightning.engines.base import RolloutEngine
 from rloop_lightning.evaluation import EvaluationConfig
 from rloop_lightning.filter import FilterConfig
@@ -110,6 +111,10 @@ class RLoopCLI(LightningCLI):
             load_from_checkpoint_support=False,
             parser_kwargs={"prog": "rloop-fit", "description": _DESCRIPTION, "usage": _USAGE},
         )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        # Without Lightning's warning that sys.argv is not what is parsed, which is meant here.
+        self.config = parser.parse_args(args)
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--seed_everything", type=int, default=0, help="seed that everything random derives from")
@@ -229,7 +234,7 @@ def _pairs(argv: Sequence[str]) -> Iterator[tuple[str, str | None]]:
         if "=" in flag:
             flag, _, value = flag.partition("=")
             yield flag, value
-        elif arguments and not arguments[0].startswith("-") or (arguments and _is_number(arguments[0])):
+        elif arguments and (not arguments[0].startswith("-") or _is_number(arguments[0])):
             yield flag, arguments.pop(0)
         else:
             yield flag, None
@@ -336,12 +341,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not (out / "config.yaml").exists():
             write_text(out / "config.yaml", cli.parser.dump(cli.config, skip_none=False))
         state = runner.run()
-    except UsageError as error:
+    except (UsageError, NotEnoughGroupsError) as error:
         if "--debug" in arguments:
             raise
         for line in str(error).splitlines():
             print(f"rloop-fit: error: {line}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, UsageError) else 1
     print(f"\n{(out / 'results.md').read_text(encoding='utf-8')}")
     print(f"{state.selected} is in {out / 'final'}; table, plots, metrics.csv and TensorBoard logs are in {out}")
     return 0

@@ -262,7 +262,8 @@ def _successes(pool: RolloutPool, problems: Container[str]) -> Iterator[_Row]:
     for path in pool.shards():
         with _open(path) as shard:
             for group in range(shard.num_row_groups):
-                if not shard.metadata.row_group(group).column(_SUCCESS_COLUMN).statistics.max:
+                statistics = shard.metadata.row_group(group).column(_SUCCESS_COLUMN).statistics
+                if statistics is not None and not statistics.max:
                     continue
                 head = shard.read_row_group(group, columns=["problem_id", "success"], use_threads=False)
                 keep = _wanted(head, problems)

@@ -20,6 +20,7 @@ import logging
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -127,9 +128,8 @@ class LoopRunner:
                 "(--loop.problems_per_step x --loop.rollouts_per_problem)"
             )
         if config.problems_per_step > len(self.problems):
-            problems.append(
-                f"--loop.problems_per_step {config.problems_per_step} exceeds the {len(self.problems)} training problems"
-            )
+            known = f"the {len(self.problems)} training problems"
+            problems.append(f"--loop.problems_per_step {config.problems_per_step} exceeds {known}")
         known = list(self.evaluation_sets)
         for flag, names in (("sets", self.evaluation.sets), ("sets_inside", self.evaluation.sets_inside)):
             problems += [
@@ -139,7 +139,7 @@ class LoopRunner:
             ]
         if config.select.startswith("pass@") and "validation" not in self._sets_between():
             problems.append(f"--loop.select {config.select} needs an evaluation set named validation")
-        problems += self.sampler.reward.unusable([*self.problems, *sum(map(list, self.evaluation_sets.values()), [])])
+        problems += self.sampler.reward.unusable(list(chain(self.problems, *self.evaluation_sets.values())))
         return problems
 
     def run(self) -> LoopState:
@@ -261,7 +261,7 @@ class LoopRunner:
         callbacks: Sequence[Callback],
         state: LoopState,
     ) -> int:
-        """One fresh Trainer and one fit, from the phase's newest checkpoint if it has one; gives its optimizer steps."""
+        """One fresh Trainer and one fit, from the phase's newest checkpoint if there is one; gives optimizer steps."""
         done = _steps_done(folder)
         saved = checkpoints(folder / "checkpoints")
         known = [result["eval/test/pass@1"] for result in state.results.values() if "eval/test/pass@1" in result]

@@ -93,9 +93,9 @@ class RolloutPool:
             pq.ParquetWriter(partial, schema, compression="zstd", use_dictionary=_DICTIONARIES) as writer,
         ):
             for success in (True, False):
-                rows = [rollout for rollout in rollouts if rollout.success is success]
-                table = _table(rows, schema, round=round, rollout_step=rollout_step, run_id=run_id)
-                writer.write_table(table, row_group_size=_ROW_GROUP_ROWS)
+                if rows := [rollout for rollout in rollouts if bool(rollout.success) is success]:
+                    table = _table(rows, schema, round=round, rollout_step=rollout_step, run_id=run_id)
+                    writer.write_table(table, row_group_size=_ROW_GROUP_ROWS)
         return path
 
     def shards(self) -> list[Path]:
@@ -130,7 +130,7 @@ def _table(rollouts: Sequence[Rollout], schema: pa.Schema, *, round: int, rollou
         "completion_ids": list_array([rollout.completion_ids for rollout in rollouts], TOKEN_IDS),
         "text": [rollout.text.encode(errors="replace").decode() for rollout in rollouts],
         "reward": [float(rollout.reward) for rollout in rollouts],
-        "success": [rollout.success for rollout in rollouts],
+        "success": [bool(rollout.success) for rollout in rollouts],
         "finish_reason": [rollout.finish_reason for rollout in rollouts],
         "length": lengths,
         "sampling_logprob_sum": [float(r.sampling_logprobs.sum(dtype=np.float64)) for r in rollouts],

@@ -104,7 +104,7 @@ class RunMetrics(Logger):
     def _add_columns(self, new: Sequence[str]) -> None:
         """Rewrite the table with further columns and with the last row, which is on disk already or is new."""
         rows = _read(self._path, end=self._row_start)[1] if self._columns else []
-        self._columns = self._columns + [name for name in (*_KEYS, *new) if name not in self._columns]
+        self._columns = [*self._columns, *new]
         self._rewrite([*rows, self._row])
 
     def _rewrite(self, rows: Iterable[Mapping[str, str]]) -> None:

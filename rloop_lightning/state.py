@@ -1,4 +1,4 @@
-"""What a run is about to do and where it stands: `LoopConfig`, the plan of its stages, and `LoopState` in state.json."""
+"""What a run is to do and where it stands: `LoopConfig`, the plan of its stages, and `LoopState` in state.json."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ class RolloutBatch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """The same batch on `device`."""
-        moved = {
+        moved: dict[str, Any] = {
             f.name: value.to(device, non_blocking=non_blocking)
             for f in fields(self)
             if isinstance(value := getattr(self, f.name), Tensor)
@@ -132,7 +132,7 @@ class RolloutBatch:
         length = int(self.lengths[rows].max())
         completion_length = int(self.completion_lengths[rows].max())
         widths = {"input_ids": length}
-        chosen = {
+        chosen: dict[str, Any] = {
             f.name: value[rows] if value.dim() == 1 else value[rows, : widths.get(f.name, completion_length)]
             for f in fields(self)
             if isinstance(value := getattr(self, f.name), Tensor)

@@ -62,6 +62,13 @@ def test_successes_stand_in_row_groups_of_their_own(tmp_path):
     assert groups == [[True] * 3, [False] * 6]
 
 
+def test_a_numpy_bool_is_a_success_too(tmp_path):
+    path = write(
+        RolloutPool(tmp_path), "s", make_group(make_rollout(success=np.bool_(True)), make_rollout(success=np.False_))
+    )
+    assert pq.read_table(path)["success"].to_pylist() == [True, False]
+
+
 def test_a_lone_surrogate_in_a_text_does_not_stop_the_write(tmp_path):
     path = write(RolloutPool(tmp_path), "s", make_group(make_rollout(text="a\ud800b\x00é")))
     assert pq.read_table(path)["text"].to_pylist() == ["a?b\x00é"]
@@ -90,7 +97,7 @@ def test_a_write_that_fails_leaves_the_old_shard_and_no_new_one(tmp_path, monkey
 
 
 def test_what_a_killed_write_left_is_no_shard(tmp_path, monkeypatch):
-    """A kill runs no clean-up, so the temporary file stays: as the rename fails here, with the clean-up switched off."""
+    """A kill cleans nothing up, so the temporary file stays; here the rename fails and the clean-up is switched off."""
     pool = RolloutPool(tmp_path)
     monkeypatch.setattr("rloop_lightning.atomic._remove", lambda path: None)
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))

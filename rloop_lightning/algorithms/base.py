@@ -21,6 +21,7 @@ from typing import Any
 import lightning as L
 import torch
 import torch.distributed as dist
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 
@@ -115,7 +116,7 @@ class PolicyModule(L.LightningModule, ABC):
         count, tokens = self._sum_over_ranks(counts).float()
         if tokens == 0:
             return {}
-        optimizer = self.optimizers()
+        optimizer = self._optimizer()
         optimizer.zero_grad()
         totals: dict[str, Tensor] = {}
         with self._gradients_stay_local():
@@ -134,7 +135,7 @@ class PolicyModule(L.LightningModule, ABC):
         return self.loss(scores, batch)
 
     def _gradients_stay_local(self) -> AbstractContextManager[None]:
-        """Keeps DDP from averaging at every backward: ranks may differ in micro-batches, and we sum once, at the end."""
+        """Keeps DDP from averaging at every backward: ranks differ in micro-batches, and we sum once, at the end."""
         strategy = self.trainer.strategy
         return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
 
@@ -170,7 +171,17 @@ class PolicyModule(L.LightningModule, ABC):
                 for name, values in collected.items()
             }
         )
-        self.record({"train/lr": self.optimizers().param_groups[0]["lr"]})
+        self.record({"train/lr": self._optimizer().param_groups[0]["lr"]})
+
+    def _optimizer(self) -> LightningOptimizer:
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)
+        return optimizer
+
+    def _step_schedule(self) -> None:
+        schedule = self.lr_schedulers()
+        assert isinstance(schedule, torch.optim.lr_scheduler.LambdaLR)
+        schedule.step()
 
 
 class Algorithm(PolicyModule):
@@ -221,17 +232,17 @@ class Algorithm(PolicyModule):
         """All optimizer steps of one rollout step."""
         started = perf_counter()
         self._record_updates([self.update(batch) for batch in self._mini_batches(step.batch)])
-        self.lr_schedulers().step()
+        self._step_schedule()
         self.record({**step.metrics, "time/update_s": perf_counter() - started})
 
     def micro_batch_loss(self, scores: TokenScores, batch: RolloutBatch) -> LossOutput:
         """The loss; on the first optimizer step also how far engine and training logprobs are apart."""
         if batch.old_logprobs is not None:
             return self.loss(scores, batch)
-        batch = replace(batch, old_logprobs=scores.logprobs.detach())
-        output = self.loss(scores, batch)
-        gap = (batch.old_logprobs - batch.sampling_logprobs).abs() * batch.mask
-        kl = k3(batch.sampling_logprobs, batch.old_logprobs) * batch.mask
+        old_logprobs = scores.logprobs.detach()
+        output = self.loss(scores, replace(batch, old_logprobs=old_logprobs))
+        gap = (old_logprobs - batch.sampling_logprobs).abs() * batch.mask
+        kl = k3(batch.sampling_logprobs, old_logprobs) * batch.mask
         discrepancy = {"policy/engine_kl_nats": kl.sum(), "policy/engine_gap_nats_max": gap.max()}
         return replace(output, metrics={**output.metrics, **discrepancy})
 
@@ -276,7 +287,7 @@ class Consolidation(PolicyModule):
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> None:
         """One optimizer step."""
         self._record_updates([self.update(batch)])
-        self.lr_schedulers().step()
+        self._step_schedule()
 
 
 def _add(totals: dict[str, Tensor], sums: Mapping[str, Tensor], count: Tensor) -> None:

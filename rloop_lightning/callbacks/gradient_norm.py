@@ -36,7 +36,7 @@ class GradientConfig:
 
 
 class GradientNormMonitor(L.Callback):
-    """Logs `grad/norm_preclip` (mean over a training step's updates), `grad/norm_preclip_max`, `grad/skipped_updates`."""
+    """Logs `grad/norm_preclip`, the mean over a training step's updates, its `..._max`, and `grad/skipped_updates`."""
 
     def __init__(self, config: GradientConfig) -> None:
         self.config = config

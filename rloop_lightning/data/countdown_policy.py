@@ -11,7 +11,6 @@ reinforcement learning starts from.
 from __future__ import annotations
 
 import argparse
-import inspect
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,13 +26,15 @@ from rloop_lightning.data.countdown import Countdown, Family, Solution, draw_sol
 PAD, EOS, UNK, BOX = "<pad>", "<eos>", "<unk>", r"\boxed{"
 _CHARACTERS = "0123456789+-*/()=;: }"
 CONTEXT_TOKENS = 256
+_WIDE = Family(counts=(4, 5), max_number=20, max_target=200)
+_WIDE_EVERY = 5  # one example in five is of the wide family, so that the policy has a chance on the set `ood`
 
 
 def make_tokenizer() -> Qwen2Tokenizer:
     """One token per character, and one for `\\boxed{`. What it encodes it decodes to the same text.
 
-    `AutoTokenizer` reads the tokenizer of a Qwen2 model as Qwen's byte-level BPE whatever its folder says, so it is one,
-    without merges. Like that one it leaves out characters that its vocabulary lacks.
+    `AutoTokenizer` reads the tokenizer of a Qwen2 model as Qwen's byte-level BPE, whatever its folder says, so that is
+    what this one is, without merges. Characters that the vocabulary lacks are left out.
     """
     vocabulary = {token: i for i, token in enumerate((PAD, EOS, UNK, *_CHARACTERS.replace(" ", "\u0120"), BOX))}
     tokenizer = Qwen2Tokenizer(
@@ -103,16 +104,14 @@ def train(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
     )
-    defaults = inspect.signature(Countdown).parameters
-    stream = solutions(
-        seed,
-        Family(*(defaults[name].default for name in ("counts", "max_number", "max_target"))),
-    )
+    stream, wide = solutions(seed, Countdown().family), solutions(seed, _WIDE)
     model.train()
     loss = float("nan")
     for step in range(steps):
         # Sorted by length and cut in two, a batch has little padding; the sums over both parts make one gradient.
-        examples = sorted((next(stream) for _ in range(batch_size)), key=lambda example: len(example.text))
+        examples = sorted(
+            (next(wide if i % _WIDE_EVERY == 0 else stream) for i in range(batch_size)), key=lambda e: len(e.text)
+        )
         parts = [make_batch(tokenizer, part) for part in (examples[: batch_size // 2], examples[batch_size // 2 :])]
         tokens = sum(int((labels >= 0).sum()) for _, labels in parts)
         loss = 0.0
@@ -154,7 +153,7 @@ def main(argv: list[str] | None = None) -> None:
         description="Make the built-in countdown policy.", formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--steps", type=int, default=1200, help="optimizer steps")
+    parser.add_argument("--steps", type=int, default=1000, help="optimizer steps")
     parser.add_argument("--batch-size", type=int, default=64, help="solutions per optimizer step, at least 2")
     parser.add_argument("--lr", type=float, default=2e-3, help="highest learning rate of AdamW")
     parser.add_argument("--seed", type=int, default=0, help="of weights and data")

@@ -106,11 +106,11 @@ class RolloutStream:
             wanted = min(self.problems_per_step, math.ceil(missing / share_kept))
         else:
             raise NotEnoughGroupsError(
-                f"rollout step {self.position + 1}: after {len(generated)} problems in "
-                f"{self.explorer.max_generation_batches} generation batches only {len(kept)} of {self.problems_per_step} "
-                "groups hold both right and wrong rollouts. The problems are too hard or too easy for this policy: "
-                "change --data, raise --loop.rollouts_per_problem or --algo.max_generation_batches, "
-                "or set --algo.dynamic_sampling false"
+                f"rollout step {self.position + 1}: {len(generated)} problems in "
+                f"{self.explorer.max_generation_batches} generation batches gave only {len(kept)} of the "
+                f"{self.problems_per_step} groups that hold both right and wrong rollouts. The problems are too hard "
+                "or too easy for this policy: change --data, raise --loop.rollouts_per_problem or "
+                "--algo.max_generation_batches, or set --algo.dynamic_sampling false"
             )
         self._add_cost(cost)
         batch = self.explorer.make_batch(kept[: self.problems_per_step], sampling)

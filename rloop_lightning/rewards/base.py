@@ -9,7 +9,7 @@ from rloop_lightning.types import Problem
 
 
 class Reward(ABC):
-    """Scores completions against gold answers. Any real number may come out; `success` is `reward >= success_threshold`.
+    """Scores completions against gold answers with any real number; `success` is `reward >= success_threshold`.
 
     Args:
         success_threshold: the reward from which on a rollout counts as a success.

@@ -1,0 +1,76 @@
+"""Runs `rloop-fit` in processes that are killed at chosen moments; used by test_resume.py.
+
+A fork server imports the package once, so that a run costs no start-up. It never computes anything itself: OpenMP's
+threads would not survive the fork.
+"""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["killing", "rloop_lightning.cli", "rloop_lightning.engines.torch_engine"])
+
+
+@dataclass(frozen=True)
+class Kill:
+    """When a process is killed: before a call of a function.
+
+    Args:
+        function: "module:name" or "module:Class.name".
+        call: which call, from 1.
+        argument: count only the calls of which one positional argument holds this text.
+    """
+
+    function: str
+    call: int
+    argument: str = ""
+
+
+def run_fit(arguments: list[str], log: Path, kill: Kill | None = None) -> int:
+    """Exit code of `rloop-fit` in a process of its own, on one thread; -9 where it was killed."""
+    process = _CONTEXT.Process(target=_fit, args=(arguments, log, kill))
+    process.start()
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def _fit(arguments: list[str], log: Path, kill: Kill | None) -> None:
+    torch.set_num_threads(1)
+    with log.open("a") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    if kill is not None:
+        _arm(kill)
+    from rloop_lightning.cli import main
+
+    sys.exit(main([*arguments, "--debug"]))
+
+
+def _arm(kill: Kill) -> None:
+    module, _, path = kill.function.partition(":")
+    *owners, name = path.split(".")
+    holder: Any = importlib.import_module(module)
+    for owner in owners:
+        holder = getattr(holder, owner)
+    original = getattr(holder, name)
+    calls = 0
+
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += any(kill.argument in str(argument) for argument in args)
+        if calls == kill.call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args, **kwargs)
+
+    setattr(holder, name, wrapper)

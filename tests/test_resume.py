@@ -1,0 +1,99 @@
+"""A run that is killed at any moment and resumed gives what an uninterrupted run gives, bit for bit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from killing import Kill, run_fit
+from safetensors.torch import load_file
+
+from rloop_lightning.run_metrics import read_metrics
+
+# Two rounds of four rollout steps on the embedded policy; the filter is off so that there is something to consolidate.
+TINY = """
+policy: {model: countdown}
+engine: {max_new_tokens: 48}
+algo: {name: dapo, lr: 1e-3, warmup_steps: 2, updates_per_step: 2}
+consolidate: {name: rft, lr: 1e-3, epochs: 2, rollouts_per_update: 4}
+loop: {rounds: 2, explore_steps: 4, problems_per_step: 4, rollouts_per_problem: 8, checkpoint_every_n_steps: 2}
+filter: {enabled: false}
+capture: {every_n_steps: 2, extra_rollouts: 2, extra_problems: 4}
+eval: {every_n_steps: 2, samples: 4, k: [1, 4], max_problems: 4, sets: [validation, test], sets_inside: [test]}
+"""
+
+DECODE = "rloop_lightning.engines.torch_engine:sample_tokens"
+UPDATE = "torch.optim:AdamW.step"
+RENAME = "rloop_lightning.atomic:_fsync"
+
+MOMENTS = {
+    "evaluating the base": Kill(DECODE, 30),
+    "generating, before the first checkpoint": Kill(DECODE, 130),
+    "optimizer step, after a checkpoint": Kill(UPDATE, 6),
+    "writing a shard": Kill(RENAME, 1, "round-0/pool/step-000004.parquet"),
+    "writing an extra capture": Kill(RENAME, 1, "round-0/pool/extra-000002.parquet"),
+    "writing a checkpoint": Kill(RENAME, 1, "round-0/explore/checkpoints/step-000002.ckpt"),
+    "saving the explored policy": Kill(RENAME, 1, "round-0/explore/policy"),
+    "writing the expert set": Kill(RENAME, 1, "round-0/expert.parquet"),
+    "consolidating": Kill(RENAME, 2, "round-0/consolidate/checkpoints/"),
+    "writing the state": Kill(RENAME, 4, "state.json"),
+    "in the second round": Kill(RENAME, 1, "round-1/explore/checkpoints/step-000002.ckpt"),
+    "handing over": Kill(RENAME, 1, "final"),
+}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("uninterrupted") / "run"
+    log = out.with_suffix(".log")
+    assert run_fit(["--config", str(config), "--out", str(out)], log) == 0, log.read_text()
+    return out
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_killed_run_resumes_to_the_same_bits(moment: str, config: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    out, log = tmp_path / "run", tmp_path / "run.log"
+    code = run_fit(["--config", str(config), "--out", str(out)], log, MOMENTS[moment])
+    assert code == -9, f"the run was not killed {moment}: {log.read_text()}"
+    assert run_fit(["--resume", str(out)], log) == 0, log.read_text()
+    assert_same_run(out, uninterrupted)
+
+
+def assert_same_run(out: Path, expected: Path) -> None:
+    for folder in ("round-0/explore/policy", "round-0/policy", "round-1/explore/policy", "round-1/policy", "final"):
+        ours, theirs = (load_file(run / folder / "model.safetensors") for run in (out, expected))
+        assert ours.keys() == theirs.keys()
+        assert all(ours[name].equal(theirs[name]) for name in theirs), f"weights in {folder} differ"
+    assert deterministic_rows(out) == deterministic_rows(expected)
+    assert (out / "results.md").read_text() == (expected / "results.md").read_text()
+    for round_folder in ("round-0", "round-1"):
+        shards = sorted(path.name for path in (expected / round_folder / "pool").glob("*.parquet"))
+        assert sorted(path.name for path in (out / round_folder / "pool").glob("*.parquet")) == shards
+        for file in (*(f"pool/{shard}" for shard in shards), "expert.parquet"):
+            ours, theirs = (pq.read_table(run / round_folder / file) for run in (out, expected))
+            kept = [name for name in theirs.column_names if name != "run_id"]
+            assert ours.select(kept).equals(theirs.select(kept)), f"{round_folder}/{file} differs"
+    assert spent(out) == spent(expected)
+    assert not list(out.rglob("*.partial"))
+
+
+def deterministic_rows(run: Path) -> list[dict[str, object]]:
+    """metrics.csv but for measured times."""
+    return [
+        {name: value for name, value in row.items() if not name.startswith("time/")}
+        for row in read_metrics(run / "metrics.csv")
+    ]
+
+
+def spent(run: Path) -> dict[str, float]:
+    budget = json.loads((run / "state.json").read_text())["budget"]
+    return {name: value for name, value in budget.items() if name != "seconds"}
