@@ -114,6 +114,7 @@ class RLoopCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         # Without Lightning's warning that sys.argv is not what is parsed, which is meant here.
+        assert isinstance(args, list)
         self.config = parser.parse_args(args)
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import copy
 import logging
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -128,8 +128,8 @@ class LoopRunner:
                 "(--loop.problems_per_step x --loop.rollouts_per_problem)"
             )
         if config.problems_per_step > len(self.problems):
-            known = f"the {len(self.problems)} training problems"
-            problems.append(f"--loop.problems_per_step {config.problems_per_step} exceeds {known}")
+            available = f"the {len(self.problems)} training problems"
+            problems.append(f"--loop.problems_per_step {config.problems_per_step} exceeds {available}")
         known = list(self.evaluation_sets)
         for flag, names in (("sets", self.evaluation.sets), ("sets_inside", self.evaluation.sets_inside)):
             problems += [
@@ -304,10 +304,18 @@ class LoopRunner:
             self.policy.save(self.out / "final")
             state = replace(state, selected=selected)
             state.save(self.out / "state.json")
-        results = [PolicyResult(name, metrics, handed_over=name == selected) for name, metrics in state.results.items()]
+        results = [
+            PolicyResult(name, self._shown(metrics), handed_over=name == selected)
+            for name, metrics in state.results.items()
+        ]
         write_text(self.out / "results.md", results_table(results) + "\n")
         write_plots(read_metrics(self.out / "metrics.csv"), self.out / "plots")
         return state
+
+    def _shown(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """What the table shows: the validation set only where the choice was made on it."""
+        chosen_on_it = self.config.select.startswith("pass@")
+        return {name: v for name, v in metrics.items() if chosen_on_it or not name.startswith("eval/validation/")}
 
     def _select(self, state: LoopState) -> str:
         evaluated = [name for name, metrics in state.results.items() if any(key.startswith("eval/") for key in metrics)]

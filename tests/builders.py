@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -15,6 +16,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from rloop_lightning.algorithms.dapo import DAPO
 from rloop_lightning.data.countdown_policy import make_tokenizer
 from rloop_lightning.data.sampler import GroupSampler
 from rloop_lightning.engines.base import RolloutEngine
@@ -111,9 +113,7 @@ def slow_distributions(policy: Policy, batch: RolloutBatch) -> list[Tensor]:
 def slow_logprobs(policy: Policy, batch: RolloutBatch) -> list[Tensor]:
     """Logprobs of each row's completion tokens, [T_row] a row, with gradients."""
     return [
-        torch.stack(
-            [row[t, int(batch.input_ids[i, int(batch.prompt_lengths[i]) + t])] for t in range(row.shape[0])]
-        )
+        row[torch.arange(len(row)), batch.input_ids[i, int(batch.prompt_lengths[i]) :][: len(row)]]
         for i, row in enumerate(slow_distributions(policy, batch))
     ]
 
@@ -158,6 +158,43 @@ class GradientRecorder(L.Callback):
         self.gradients.append(gradients(pl_module.policy))
 
 
+class UpdateOnlyDAPO(DAPO):
+    """One `update` a batch, nothing else. Here, like the next two, because processes that Lightning starts import it."""
+
+    def setup(self, stage: str) -> None:
+        for parameter in self.parameters():  # which processes of a fork server would share
+            parameter.data = parameter.data.clone()
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        self.update(batch)
+
+
+class RankData:
+    """One batch for each process."""
+
+    def __init__(self, batches: Sequence[RolloutBatch]) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Iterator[RolloutBatch]:
+        return iter([self.batches[torch.distributed.get_rank()]])
+
+
+class SaveGradient(L.Callback):
+    """Leaves each process's gradient before clipping, and its weights afterwards, in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        torch.save(gradients(pl_module.policy), self.folder / f"gradient-{trainer.global_rank}.pt")
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        torch.save(weights(pl_module.policy), self.folder / f"weights-{trainer.global_rank}.pt")
+
+
 class StepMetrics(L.Callback):
     """Keeps what each training step recorded; stands last."""
 
@@ -188,7 +225,7 @@ def fit(module: Any, policy: Policy, data: Any, callbacks: Iterable[L.Callback] 
     module.policy = policy
     trainer = make_trainer(callbacks, **kwargs)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*dataloader.*")  # of few workers
+        warnings.filterwarnings("ignore", message=".*in eval mode|.*LeafSpec|.*does not have many workers")
         trainer.fit(module, train_dataloaders=Stream(data) if isinstance(data, list) else data)
     return trainer
 

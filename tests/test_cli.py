@@ -106,7 +106,8 @@ def test_help_shows_the_fields_of_the_chosen_algorithm(capsys: pytest.CaptureFix
 
 
 def test_trainer_flags_reach_the_trainer() -> None:
-    trainer = parse("--trainer.limit_train_batches", "3", "--trainer.precision", "bf16-mixed").make_trainer(max_epochs=1)
+    cli = parse("--trainer.limit_train_batches", "3", "--trainer.precision", "bf16-mixed")
+    trainer = cli.make_trainer(max_epochs=1)
     assert trainer.limit_train_batches == 3
     assert trainer.precision == "bf16-mixed"
 

@@ -69,7 +69,7 @@ rows_strategy = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     steps=rows_strategy,
     config=st.builds(
@@ -114,7 +114,7 @@ def test_the_expert_set_is_what_the_slow_filter_says(steps, config):
     )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(steps=rows_strategy, order=st.randoms(use_true_random=False), deduplicate=st.booleans())
 def test_neither_shard_order_nor_count_changes_a_byte(steps, order, deduplicate):
     config = FilterConfig(max_success_rate=1.0, max_per_problem=2, deduplicate=deduplicate)
@@ -193,6 +193,24 @@ def test_tokens_of_a_row_group_without_an_expert_row_are_not_decoded(tmp_path, m
     build_expert_set(pool, tmp_path / "e", FilterConfig(max_success_rate=0.9), 0)
     assert kept(tmp_path / "e") == [("hard", (1,))]
     assert read == [0]  # the successes of the second shard
+
+
+def test_a_shard_laid_out_otherwise_gives_the_same(tmp_path):
+    """Row groups by success and their statistics are there for speed alone."""
+    pool = make_pool(tmp_path / "pool", [[("p", [1], True), ("p", [2], False), ("q", [3], False), ("p", [4], True)]])
+    build_expert_set(pool, tmp_path / "one", FilterConfig(max_success_rate=1.0), 0)
+    (shard,) = pool.shards()
+    pq.write_table(pq.read_table(shard), shard, write_statistics=False)
+    build_expert_set(pool, tmp_path / "two", FilterConfig(max_success_rate=1.0), 0)
+    assert sorted(kept(tmp_path / "one")) == [("p", (1,)), ("p", (4,))]
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_copies_are_kept_where_asked_for_even_when_nothing_tells_them_apart(tmp_path):
+    pool = make_pool(tmp_path / "pool", [[("p", [1], True)] * 3])
+    stats = build_expert_set(pool, tmp_path / "e", FilterConfig(enabled=False, deduplicate=False), 0)
+    assert kept(tmp_path / "e") == [("p", (1,))] * 3
+    assert (stats.kept, stats.duplicates) == (3, 0)
 
 
 def test_metrics_carry_the_counts():

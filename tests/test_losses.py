@@ -169,7 +169,7 @@ def test_a_masked_sum_equals_a_loop_over_tokens(case, dual):
     )
     total = (loss * mask).sum()
     (grad,) = torch.autograd.grad(total, logprobs)
-    assert float(total) == pytest.approx(expected_value, abs=1e-9)
+    assert total.item() == pytest.approx(expected_value, abs=1e-9)
     torch.testing.assert_close(grad, expected_grad, rtol=1e-9, atol=1e-9)
     assert not grad[~mask].any()
 

@@ -22,6 +22,7 @@ import lightning as L
 import torch
 import torch.distributed as dist
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 
@@ -94,8 +95,10 @@ class PolicyModule(L.LightningModule, ABC):
 
     def configure_optimizers(self) -> Any:
         parameters = [p for p in self.policy.parameters() if p.requires_grad]
+        # Lightning refuses to clip behind a fused optimizer under mixed precision: it may scale gradients by itself.
+        fused = not isinstance(self.trainer.precision_plugin, MixedPrecision)
         optimizer = torch.optim.AdamW(
-            parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, fused=True
+            parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, fused=fused
         )
         warmup = max(1, self.warmup_steps)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup))

@@ -112,8 +112,8 @@ def draw_solution(rng: random.Random, family: Family) -> Solution | None:
 class Countdown(ProblemSource):
     """Write an expression that uses each of the given numbers once and equals the target.
 
-    Sets: `train`; `validation` and `test` from the same distribution; `ood` with more numbers. They are disjoint in
-    every run, and no set depends on another's size.
+    Sets: `train`; `validation` and `test` from the same distribution; `ood` with more and larger numbers. They are
+    disjoint in every run, and no set depends on another's size.
 
     Args:
         train_size: problems to train on.
@@ -141,8 +141,8 @@ class Countdown(ProblemSource):
         max_number: int = 12,
         max_target: int = 100,
         ood_counts: tuple[int, ...] = (5,),
-        ood_max_number: int = 12,
-        ood_max_target: int = 100,
+        ood_max_number: int = 20,
+        ood_max_target: int = 200,
     ) -> None:
         self.sizes = {"train": train_size, "validation": validation_size, "test": test_size, "ood": ood_size}
         self.seed = seed

@@ -264,11 +264,10 @@ def sample_tokens(logits: Tensor, uniforms: Tensor, sampling: SamplingParams) ->
     else:
         logprobs = _restrict(logits / sampling.temperature, sampling.top_k, sampling.top_p).log_softmax(-1)  # [B, V]
         probabilities = logprobs.exp()
-        cumulative = probabilities.cumsum(-1)
-        # The sum may round to a little less or more than 1, so the last entry is the scale.
-        target = uniforms[:, None] * cumulative[:, -1:]
-        tokens = torch.searchsorted(cumulative, target, right=True).clamp(max=logits.shape[-1] - 1)
-        # Rounding may still point behind the last possible token, or (a parallel sum) at an impossible one.
+        tokens = torch.searchsorted(probabilities.cumsum(-1), uniforms[:, None], right=True)
+        tokens = tokens.clamp(max=logits.shape[-1] - 1)
+        # The sum may round to less than a uniform, and a parallel sum may step at an impossible token: one draw in
+        # millions, which goes to the most likely token.
         tokens = torch.where(probabilities.gather(-1, tokens) > 0, tokens, logits.argmax(-1, keepdim=True))
     return tokens.squeeze(-1), logprobs.gather(-1, tokens).squeeze(-1)
 
@@ -280,9 +279,8 @@ def _restrict(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     if top_p < 1:
         ordered, order = logits.sort(-1, descending=True)
         probabilities = ordered.softmax(-1)
-        # A token is out when those before it already reach p; the first is always in.
+        # A token is out when those before it already reach p.
         out = probabilities.cumsum(-1) - probabilities >= top_p
-        out[:, 0] = False
         logits = logits.masked_fill(out.scatter(-1, order, out), -torch.inf)
     return logits
 

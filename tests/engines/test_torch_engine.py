@@ -13,10 +13,11 @@ import pytest
 import torch
 import transformers
 from torch import Tensor
+from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from rloop_lightning.engines import ENGINES, torch_engine
 from rloop_lightning.engines.base import RolloutEngine
-from rloop_lightning.engines.torch_engine import RowLayer, TorchEngine, sample_tokens
+from rloop_lightning.engines.torch_engine import RowLayer, TorchEngine, row_cache, sample_tokens
 from rloop_lightning.policy import Policy
 from rloop_lightning.types import Problem, Rollout, SamplingParams
 
@@ -202,7 +203,7 @@ def test_a_token_of_probability_zero_is_never_sampled() -> None:
         assert logprobs.tolist() == pytest.approx([logprob])
 
 
-def test_the_last_uniform_never_leaves_the_vocabulary() -> None:
+def test_the_largest_uniform_never_leaves_the_possible_tokens() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(5000, 300, generator=generator) * 3
     logits[:, -40:] = -torch.inf
@@ -240,7 +241,9 @@ def test_same_seed_same_rollouts_other_seed_others(make_policy: MakePolicy) -> N
 
 def test_rollouts_of_one_problem_differ(make_policy: MakePolicy) -> None:
     twins = [Problem(id="a", prompt="same", answer=""), Problem(id="b", prompt="same", answer="")]
-    assert len({tuple(ids) for ids in completions(run(make_policy(), twins, n=5, temperature=1.5))}) == 10
+    policy = make_policy()
+    policy.stop_token_ids = frozenset()
+    assert len({tuple(ids) for ids in completions(run(policy, twins, n=5, temperature=1.5))}) == 10
 
 
 def test_the_global_random_state_is_neither_read_nor_changed(make_policy: MakePolicy) -> None:
@@ -290,9 +293,10 @@ def test_waves_are_whole_problems_where_they_fit(
     make_policy: MakePolicy, n: int, max_rows: int, prefills: list[int]
 ) -> None:
     policy = make_policy()
+    policy.stop_token_ids = frozenset()
     seen = record_inputs(policy)
     run(policy, n=n, max_rows=max_rows, max_new_tokens=2)
-    # "q" and "a" are prompts of one token, as a decode step is; every decode step follows a prefill.
+    # Two tokens, so that one forward pass over the prompts and one over single tokens alternate.
     assert [len(ids) for ids in seen[::2]] == prefills
     assert max(len(ids) for ids in seen) <= max_rows
 
@@ -322,6 +326,14 @@ def test_equal_prompts_need_no_mask(make_policy: MakePolicy) -> None:
     masks.clear()
     run(policy, PROBLEMS[:2], max_new_tokens=4)
     assert all(mask is not None for mask in masks)
+
+
+def test_layers_of_plain_attention_are_row_layers(make_policy: MakePolicy) -> None:
+    def layers(architecture: str) -> list[type]:
+        return [type(layer) for layer in row_cache(make_policy(architecture).model.config).layers]
+
+    assert layers("llama") == [RowLayer, RowLayer]
+    assert layers("qwen2_sliding") == [RowLayer, DynamicSlidingWindowLayer]
 
 
 def test_row_layer_appends_without_copying() -> None:

@@ -52,13 +52,17 @@ def test_is_what_the_slow_implementation_says(seed):
     assert [result.intra_pairs, result.inter_pairs] == counts
 
 
-def test_drawn_pairs_estimate_the_mean_over_all():
-    rollouts = make_rollouts(0, rows=120)
+def test_drawn_pairs_estimate_the_mean_over_all_when_steps_are_uneven():
+    rng = np.random.default_rng(0)
+    steps = [0] * 30 + [1 + row // 3 for row in range(30)]
+    completions = [rng.integers(0, 2 if step == 0 else 4, 6) for step in steps]
+    rollouts = (["p"] * 60, steps, completions)
     exact = ngram_similarity(*rollouts, n=2, max_pairs=10**6)
-    drawn = [ngram_similarity(*rollouts, n=2, max_pairs=40, seed=seed) for seed in range(100)]
+    drawn = [ngram_similarity(*rollouts, n=2, max_pairs=25, seed=seed) for seed in range(200)]
     assert drawn[0] != drawn[1]
-    assert drawn[0].inter_pairs == exact.inter_pairs
-    assert np.mean([result.intra_step for result in drawn]) == pytest.approx(exact.intra_step, abs=0.01)
+    assert (exact.intra_pairs, exact.inter_pairs) == (465, 1305)
+    assert (drawn[0].intra_pairs, drawn[0].inter_pairs) == (465, 1305)
+    assert np.mean([result.intra_step for result in drawn]) == pytest.approx(exact.intra_step, abs=0.02)
     assert np.mean([result.inter_step for result in drawn]) == pytest.approx(exact.inter_step, abs=0.01)
 
 

@@ -1,0 +1,362 @@
+"""What every algorithm shares: the gradient of an update, how a rollout step is cut, and the learning rate.
+
+The reference is a loop over rows and tokens on float64 weights: `slow_coefficients` differentiates a token's loss by
+its logprob by cases, and the model's own forward carries that back to the weights.
+"""
+
+from collections.abc import Callable
+
+import killing  # noqa: F401 -- its fork server has the package imported
+import numpy as np
+import pytest
+import torch
+from builders import (
+    GradientRecorder,
+    RankData,
+    SaveGradient,
+    StepMetrics,
+    UpdateOnlyDAPO,
+    fit,
+    gradients,
+    make_policy,
+    random_batch,
+    relative_difference,
+    slow_entropies,
+    slow_logprobs,
+    weights,
+)
+from lightning.pytorch.strategies import DDPStrategy
+
+from rloop_lightning.algorithms.base import Algorithm
+from rloop_lightning.algorithms.dapo import DAPO
+from rloop_lightning.algorithms.rft import RFT
+from rloop_lightning.losses import negative_log_likelihood
+from rloop_lightning.types import LossOutput, RolloutBatch, RolloutStep
+
+SEVERAL = ((3, 5), (1, 9), (6, 1), (4, 12), (2, 2), (5, 7), (3, 3), (7, 4), (2, 6), (3, 1), (1, 1))
+
+
+def step_of(batch: RolloutBatch, index: int = 0) -> RolloutStep:
+    return RolloutStep(index, (), batch, {"rollout/reward_mean": 0.5})
+
+
+def with_old_logprobs(batch: RolloutBatch, policy, spread: float = 0.6, seed: int = 7) -> RolloutBatch:
+    """Old logprobs around the current ones, so that ratios are clipped on both sides."""
+    noise = torch.randn(batch.mask.shape, generator=torch.Generator().manual_seed(seed)) * spread
+    old = (policy.logprobs(batch).logprobs.detach() + noise) * batch.completion_mask
+    return RolloutBatch(**{**batch.__dict__, "old_logprobs": old})
+
+
+def update_gradient(module, policy, batch: RolloutBatch, **kwargs) -> torch.Tensor:
+    """The gradient of one `update`, through Lightning."""
+    recorder = GradientRecorder()
+
+    class OneUpdate(type(module)):
+        def training_step(self, batch, batch_idx):
+            self.update(batch)
+
+    module.__class__ = OneUpdate
+    fit(module, policy, [batch], [recorder], **kwargs)
+    (gradient,) = recorder.gradients
+    return gradient
+
+
+def slow_gradient(policy, batch: RolloutBatch, slope: Callable[[int, int, float], float], count: float) -> torch.Tensor:
+    """Gradient of sum(loss) / count, where slope(row, t, logprob) is a token's d loss / d logprob."""
+    policy.zero_grad()
+    total = 0.0
+    for i, row in enumerate(slow_logprobs(policy, batch)):
+        for t in range(len(row)):
+            if batch.mask[i, t]:
+                total = total + slope(i, t, row[t].item()) * row[t]
+    (total / count).backward()
+    return gradients(policy)
+
+
+ALGORITHMS = {"dapo": lambda: DAPO(dual_clip=1.5), "rft": lambda: RFT(weight="linear")}
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_the_gradient_does_not_depend_on_the_micro_batch_size(name):
+    policy = make_policy()
+    batch = with_old_logprobs(random_batch(SEVERAL, carries_loss=[i != 2 for i in range(len(SEVERAL))]), policy)
+    cut = []
+    reference = update_gradient(ALGORITHMS[name](), policy, batch)
+    for max_tokens in (1, 13, 20, 50):
+        small = make_policy(max_tokens=max_tokens)
+        cut.append(len(list(batch.micro_batches(max_tokens))))
+        assert relative_difference(update_gradient(ALGORITHMS[name](), small, batch), reference) < 1e-5
+    assert cut[0] == len(SEVERAL)
+    assert len(set(cut)) == 4
+
+
+class SumOfWeights(RFT):
+    """Divided by the weights instead of the tokens."""
+
+    def loss_count(self, batch):
+        return (batch.mask * batch.advantages[:, None]).sum()
+
+
+def test_an_algorithm_may_count_otherwise():
+    policy = make_policy(max_tokens=20)
+    batch = random_batch(SEVERAL)
+    batch = RolloutBatch(**{**batch.__dict__, "advantages": torch.arange(1.0, 12.0)})
+    count = sum((i + 1) * completion for i, (_, completion) in enumerate(SEVERAL))
+    expected = slow_gradient(policy, batch, lambda i, t, logprob: -(i + 1), count)
+    assert relative_difference(update_gradient(SumOfWeights(), policy, batch), expected) < 1e-5
+
+
+# --- world size -------------------------------------------------------------------------------------------------------
+
+
+def test_the_gradient_does_not_depend_on_the_world_size(tmp_path):
+    """Two gloo processes, ragged: 42 tokens in 6 micro-batches on one rank, 8 in 2 on the other, one row masked."""
+    carries = [i != 2 for i in range(len(SEVERAL))]
+    policy = make_policy(max_tokens=20)
+    whole = with_old_logprobs(random_batch(SEVERAL, carries_loss=carries), policy)
+    halves = [whole.select(torch.arange(8)), whole.select(torch.arange(8, 11))]
+    assert [int(half.mask.sum()) for half in halves] == [42, 8]
+    assert [len(list(half.micro_batches(20))) for half in halves] == [6, 2]
+    reference = update_gradient(DAPO(), make_policy(max_tokens=20), whole)
+    module = UpdateOnlyDAPO(lr=0.01, warmup_steps=0)
+    strategy = DDPStrategy(process_group_backend="gloo", start_method="forkserver")
+    fit(module, policy, RankData(halves), [SaveGradient(tmp_path)], strategy=strategy, devices=2)
+    ranks = [torch.load(tmp_path / f"gradient-{rank}.pt") for rank in (0, 1)]
+    assert relative_difference(ranks[0], reference) < 1e-5
+    assert torch.equal(ranks[0], ranks[1])
+    assert torch.equal(*[torch.load(tmp_path / f"weights-{rank}.pt") for rank in (0, 1)])
+
+
+# --- rollout steps ----------------------------------------------------------------------------------------------------
+
+
+class Spy(DAPO):
+    """Notes the old logprobs of every row that comes to the loss, by its tokens, one dictionary an update."""
+
+    def on_fit_start(self):
+        self.updates, self.current = [], {}
+
+    def loss(self, scores, batch):
+        for i in range(len(batch)):
+            tokens, completion = int(batch.lengths[i]), int(batch.completion_lengths[i])
+            key = tuple(batch.input_ids[i, :tokens].tolist())
+            self.current[key] = (batch.old_logprobs[i, :completion], scores.logprobs[i, :completion].detach())
+        return super().loss(scores, batch)
+
+    def on_before_optimizer_step(self, optimizer):
+        super().on_before_optimizer_step(optimizer)
+        self.updates.append(self.current)
+        self.current = {}
+
+
+@pytest.mark.parametrize("max_tokens", [16, 1000])
+def test_every_update_of_a_rollout_step_is_against_the_policy_that_generated(max_tokens):
+    policy, batch = make_policy(max_tokens=max_tokens), random_batch(SEVERAL[:8])
+    before = [row.detach() for row in slow_logprobs(policy, batch)]
+    module = Spy(updates_per_step=4, lr=0.05, warmup_steps=0)
+    trainer = fit(module, policy, [step_of(batch)])
+    assert trainer.global_step == 4
+    assert len(module.updates) == 4
+    rows = [tuple(batch.input_ids[i, : int(batch.lengths[i])].tolist()) for i in range(8)]
+    for update, mine in enumerate(module.updates):
+        assert sorted(mine) == sorted(rows[2 * update : 2 * update + 2])  # equal shares, in order
+        for i in (2 * update, 2 * update + 1):
+            old, current = mine[rows[i]]
+            torch.testing.assert_close(old.double(), before[i], rtol=1e-5, atol=1e-5)
+            if update == 0:
+                assert torch.equal(old, current)
+            else:
+                assert float((old - current).abs().max()) > 0.01  # the policy has moved on since
+
+
+def test_uneven_shares_hold_every_row_once():
+    module = Spy(updates_per_step=3, warmup_steps=0)
+    batch = random_batch(SEVERAL)
+    fit(module, make_policy(), [step_of(batch)])
+    assert [len(update) for update in module.updates] == [4, 4, 3]
+    assert len(set().union(*module.updates)) == len(SEVERAL)
+
+
+def test_metrics_are_means_over_the_tokens_in_the_loss():
+    policy = make_policy(max_tokens=16)
+    batch = random_batch(SEVERAL[:8], carries_loss=[i != 3 for i in range(8)])
+    logprobs, entropies = slow_logprobs(policy, batch), slow_entropies(policy, batch)
+    in_loss = [i for i in range(8) if i != 3]
+    tokens = sum(len(logprobs[i]) for i in in_loss)
+    # At ratio 1 a token's loss is -A.
+    loss = sum(-float(batch.advantages[i]) * len(logprobs[i]) for i in in_loss) / tokens
+    entropy = sum(float(entropies[i].sum()) for i in in_loss) / tokens
+    sampled = [batch.sampling_logprobs[i, : len(logprobs[i])].double() for i in range(8)]
+    d = torch.cat([logprobs[i].detach() - sampled[i] for i in in_loss])
+    metrics = StepMetrics()
+    fit(DAPO(updates_per_step=1, lr=0.125, warmup_steps=0), policy, [step_of(batch)], [metrics])
+    (step,) = metrics.steps
+    assert step["train/loss"] == pytest.approx(loss, rel=1e-5)
+    assert step["policy/entropy_nats"] == pytest.approx(entropy, rel=1e-5)
+    assert step["policy/engine_kl_nats"] == pytest.approx(float((d.exp() - d - 1).mean()), rel=1e-4)
+    assert step["policy/engine_gap_nats_max"] == pytest.approx(float(d.abs().max()), rel=1e-5)
+    assert step["policy/clip_fraction"] == 0
+    assert step["train/lr"] == 0.125
+    assert step["rollout/reward_mean"] == 0.5
+    assert step["time/update_s"] > 0
+
+
+def test_metrics_of_several_updates_are_their_means_and_largest_values():
+    """Two updates of one row each, tokens 4 and 2; a fixed policy, so that the two can be foretold."""
+    policy, batch = make_policy(), random_batch(((3, 4), (3, 2)))
+    entropies = [float(row.mean()) for row in slow_entropies(policy, batch)]
+    metrics = StepMetrics()
+    fit(DAPO(updates_per_step=2, lr=1e-12), policy, [step_of(batch)], [metrics])
+    assert metrics.steps[0]["policy/entropy_nats"] == pytest.approx(sum(entropies) / 2, rel=1e-5)
+    assert metrics.steps[0]["train/loss"] == pytest.approx(-float(batch.advantages.mean()), rel=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+def test_a_mini_batch_without_a_token_in_the_loss_is_no_step():
+    policy, before = make_policy(), weights(make_policy())
+    recorder, metrics = GradientRecorder(), StepMetrics()
+    batch = random_batch(SEVERAL[:4], carries_loss=[False] * 4)
+    trainer = fit(DAPO(updates_per_step=2, lr=0.1), policy, [step_of(batch)], [recorder, metrics])
+    assert trainer.global_step == 0
+    assert recorder.gradients == []
+    assert torch.equal(weights(policy), before)
+    assert "train/loss" not in metrics.steps[0]
+    assert metrics.steps[0]["rollout/reward_mean"] == 0.5
+
+
+def test_one_empty_share_leaves_the_others_their_steps():
+    batch = random_batch(SEVERAL[:4], carries_loss=[True, True, False, False])
+    policy = make_policy()
+    recorder = GradientRecorder()
+    trainer = fit(DAPO(updates_per_step=2), policy, [step_of(batch)], [recorder])
+    assert trainer.global_step == len(recorder.gradients) == 1
+
+
+# --- learning rate, weight decay, clipping ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("warmup", "expected"), [(0, [0.8] * 5), (1, [0.8] * 5), (4, [0.2, 0.4, 0.6, 0.8, 0.8]), (8, [0.1, 0.2, 0.3, 0.4, 0.5])]
+)
+def test_the_learning_rate_rises_a_rollout_step_at_a_time(warmup, expected):
+    metrics = StepMetrics()
+    steps = [step_of(random_batch(SEVERAL[:4]), index) for index in range(5)]
+    fit(DAPO(updates_per_step=2, lr=0.8, warmup_steps=warmup), make_policy(), steps, [metrics])
+    assert [step["train/lr"] for step in metrics.steps] == pytest.approx(expected)
+
+
+def slow_adamw(gradient, start, *, lr, decay, beta1, beta2, max_norm):
+    """The first step of AdamW after clipping to a norm: bias correction makes the moments g and g^2."""
+    clipped = gradient * min(1.0, max_norm / (float(gradient.norm()) + 1e-6)) if max_norm else gradient
+    first = (1 - beta1) * clipped / (1 - beta1)
+    second = (1 - beta2) * clipped**2 / (1 - beta2)
+    return start * (1 - lr * decay) - lr * first / (second.sqrt() + 1e-8)
+
+
+@pytest.mark.parametrize("max_grad_norm", [0.0, 1e-7, 1.0])
+def test_an_update_is_a_clipped_step_of_adamw(max_grad_norm):
+    """Adam's first step hardly depends on the gradient's scale, so the smallest clip goes near its epsilon of 1e-8."""
+    policy, recorder = make_policy(), GradientRecorder()
+    start = weights(policy)
+    module = DAPO(updates_per_step=1, lr=0.01, warmup_steps=0, weight_decay=0.5, max_grad_norm=max_grad_norm)
+    fit(module, policy, [step_of(random_batch())], [recorder])
+    assert float(recorder.gradients[0].norm()) > 0.1  # seen before clipping
+    expected = slow_adamw(
+        recorder.gradients[0], start, lr=0.01, decay=0.5, beta1=0.9, beta2=0.999, max_norm=max_grad_norm
+    )
+    torch.testing.assert_close(weights(policy), expected, rtol=1e-6, atol=1e-8)
+
+
+def test_betas_reach_the_optimizer():
+    trainer = fit(DAPO(updates_per_step=1, beta1=0.8, beta2=0.95), make_policy(), [step_of(random_batch())])
+    assert trainer.optimizers[0].param_groups[0]["betas"] == (0.8, 0.95)
+
+
+def test_frozen_parameters_stay_out_of_the_optimizer():
+    policy = make_policy()
+    embedding = policy.model.get_input_embeddings().weight.requires_grad_(False)
+    before = embedding.clone()
+    trainer = fit(DAPO(lr=0.1, updates_per_step=1), policy, [step_of(random_batch())])
+    trained = {id(p) for p in trainer.optimizers[0].param_groups[0]["params"]}
+    assert trained == {id(p) for p in policy.parameters()} - {id(embedding)}
+    assert torch.equal(embedding, before)
+
+
+def test_an_update_runs_under_mixed_precision():
+    gradient = {}
+    for precision in ("bf16-mixed", "32-true"):
+        recorder = GradientRecorder()
+        policy = make_policy(dtype=torch.float32)
+        fit(DAPO(updates_per_step=1), policy, [step_of(random_batch())], [recorder], precision=precision)
+        (gradient[precision],) = recorder.gradients
+    assert 0 < relative_difference(gradient["bf16-mixed"], gradient["32-true"]) < 0.1
+
+
+# --- hyper-parameters -------------------------------------------------------------------------------------------------
+
+
+def test_every_wrong_hyper_parameter_is_named_at_once():
+    algorithm = DAPO(
+        clip_eps_low=1.0,
+        clip_eps_high=-0.1,
+        dual_clip=1.0,
+        max_generation_batches=0,
+        overlong_buffer_tokens=-1,
+        updates_per_step=0,
+        lr=0.0,
+        warmup_steps=-1,
+        weight_decay=-0.5,
+        beta1=1.0,
+        beta2=-0.1,
+        max_grad_norm=-1.0,
+    )
+    messages = dict(message.split(" ", 1) for message in algorithm.invalid())
+    assert messages == {
+        "--algo.lr": "must be > 0, got 0.0",
+        "--algo.warmup_steps": "must be >= 0 steps, got -1",
+        "--algo.weight_decay": "must be >= 0, got -0.5",
+        "--algo.beta1": "must be in [0, 1), got 1.0",
+        "--algo.beta2": "must be in [0, 1), got -0.1",
+        "--algo.max_grad_norm": "must be >= 0, got -1.0",
+        "--algo.updates_per_step": "must be at least 1 optimizer step, got 0",
+        "--algo.clip_eps_low": "must be in (0, 1), got 1.0",
+        "--algo.clip_eps_high": "must be > 0, got -0.1",
+        "--algo.dual_clip": "must be > 1 or null, got 1.0",
+        "--algo.max_generation_batches": "must be at least 1, got 0",
+        "--algo.overlong_buffer_tokens": "must be >= 0 tokens, got -1",
+    }
+
+
+def test_a_consolidation_names_its_own_flags():
+    messages = RFT(epochs=0, rollouts_per_update=0, lr=-1.0).invalid()
+    assert sorted(message.split(" ")[0] for message in messages) == [
+        "--consolidate.epochs",
+        "--consolidate.lr",
+        "--consolidate.rollouts_per_update",
+    ]
+
+
+@pytest.mark.parametrize("module", [DAPO(), RFT(), DAPO(dynamic_sampling=False, dual_clip=3.0, max_grad_norm=0.0)])
+def test_the_defaults_are_valid(module):
+    assert module.invalid() == []
+
+
+# --- a new algorithm is two methods -----------------------------------------------------------------------------------
+
+
+class Reinforce(Algorithm):
+    def advantages(self, rewards):
+        return rewards.float()
+
+    def loss(self, scores, batch):
+        token_loss = negative_log_likelihood(scores.logprobs, batch.advantages)
+        return LossOutput(loss=(token_loss * batch.mask).sum(), metrics={"reinforce/tokens": batch.mask.sum()})
+
+
+def test_a_new_algorithm_is_two_methods():
+    policy, batch, recorder, metrics = make_policy(), random_batch(), GradientRecorder(), StepMetrics()
+    expected = slow_gradient(policy, batch, lambda i, t, _: -float(batch.advantages[i]), int(batch.mask.sum()))
+    fit(Reinforce(), make_policy(), [step_of(batch)], [recorder, metrics])
+    assert relative_difference(recorder.gradients[0], expected) < 1e-5
+    assert metrics.steps[0]["reinforce/tokens"] == 1.0
+    assert np.isfinite(metrics.steps[0]["train/loss"])

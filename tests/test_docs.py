@@ -1,0 +1,51 @@
+"""What the documentation shows runs as it stands there."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from rloop_lightning.cli import RLoopCLI, main, preset_folder
+from rloop_lightning.run_metrics import read_metrics
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_inside_the_project_lead_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text())
+    assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_options_that_a_page_names_exist(page: Path) -> None:
+    known = {option for action in RLoopCLI([]).parser._actions for option in action.option_strings}
+    groups = "algo|consolidate|engine|loop|filter|eval|policy|capture"
+    named = set(re.findall(rf"(?<![\w-])--(?:{groups})\.\w+", page.read_text()))
+    assert named - known <= {"--algo.scale"}  # of CONTRIBUTING's own algorithm
+
+
+def test_the_task_of_docs_extending_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (source,) = [
+        block
+        for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(), re.DOTALL)
+        if block.startswith("# my_task.py")
+    ]
+    (tmp_path / "my_task.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_task", raising=False)
+    task = ["--config", "countdown", "--data", "my_task.Sums", "--data.largest=8", "--reward", "my_task.LastWord"]
+    sizes = ["--loop.rounds=1", "--loop.explore_steps=1", "--loop.problems_per_step=4", "--loop.rollouts_per_problem=2"]
+    evaluation = ["--eval.samples=2", "--eval.k=[1]", "--eval.every_n_steps=0", "--eval.sets=[test]"]
+    rest = ["--algo.dynamic_sampling=false", "--eval.sets_inside=[test]", "--consolidate=none", "--debug"]
+    assert main([*task, *sizes, *evaluation, *rest, "--out", str(tmp_path / "run")]) == 0
+    assert {"eval/test/pass@1"} <= read_metrics(tmp_path / "run" / "metrics.csv")[0].keys()
+
+
+def test_every_preset_is_mentioned_in_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert [path.stem for path in preset_folder().glob("*.yaml") if path.stem not in readme] == []
