@@ -24,7 +24,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     _remove(partial)
     try:
         yield partial
-        _fsync(partial)
+        for entry in [*partial.rglob("*"), partial]:
+            _fsync(entry)
         if partial.is_dir():
             _remove(path)  # a folder can't be renamed over one that holds files
         os.replace(partial, path)
@@ -54,9 +55,9 @@ def _remove(path: Path) -> None:
 
 
 def _fsync(path: Path) -> None:
-    for entry in [*path.rglob("*"), path] if path.is_dir() else [path]:
-        descriptor = os.open(entry, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    """Have a file's content, or a folder's list of names, on disk before going on."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -340,7 +340,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         out = _run_folder(cli)
         runner = cli.make_runner(out)
         if not (out / "config.yaml").exists():
-            write_text(out / "config.yaml", cli.parser.dump(cli.config, skip_none=False))
+            write_text(out / "config.yaml", cli.parser.dump(cli.config, skip_unset=False))
         state = runner.run()
     except (UsageError, NotEnoughGroupsError) as error:
         if "--debug" in arguments:

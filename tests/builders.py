@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import lightning as L
@@ -220,13 +221,20 @@ def make_trainer(callbacks: Iterable[L.Callback] = (), **kwargs: Any) -> L.Train
     return L.Trainer(**{**settings, **kwargs}, callbacks=list(callbacks))
 
 
-def fit(module: Any, policy: Policy, data: Any, callbacks: Iterable[L.Callback] = (), **kwargs: Any) -> L.Trainer:
-    """One `Trainer.fit` of the module on the policy, as the loop does it."""
+def fit(
+    module: Any,
+    policy: Policy,
+    data: Any,
+    callbacks: Iterable[L.Callback] = (),
+    fit_kwargs: Mapping[str, Any] = MappingProxyType({}),
+    **kwargs: Any,
+) -> L.Trainer:
+    """One `Trainer.fit` of the module on the policy, as the loop does it; `kwargs` go to the Trainer."""
     module.policy = policy
     trainer = make_trainer(callbacks, **kwargs)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*in eval mode|.*LeafSpec|.*does not have many workers")
-        trainer.fit(module, train_dataloaders=Stream(data) if isinstance(data, list) else data)
+        trainer.fit(module, train_dataloaders=Stream(data) if isinstance(data, list) else data, **fit_kwargs)
     return trainer
 
 

@@ -18,8 +18,8 @@ from rloop_lightning.run_metrics import read_metrics
 TINY = """
 policy: {model: countdown}
 engine: {max_new_tokens: 48}
-algo: {name: dapo, lr: 1e-3, warmup_steps: 2, updates_per_step: 2}
-consolidate: {name: rft, lr: 1e-3, epochs: 2, rollouts_per_update: 4}
+algo: {name: dapo, lr: 1e-4, warmup_steps: 2, updates_per_step: 2}
+consolidate: {name: rft, lr: 1e-4, epochs: 2, rollouts_per_update: 4}
 loop: {rounds: 2, explore_steps: 3, problems_per_step: 4, rollouts_per_problem: 8, checkpoint_every_n_steps: 2}
 filter: {enabled: false}
 eval: {every_n_steps: 2, samples: 4, k: [1, 4], max_problems: 4, sets_inside: [test]}
