@@ -18,6 +18,7 @@ from __future__ import annotations
 import copy
 import logging
 import uuid
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -279,7 +280,10 @@ class LoopRunner:
                 PhaseCheckpoint(folder / "checkpoints", self.config.checkpoint_every_n_steps),
             ],
         )
-        trainer.fit(module, train_dataloaders=stream, ckpt_path=saved[-1] if saved else None, weights_only=True)
+        with warnings.catch_warnings():
+            # A policy stays in eval mode on purpose: dropout would make its logprobs random.
+            warnings.filterwarnings("ignore", message=r".*module\(s\) in eval mode at the start of training")
+            trainer.fit(module, train_dataloaders=stream, ckpt_path=saved[-1] if saved else None, weights_only=True)
         return trainer.global_step
 
     def _trainer(self, **kwargs: Any) -> L.Trainer:

@@ -28,7 +28,9 @@ from rloop_lightning.types import Group, Problem, Rollout, RolloutBatch, Samplin
 PROMPT_IDS = (3, 4, 5)
 
 
-def make_model(architecture: str = "Qwen2", *, seed: int = 0, dtype: torch.dtype = torch.float64, **changes: Any) -> Any:
+def make_model(
+    architecture: str = "Qwen2", *, seed: int = 0, dtype: torch.dtype = torch.float64, **changes: Any
+) -> Any:
     """A random causal LM of two layers; a large initializer range makes its distributions far from uniform."""
     settings = {
         "vocab_size": len(make_tokenizer()),
@@ -160,7 +162,7 @@ class GradientRecorder(L.Callback):
 
 
 class UpdateOnlyDAPO(DAPO):
-    """One `update` a batch, nothing else. Here, like the next two, because processes that Lightning starts import it."""
+    """One `update` a batch. It stands here, like the next two, because processes that Lightning starts import it."""
 
     def setup(self, stage: str) -> None:
         for parameter in self.parameters():  # which processes of a fork server would share

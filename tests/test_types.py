@@ -41,7 +41,9 @@ def test_a_row_that_carries_no_loss_keeps_its_completion():
 
 
 def test_collate_pads_on_the_right():
-    batch = collate([make_rollout(completion=(6,), prompt=(3,)), make_rollout(completion=(7, 8), prompt=(4, 5))], [0, 0])
+    batch = collate(
+        [make_rollout(completion=(6,), prompt=(3,)), make_rollout(completion=(7, 8), prompt=(4, 5))], [0, 0]
+    )
     assert batch.input_ids.tolist() == [[3, 6, 0, 0], [4, 5, 7, 8]]
 
 

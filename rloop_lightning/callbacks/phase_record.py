@@ -26,7 +26,8 @@ class StepRecord(Callback):
 class PhaseCheckpoint(Checkpoint):
     """Keeps the newest checkpoint of a phase, `step-000050.ckpt`, whole at every moment.
 
-    None is saved after the last training step: the loop saves the policy itself then.
+    None is saved after the last training step: the loop saves the policy itself then. Nor after one that ended the
+    phase early: resumed from there, the phase would go on.
 
     Args:
         folder: where checkpoints go.
@@ -39,7 +40,8 @@ class PhaseCheckpoint(Checkpoint):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         step = batch_idx + 1
-        if self.every_n_steps == 0 or step % self.every_n_steps or step == trainer.num_training_batches:
+        is_last = step == trainer.num_training_batches or trainer.should_stop
+        if self.every_n_steps == 0 or step % self.every_n_steps or is_last:
             return
         path = self.folder / f"step-{step:06d}.ckpt"
         with atomic_path(path) as partial:

@@ -236,7 +236,8 @@ def test_one_empty_share_leaves_the_others_their_steps():
 
 
 @pytest.mark.parametrize(
-    ("warmup", "expected"), [(0, [0.8] * 5), (1, [0.8] * 5), (4, [0.2, 0.4, 0.6, 0.8, 0.8]), (8, [0.1, 0.2, 0.3, 0.4, 0.5])]
+    ("warmup", "expected"),
+    [(0, [0.8] * 5), (1, [0.8] * 5), (4, [0.2, 0.4, 0.6, 0.8, 0.8]), (8, [0.1, 0.2, 0.3, 0.4, 0.5])],
 )
 def test_the_learning_rate_rises_a_rollout_step_at_a_time(warmup, expected):
     metrics = StepMetrics()

@@ -165,9 +165,7 @@ def test_the_punishment_is_added_before_advantages_are_taken():
     assert [rollout.reward for rollout in group.rollouts] == [1.0, 1.0, 1.0]
 
 
-@pytest.mark.parametrize(
-    ("successes", "kept"), [((), False), ((0,), True), ((0, 1), True), ((0, 1, 2), False)]
-)
+@pytest.mark.parametrize(("successes", "kept"), [((), False), ((0,), True), ((0, 1), True), ((0, 1, 2), False)])
 def test_dynamic_sampling_looks_at_success_not_at_reward(successes, kept):
     for rewards in ((0.1, 0.2, 0.3), (0.5, 0.5, 0.5)):
         group = make_group(*[make_rollout(reward=r, success=i in successes) for i, r in enumerate(rewards)])

@@ -1,6 +1,7 @@
 """Rollout capture: every rollout that was generated is in the pool before the update that it causes."""
 
 from collections import Counter
+from itertools import chain
 
 import pyarrow.parquet as pq
 import pytest
@@ -42,7 +43,7 @@ def test_every_generated_rollout_is_in_the_shard_of_its_step(tmp_path):
     shards = rows(pool)
     assert list(shards) == [f"step-{step:06d}" for step in range(1, 6)]
     everything = Counter(row["problem_id"] for shard in shards.values() for row in shard)
-    assert everything == counts(sum((ids for ids, _, _ in calls), []), 2)
+    assert everything == counts(chain.from_iterable(ids for ids, _, _ in calls), 2)
     assert any(int(problem[1:]) % 2 == 0 for problem in everything)  # groups that were dropped are there, too
     for index, (shard, step) in enumerate(zip(shards.values(), metrics, strict=True)):
         assert len(shard) == step["rollout/generated_rollouts"]
@@ -93,7 +94,9 @@ def test_extra_captures_leave_the_rollout_steps_as_they_are(tmp_path):
 
 def test_extra_captures_are_seeded(tmp_path):
     config = CaptureConfig(every_n_steps=1, extra_rollouts=1, extra_problems=5)
-    first, again, other = (rows(explore(tmp_path / f"{i}", config, 2, seed=seed)[0]) for i, seed in enumerate((0, 0, 1)))
+    first, again, other = (
+        rows(explore(tmp_path / f"{i}", config, 2, seed=seed)[0]) for i, seed in enumerate((0, 0, 1))
+    )
     assert first == again
     assert first["extra-000001"] != other["extra-000001"]
 

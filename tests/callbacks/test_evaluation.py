@@ -43,7 +43,9 @@ def test_metrics_equal_slow_ones():
     rollouts = evaluator.sampler.engine.generate(problems, n, sampling)
     surprises = [-float(logprob) for rollout in rollouts for logprob in rollout.sampling_logprobs]
     assert metrics["eval/test/entropy_nats"] == pytest.approx(sum(surprises) / len(surprises))
-    assert set(metrics) == {f"eval/test/{name}" for name in ("pass@1", "pass@2", "pass@5", "entropy_nats", "length_tokens")}
+    assert set(metrics) == {
+        f"eval/test/{name}" for name in ("pass@1", "pass@2", "pass@5", "entropy_nats", "length_tokens")
+    }
     assert (cost.rollouts, cost.tokens) == (20, 36)
 
 

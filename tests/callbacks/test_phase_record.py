@@ -12,7 +12,13 @@ from rloop_lightning.data.stream import RolloutStream
 
 def make_stream(algorithm, steps):
     return RolloutStream(
-        make_sampler(one_right), algorithm, make_problems(6), problems_per_step=2, rollouts_per_problem=2, steps=steps, seed=0
+        make_sampler(one_right),
+        algorithm,
+        make_problems(6),
+        problems_per_step=2,
+        rollouts_per_problem=2,
+        steps=steps,
+        seed=0,
     )
 
 
@@ -58,6 +64,19 @@ def test_only_the_newest_checkpoint_is_kept_and_none_after_the_last_step(tmp_pat
     explore(tmp_path / "c", every, steps, callbacks=[listing])
     assert listing.names == [[f"step-{step:06d}.ckpt" for step in names] for names in seen]
     assert [checkpoint_step(path) for path in checkpoints(tmp_path / "c")] == left
+
+
+def test_a_step_that_ends_the_phase_early_leaves_no_checkpoint(tmp_path):
+    """Resumed from one, the phase would go on where the uninterrupted one ended."""
+
+    class Explodes(DAPO):
+        def training_step(self, step, batch_idx):
+            super().training_step(step, batch_idx)
+            self.trainer.should_stop = batch_idx == 2
+
+    _, stream = explore(tmp_path, 1, 5, algorithm=Explodes(updates_per_step=1))
+    assert stream.position == 3
+    assert [checkpoint_step(path) for path in checkpoints(tmp_path)] == [2]
 
 
 def test_a_checkpoint_is_safe_to_load_and_holds_policy_optimizer_and_stream(tmp_path):

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from dataclasses import asdict
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -85,7 +86,7 @@ def test_a_step_samples_on_until_it_has_enough_groups():
     assert (rows[:, 1] < 0).all()
     # The batch holds the first four that were kept; the step holds every group that was generated.
     assert len(kept) >= 4
-    assert [group.problem.id for group in step.groups] == sum(asked(stream), [])
+    assert [group.problem.id for group in step.groups] == list(chain(*asked(stream)))
     assert stream.cost.rollouts == 2 * len(step.groups)
     assert stream.drawn == len(step.groups)
 
@@ -131,7 +132,10 @@ def test_the_cap_ends_in_an_error_with_the_numbers():
 
 def test_the_last_generation_batch_may_be_the_one_that_completes_a_step():
     stream = make_stream(
-        lambda problem, g, call: "1x" if g == 0 and call == 2 else "0x", p=3, steps=1, explorer=DAPO(max_generation_batches=3)
+        lambda problem, g, call: "1x" if g == 0 and call == 2 else "0x",
+        p=3,
+        steps=1,
+        explorer=DAPO(max_generation_batches=3),
     )
     (step,) = stream
     assert len(stream.sampler.engine.calls) == 3
@@ -160,7 +164,7 @@ def test_every_call_of_the_engine_has_its_own_seed():
 def test_a_pass_shows_every_problem_once_before_the_next_in_another_order():
     stream = make_stream(problems=7, p=3, steps=14)  # 42 problems, 6 passes; steps do not end with passes
     list(stream)
-    drawn = sum(asked(stream), [])
+    drawn = list(chain(*asked(stream)))
     passes = [drawn[i : i + 7] for i in range(0, 42, 7)]
     assert all(sorted(one) == [f"p{i}" for i in range(7)] for one in passes)
     assert len({tuple(one) for one in passes}) == 6
@@ -298,7 +302,7 @@ def test_every_expert_rollout_comes_once_an_epoch_in_a_new_order():
     batches = [numbers(batch) for batch in stream]
     assert [len(batch) for batch in batches] == [3, 3, 1] * 4
     assert len(stream) == len(batches) == 12
-    epochs = [sum(batches[i : i + 3], []) for i in range(0, 12, 3)]
+    epochs = [list(chain(*batches[i : i + 3])) for i in range(0, 12, 3)]
     assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 4
 
@@ -332,4 +336,6 @@ def test_expert_batches_carry_loss_on_the_whole_completion():
 def test_the_length_of_an_expert_stream(count, per_update):
     stream = expert_stream(count, per_update, epochs=2)
     assert len(stream) == 2 * math.ceil(count / per_update) == len(list(stream))
-    assert Counter(np.concatenate([numbers(b) for b in expert_stream(count, per_update, 2)])) == dict.fromkeys(range(count), 2)
+    assert Counter(np.concatenate([numbers(b) for b in expert_stream(count, per_update, 2)])) == dict.fromkeys(
+        range(count), 2
+    )
