@@ -21,7 +21,7 @@ class EvaluationConfig:
     Args:
         every_n_steps: rollout steps between evaluations inside an exploration; 0 evaluates between phases only.
         samples: rollouts of each problem.
-        k: the k of pass@k, each at most `samples`.
+        k: the k of pass@k, each at most `samples`; pass@1 is always measured.
         sets: evaluation sets that every policy is evaluated on between phases; null takes all that the data has.
         sets_inside: those evaluated inside an exploration.
         max_problems: the first so many problems of a set are used; 0 uses all.
@@ -67,7 +67,7 @@ class Evaluator:
         problems = self.sets[name][: self.config.max_problems or None]
         sampling = self.sampler.engine.sampling(derive_seed(self.seed, "evaluate", name))
         groups = self.sampler.sample(problems, self.config.samples, sampling, cost)
-        pass_at_k = PassAtK(self.config.k)
+        pass_at_k = PassAtK(sorted({1, *self.config.k}))  # pass@1 is what progress bars show and choices are made on
         pass_at_k.update(torch.tensor([group.success_count for group in groups]), self.config.samples)
         rollouts = [rollout for group in groups for rollout in group.rollouts]
         # The mean surprise of sampled tokens estimates the entropy of the distribution that they were sampled from.

@@ -19,9 +19,8 @@ import copy
 import logging
 import uuid
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -31,25 +30,23 @@ import numpy as np
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from rloop_lightning.algorithms.base import Algorithm, Consolidation, PolicyModule
-from rloop_lightning.atomic import derive_seed, write_text
-from rloop_lightning.callbacks.capture import CaptureConfig, RolloutCapture
+from rloop_lightning.algorithms.base import PolicyModule
+from rloop_lightning.atomic import derive_seed
+from rloop_lightning.callbacks.capture import RolloutCapture
 from rloop_lightning.callbacks.evaluation import InsideEvaluation
-from rloop_lightning.callbacks.gradient_norm import GradientConfig, GradientNormMonitor
+from rloop_lightning.callbacks.gradient_norm import GradientNormMonitor
 from rloop_lightning.callbacks.phase_record import PhaseCheckpoint, StepRecord, checkpoint_step, checkpoints
 from rloop_lightning.callbacks.progress import PhaseProgress, open_bar
-from rloop_lightning.data.base import ProblemSource
 from rloop_lightning.data.sampler import GroupSampler, SamplingCost
 from rloop_lightning.data.stream import ExpertStream, RolloutStream
-from rloop_lightning.engines.base import RolloutEngine
-from rloop_lightning.evaluation import EvaluationConfig, Evaluator
-from rloop_lightning.filter import FilterConfig, build_expert_set, read_expert_set
+from rloop_lightning.evaluation import Evaluator
+from rloop_lightning.filter import build_expert_set, read_expert_set
+from rloop_lightning.handover import select_policy, write_results
+from rloop_lightning.parts import Parts
 from rloop_lightning.policy import Policy
 from rloop_lightning.pool import RolloutPool
-from rloop_lightning.report import PolicyResult, results_table, write_plots
-from rloop_lightning.rewards.base import Reward
 from rloop_lightning.run_metrics import RunMetrics, read_metrics
-from rloop_lightning.state import Budget, LoopConfig, LoopState, Stage, StageOutcome, plan
+from rloop_lightning.state import Budget, LoopState, Stage, StageOutcome, plan
 from rloop_lightning.types import Rollout
 
 _log = logging.getLogger(__name__)
@@ -63,105 +60,49 @@ class LoopRunner:
 
     Args:
         out: the run folder.
-        load_policy: loads the base policy; called once, when everything else was checked.
-        engine: generates rollouts.
-        data: the problem sets.
-        reward: scores completions.
-        algorithm: explores; a copy of it trains in each round.
-        consolidation: fine-tunes each round's initial policy on the expert set; None is plain reinforcement learning.
-        config: rounds and sizes.
-        filter: what the expert set takes.
-        capture: extra rollouts for the pool.
-        gradient: what is done about exploding gradients.
-        evaluation: how policies are evaluated.
-        seed: everything random derives from it.
+        parts: what the run is made of.
         make_trainer: makes the Trainer of a phase from keyword arguments; never the same one twice.
+
+    Raises:
+        ValueError: the Trainer has settings that the loop can't work with.
     """
 
-    def __init__(
-        self,
-        *,
-        out: Path,
-        load_policy: Callable[[], Policy],
-        engine: RolloutEngine,
-        data: ProblemSource,
-        reward: Reward,
-        algorithm: Algorithm,
-        consolidation: Consolidation | None,
-        config: LoopConfig,
-        filter: FilterConfig,
-        capture: CaptureConfig,
-        gradient: GradientConfig,
-        evaluation: EvaluationConfig,
-        seed: int,
-        make_trainer: Callable[..., L.Trainer] = L.Trainer,
-    ) -> None:
+    def __init__(self, out: Path, parts: Parts, make_trainer: Callable[..., L.Trainer] = L.Trainer) -> None:
         self.out = out
-        self.load_policy = load_policy
-        self.algorithm = algorithm
-        self.consolidation = consolidation
-        self.config = config
-        self.filter = filter
-        self.capture = capture
-        self.gradient = gradient
-        self.evaluation = evaluation
-        self.seed = seed
+        self.parts = parts
         self.make_trainer = make_trainer
-        self.sampler = GroupSampler(engine, reward)
-        self.problems = data.train()
-        self.evaluation_sets = data.evaluation()
-        self.stages = plan(config.rounds, consolidates=consolidation is not None)
+        self.sampler = GroupSampler(parts.engine, parts.reward)
+        self.evaluator = Evaluator(self.sampler, parts.evaluation_sets, parts.evaluation, parts.seed)
+        self.stages = plan(parts.loop.rounds, consolidates=parts.consolidation is not None)
+        self.device = self._trainer().strategy.root_device
 
-    def invalid(self) -> list[str]:
-        """What can't work in this combination of settings, one message each."""
-        config, problems = self.config, []
-        problems += self.algorithm.invalid()
-        problems += self.consolidation.invalid() if self.consolidation else []
-        if config.rollouts_per_problem < self.algorithm.min_rollouts_per_problem:
-            problems.append(
-                f"--loop.rollouts_per_problem must be at least {self.algorithm.min_rollouts_per_problem} for "
-                f"{type(self.algorithm).__name__}, got {config.rollouts_per_problem}"
-            )
-        rollouts = config.problems_per_step * config.rollouts_per_problem
-        if self.algorithm.updates_per_step > rollouts:
-            problems.append(
-                f"--algo.updates_per_step {self.algorithm.updates_per_step} exceeds the {rollouts} rollouts of a step "
-                "(--loop.problems_per_step x --loop.rollouts_per_problem)"
-            )
-        if config.problems_per_step > len(self.problems):
-            available = f"the {len(self.problems)} training problems"
-            problems.append(f"--loop.problems_per_step {config.problems_per_step} exceeds {available}")
-        known = list(self.evaluation_sets)
-        for flag, names in (("sets", self.evaluation.sets), ("sets_inside", self.evaluation.sets_inside)):
-            problems += [
-                f"--eval.{flag}: no set {name!r} in the data, it has {', '.join(known) or 'none'}"
-                for name in names or []
-                if name not in known
-            ]
-        if config.select.startswith("pass@") and "validation" not in self._sets_between():
-            problems.append(f"--loop.select {config.select} needs an evaluation set named validation")
-        problems += self.sampler.reward.unusable(list(chain(self.problems, *self.evaluation_sets.values())))
-        return problems
+    def run(self, policy: Policy) -> LoopState:
+        """Run all stages that are not done yet, hand over a policy, and write table and plots.
 
-    def run(self) -> LoopState:
-        """Run all stages that are not done yet, hand over a policy, and write table and plots."""
-        state_file = self.out / "state.json"
-        state = LoopState.load(state_file) if state_file.exists() else LoopState(uuid.uuid4().hex, self.seed)
-        state.save(state_file)
-        self.run_id = state.run_id
-        self.policy = self.load_policy()
-        self.base = self.policy.source
+        Args:
+            policy: the base policy. The run trains its weights in place.
+
+        Raises:
+            NotEnoughGroupsError: dynamic sampling found too few groups to train on.
+        """
+        self.policy = policy
+        self.base = self._base_folder(policy)
         self._weights = self.base
-        self.sampler.engine.bind(self.policy)
-        self.evaluator = Evaluator(self.sampler, self.evaluation_sets, self.evaluation, self.seed)
-        for stage in self.stages[state.stages_done :]:
-            if state.stopped:
-                break
+        self.sampler.engine.bind(policy)
+        state_file = self.out / "state.json"
+        state = LoopState.load(state_file) if state_file.exists() else LoopState(uuid.uuid4().hex)
+        self.run_id = state.run_id
+        state.save(state_file)
+        while state.stages_done < len(self.stages) and not state.stopped:
+            stage = self.stages[state.stages_done]
+            # Nothing of ours reads the global random state; what others plug in finds the same after a resume.
+            L.seed_everything(derive_seed(self.parts.seed, stage.name, stage.phase) % 2**32, verbose=False)
             started = perf_counter()
             outcome = self._run_stage(stage, state)
             outcome = replace(outcome, spent=outcome.spent + Budget(seconds=perf_counter() - started))
             state = state.after(self.stages, outcome)
             state.save(state_file)
+            self._drop_checkpoints(stage)
         return self._hand_over(state)
 
     def _run_stage(self, stage: Stage, state: LoopState) -> StageOutcome:
@@ -173,58 +114,67 @@ class LoopRunner:
 
     def _explore(self, stage: Stage, state: LoopState) -> StageOutcome:
         """phi: the round's initial policy, trained by the algorithm; every rollout on the way goes to the pool."""
-        folder = self._folder(stage) / "explore"
+        loop, folder = self.parts.loop, self._folder(stage) / "explore"
         self._use(self._initial(stage))
-        algorithm = copy.deepcopy(self.algorithm)
+        algorithm = copy.deepcopy(self.parts.algorithm)
         algorithm.policy = self.policy
-        seed = derive_seed(self.seed, "explore", stage.round)
+        seed = derive_seed(self.parts.seed, "explore", stage.round)
         stream = RolloutStream(
             self.sampler,
             algorithm,
-            self.problems,
-            problems_per_step=self.config.problems_per_step,
-            rollouts_per_problem=self.config.rollouts_per_problem,
-            steps=self.config.explore_steps * (1 if self.consolidation else self.config.rounds),
+            self.parts.problems,
+            problems_per_step=loop.problems_per_step,
+            rollouts_per_problem=loop.rollouts_per_problem,
+            steps=loop.explore_steps * (1 if self.parts.consolidation else loop.rounds),
             seed=seed,
         )
         pool = RolloutPool(self._folder(stage) / "pool")
         pool.drop_after(_steps_done(folder))
         callbacks: list[Callback] = [
             RolloutCapture(
-                pool, self.capture, self.sampler, self.problems, round=stage.round, run_id=self.run_id, seed=seed
+                pool,
+                self.parts.capture,
+                self.sampler,
+                self.parts.problems,
+                round=stage.round,
+                run_id=self.run_id,
+                seed=seed,
             )
         ]
-        if self.evaluation.every_n_steps:
-            callbacks.append(InsideEvaluation(self.evaluator, self._sets_inside(), self.evaluation.every_n_steps))
+        if self.parts.evaluation.every_n_steps and self.parts.sets_inside:
+            every = self.parts.evaluation.every_n_steps
+            callbacks.append(InsideEvaluation(self.evaluator, self.parts.sets_inside, every))
         optimizer_steps = self._fit(algorithm, stream, stage, folder, callbacks, state)
         self._save(folder / "policy")
+        ended_early = f"{self._title(stage)} ended after {stream.position} of {stream.steps} rollout steps"
         return StageOutcome(
-            Budget(stream.position, optimizer_steps, stream.cost.rollouts, stream.cost.tokens),
-            {stage.name: {"grad/norm_preclip_max": self._largest_gradient(stage)}},
+            spent=Budget(stream.position, optimizer_steps, stream.cost.rollouts, stream.cost.tokens),
+            results={stage.name: {"grad/norm_preclip_max": self._largest_gradient(stage)}},
+            note=ended_early if stream.position < stream.steps else "",
         )
 
     def _consolidate(self, stage: Stage, state: LoopState) -> StageOutcome:
         """theta_{k+1}: theta_k, not phi, fine-tuned on what the filter lets through of the round's pool."""
-        assert self.consolidation is not None
+        assert self.parts.consolidation is not None
         folder = self._folder(stage)
-        seed = derive_seed(self.seed, "consolidate", stage.round)
-        expert_file = folder / "expert.parquet"
-        stats = build_expert_set(RolloutPool(folder / "pool"), expert_file, self.filter, seed)
-        self._use(self._initial(stage))
+        seed = derive_seed(self.parts.seed, "consolidate", stage.round)
+        stats = build_expert_set(RolloutPool(folder / "pool"), folder / "expert.parquet", self.parts.filter, seed)
         results = {stage.name: {key: float(value) for key, value in stats.metrics().items()}}
-        title = f"round {stage.round + 1}: expert set of {stats.kept} rollouts from {stats.hard_problems} problems"
-        _log.info(f"{title} ({stats.successes:,} successes among {stats.rollouts_seen:,} rollouts)")
+        _log.info(
+            f"round {stage.round + 1}: expert set of {stats.kept} rollouts of {stats.hard_problems} problems "
+            f"({stats.successes:,} successes among {stats.rollouts_seen:,} rollouts)"
+        )
+        self._use(self._initial(stage))
         if stats.kept == 0:
             self._save(folder / "policy")
-            stops = self.config.on_empty_expert_set == "stop"
-            message = (
-                f"the expert set of round {stage.round + 1} is empty (--filter.max_success_rate, --filter.enabled)"
-            )
-            _log.warning(f"{message}; the policy that the round began with is kept")
-            return StageOutcome(results=results, stopped=message if stops else "")
-        module = copy.deepcopy(self.consolidation)
+            stops = self.parts.loop.on_empty_expert_set == "stop"
+            what_now = "the run stops here" if stops else "the next round begins where this one began"
+            note = f"round {stage.round + 1}: the expert set is empty (--filter.max_success_rate); {what_now}"
+            _log.warning(note)
+            return StageOutcome(results=results, note=note, stops=stops)
+        module = copy.deepcopy(self.parts.consolidation)
         module.policy = self.policy
-        rollouts = self._expert_rollouts(expert_file)
+        rollouts = self._expert_rollouts(folder / "expert.parquet")
         stream = ExpertStream(
             rollouts,
             [module.weight(rollout.reward) for rollout in rollouts],
@@ -239,9 +189,9 @@ class LoopRunner:
     def _evaluate(self, stage: Stage) -> StageOutcome:
         """pass@k of a policy on every evaluation set; the same problems and seeds for all policies."""
         self._use(self._weights_of(stage.name))
-        self.policy.to(self._trainer().strategy.root_device)
+        self.policy.to(self.device)
         metrics: dict[str, float] = {}
-        sets = self._sets_between()
+        sets = self.parts.sets_between
         with open_bar(total=len(sets), title=f"{self._title(stage)} {stage.which}", unit="set") as bar:
             for name in sets:
                 metrics |= self.evaluator([name], SamplingCost())
@@ -250,7 +200,6 @@ class LoopRunner:
         step = _RESULT_STEPS[stage.which]
         record = RunMetrics(self.out / "metrics.csv", stage.round, "evaluate", keep_before=step)
         record.log_metrics(metrics, step=step)
-        record.save()
         return StageOutcome(results={stage.name: metrics})
 
     def _fit(
@@ -265,7 +214,6 @@ class LoopRunner:
         """One fresh Trainer and one fit, from the phase's newest checkpoint if there is one; gives optimizer steps."""
         done = _steps_done(folder)
         saved = checkpoints(folder / "checkpoints")
-        known = [result["eval/test/pass@1"] for result in state.results.values() if "eval/test/pass@1" in result]
         trainer = self._trainer(
             default_root_dir=folder,
             logger=[
@@ -274,10 +222,10 @@ class LoopRunner:
             ],
             callbacks=[
                 *callbacks,
-                GradientNormMonitor(self.gradient),
-                PhaseProgress(self._title(stage), known[-1] if known else None),
+                GradientNormMonitor(self.parts.gradient),
+                PhaseProgress(self._title(stage), self._last_pass_at_1(state)),
                 StepRecord(),
-                PhaseCheckpoint(folder / "checkpoints", self.config.checkpoint_every_n_steps),
+                PhaseCheckpoint(folder / "checkpoints", self.parts.loop.checkpoint_every_n_steps),
             ],
         )
         with warnings.catch_warnings():
@@ -289,7 +237,6 @@ class LoopRunner:
     def _trainer(self, **kwargs: Any) -> L.Trainer:
         trainer = self.make_trainer(
             max_epochs=1,  # a phase is one pass over its stream
-            enable_checkpointing=True,
             enable_model_summary=False,
             use_distributed_sampler=False,
             log_every_n_steps=1,
@@ -297,38 +244,31 @@ class LoopRunner:
             **kwargs,
         )
         if trainer.world_size > 1:
-            raise ValueError(f"--trainer.devices: a run uses one device so far, got {trainer.world_size}")
+            raise ValueError(f"--trainer.devices: a run uses one device, got {trainer.world_size}")
+        if trainer.precision in ("bf16-true", "16-true", "64-true", "16-mixed"):
+            raise ValueError(
+                f"--trainer.precision {trainer.precision} is not supported; take bf16-mixed, or set --policy.dtype"
+            )
         return trainer
 
     def _hand_over(self, state: LoopState) -> LoopState:
         """Save the selected policy to final/, and write the table and the plots."""
-        selected = self._select(state)
+        loop = self.parts.loop
+        names = [stage.name for stage in self.stages[: state.stages_done] if stage.phase == "evaluate"]
+        selected = select_policy(names, state.results, loop.select, k=max(self.parts.evaluation.k))
         if state.selected != selected or not (self.out / "final").exists():
             self._use(self._weights_of(selected))
             self.policy.save(self.out / "final")
             state = replace(state, selected=selected)
             state.save(self.out / "state.json")
-        results = [
-            PolicyResult(name, self._shown(metrics), handed_over=name == selected)
-            for name, metrics in state.results.items()
-        ]
-        write_text(self.out / "results.md", results_table(results) + "\n")
-        write_plots(read_metrics(self.out / "metrics.csv"), self.out / "plots")
+        write_results(self.out, state, hidden_sets=() if loop.select.startswith("pass@") else ("validation",))
         return state
 
-    def _shown(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        """What the table shows: the validation set only where the choice was made on it."""
-        chosen_on_it = self.config.select.startswith("pass@")
-        return {name: v for name, v in metrics.items() if chosen_on_it or not name.startswith("eval/validation/")}
-
-    def _select(self, state: LoopState) -> str:
-        evaluated = [name for name, metrics in state.results.items() if any(key.startswith("eval/") for key in metrics)]
-        if self.config.select == "explored":
-            return [name for name in evaluated if name.endswith("explored")][-1]
-        if self.config.select == "last":
-            return evaluated[-1]
-        k = 1 if self.config.select == "pass@1" else max(self.evaluation.k)
-        return max(evaluated, key=lambda name: state.results[name][f"eval/validation/pass@{k}"])
+    def _last_pass_at_1(self, state: LoopState) -> float | None:
+        """Of the policy evaluated last, on the first of the sets that are evaluated inside phases."""
+        name = next(iter(self.parts.sets_inside), "")
+        known = [result[key] for result in state.results.values() if (key := f"eval/{name}/pass@1") in result]
+        return known[-1] if known else None
 
     def _largest_gradient(self, stage: Stage) -> float:
         """Over the whole phase, the part before a resume included."""
@@ -342,12 +282,25 @@ class LoopRunner:
             default=float("nan"),
         )
 
+    def _drop_checkpoints(self, stage: Stage) -> None:
+        """Of a phase that is complete: its policy is saved, and each holds the optimizer's state besides."""
+        for path in checkpoints(self._folder(stage) / stage.phase / "checkpoints"):
+            path.unlink()
+
+    def _base_folder(self, policy: Policy) -> str:
+        """Where the base policy can be read again: where it came from, or in the run folder if that is no folder."""
+        if Path(policy.source).is_dir():
+            return policy.source
+        folder = self.out / "base"
+        if not folder.exists():
+            policy.save(folder)
+        return str(folder)
+
     def _use(self, folder: str) -> None:
         """Make the policy's weights those of a folder, unless they are."""
         if folder != self._weights:
             self.policy.load_weights(folder)
             self._weights = folder
-        self.sampler.engine.sync()
 
     def _save(self, folder: Path) -> None:
         self.policy.save(folder)
@@ -368,18 +321,12 @@ class LoopRunner:
         return self.out / f"round-{stage.round}"
 
     def _title(self, stage: Stage) -> str:
-        rounds = self.config.rounds if self.consolidation else 1
+        rounds = self.parts.loop.rounds if self.parts.consolidation else 1
         return f"round {stage.round + 1}/{rounds} {stage.phase}"
-
-    def _sets_between(self) -> list[str]:
-        return list(self.evaluation_sets) if self.evaluation.sets is None else self.evaluation.sets
-
-    def _sets_inside(self) -> list[str]:
-        return self._sets_between() if self.evaluation.sets_inside is None else self.evaluation.sets_inside
 
     def _expert_rollouts(self, expert_file: Path) -> list[Rollout]:
         """The expert set with its prompts, as the policy sees them."""
-        prompts = {problem.id: np.array(self.policy.encode(problem.prompt)) for problem in self.problems}
+        prompts = {problem.id: np.array(self.policy.encode(problem.prompt)) for problem in self.parts.problems}
         return [
             Rollout(
                 problem_id=expert.problem_id,

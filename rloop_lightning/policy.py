@@ -1,12 +1,15 @@
 """The policy: a Hugging Face causal LM and its tokenizer, as every algorithm and engine uses it.
 
-policy = Policy.load("path/or/name")
-logprobs = policy.logprobs(batch).logprobs      # [B, T], nats, with gradients
-policy.save("folder")                           # a plain Hugging Face folder
+    policy = Policy.load(PolicyConfig(model="path/or/name"))
+    logprobs = policy.logprobs(batch).logprobs      # [B, T], nats, with gradients
+    policy.save("folder")                           # a plain Hugging Face folder
+
+Logprobs are computed on completion positions only, in chunks: no tensor of batch x tokens x vocabulary ever exists.
 """
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -88,12 +91,17 @@ class Policy(nn.Module):
 
         disable_progress_bar()  # ours say more
         name = str(embedded_model_path()) if config.model == EMBEDDED_MODEL else config.model
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, config.dtype))
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, config.dtype), use_safetensors=True)
         return cls(model, AutoTokenizer.from_pretrained(name), config.max_tokens_per_micro_batch, source=name)
 
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
+
+    @property
+    def context_tokens(self) -> int:
+        """The longest sequence that the model takes, tokens."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
 
     def train(self, mode: bool = True) -> Policy:
         """Keeps dropout off, whatever Lightning switches."""
@@ -133,7 +141,7 @@ class Policy(nn.Module):
 
     def load_weights(self, folder: Path | str) -> None:
         """Take over the weights of a folder that holds the same architecture."""
-        loaded = type(self.model).from_pretrained(folder, dtype=self.model.dtype)
+        loaded = type(self.model).from_pretrained(folder, dtype=self.model.dtype, use_safetensors=True)
         self.model.load_state_dict(loaded.state_dict())
 
     def save(self, folder: Path) -> None:

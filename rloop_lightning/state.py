@@ -12,6 +12,7 @@ from rloop_lightning.atomic import write_text
 
 Phase = Literal["explore", "consolidate", "evaluate"]
 Which = Literal["base", "explored", "consolidated"]
+Select = Literal["last", "explored", "pass@1", "pass@k"]
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,9 @@ class LoopConfig:
         explore_steps: rollout steps in a round's exploration.
         problems_per_step: groups that a rollout step trains on.
         rollouts_per_problem: rollouts in a group.
-        select: which policy the run hands over: `last` (the last round's consolidated one, as in the paper; without a
-            consolidation the explored one), `explored` (the last round's), or the best on the data's validation set by
-            `pass@1` or by `pass@k` at the largest --eval.k, among all that were evaluated.
+        select: which policy the run hands over: `last`, the last that it made (as in the paper: of the last round, the
+            consolidated one), `explored`, the last explored one, or the best on the data's validation set by `pass@1`,
+            or by `pass@k` at the largest --eval.k, among all that were evaluated.
         on_empty_expert_set: when the filter lets nothing through, `continue` with the next round from the policy that
             this one began with, or `stop` the run there.
         checkpoint_every_n_steps: training steps between the checkpoints that --resume goes on from; 0 saves none.
@@ -36,7 +37,7 @@ class LoopConfig:
     explore_steps: int = 200
     problems_per_step: int = 64
     rollouts_per_problem: int = 8
-    select: Literal["last", "explored", "pass@1", "pass@k"] = "last"
+    select: Select = "last"
     on_empty_expert_set: Literal["continue", "stop"] = "continue"
     checkpoint_every_n_steps: int = 10
 
@@ -101,11 +102,19 @@ class Budget:
 
 @dataclass(frozen=True)
 class StageOutcome:
-    """What a stage gave: its cost, the results of the policies that it evaluated, and why the run must end, if so."""
+    """What a stage gave.
+
+    Args:
+        spent: its cost.
+        results: metrics by policy.
+        note: something that the reader of the results must know.
+        stops: whether the run ends here, before its plan does.
+    """
 
     spent: Budget = field(default_factory=Budget)
     results: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    stopped: str = ""
+    note: str = ""
+    stops: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,22 +123,22 @@ class LoopState:
 
     Args:
         run_id: drawn when the run began, kept over resumes.
-        seed: all seeds of the run derive from it.
         stages_done: stages of the plan that are complete.
         round: round of the stage that comes next.
         phase: phase of the stage that comes next, `done` after the last.
-        stopped: why the run ended before its plan did; empty if it did not.
+        stopped: whether the run ended before its plan did.
+        notes: what the reader of the results must know.
         selected: name of the policy in `final/`, once there is one.
         budget: spent in complete stages.
         results: metrics of every evaluated policy by its name, in order.
     """
 
     run_id: str
-    seed: int
     stages_done: int = 0
     round: int = 0
     phase: str = "evaluate"
-    stopped: str = ""
+    stopped: bool = False
+    notes: tuple[str, ...] = ()
     selected: str = ""
     budget: Budget = field(default_factory=Budget)
     results: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -140,19 +149,20 @@ class LoopState:
     @classmethod
     def load(cls, path: Path) -> LoopState:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return cls(**{**values, "budget": Budget(**values["budget"])})
+        return cls(**{**values, "budget": Budget(**values["budget"]), "notes": tuple(values["notes"])})
 
     def after(self, stages: list[Stage], outcome: StageOutcome) -> LoopState:
         """The state once the next stage of the plan is complete."""
         done = self.stages_done + 1
-        following = stages[done] if done < len(stages) and not outcome.stopped else None
+        following = stages[done] if done < len(stages) and not outcome.stops else None
         results = {name: {**self.results.get(name, {}), **metrics} for name, metrics in outcome.results.items()}
         return replace(
             self,
             stages_done=done,
             round=following.round if following else self.round,
             phase=following.phase if following else "done",
-            stopped=outcome.stopped,
+            stopped=outcome.stops,
+            notes=(*self.notes, outcome.note) if outcome.note else self.notes,
             budget=self.budget + outcome.spent,
             results={**self.results, **results},
         )

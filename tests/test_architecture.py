@@ -18,9 +18,9 @@ LAYERS = (
     {"__init__", "types", "atomic"},
     {"advantages", "losses", "metrics"},
     {"policy", "rewards", "pool", "filter", "data", "engines", "run_metrics", "report"},
-    {"sampler", "evaluation", "checkpoints"},
+    {"evaluation"},
     {"algorithms", "callbacks"},
-    {"loop", "state"},
+    {"loop", "state", "parts", "handover", "registry", "arguments"},
     {"cli"},
 )
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}

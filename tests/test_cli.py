@@ -10,7 +10,8 @@ import yaml
 
 from rloop_lightning.algorithms.dapo import DAPO
 from rloop_lightning.algorithms.rft import RFT
-from rloop_lightning.cli import RLoopCLI, UsageError, main, preset_folder
+from rloop_lightning.arguments import UsageError, preset_folder
+from rloop_lightning.cli import RLoopCLI, main
 
 PRESETS = sorted(path.stem for path in preset_folder().glob("*.yaml"))
 
@@ -27,20 +28,20 @@ def usage_error(*arguments: str) -> str:
 
 def test_the_defaults_are_rloop_on_the_embedded_policy() -> None:
     cli = parse()
-    assert isinstance(cli.parts["algo"], DAPO)
-    assert isinstance(cli.parts["consolidate"], RFT)
-    assert cli.parts["policy"].model == "countdown"
+    assert isinstance(cli.parts.algorithm, DAPO)
+    assert isinstance(cli.parts.consolidation, RFT)
+    assert cli.policy_config.model == "countdown"
 
 
 def test_a_short_name_and_a_class_path_are_the_same() -> None:
     by_name = parse("--algo", "dapo", "--algo.clip_eps_high", "0.3")
     by_path = parse("--algo=rloop_lightning.algorithms.dapo.DAPO", "--algo.clip_eps_high=0.3")
-    assert type(by_name.parts["algo"]) is type(by_path.parts["algo"]) is DAPO
-    assert by_name.parts["algo"].clip_eps_high == by_path.parts["algo"].clip_eps_high == 0.3
+    assert type(by_name.parts.algorithm) is type(by_path.parts.algorithm) is DAPO
+    assert by_name.parts.algorithm.clip_eps_high == by_path.parts.algorithm.clip_eps_high == 0.3
 
 
 def test_consolidate_none_makes_no_consolidation() -> None:
-    assert "consolidate" not in parse("--consolidate", "none").parts
+    assert parse("--consolidate", "none").parts.consolidation is None
 
 
 def test_a_later_config_wins_over_an_earlier_one_and_the_command_line_over_both(tmp_path: Path) -> None:
@@ -48,14 +49,14 @@ def test_a_later_config_wins_over_an_earlier_one_and_the_command_line_over_both(
     first.write_text("loop: {rounds: 4, explore_steps: 5}\nalgo: {name: dapo, lr: 1e-3}\n")
     second.write_text("loop: {explore_steps: 6}\n")
     cli = parse("--config", str(first), "--config", str(second), "--algo.lr", "0.5")
-    assert (cli.parts["loop"].rounds, cli.parts["loop"].explore_steps) == (4, 6)
-    assert cli.parts["algo"].lr == 0.5
+    assert (cli.parts.loop.rounds, cli.parts.loop.explore_steps) == (4, 6)
+    assert cli.parts.algorithm.lr == 0.5
 
 
 def test_without_config_and_model_the_countdown_preset_holds_and_with_a_model_it_does_not() -> None:
     preset = yaml.safe_load((preset_folder() / "countdown.yaml").read_text())
-    assert parse().parts["loop"].explore_steps == preset["loop"]["explore_steps"]
-    assert parse("--policy.model", "elsewhere").parts["loop"].explore_steps == 200
+    assert parse().parts.loop.explore_steps == preset["loop"]["explore_steps"]
+    assert parse("--policy.model", "elsewhere").parts.loop.explore_steps == 200
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -72,8 +73,8 @@ def test_another_algorithm_keeps_the_fields_of_a_config_that_it_has_and_forgets_
     config = tmp_path / "a.yaml"
     config.write_text("algo: {name: dapo, lr: 0.25, dual_clip: 3.0}\n")
     cli = parse("--config", str(config), "--algo", "test_cli_algorithms.WithoutClip")
-    assert cli.parts["algo"].lr == 0.25
-    assert not hasattr(cli.parts["algo"], "dual_clip")
+    assert cli.parts.algorithm.lr == 0.25
+    assert not hasattr(cli.parts.algorithm, "dual_clip")
 
 
 def test_print_config_gives_a_file_that_parses_to_the_same_settings(
@@ -85,8 +86,8 @@ def test_print_config_gives_a_file_that_parses_to_the_same_settings(
     config = tmp_path / "printed.yaml"
     config.write_text(capsys.readouterr().out)
     again = parse("--config", str(config))
-    assert again.parts["algo"].lr == 0.125
-    assert "consolidate" not in again.parts
+    assert again.parts.algorithm.lr == 0.125
+    assert again.parts.consolidation is None
 
 
 def test_every_option_of_ours_has_a_help_text() -> None:
@@ -128,14 +129,14 @@ def test_all_wrong_settings_are_named_at_once() -> None:
     assert "--eval.k must lie between 1 and --eval.samples (32), got [64]" in message
 
 
-def test_what_does_not_fit_together_is_named_at_once(tmp_path: Path) -> None:
+def test_what_does_not_fit_together_is_named_at_once() -> None:
     cli = parse("--loop.problems_per_step", "601", "--loop.rollouts_per_problem", "1", "--eval.sets", "[nowhere]")
     with pytest.raises(UsageError) as caught:
-        cli.make_runner(tmp_path)
+        cli.prepare()
     message = str(caught.value)
     assert "--loop.problems_per_step 601 exceeds the 600 training problems" in message
     assert "--loop.rollouts_per_problem must be at least 2 for DAPO, got 1" in message
-    assert "--eval.sets: no set 'nowhere'" in message
+    assert "--eval.sets: the data has no set 'nowhere'" in message
 
 
 def test_unknown_names_come_with_a_suggestion() -> None:
@@ -167,4 +168,4 @@ def test_an_algorithm_of_an_installed_package_is_found_by_its_entry_point(monkey
         return [Entry()] if group == "rloop_lightning.algorithms" else []
 
     monkeypatch.setattr("rloop_lightning.registry.entry_points", entry_points)
-    assert type(parse("--algo", "theirs").parts["algo"]).__name__ == "WithoutClip"
+    assert type(parse("--algo", "theirs").parts.algorithm).__name__ == "WithoutClip"

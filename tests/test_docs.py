@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from rloop_lightning.cli import RLoopCLI, main, preset_folder
+from rloop_lightning.arguments import preset_folder
+from rloop_lightning.cli import RLoopCLI, main
 from rloop_lightning.run_metrics import read_metrics
 
 ROOT = Path(__file__).parent.parent

@@ -18,14 +18,15 @@ policy: {model: countdown}
 engine: {max_new_tokens: 48}
 algo: {name: dapo, lr: 1e-4, warmup_steps: 2, updates_per_step: 2}
 consolidate: {name: rft, lr: 1e-4, epochs: 2, rollouts_per_update: 4}
-loop: {rounds: 2, explore_steps: 4, problems_per_step: 4, rollouts_per_problem: 8, checkpoint_every_n_steps: 2}
+loop: {rounds: 2, explore_steps: 4, problems_per_step: 4, rollouts_per_problem: 4, checkpoint_every_n_steps: 2}
 filter: {enabled: false}
 capture: {every_n_steps: 2, extra_rollouts: 2, extra_problems: 4}
-eval: {every_n_steps: 2, samples: 4, k: [1, 4], max_problems: 4, sets: [validation, test], sets_inside: [test]}
+eval: {every_n_steps: 2, samples: 2, k: [1, 2], max_problems: 4, sets: [test], sets_inside: [test]}
 """
 
 DECODE = "rloop_lightning.engines.torch_engine:sample_tokens"
 UPDATE = "torch.optim:AdamW.step"
+NLL = "rloop_lightning.algorithms.rft:negative_log_likelihood"
 RENAME = "rloop_lightning.atomic:_fsync"
 
 MOMENTS = {
@@ -33,13 +34,13 @@ MOMENTS = {
     "generating, before the first checkpoint": Kill(DECODE, 130),
     "optimizer step, after a checkpoint": Kill(UPDATE, 6),
     "writing a shard": Kill(RENAME, 1, "round-0/pool/step-000004.parquet"),
-    "writing an extra capture": Kill(RENAME, 1, "round-0/pool/extra-000002.parquet"),
     "writing a checkpoint": Kill(RENAME, 1, "round-0/explore/checkpoints/step-000002.ckpt"),
     "saving the explored policy": Kill(RENAME, 1, "round-0/explore/policy"),
     "writing the expert set": Kill(RENAME, 1, "round-0/expert.parquet"),
-    "consolidating": Kill(RENAME, 2, "round-0/consolidate/checkpoints/"),
+    "writing a checkpoint of the consolidation": Kill(RENAME, 2, "round-0/consolidate/checkpoints/"),
+    "saving the consolidated policy": Kill(RENAME, 1, "round-0/policy"),
     "writing the state": Kill(RENAME, 4, "state.json"),
-    "in the second round": Kill(RENAME, 1, "round-1/explore/checkpoints/step-000002.ckpt"),
+    "optimizer step of the second consolidation": Kill(NLL, 8),
     "handing over": Kill(RENAME, 1, "final"),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -61,7 +62,8 @@ def test_every_file_of_the_contract_is_there(run: Path) -> None:
         assert (folder / "expert.parquet").is_file()
         assert list((folder / "explore" / "logs").glob("events.out.tfevents.*"))
         assert list((folder / "consolidate" / "logs").glob("events.out.tfevents.*"))
-        assert [path.name for path in (folder / "explore" / "checkpoints").iterdir()] == ["step-000002.ckpt"]
+        # Checkpoints serve a phase that is cut short; those of complete ones, with their optimizer state, are gone.
+        assert not list((folder / "explore" / "checkpoints").iterdir())
 
 
 def test_the_final_policy_is_a_plain_hugging_face_folder_and_the_last_consolidated_one(run: Path) -> None:
@@ -158,7 +160,7 @@ def test_consolidate_none_explores_all_rollout_steps_in_one_phase(tmp_path: Path
     assert same(weights(out / "final"), weights(out / "round-0" / "explore" / "policy"))
 
 
-def test_an_empty_expert_set_keeps_the_policy_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_empty_expert_set_keeps_the_policy_and_goes_on(tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert fit(out, "--filter.enabled=true", "--filter.max_success_rate=1e-9", "--debug") == 0
     assert same(weights(out / "round-1" / "policy"), weights(embedded_model_path()))
@@ -169,7 +171,8 @@ def test_an_empty_expert_set_stops_the_run_where_that_is_asked_for(tmp_path: Pat
     out = tmp_path / "run"
     stop = ["--filter.max_success_rate=1e-9", "--loop.on_empty_expert_set=stop"]
     assert fit(out, "--filter.enabled=true", *stop, "--debug") == 0
-    assert "expert set of round 1 is empty" in state(out)["stopped"]
+    assert state(out)["stopped"]
+    assert "round 1: the expert set is empty" in (out / "results.md").read_text()
     assert not (out / "round-1").exists()
     assert same(weights(out / "final"), weights(out / "round-0" / "explore" / "policy"))
 
@@ -190,6 +193,7 @@ def test_a_gradient_above_the_bound_ends_the_phase_with_the_weights_untouched(tm
     rows = [row for row in read_metrics(out / "metrics.csv") if row["phase"] == "explore"]
     assert len(rows) == 1
     assert same(weights(out / "final"), weights(embedded_model_path()))
+    assert "round 1/1 explore ended after 1 of 6 rollout steps" in (out / "results.md").read_text()
 
 
 def test_extra_rollouts_of_intermediate_policies_go_to_the_pool(tmp_path: Path) -> None:
@@ -205,3 +209,72 @@ def test_dynamic_sampling_that_finds_nothing_ends_with_a_message(
     # Two tokens are too few for any solution.
     assert fit(tmp_path / "run", "--engine.max_new_tokens=2") == 1
     assert "--algo.dynamic_sampling false" in capsys.readouterr().err
+
+
+def test_pass_at_1_is_measured_even_where_it_is_not_asked_for(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert fit(out, "--eval.k=[4]", "--loop.explore_steps=1", "--consolidate=none", "--debug") == 0
+    assert "eval/test/pass@1" in state(out)["results"]["base"]
+
+
+def test_a_run_without_evaluation_sets_hands_over_its_last_policy(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert fit(out, "--eval.sets=[]", "--eval.sets_inside=[]", "--loop.explore_steps=1", "--consolidate=none") == 0
+    assert same(weights(out / "final"), weights(out / "round-0" / "explore" / "policy"))
+
+
+def test_a_policy_that_does_not_load_leaves_no_run_behind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit(tmp_path / "run", "--policy.model", str(tmp_path / "nowhere")) == 2
+    assert f"--policy.model {tmp_path / 'nowhere'}" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_prompts_that_exceed_the_context_are_named_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit(tmp_path / "run", "--engine.max_new_tokens=250") == 2
+    message = capsys.readouterr().err
+    assert "prompts don't fit --policy.model's 256 positions" in message
+    assert "countdown-" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_resumed_run_must_have_the_settings_that_it_began_with(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--resume", str(run), "--loop.rounds=5", "--seed_everything=1"]) == 2
+    message = capsys.readouterr().err
+    assert "--loop.rounds was 2 when the run began and is 5 now" in message
+    assert "--seed_everything was 0 when the run began and is 1 now" in message
+
+
+def test_resuming_a_complete_run_changes_nothing(run: Path) -> None:
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.suffix in (".md", ".csv", ".safetensors")}
+    assert main(["--resume", str(run), "--debug"]) == 0
+    assert before == {path: path.read_bytes() for path in before}
+
+
+def test_the_engine_takes_over_the_weights_before_every_generation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rloop_lightning.engines.torch_engine import TorchEngine
+
+    calls: list[str] = []
+    generate = TorchEngine.generate
+    monkeypatch.setattr(TorchEngine, "sync", lambda self: calls.append("sync"))
+    monkeypatch.setattr(TorchEngine, "generate", lambda self, *a: (calls.append("generate"), generate(self, *a))[1])
+    assert fit(tmp_path / "run", "--loop.rounds=1", "--loop.explore_steps=2", "--consolidate=none", "--debug") == 0
+    assert calls == ["sync", "generate"] * (len(calls) // 2)
+    assert len(calls) >= 2 * (2 + 3 + 3)  # two rollout steps, and two policies on three sets
+
+
+def test_the_progress_bar_says_phase_round_reward_pass_at_1_speed_and_time_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit(tmp_path / "run", "--loop.rounds=1", "--loop.explore_steps=2", "--debug") == 0
+    shown = capsys.readouterr().err.replace("\r", "\n")
+    reward = read_metrics(tmp_path / "run" / "metrics.csv")[2]["rollout/reward_mean"]
+    assert re.search(
+        rf"round 1/1 explore 100%.* 2/2 \[\d\d:\d\d<00:00, .*reward {reward:.3f}, pass@1 \d\.\d{{3}}, [\d,]+ tok/s\]",
+        shown,
+    )
+    assert re.search(r"round 1/1 consolidate 100%.*loss \d", shown)
+    assert re.search(r"round 1/1 evaluate base 100%.* 3/3 ", shown)

@@ -131,7 +131,7 @@ class PolicyModule(L.LightningModule, ABC):
                 _add(totals, {"policy/entropy_nats": (scores.entropy * micro.mask).sum(), **output.metrics}, tokens)
         self._sum_gradients_over_ranks()
         optimizer.step()
-        return totals
+        return self._over_ranks(totals)
 
     def micro_batch_loss(self, scores: TokenScores, batch: RolloutBatch) -> LossOutput:
         """`loss`, and whatever a kind of module adds to it for all its algorithms."""
@@ -143,15 +143,23 @@ class PolicyModule(L.LightningModule, ABC):
         return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
 
     def _sum_over_ranks(self, values: Tensor) -> Tensor:
-        if dist.is_available() and dist.is_initialized():
+        if _several_ranks():
             dist.all_reduce(values)
         return values
 
+    def _over_ranks(self, totals: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Each rank's share of the means, or its largest values, as those of all ranks."""
+        if _several_ranks():
+            for name in sorted(totals):
+                dist.all_reduce(totals[name], dist.ReduceOp.MAX if name.endswith("_max") else dist.ReduceOp.SUM)
+        return totals
+
     def _sum_gradients_over_ranks(self) -> None:
-        if dist.is_available() and dist.is_initialized():
-            for parameter in self.policy.parameters():
-                if parameter.grad is not None:
-                    dist.all_reduce(parameter.grad)
+        if _several_ranks():
+            for parameter in filter(lambda p: p.requires_grad, self.policy.parameters()):
+                if parameter.grad is None:  # an expert that no token of this rank was routed to
+                    parameter.grad = torch.zeros_like(parameter)
+                dist.all_reduce(parameter.grad)
 
     def record(self, metrics: Mapping[str, float | Tensor]) -> None:
         """Note metrics of the current training step; the phase's record writes them once the step is over.
@@ -191,7 +199,7 @@ class Algorithm(PolicyModule):
     """Reinforcement learning on groups of rollouts. Subclasses give `advantages` and `loss`.
 
     Args:
-        updates_per_step: optimizer steps on the rollouts of one rollout step, each on an equal share of its groups.
+        updates_per_step: optimizer steps on the rollouts of one rollout step, each on an equal share of them.
     """
 
     def __init__(self, *, updates_per_step: int = 1, **kwargs: Any) -> None:
@@ -212,6 +220,10 @@ class Algorithm(PolicyModule):
     def keeps(self, group: Group) -> bool:
         """Whether a group is trained on; the rollout step samples on until it has enough that are."""
         return True
+
+    def unfit(self, sampling: SamplingParams) -> list[str]:
+        """What does not work with this sampling, one message each."""
+        return []
 
     def rewards(self, groups: Sequence[Group], sampling: SamplingParams) -> Tensor:
         """The rewards [P, G] that advantages are computed from; shaping goes here, the pool keeps the raw ones."""
@@ -291,6 +303,10 @@ class Consolidation(PolicyModule):
         """One optimizer step."""
         self._record_updates([self.update(batch)])
         self._step_schedule()
+
+
+def _several_ranks() -> bool:
+    return dist.is_available() and dist.is_initialized()
 
 
 def _add(totals: dict[str, Tensor], sums: Mapping[str, Tensor], count: Tensor) -> None:

@@ -67,6 +67,12 @@ class DAPO(Algorithm):
         """Dynamic sampling looks at correctness: shaped rewards differ inside a group that is all wrong, too."""
         return not self.dynamic_sampling or 0 < group.success_count < len(group.rollouts)
 
+    def unfit(self, sampling: SamplingParams) -> list[str]:
+        if self.overlong_buffer_tokens < sampling.max_new_tokens:
+            return []
+        limit = f"--engine.max_new_tokens {sampling.max_new_tokens}"
+        return [f"--algo.overlong_buffer_tokens {self.overlong_buffer_tokens} must be below {limit}"]
+
     def rewards(self, groups: Sequence[Group], sampling: SamplingParams) -> Tensor:
         rewards = super().rewards(groups, sampling)
         if not self.overlong_buffer_tokens:

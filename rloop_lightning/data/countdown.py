@@ -14,7 +14,6 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from types import MappingProxyType
 
 from rloop_lightning.data.base import ProblemSource
 from rloop_lightning.types import Problem
@@ -64,7 +63,7 @@ class Solution:
             id="-".join(("countdown", *map(str, (*self.numbers, self.target)))),
             prompt=f"{numbers}={self.target}:",
             answer=str(self.target),
-            metadata=MappingProxyType({"numbers": self.numbers}),
+            metadata={"numbers": self.numbers},
         )
 
     @property
@@ -172,7 +171,7 @@ class Countdown(ProblemSource):
     @cached_property
     def _evaluation(self) -> Mapping[str, tuple[Problem, ...]]:
         families = {"validation": self.family, "test": self.family, "ood": self.ood_family}
-        return MappingProxyType({name: self._draw(name, family) for name, family in families.items()})
+        return {name: self._draw(name, family) for name, family in families.items()}
 
     def _draw(self, name: str, family: Family) -> tuple[Problem, ...]:
         """The first problems of the set's own stream, so that a larger set begins with the smaller one."""

@@ -22,7 +22,7 @@ class SamplingCost:
 
 
 class GroupSampler:
-    """Generates rollouts and has them scored."""
+    """Generates rollouts with the policy's current weights and has them scored."""
 
     def __init__(self, engine: RolloutEngine, reward: Reward) -> None:
         self.engine = engine
@@ -31,6 +31,7 @@ class GroupSampler:
     def sample(self, problems: Sequence[Problem], n: int, sampling: SamplingParams, cost: SamplingCost) -> list[Group]:
         """A group of n scored rollouts for each problem, in order; what it took is added to `cost`."""
         started = perf_counter()
+        self.engine.sync()
         rollouts = self.engine.generate(problems, n, sampling)
         generated = perf_counter()
         owners = [problem for problem in problems for _ in range(n)]

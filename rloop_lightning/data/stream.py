@@ -20,6 +20,9 @@ from rloop_lightning.atomic import derive_seed
 from rloop_lightning.data.sampler import GroupSampler, SamplingCost
 from rloop_lightning.types import Group, Problem, Rollout, RolloutBatch, RolloutStep, SamplingParams, collate
 
+# Ask for a little more groups than seem to be needed: another call of the engine costs more than a few spare ones.
+_HEADROOM = 1.1
+
 
 class Explorer(Protocol):
     """What a stream needs of an algorithm."""
@@ -68,6 +71,7 @@ class RolloutStream:
         self.seed = seed
         self.position = 0  # rollout steps given out
         self.drawn = 0  # problems drawn so far, over all passes
+        self.share_kept = 1.0  # of the groups that were generated last; says how many to ask for
         self.cost = SamplingCost()
 
     def __len__(self) -> int:
@@ -81,40 +85,46 @@ class RolloutStream:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands; Lightning puts it into checkpoints."""
-        return {"position": self.position, "drawn": self.drawn, "cost": asdict(self.cost)}
+        return {
+            "position": self.position,
+            "drawn": self.drawn,
+            "share_kept": self.share_kept,
+            "cost": asdict(self.cost),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.position = state["position"]
         self.drawn = state["drawn"]
+        self.share_kept = state["share_kept"]
         self.cost = SamplingCost(**state["cost"])
 
     def _generate_step(self) -> RolloutStep:
-        """Sample until enough groups may be trained on, asking each time for as many as seem to be missing."""
+        """Sample until enough groups may be trained on, asking for as many as should give them."""
         generated: list[Group] = []
         kept: list[Group] = []
         cost = SamplingCost()
-        wanted = self.problems_per_step
-        for attempt in range(self.explorer.max_generation_batches):
-            sampling = self.sampler.engine.sampling(derive_seed(self.seed, self.position, attempt))
-            groups = self.sampler.sample(self._draw(wanted), self.rollouts_per_problem, sampling, cost)
+        most = self.problems_per_step * self.explorer.max_generation_batches
+        while (missing := self.problems_per_step - len(kept)) > 0:
+            if len(generated) >= most:
+                raise NotEnoughGroupsError(self._too_few(len(kept), len(generated)))
+            wanted = missing if self.share_kept == 1 else math.ceil(_HEADROOM * missing / self.share_kept)
+            sampling = self.sampler.engine.sampling(derive_seed(self.seed, self.position, len(generated)))
+            drawn = self._draw(min(wanted, most - len(generated)))
+            groups = self.sampler.sample(drawn, self.rollouts_per_problem, sampling, cost)
             generated += groups
             kept += [group for group in groups if self.explorer.keeps(group)]
-            missing = self.problems_per_step - len(kept)
-            if missing <= 0:
-                break
-            share_kept = max(len(kept), 1) / len(generated)
-            wanted = min(self.problems_per_step, math.ceil(missing / share_kept))
-        else:
-            raise NotEnoughGroupsError(
-                f"rollout step {self.position + 1}: {len(generated)} problems in "
-                f"{self.explorer.max_generation_batches} generation batches gave only {len(kept)} of the "
-                f"{self.problems_per_step} groups that hold both right and wrong rollouts. The problems are too hard "
-                "or too easy for this policy: change --data, raise --loop.rollouts_per_problem or "
-                "--algo.max_generation_batches, or set --algo.dynamic_sampling false"
-            )
+            self.share_kept = max(len(kept), 1) / len(generated)
         self._add_cost(cost)
         batch = self.explorer.make_batch(kept[: self.problems_per_step], sampling)
         return RolloutStep(self.position, tuple(generated), batch, _step_metrics(generated, kept, cost))
+
+    def _too_few(self, kept: int, generated: int) -> str:
+        return (
+            f"rollout step {self.position + 1}: of {generated} problems only {kept} gave a group that holds both right "
+            f"and wrong rollouts; the step needs {self.problems_per_step}. The problems are too hard or too easy for "
+            "this policy: change --data, raise --loop.rollouts_per_problem or --algo.max_generation_batches, or set "
+            "--algo.dynamic_sampling false"
+        )
 
     def _draw(self, count: int) -> list[Problem]:
         """The next problems; a pass over the training set ends before the next one, in another order, begins."""
@@ -139,7 +149,6 @@ class ExpertStream:
         rollouts: the expert set.
         weights: what each rollout weighs in the loss.
         rollouts_per_update: rollouts in a mini-batch; the last one of a pass may hold fewer.
-        temperature: at which the likelihood is taken.
     """
 
     def __init__(
@@ -150,14 +159,12 @@ class ExpertStream:
         rollouts_per_update: int,
         epochs: int,
         seed: int,
-        temperature: float = 1.0,
     ) -> None:
         self.rollouts = rollouts
         self.weights = np.asarray(weights, dtype=np.float32)
         self.rollouts_per_update = rollouts_per_update
         self.epochs = epochs
         self.seed = seed
-        self.temperature = temperature
         self.position = 0  # mini-batches given out
 
     @property
@@ -173,7 +180,7 @@ class ExpertStream:
             order = np.random.default_rng(derive_seed(self.seed, "expert", epoch)).permutation(len(self.rollouts))
             rows = order[place * self.rollouts_per_update : (place + 1) * self.rollouts_per_update]
             self.position += 1
-            yield collate([self.rollouts[i] for i in rows], self.weights[rows], temperature=self.temperature)
+            yield collate([self.rollouts[i] for i in rows], self.weights[rows])
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands; Lightning puts it into checkpoints."""

@@ -1,5 +1,8 @@
 """What a phase leaves on disk: metrics of each step, and the newest checkpoint, whole at every moment."""
 
+from pathlib import Path
+
+import lightning as L
 import pytest
 import torch
 from builders import fit, make_policy, make_problems, make_sampler, one_right, weights
@@ -100,14 +103,18 @@ def test_a_phase_resumes_from_its_checkpoint_with_the_same_bits(tmp_path):
     assert len(resumed_stream.sampler.engine.calls) == 1  # steps 1 to 4 were not generated again
 
 
-def test_a_write_that_fails_leaves_the_older_checkpoint(tmp_path):
-    class Killed(DAPO):
-        def on_save_checkpoint(self, checkpoint):
-            if self.trainer.global_step > 4:
-                checkpoint["unsaveable"] = (i for i in range(3))  # pickle refuses it half way through
+def test_a_write_that_fails_leaves_the_older_checkpoint(tmp_path, monkeypatch):
+    save = L.Trainer.save_checkpoint
 
-    with pytest.raises(TypeError, match="pickle"):
-        explore(tmp_path, 2, 6, algorithm=Killed(updates_per_step=2))
+    def full_disk(trainer, path, *args, **kwargs):
+        if trainer.global_step < 8:
+            return save(trainer, path, *args, **kwargs)
+        Path(path).write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(L.Trainer, "save_checkpoint", full_disk)
+    with pytest.raises(OSError, match="no space left"):
+        explore(tmp_path, 2, 6)
     assert [path.name for path in tmp_path.iterdir()] == ["step-000002.ckpt"]
     torch.load(tmp_path / "step-000002.ckpt", weights_only=True)
 

@@ -1,0 +1,51 @@
+"""Files and folders that appear whole or not at all, and seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rloop_lightning.atomic import atomic_path, derive_seed, write_text
+
+
+def test_a_file_is_there_only_once_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file"
+    with atomic_path(path) as partial:
+        partial.write_text("half")
+        assert not path.exists()
+    assert path.read_text() == "half"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_text(path, "old")
+    with pytest.raises(RuntimeError), atomic_path(path) as partial:
+        partial.write_text("new")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_replaces_a_folder_and_the_leftover_of_a_kill(tmp_path: Path) -> None:
+    path = tmp_path / "folder"
+    for name in ("old", "new"):
+        (tmp_path / "folder.partial").mkdir()
+        (tmp_path / "folder.partial" / "leftover").touch()
+        with atomic_path(path) as partial:
+            partial.mkdir()
+            (partial / name).touch()
+    assert [file.name for file in path.iterdir()] == ["new"]
+
+
+def test_seeds_depend_on_every_part_and_are_the_same_everywhere() -> None:
+    seeds = {
+        derive_seed(0, "explore", 0),
+        derive_seed(0, "explore", 1),
+        derive_seed(1, "explore", 0),
+        derive_seed(0, "x", 0),
+    }
+    assert len(seeds) == 4
+    assert derive_seed(0, "explore", 0) == 3868612331430408706
+    assert all(0 <= seed < 2**63 for seed in seeds)
