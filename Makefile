@@ -3,6 +3,7 @@
 PYTHON ?= python3
 ARGS ?=
 PYTEST_ARGS ?=
+JOBS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -19,8 +20,9 @@ setup: $(STAMP) ## Make .venv and install the project with its test and lint too
 fit: $(STAMP) ## Train the embedded policy with RLoop. ARGS="--loop.rounds 1" is handed on to rloop-fit.
 	@$(BIN)/rloop-fit --algo dapo --consolidate rft $(ARGS)
 
-test: $(STAMP) ## Run the tests. PYTEST_ARGS="-k losses" is handed on to pytest.
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+# A file stays on one worker, for what its tests share; each worker computes on one thread (tests/conftest.py).
+test: $(STAMP) ## Run the tests, in JOBS=2 processes. PYTEST_ARGS="-k losses" is handed on to pytest.
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(STAMP) ## Check rules, format and types.
 	@$(BIN)/python -m ruff check --quiet .

@@ -19,6 +19,8 @@ Select = Literal["last", "explored", "pass@1", "pass@k"]
 class LoopConfig:
     """The outer loop: how many rounds, how long each explores, what a rollout step generates.
 
+    Three rounds of 200 rollout steps are the paper's (arXiv 2511.04285); the other defaults are ours.
+
     Args:
         rounds: rounds of exploration and consolidation. Without a consolidation the same number of rollout steps is
             one uninterrupted exploration.

@@ -38,12 +38,12 @@ class PolicyModule(L.LightningModule, ABC):
     token budget. The loop attaches the policy; a module owns nothing of its own before that.
 
     Args:
-        lr: learning rate after warm-up.
+        lr: learning rate after warm-up (1e-6 and the three that follow are DAPO's, arXiv 2503.14476).
         warmup_steps: training steps over which the learning rate rises linearly from 0.
         weight_decay: AdamW's decoupled weight decay.
+        max_grad_norm: gradients are clipped to this global L2 norm; 0 does not clip.
         beta1: AdamW's decay of the first moment.
         beta2: AdamW's decay of the second moment.
-        max_grad_norm: gradients are clipped to this global L2 norm; 0 does not clip.
     """
 
     policy: Policy
@@ -211,7 +211,7 @@ class Algorithm(PolicyModule):
     """How small a group may be for `advantages` to mean something."""
 
     max_generation_batches = 1
-    """How often a rollout step may sample in search of groups that `keeps` lets through."""
+    """How many problems a rollout step may sample for groups that `keeps` lets through, in multiples of its own P."""
 
     @abstractmethod
     def advantages(self, rewards: Tensor) -> Tensor:

@@ -18,13 +18,16 @@ from rloop_lightning.types import Group, LossOutput, Rollout, RolloutBatch, Samp
 class DAPO(Algorithm):
     """Clip-higher, token mean over the mini-batch, dynamic sampling, overlong shaping; no KL term.
 
+    Defaults are the paper's, for its rollout steps of 512 problems x 16 rollouts: mini-batches of 512 rollouts.
+
     Args:
         clip_eps_low: the ratio's gradient ends below 1 - clip_eps_low where the advantage is negative.
         clip_eps_high: the ratio's gradient ends above 1 + clip_eps_high where the advantage is positive.
         dual_clip: a token of negative advantage A loses at most -dual_clip * A (10 in verl's DAPO script); null is off.
         dynamic_sampling: train only on problems that some but not all rollouts solved, and sample on until enough
             such groups are there.
-        max_generation_batches: generation batches that a rollout step may need for that, before it gives up.
+        max_generation_batches: problems that a rollout step may sample for that before it gives up, in multiples of
+            --loop.problems_per_step.
         mask_truncated: overlong filtering: leave rollouts cut at the length limit out of the loss.
         overlong_buffer_tokens: soft overlong punishment: the reward falls linearly to -1 over this many tokens before
             the length limit; 0 is off.
