@@ -17,7 +17,8 @@ from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from rloop_lightning.engines import ENGINES, torch_engine
 from rloop_lightning.engines.base import RolloutEngine
-from rloop_lightning.engines.torch_engine import RowLayer, TorchEngine, row_cache, sample_tokens
+from rloop_lightning.engines.row_cache import RowLayer, row_cache
+from rloop_lightning.engines.torch_engine import TorchEngine, sample_tokens
 from rloop_lightning.policy import Policy
 from rloop_lightning.types import Problem, Rollout, SamplingParams
 

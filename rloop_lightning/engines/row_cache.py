@@ -1,0 +1,61 @@
+"""A KV cache for rows that come and go: no copy per token, and rows may be repeated and dropped.
+
+cache = row_cache(model.config)
+model(..., past_key_values=cache)
+cache.reorder_cache(rows)           # go on with these rows
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+
+def row_cache(config: Any) -> Cache:
+    """An empty KV cache for a model, whose `reorder_cache(rows)` may repeat and drop rows.
+
+    Layers of plain attention, the rule, are `RowLayer`s. Others (sliding windows, linear attention, layers that share)
+    stay as Hugging Face makes them, and grow by copying.
+    """
+    layers = DynamicCache(config=config).layers
+    return Cache(layers=[RowLayer() if type(layer) is DynamicLayer else layer for layer in layers])
+
+
+class RowLayer(DynamicLayer):
+    """Keys and values [B, heads, length, dim] of one layer, as views of larger buffers.
+
+    Appending a token writes that token and copies nothing else. The buffers grow by half when they are full, so memory
+    follows the lengths really reached, not `max_new_tokens`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._buffers: list[Tensor] = []  # keys and values, each [B, heads, capacity, dim]
+        self._length = 0
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append [B, heads, new, dim] and return everything so far."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self._buffers, self._length = [key_states[:, :, :0], value_states[:, :, :0]], 0
+        start, end = self._length, self._length + key_states.shape[2]
+        capacity = self._buffers[0].shape[2]
+        if end > capacity:
+            room = end + max(32, end // 2) - capacity
+            self._buffers = [pad(buffer, (0, 0, 0, room)) for buffer in self._buffers]
+        for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
+            buffer[:, :, start:end] = states
+        return self._show(end)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Go on with these rows, which may repeat."""
+        self._buffers = [buffer.index_select(0, beam_idx) for buffer in self._buffers]
+        self._show(self._length)
+
+    def _show(self, length: int) -> tuple[Tensor, Tensor]:
+        keys, values = (buffer[:, :, :length] for buffer in self._buffers)
+        self.keys, self.values, self._length = keys, values, length
+        return keys, values
