@@ -69,6 +69,17 @@ def test_a_killed_run_resumes_to_the_same_bits(moment: str, config: Path, uninte
     assert_same_run(out, uninterrupted)
 
 
+def test_plain_reinforcement_learning_resumes_to_the_same_bits(config: Path, tmp_path: Path) -> None:
+    arguments = ["--config", str(config), "--consolidate", "none", "--out"]
+    expected, out, log = tmp_path / "uninterrupted", tmp_path / "run", tmp_path / "log"
+    assert run_fit([*arguments, str(expected)], log) == 0, log.read_text()
+    assert run_fit([*arguments, str(out)], log, Kill(UPDATE, 11)) == -9, log.read_text()
+    assert run_fit(["--resume", str(out)], log) == 0, log.read_text()
+    ours, theirs = (load_file(run / "final" / "model.safetensors") for run in (out, expected))
+    assert all(ours[name].equal(theirs[name]) for name in theirs)
+    assert deterministic_rows(out) == deterministic_rows(expected)
+
+
 def assert_same_run(out: Path, expected: Path) -> None:
     for folder in ("round-0/explore/policy", "round-0/policy", "round-1/explore/policy", "round-1/policy", "final"):
         ours, theirs = (load_file(run / folder / "model.safetensors") for run in (out, expected))

@@ -1,8 +1,10 @@
 """A KV cache for rows that come and go: no copy per token, and rows may be repeated and dropped.
 
-cache = row_cache(model.config)
-model(..., past_key_values=cache)
-cache.reorder_cache(rows)           # go on with these rows
+    cache = row_cache(model.config)
+    model(..., past_key_values=cache)
+    cache.reorder_cache(rows)           # go on with these rows
+
+Hugging Face's own cache copies everything for each token; this one writes the token alone.
 """
 
 from __future__ import annotations
