@@ -130,11 +130,11 @@ def test_all_wrong_settings_are_named_at_once() -> None:
 
 
 def test_what_does_not_fit_together_is_named_at_once() -> None:
-    cli = parse("--loop.problems_per_step", "601", "--loop.rollouts_per_problem", "1", "--eval.sets", "[nowhere]")
+    cli = parse("--loop.problems_per_step", "301", "--loop.rollouts_per_problem", "1", "--eval.sets", "[nowhere]")
     with pytest.raises(UsageError) as caught:
         cli.prepare()
     message = str(caught.value)
-    assert "--loop.problems_per_step 601 exceeds the 600 training problems" in message
+    assert "--loop.problems_per_step 301 exceeds the 300 training problems" in message
     assert "--loop.rollouts_per_problem must be at least 2 for DAPO, got 1" in message
     assert "--eval.sets: the data has no set 'nowhere'" in message
 

@@ -22,6 +22,8 @@ from rloop_lightning.types import Group, Problem, Rollout, RolloutBatch, Rollout
 
 # Ask for a little more groups than seem to be needed: another call of the engine costs more than a few spare ones.
 _HEADROOM = 1.1
+# Where hardly a group is kept, the share of those that are is a poor guess: ask for no more at once than this.
+_MOST_STEPS_PER_CALL = 4
 
 
 class Explorer(Protocol):
@@ -108,9 +110,9 @@ class RolloutStream:
             if len(generated) >= most:
                 raise NotEnoughGroupsError(self._too_few(len(kept), len(generated)))
             wanted = missing if self.share_kept == 1 else math.ceil(_HEADROOM * missing / self.share_kept)
+            wanted = min(wanted, _MOST_STEPS_PER_CALL * self.problems_per_step, most - len(generated))
             sampling = self.sampler.engine.sampling(derive_seed(self.seed, self.position, len(generated)))
-            drawn = self._draw(min(wanted, most - len(generated)))
-            groups = self.sampler.sample(drawn, self.rollouts_per_problem, sampling, cost)
+            groups = self.sampler.sample(self._draw(wanted), self.rollouts_per_problem, sampling, cost)
             generated += groups
             kept += [group for group in groups if self.explorer.keeps(group)]
             self.share_kept = max(len(kept), 1) / len(generated)

@@ -92,7 +92,7 @@ def test_a_step_samples_on_until_it_has_enough_groups():
 
 
 def test_later_calls_ask_for_what_seems_to_be_missing():
-    """The first call keeps 6 of 8, so each kept group costs 8/6 problems: for 2 more, ask for ceil(1.2 * 2 * 8/6)."""
+    """The first call keeps 6 of 8, so each kept group costs 8/6 problems: for 2 more, ask for ceil(1.1 * 2 * 8/6)."""
     first = {}
 
     def write(problem, g, call):
@@ -101,7 +101,7 @@ def test_later_calls_ask_for_what_seems_to_be_missing():
 
     stream = make_stream(write, problems=20, p=8, steps=1)
     (step,) = stream
-    assert [len(ids) for ids in asked(stream)] == [8, 4]
+    assert [len(ids) for ids in asked(stream)] == [8, 3]
     assert step.metrics["rollout/kept_rate"] == 9 / 11
     assert len(step.batch) == 16
     # The two problems that the batch was short of are the first two of the second call.
@@ -109,36 +109,47 @@ def test_later_calls_ask_for_what_seems_to_be_missing():
     assert [group.problem.id for group in kept[6:]] == asked(stream)[1][:2]
 
 
-def test_a_call_never_asks_for_more_than_a_step():
-    """None of 8 kept counts as one, so 8 missing would be 64 problems: 8 are asked for."""
+def test_a_call_never_asks_for_more_than_four_steps():
+    """None of 8 kept counts as one, so 8 missing would be 1.1 * 64 problems: 32 are asked for."""
     stream = make_stream(lambda problem, g, call: "1x" if g == 0 and call else "0x", problems=20, p=8, steps=1)
     list(stream)
-    assert [len(ids) for ids in asked(stream)] == [8, 8]
+    assert [len(ids) for ids in asked(stream)] == [8, 32]
+
+
+def test_a_step_asks_at_once_for_what_the_step_before_needed():
+    """The first step keeps every other problem, so the second asks for ceil(1.1 * 4 / share) in its first call."""
+    stream = make_stream(hard({1, 3, 5}), problems=6, p=4, steps=2)
+    iterator = iter(stream)
+    first = next(iterator)
+    share = sum(group.success_count > 0 for group in first.groups) / len(first.groups)
+    calls = len(asked(stream))
+    assert share < 1
+    next(iterator)
+    assert len(asked(stream)[calls]) == math.ceil(1.1 * 4 / share)
 
 
 def test_the_cap_ends_in_an_error_with_the_numbers():
     stream = make_stream(hard({2}), problems=6, p=3, explorer=DAPO(max_generation_batches=4))
     with pytest.raises(NotEnoughGroupsError) as raised:
         next(iter(stream))
-    assert len(stream.sampler.engine.calls) == 4
-    problems = sum(map(len, asked(stream)))
+    assert sum(map(len, asked(stream))) == 4 * 3
     kept = sum(ids.count("p2") for ids in asked(stream))
     assert kept < 3
     message = str(raised.value)
-    for part in ("rollout step 1:", f"{problems} problems", "4 generation batches", f"only {kept} of", "3 groups"):
+    for part in ("rollout step 1:", "of 12 problems", f"only {kept} gave", "the step needs 3"):
         assert part in message
     assert "--algo.max_generation_batches" in message
 
 
-def test_the_last_generation_batch_may_be_the_one_that_completes_a_step():
+def test_the_last_problems_under_the_cap_may_be_the_ones_that_complete_a_step():
     stream = make_stream(
-        lambda problem, g, call: "1x" if g == 0 and call == 2 else "0x",
+        lambda problem, g, call: "1x" if g == 0 and call == 1 else "0x",
         p=3,
         steps=1,
-        explorer=DAPO(max_generation_batches=3),
+        explorer=DAPO(max_generation_batches=2),
     )
     (step,) = stream
-    assert len(stream.sampler.engine.calls) == 3
+    assert [len(ids) for ids in asked(stream)] == [3, 3]
     assert len(step.batch) == 6
 
 
@@ -266,10 +277,10 @@ def test_metrics_count_the_groups_that_were_dropped():
     stream = make_stream(write, problems=20, p=4, steps=1)
     (step,) = stream
     extra = len(asked(stream)[1])
-    assert extra == 4  # 3 missing at one kept of 4 would be 12 problems
-    assert step.metrics["rollout/kept_rate"] == 5 / 8
-    assert step.metrics["rollout/solved_rate"] == 6 / 8
-    assert step.metrics["rollout/success_rate"] == (3 + 4) / 16
+    assert extra == 14  # 3 missing at one kept of 4: ceil(1.1 * 12)
+    assert step.metrics["rollout/kept_rate"] == 15 / 18
+    assert step.metrics["rollout/solved_rate"] == 16 / 18
+    assert step.metrics["rollout/success_rate"] == (3 + 14) / 36
 
 
 def test_cost_adds_up_over_steps():
@@ -283,11 +294,11 @@ def test_cost_adds_up_over_steps():
 # --- expert set -------------------------------------------------------------------------------------------------------
 
 
-def expert_stream(count=7, per_update=3, epochs=4, seed=0, **kwargs):
+def expert_stream(count=7, per_update=3, epochs=4, seed=0):
     """Rollout i is i + 1 tokens long and weighs i."""
     rollouts = [make_rollout(completion=[2 + i] * (i + 1)) for i in range(count)]
     weights = list(range(count))
-    return ExpertStream(rollouts, weights, rollouts_per_update=per_update, epochs=epochs, seed=seed, **kwargs)
+    return ExpertStream(rollouts, weights, rollouts_per_update=per_update, epochs=epochs, seed=seed)
 
 
 def numbers(batch):
@@ -326,9 +337,9 @@ def test_an_expert_stream_resumes(done):
 
 
 def test_expert_batches_carry_loss_on_the_whole_completion():
-    batch = next(iter(expert_stream(temperature=0.8)))
+    batch = next(iter(expert_stream()))
     assert torch.equal(batch.mask, batch.completion_mask)
-    assert batch.temperature == 0.8
+    assert batch.temperature == 1.0
     assert batch.old_logprobs is None
 
 
