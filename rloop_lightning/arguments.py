@@ -16,8 +16,10 @@ from jsonargparse import ArgumentParser, get_loader
 
 from rloop_lightning.algorithms.base import Algorithm, Consolidation
 from rloop_lightning.data.base import ProblemSource
+from rloop_lightning.data.hub_rows import parse_hub_name
+from rloop_lightning.data.rows import looks_like_a_file
 from rloop_lightning.engines.base import RolloutEngine
-from rloop_lightning.registry import NONE, find_class
+from rloop_lightning.registry import NONE, find_class, names
 from rloop_lightning.rewards.base import Reward
 
 DEFAULT_PRESET = "countdown"
@@ -84,15 +86,17 @@ class Arguments:
                 config_names.append(_config_of_run(_needed(flag, value)))
                 rest.append(f"{flag}={value}")
             elif flag.startswith("--") and group in SWAPPABLE:
-                named[group] = _needed(flag, value)
+                settings = expand(group, _needed(flag, value))
+                named[group] = settings.pop("name")
+                rest += [f"--{group}.{field}={where}" for field, where in settings.items()]
             else:
                 rest.append(flag if value is None else f"{flag}={value}")
         if not config_names and not any(argument.startswith("--policy.model") for argument in rest):
             config_names.append(DEFAULT_PRESET)
         configs = [_read_config(name) for name in config_names]
         self.choices = {group: _choose(group, named.get(group), configs) for group in SWAPPABLE}
-        names = [f"--{group}.name={choice.name}" for group, choice in self.choices.items()]
-        self.for_parser = ["--config", json.dumps(_merge(configs, self.choices)), *names, *rest]
+        chosen = [f"--{group}.name={choice.name}" for group, choice in self.choices.items()]
+        self.for_parser = ["--config", json.dumps(_merge(configs, self.choices)), *chosen, *rest]
 
 
 def preset_folder() -> Path:
@@ -150,7 +154,24 @@ def _read_config(name: str) -> dict[str, Any]:
     for group in SWAPPABLE:
         if isinstance(settings.get(group), str):
             settings[group] = {"name": settings[group]}
+        if isinstance(settings.get(group), dict) and isinstance(name := settings[group].get("name"), str):
+            settings[group] |= expand(group, name)
     return settings
+
+
+def expand(group: str, name: str) -> dict[str, str]:
+    """A part's name as settings: `--data train.jsonl` is `--data files --data.path train.jsonl`.
+
+    A file or folder means `files`, `organisation/name` means `hub`; all else is a short name or a class path.
+    """
+    if group != "data" or name in names(SWAPPABLE[group].registry):
+        return {"name": name}
+    if looks_like_a_file(name):
+        return {"name": "files", "path": name}
+    if hub := parse_hub_name(name, "train"):
+        given = {"dataset": hub.dataset, "config": hub.config, "split": hub.split, "revision": hub.revision}
+        return {"name": "hub", **{field: value for field, value in given.items() if value is not None}}
+    return {"name": name}
 
 
 def _choose(group: str, named: str | None, configs: Sequence[Mapping[str, Any]]) -> Choice:

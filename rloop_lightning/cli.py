@@ -181,7 +181,11 @@ class RLoopCLI(LightningCLI):
             policy = Policy.load(self.policy_config)
         except (ValueError, OSError) as error:
             raise UsageError(f"--policy.model {self.policy_config.model}: {error}") from error
-        if wrong := self.parts.misfits_with(policy):
+        try:
+            runner.parts = self.parts.rendered(policy)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        if wrong := runner.parts.misfits_with(policy):
             raise UsageError("\n".join(wrong))
         if not self.config.resume:
             write_text(out / "config.yaml", self.parser.dump(self.config, skip_unset=False))

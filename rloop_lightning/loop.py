@@ -39,6 +39,7 @@ from rloop_lightning.callbacks.phase_record import PhaseCheckpoint, StepRecord, 
 from rloop_lightning.callbacks.progress import PhaseProgress, open_bar
 from rloop_lightning.data.sampler import GroupSampler, SamplingCost
 from rloop_lightning.data.stream import ExpertStream, RolloutStream
+from rloop_lightning.data.text import printable
 from rloop_lightning.evaluation import Evaluator
 from rloop_lightning.filter import build_expert_set, read_expert_set
 from rloop_lightning.handover import select_policy, write_results
@@ -72,7 +73,6 @@ class LoopRunner:
         self.parts = parts
         self.make_trainer = make_trainer
         self.sampler = GroupSampler(parts.engine, parts.reward)
-        self.evaluator = Evaluator(self.sampler, parts.evaluation_sets, parts.evaluation, parts.seed)
         self.stages = plan(parts.loop.rounds, consolidates=parts.consolidation is not None)
         self.device = self._trainer().strategy.root_device
 
@@ -84,8 +84,12 @@ class LoopRunner:
 
         Raises:
             NotEnoughGroupsError: dynamic sampling found too few groups to train on.
+            ValueError: the problems can't be rendered for this policy.
         """
         self.policy = policy
+        self.parts = self.parts.rendered(policy)
+        self.evaluator = Evaluator(self.sampler, self.parts.evaluation_sets, self.parts.evaluation, self.parts.seed)
+        self._announce_problems()
         self.base = self._base_folder(policy)
         self._weights = self.base
         self.sampler.engine.bind(policy)
@@ -104,6 +108,12 @@ class LoopRunner:
             state.save(state_file)
             self._drop_checkpoints(stage)
         return self._hand_over(state)
+
+    def _announce_problems(self) -> None:
+        """How many problems there are, what was left out, and a prompt as the policy sees it."""
+        for note in self.parts.data.notes():
+            _log.info(note)
+        _log.info(f"first prompt: {printable(self.parts.problems[0].prompt, limit=2000)}")
 
     def _run_stage(self, stage: Stage, state: LoopState) -> StageOutcome:
         if stage.phase == "explore":

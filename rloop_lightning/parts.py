@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 
@@ -11,6 +11,7 @@ from rloop_lightning.algorithms.base import Algorithm, Consolidation
 from rloop_lightning.callbacks.capture import CaptureConfig
 from rloop_lightning.callbacks.gradient_norm import GradientConfig
 from rloop_lightning.data.base import ProblemSource
+from rloop_lightning.data.render import rendered
 from rloop_lightning.engines.base import RolloutEngine
 from rloop_lightning.evaluation import EvaluationConfig
 from rloop_lightning.filter import FilterConfig
@@ -73,10 +74,24 @@ class Parts:
 
     def misfits(self) -> list[str]:
         """What can't work in this combination of settings, one message each; no model is needed to tell."""
-        return [*self._misfit_sizes(), *self._misfit_sets(), *self.reward.unusable(list(self._all_problems()))]
+        unusable = self.reward.unusable(list(self._all_problems()))
+        more = [f"... and {len(unusable) - _SHOWN} more such problems"] if len(unusable) > _SHOWN else []
+        return [*self._misfit_sizes(), *self._misfit_sets(), *unusable[:_SHOWN], *more]
+
+    def rendered(self, policy: Policy) -> Parts:
+        """The same parts, with problems whose prompts are what this policy sees; those too long are left out.
+
+        Raises:
+            ValueError: a set can't be rendered, or none of its problems is short enough.
+        """
+        return replace(self, data=rendered(self.data, policy.tokenizer))
 
     def misfits_with(self, policy: Policy) -> list[str]:
-        """What can't work with this policy: problems whose prompt and completion exceed its context."""
+        """What can't work with this policy once problems are rendered: prompts that are too many or too long for it."""
+        return [*self._too_few_problems(), *self._too_long_prompts(policy)]
+
+    def _too_long_prompts(self, policy: Policy) -> list[str]:
+        """Problems whose prompt and completion exceed the policy's context."""
         room = policy.context_tokens - self.engine.max_new_tokens
         lengths = {problem.id: len(policy.encode(problem.prompt)) for problem in self._all_problems()}
         too_long = [name for name, length in lengths.items() if length > room]
@@ -85,7 +100,7 @@ class Parts:
         return [
             f"{len(too_long)} prompts don't fit --policy.model's {policy.context_tokens} positions together with "
             f"--engine.max_new_tokens {self.engine.max_new_tokens}: {', '.join(too_long[:_SHOWN])} ...; lower the "
-            "limit or leave these problems out"
+            "limit or leave these problems out by --data.max_prompt_tokens"
         ]
 
     def _all_problems(self) -> Iterator[Problem]:
@@ -102,11 +117,17 @@ class Parts:
                 f"--algo.updates_per_step {self.algorithm.updates_per_step} exceeds the {problems * rollouts} rollouts "
                 "of a step (--loop.problems_per_step x --loop.rollouts_per_problem)"
             )
-        if problems > len(self.problems):
-            yield f"--loop.problems_per_step {problems} exceeds the {len(self.problems)} training problems"
+        yield from self._too_few_problems()
         yield from self.algorithm.unfit(self.engine.sampling(seed=0))
         if self.engine.temperature == 0 and rollouts > 1:
             yield "--engine.temperature 0 makes all rollouts of a problem the same; exploration needs more than 0"
+
+    def _too_few_problems(self) -> Iterator[str]:
+        if self.loop.problems_per_step > len(self.problems):
+            yield (
+                f"--loop.problems_per_step {self.loop.problems_per_step} exceeds the {len(self.problems)} training "
+                "problems"
+            )
 
     def _misfit_sets(self) -> Iterator[str]:
         known = ", ".join(self.evaluation_sets) or "none"

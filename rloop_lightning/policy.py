@@ -33,6 +33,17 @@ def embedded_model_path() -> Path:
     return Path(__file__).parent / "assets" / "countdown-policy"
 
 
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer of `--policy.model NAME`."""
+    from transformers import AutoTokenizer  # takes seconds that `--help` should not cost
+
+    return AutoTokenizer.from_pretrained(_where(name))
+
+
+def _where(name: str) -> str:
+    return str(embedded_model_path()) if name == EMBEDDED_MODEL else name
+
+
 @dataclass(frozen=True)
 class PolicyConfig:
     """The policy that is trained.
@@ -89,18 +100,18 @@ class Policy(nn.Module):
     def load(cls, config: PolicyConfig) -> Policy:
         """Load from a folder or the hub."""
         # Importing transformers takes seconds that `--help` should not cost.
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()  # ours say more
-        name = str(embedded_model_path()) if config.model == EMBEDDED_MODEL else config.model
+        name = _where(config.model)
         model = AutoModelForCausalLM.from_pretrained(
             name,
             dtype=getattr(torch, config.dtype),
             attn_implementation=config.attn_implementation,
             use_safetensors=True,
         )
-        return cls(model, AutoTokenizer.from_pretrained(name), config.max_tokens_per_micro_batch, source=name)
+        return cls(model, load_tokenizer(name), config.max_tokens_per_micro_batch, source=name)
 
     @property
     def device(self) -> torch.device:

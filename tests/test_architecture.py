@@ -21,7 +21,7 @@ LAYERS = (
     {"evaluation"},
     {"algorithms", "callbacks"},
     {"loop", "state", "parts", "handover", "registry", "arguments"},
-    {"cli"},
+    {"cli", "data_cli"},
 )
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 STRANGERS = ({"algorithms", "callbacks"},)  # one layer, yet none may know another

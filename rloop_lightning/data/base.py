@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rloop_lightning.types import Problem
 
 
 class ProblemSource(ABC):
-    """Problem sets, the same in every run. Cheap to construct: problems are made or read when they are asked for."""
+    """Problem sets, the same in every run. Cheap to construct: problems are made or read when they are asked for.
+
+    Attributes:
+        max_prompt_tokens: problems whose prompt is longer, as the policy sees it, are left out; None keeps all.
+    """
+
+    max_prompt_tokens: int | None = None
 
     @abstractmethod
     def train(self) -> Sequence[Problem]:
@@ -18,3 +25,11 @@ class ProblemSource(ABC):
     @abstractmethod
     def evaluation(self) -> Mapping[str, Sequence[Problem]]:
         """Held-out sets by name; `validation`, where there is one, is what a policy may be selected on."""
+
+    def render(self, problems: Sequence[Problem], tokenizer: Any) -> list[str]:
+        """The prompts as the policy sees them, special tokens included; here, what the problems hold already."""
+        return [problem.prompt for problem in problems]
+
+    def notes(self) -> list[str]:
+        """What a run should say about the sets when it begins."""
+        return []

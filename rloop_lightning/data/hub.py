@@ -1,0 +1,34 @@
+"""Problems on the Hugging Face hub: `rloop-fit --data openai/gsm8k --data.config main --data.preset gsm8k`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rloop_lightning.data.hub_rows import HubName
+from rloop_lightning.data.read import Origin, ReadProblems
+
+
+class HubProblems(ReadProblems):
+    """Problems in a Hugging Face data set, read by the package `datasets`; no code of the data set is run.
+
+    Args:
+        dataset: `organisation/name`, or a folder in the hub's layout.
+        config: which of the data set's configurations; null is its default.
+        split: the split to train on; null takes `train`, or the only one there is.
+        revision: a branch, tag or commit; null is the newest.
+    """
+
+    def __init__(
+        self,
+        dataset: str,
+        *,
+        config: str | None = None,
+        split: str | None = None,
+        revision: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.name = HubName(dataset, config, split, revision, usual_split="train")
+        super().__init__(**kwargs)
+
+    def origin(self, wrong: list[str]) -> Origin:
+        return self.name

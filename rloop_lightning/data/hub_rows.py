@@ -1,0 +1,90 @@
+"""Rows of Hugging Face data sets, through the package `datasets`, which is imported when one is read.
+
+    NAME[@REVISION][:CONFIG[:SPLIT]]       openai/gsm8k:main:test
+
+No code of a data set is ever run: `datasets` reads its data files alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from rloop_lightning.data.rows import BadRow, Row
+
+_SPEC = re.compile(
+    r"(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^:@\s]+))?"
+    r"(?::(?P<config>[^:]*)(?::(?P<split>[^:].*))?)?",
+)
+
+
+@dataclass(frozen=True)
+class HubName:
+    """A data set on the hub, or a folder in the hub's layout.
+
+    Args:
+        dataset: `organisation/name`, or a folder.
+        config: None takes the default one.
+        split: None takes the only one, or the one that `usual_split` names.
+        revision: a branch, tag or commit.
+        usual_split: `train` for a training set, `test` for an evaluation set.
+    """
+
+    dataset: str
+    config: str | None = None
+    split: str | None = None
+    revision: str | None = None
+    usual_split: str = "train"
+
+    def __str__(self) -> str:
+        revision = f"@{self.revision}" if self.revision else ""
+        config = f":{self.config or ''}" if self.config or self.split else ""
+        return f"{self.dataset}{revision}{config}" + (f":{self.split}" if self.split else "")
+
+
+def parse_hub_name(spec: str, usual_split: str) -> HubName | None:
+    """The data set that a name means; None where it can't be one."""
+    found = _SPEC.fullmatch(spec)
+    if found is None:
+        return None
+    return HubName(found["name"], found["config"] or None, found["split"], found["revision"], usual_split)
+
+
+def hub_rows(name: HubName) -> Iterator[Row | BadRow]:
+    """The rows of a data set, in order."""
+    try:
+        split, table = _load(name)
+    except _LoadError as error:
+        yield BadRow(str(name), str(error))
+        return
+    for number, values in enumerate(table):
+        yield Row(f"{split}[{number}]", values)
+
+
+class _LoadError(Exception):
+    """A data set that can't be loaded; says why and what to do."""
+
+
+def _load(name: HubName) -> tuple[str, Any]:
+    """The split and its table."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise _LoadError("needs the package datasets: pip install 'rloop-lightning[hub]'") from error
+    datasets.disable_progress_bars()
+    try:
+        loaded = datasets.load_dataset(name.dataset, name.config, split=name.split, revision=name.revision)
+    except Exception as error:  # whatever the hub's client, the network and the parsers of formats raise
+        reason = str(error).strip().partition("\n")[0]
+        raise _LoadError(f"can't be loaded: {reason or type(error).__name__}") from error
+    split = name.split
+    if split is None:
+        split = next(iter(loaded)) if len(loaded) == 1 else name.usual_split
+        if split not in loaded:
+            raise _LoadError(f"has no split {split!r}, it has {', '.join(loaded)}; name one of them")
+        loaded = loaded[split]
+    media = (datasets.Image, datasets.Audio)  # decoding them takes time and further packages
+    loaded = loaded.remove_columns([key for key, kind in loaded.features.items() if isinstance(kind, media)])
+    return split, loaded

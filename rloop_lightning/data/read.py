@@ -1,0 +1,208 @@
+"""Problem sets that are read, from files or from the hub: what `--data PATH` and `--data NAME` have in common."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from rloop_lightning.data.base import ProblemSource
+from rloop_lightning.data.hub_rows import HubName, hub_rows, parse_hub_name
+from rloop_lightning.data.presets import PRESETS
+from rloop_lightning.data.problem_set import Layout, ProblemSet, read_set
+from rloop_lightning.data.render import BOXED, PLACE, prompt_texts
+from rloop_lightning.data.rows import BadRow, Row, files_of, looks_like_a_file, read_rows
+from rloop_lightning.types import Problem
+
+
+@dataclass(frozen=True)
+class FileRows:
+    """A file, or the files of a folder."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+Origin = FileRows | HubName
+"""Where the rows of a set come from."""
+
+
+class ReadProblems(ProblemSource):
+    """Problem sets in files or on the hub, whose rows hold a problem and a gold answer.
+
+    Args:
+        preset: the layout of a known problem set: auto, gsm8k, math (MATH-500 too), dapo-math, aime (2024 and 2025),
+            minerva-math, omni-math or olympiad-bench; `auto` looks for the usual field names.
+        problem_field: the field that holds the problem, instead of the preset's; `prompt[0].content` goes inside.
+        answer_field: the field that holds the gold answer, instead of the preset's.
+        id_field: the field that holds the id, instead of the preset's; rows without an id are named by their place.
+        metadata_fields: further fields that a reward of your own reads from `Problem.metadata`.
+        skip_unreadable: leave out, and count, problems whose gold answer can't be read, instead of refusing the set.
+        eval: evaluation sets, files or hub names (NAME[@REVISION][:CONFIG[:SPLIT]]): one, a list, or `{name: where}`;
+            in the layout of the training set unless `eval_presets` says otherwise.
+        eval_presets: presets of evaluation sets, `{name: preset}`.
+        validation_size: problems of the training set that become the evaluation set `validation` instead; the same
+            ones whatever their order.
+        max_prompt_tokens: problems whose prompt is longer, template included, are left out and counted; null keeps all.
+        instruction: stands behind each problem; empty is none.
+        system_prompt: the system message, or the first lines without a chat template; empty is none.
+        template: the prompt, with {problem} in it, instead of the tokenizer's chat template; null takes that, or a
+            plain template where the tokenizer has none.
+    """
+
+    def __init__(
+        self,
+        *,
+        preset: str = "auto",
+        problem_field: str | None = None,
+        answer_field: str | None = None,
+        id_field: str | None = None,
+        metadata_fields: tuple[str, ...] = (),
+        skip_unreadable: bool = False,
+        eval: dict[str, str] | list[str] | str | None = None,
+        eval_presets: dict[str, str] | None = None,
+        validation_size: int = 0,
+        max_prompt_tokens: int | None = None,
+        instruction: str = BOXED,
+        system_prompt: str = "",
+        template: str | None = None,
+    ) -> None:
+        self.validation_size = validation_size
+        self.max_prompt_tokens = max_prompt_tokens
+        self.instruction = instruction
+        self.system_prompt = system_prompt
+        self.template = template
+        self._presets = {"train": preset, **(eval_presets or {})}
+        self._fields = {"problem_field": problem_field, "answer_field": answer_field, "id_field": id_field}
+        self._metadata_fields = tuple(metadata_fields)
+        self._skip_unreadable = skip_unreadable
+        wrong: list[str] = []
+        self._origins = {"train": self.origin(wrong), **_evaluation_origins(eval, wrong)}
+        wrong += self._invalid()
+        if wrong:
+            raise ValueError("\n".join(wrong))
+
+    @abstractmethod
+    def origin(self, wrong: list[str]) -> Origin:
+        """Where the training set is; what is wrong with that is added to `wrong`."""
+
+    @cached_property
+    def sets(self) -> Mapping[str, ProblemSet]:
+        """`train` and the evaluation sets as they are in their files, with what is wrong with them."""
+        return {name: read_set(name, str(at), _rows(at), self._layout(name)) for name, at in self._origins.items()}
+
+    def train(self) -> Sequence[Problem]:
+        return self._sound["train"]
+
+    def evaluation(self) -> Mapping[str, Sequence[Problem]]:
+        return {name: problems for name, problems in self._sound.items() if name != "train"}
+
+    def render(self, problems: Sequence[Problem], tokenizer: Any) -> list[str]:
+        return prompt_texts(
+            [problem.prompt for problem in problems],
+            tokenizer,
+            system_prompt=self.system_prompt,
+            instruction=self.instruction,
+            template=self.template,
+        )
+
+    def notes(self) -> list[str]:
+        said = []
+        for name, found in self.sets.items():
+            if found.repeats:
+                said.append(f"{name}: {found.repeats:,} repeated rows left out")
+            if found.unreadable_golds:
+                said.append(f"{name}: {len(found.unreadable_golds):,} problems left out, no gold answer can be read")
+        return said
+
+    @cached_property
+    def _sound(self) -> Mapping[str, Sequence[Problem]]:
+        """All sets, once nothing is wrong with any of them."""
+        flags = {name: "--data" if name == "train" else f"--data.eval {name}:" for name in self.sets}
+        wrong = [f"{flags[name]} {fault}" for name, found in self.sets.items() for fault in found.faults()]
+        size = len(self.sets["train"].problems)
+        if self.validation_size >= max(size, 1) and not wrong:
+            wrong.append(f"--data.validation_size {self.validation_size} must be less than the {size} problems")
+        if wrong:
+            raise ValueError("\n".join(wrong))
+        sound = {name: tuple(found.problems) for name, found in self.sets.items()}
+        if self.validation_size:
+            held_out = set(sorted(map(_rank, sound["train"]))[: self.validation_size])
+            everything = sound["train"]
+            sound["train"] = tuple(problem for problem in everything if _rank(problem) not in held_out)
+            sound["validation"] = tuple(problem for problem in everything if _rank(problem) in held_out)
+        return sound
+
+    def _layout(self, name: str) -> Layout:
+        own = name in self._presets and name != "train"
+        return Layout(
+            preset=PRESETS[self._presets[name if own else "train"]],
+            metadata_fields=self._metadata_fields,
+            skip_unreadable=self._skip_unreadable,
+            **({} if own else self._fields),
+        )
+
+    def _invalid(self) -> Iterable[str]:
+        for name, preset in self._presets.items():
+            flag = "--data.preset" if name == "train" else f"--data.eval_presets: {name}:"
+            if preset not in PRESETS:
+                near = difflib.get_close_matches(preset, PRESETS, n=1)
+                hint = f"did you mean {near[0]}? " if near else ""
+                yield f"{flag} {preset!r} is not known; {hint}Known are {', '.join(PRESETS)}"
+            if name not in self._origins:
+                yield f"{flag} --data.eval has no set {name!r}, it has {', '.join([*self._origins][1:]) or 'none'}"
+        if self.validation_size < 0:
+            yield f"--data.validation_size must be >= 0, got {self.validation_size}"
+        if self.validation_size and "validation" in self._origins:
+            yield "--data.validation_size: --data.eval has a set named validation already"
+        if self.max_prompt_tokens is not None and self.max_prompt_tokens < 1:
+            yield f"--data.max_prompt_tokens must be at least 1, got {self.max_prompt_tokens}"
+        if self.template is not None and self.template.count(PLACE) != 1:
+            yield f"--data.template must hold {PLACE} once, got {self.template!r}"
+
+
+def file_origin(path: str, flag: str, wrong: list[str]) -> FileRows:
+    """The file or folder of that name; what is wrong with it is added to `wrong`."""
+    origin = FileRows(Path(path).expanduser())
+    try:
+        files_of(origin.path)
+    except ValueError as error:
+        wrong.append(f"{flag}: {error}")
+    return origin
+
+
+def _evaluation_origins(given: dict[str, str] | list[str] | str | None, wrong: list[str]) -> dict[str, Origin]:
+    """The evaluation sets by name; those without one are named after their file or data set."""
+    if not isinstance(given, dict):
+        places = [given] if isinstance(given, str) else given or []
+        given = {}
+        for place in places:
+            name = Path(place.partition(":")[0].partition("@")[0]).stem
+            if name in given:
+                wrong.append(f"--data.eval: two sets would be named {name}; name them, as in '{{a: {place}, b: ...}}'")
+            given[name] = place
+    origins: dict[str, Origin] = {}
+    for name, place in given.items():
+        if name == "train":
+            wrong.append(f"--data.eval: the name train is that of the training set; give {place} another")
+        hub = None if looks_like_a_file(place) else parse_hub_name(place, "test")
+        origins[name] = hub or file_origin(place, f"--data.eval {name}", wrong)
+    return origins
+
+
+def _rows(origin: Origin) -> Iterable[Row | BadRow]:
+    if isinstance(origin, HubName):
+        return hub_rows(origin)
+    return (row for file in files_of(origin.path) for row in read_rows(file))
+
+
+def _rank(problem: Problem) -> bytes:
+    """A problem's place in an order that depends on its id alone."""
+    return hashlib.blake2b(problem.id.encode(), digest_size=16).digest()

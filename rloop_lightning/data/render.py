@@ -1,0 +1,166 @@
+"""From problems to the prompts that the policy sees.
+
+    prompt_texts(problems, tokenizer, ...)     chat template or template string
+    rendered(source, tokenizer)                all sets of a source, those left out that are too long
+
+A problem's text is data: nothing in it is read as a template, and none of it becomes a special token.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from rloop_lightning.data.base import ProblemSource
+from rloop_lightning.data.text import normalised
+from rloop_lightning.types import Problem
+
+BOXED = r"Please reason step by step, and put your final answer within \boxed{}."
+DEFAULT_TEMPLATE = "Problem:\n{problem}\n\nSolution:\n"
+PLACE = "{problem}"
+
+
+class RenderedProblems(ProblemSource):
+    """Problem sets whose prompts are what the policy sees.
+
+    Args:
+        train: the training set.
+        evaluation: the evaluation sets.
+        left_out: by set, the number of problems that were longer than the limit.
+        overlap: by evaluation set, the number of its problems that are in the training set, too.
+        notes: of the source.
+    """
+
+    def __init__(
+        self,
+        train: Sequence[Problem],
+        evaluation: Mapping[str, Sequence[Problem]],
+        left_out: Mapping[str, int],
+        overlap: Mapping[str, int],
+        notes: Sequence[str],
+    ) -> None:
+        self._train = train
+        self._evaluation = evaluation
+        self._notes = notes
+        self.left_out = left_out
+        self.overlap = overlap
+
+    def train(self) -> Sequence[Problem]:
+        return self._train
+
+    def evaluation(self) -> Mapping[str, Sequence[Problem]]:
+        return self._evaluation
+
+    def notes(self) -> list[str]:
+        sets = {"train": self._train, **self._evaluation}
+        return [*self._notes, "problems: " + "; ".join(self._describe(name, found) for name, found in sets.items())]
+
+    def _describe(self, name: str, problems: Sequence[Problem]) -> str:
+        said = f"{name} {len(problems):,}"
+        if self.left_out.get(name):
+            said += f", {self.left_out[name]:,} left out, longer than --data.max_prompt_tokens"
+        if name in self.overlap:
+            said += f", {self.overlap[name]:,} also in train"
+        return said
+
+
+def rendered(source: ProblemSource, tokenizer: Any) -> RenderedProblems:
+    """All sets of a source as the policy will see them.
+
+    Raises:
+        ValueError: the tokenizer's chat template refuses the messages, or a set has no problem within the limit.
+    """
+    if isinstance(source, RenderedProblems):
+        return source
+    overlap = {name: overlap_count(source.train(), problems) for name, problems in source.evaluation().items()}
+    sets: dict[str, Sequence[Problem]] = {}
+    left_out: dict[str, int] = {}
+    wrong = []
+    for name, problems in {"train": source.train(), **source.evaluation()}.items():
+        prompts = source.render(problems, tokenizer)
+        shown = [replace(problem, prompt=prompt) for problem, prompt in zip(problems, prompts, strict=True)]
+        limit = source.max_prompt_tokens
+        sets[name] = shown if limit is None else [p for p in shown if token_count(p.prompt, tokenizer) <= limit]
+        left_out[name] = len(shown) - len(sets[name])
+        if not sets[name] and shown:
+            wrong.append(f"--data.max_prompt_tokens {limit}: none of the {len(shown)} problems of {name} is that short")
+    if wrong:
+        raise ValueError("\n".join(wrong))
+    return RenderedProblems(sets.pop("train"), sets, left_out, overlap, source.notes())
+
+
+def token_count(prompt: str, tokenizer: Any) -> int:
+    """Tokens of a rendered prompt, counted as `Policy.encode` encodes it."""
+    return len(tokenizer.encode(prompt, add_special_tokens=False))
+
+
+def overlap_count(train: Sequence[Problem], evaluation: Sequence[Problem]) -> int:
+    """How many problems of an evaluation set are in the training set, by their normalised text."""
+    known = {normalised(problem.prompt) for problem in train}
+    return sum(normalised(problem.prompt) in known for problem in evaluation)
+
+
+def prompt_texts(
+    statements: Sequence[str], tokenizer: Any, *, system_prompt: str, instruction: str, template: str | None
+) -> list[str]:
+    """Statements of problems as prompts.
+
+    Args:
+        system_prompt: stands before everything; empty is none.
+        instruction: stands behind each statement; empty is none.
+        template: text with `{problem}` in it; None takes the tokenizer's chat template, or `DEFAULT_TEMPLATE` where it
+            has none. Nothing else in it has a meaning, so that `\\boxed{}` can stand there.
+
+    Raises:
+        ValueError: the chat template refuses the messages.
+    """
+    special = _special_tokens(tokenizer)
+    said = [_without_special_tokens(statement, special) for statement in statements]
+    if instruction:
+        said = [f"{text}\n\n{instruction}" for text in said]
+    if template is None and getattr(tokenizer, "chat_template", None):
+        return [_chat_prompt(text, tokenizer, system_prompt) for text in said]
+    before, _, after = (DEFAULT_TEMPLATE if template is None else template).partition(PLACE)
+    if system_prompt:
+        before = f"{system_prompt}\n\n{before}"
+    start = _start_token(tokenizer)
+    return [f"{start}{before}{text}{after}" for text in said]
+
+
+def _chat_prompt(text: str, tokenizer: Any, system_prompt: str) -> str:
+    from jinja2 import TemplateError
+
+    messages = [{"role": "user", "content": text}]
+    if system_prompt:
+        messages.insert(0, {"role": "system", "content": system_prompt})
+    try:
+        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    except TemplateError as error:
+        raise ValueError(
+            f"--policy.model: its chat template refuses the messages: {error}; set --data.system_prompt '' or give "
+            "--data.template"
+        ) from error
+
+
+def _start_token(tokenizer: Any) -> str:
+    """The token that the tokenizer puts before every text by itself: chat templates hold it, a template string not."""
+    start = getattr(tokenizer, "bos_token_id", None)
+    if start is None or tokenizer.encode("a")[:1] != [start]:
+        return ""
+    return tokenizer.bos_token
+
+
+def _special_tokens(tokenizer: Any) -> re.Pattern[str] | None:
+    """Whatever the tokenizer would read as a special token."""
+    added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+    special = {token for token in (*added, *tokenizer.all_special_tokens) if len(token) > 1}
+    if not special:
+        return None
+    return re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
+
+
+def _without_special_tokens(text: str, special: re.Pattern[str] | None) -> str:
+    """The text with a space inside everything that would become a special token and end the user's turn, say."""
+    return text if special is None else special.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
