@@ -123,12 +123,12 @@ class RLoopCLI(LightningCLI):
         """Make every part, and say all that is wrong with them at once."""
         made: dict[str, Any] = {"consolidate": None}
         wrong: list[str] = []
-        chosen = [group for group, choice in self.choices.items() if choice.cls is not None]
-        for group in [*chosen, *FIXED]:
-            settings = self.config[group].clone()
+        chosen = {group: choice.cls for group, choice in self.choices.items() if choice.cls is not None}
+        for group, cls in {**chosen, **FIXED}.items():
+            settings = self._arguments_of(group)
             settings.pop("name", None)
             try:
-                made[group] = self.parser.instantiate(Namespace({group: settings}))[group]
+                made[group] = cls(**settings)
             except ValueError as error:
                 wrong.append(str(error))
         wrong += [message for part in made.values() if isinstance(part, PolicyModule) for message in part.invalid()]
@@ -149,9 +149,15 @@ class RLoopCLI(LightningCLI):
             seed=self.config.seed_everything,
         )
 
+    def _arguments_of(self, group: str) -> dict[str, Any]:
+        """The arguments of a group's class; those that are objects themselves are made anew."""
+        # With its groups, the parser would make every class in it, those of all other groups without arguments.
+        settings = Namespace({group: self.config[group].clone()})
+        return dict(self.parser.instantiate(settings, instantiate_groups=False)[group])
+
     def make_trainer(self, **kwargs: Any) -> L.Trainer:
         """A fresh Trainer with the user's flags; the user's callbacks and loggers come before those of the loop."""
-        given = dict(self.parser.instantiate(Namespace(trainer=self.config.trainer.clone())).trainer)
+        given = self._arguments_of("trainer")
         for several in ("callbacks", "logger"):
             users = given.pop(several, None)
             users = users if isinstance(users, list) else [users]

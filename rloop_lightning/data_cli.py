@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for line in _report(source, sets, tokenizer):
             print(line)
     except BrokenPipeError:  # whoever reads has read enough
-        sys.stdout = None  # type: ignore[assignment]  # or the interpreter would flush into the pipe again
+        sys.stdout = None  # or the interpreter would flush into the pipe again
         return 0
     except (UsageError, ValueError, OSError) as error:
         wrong = str(error).splitlines()

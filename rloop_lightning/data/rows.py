@@ -128,7 +128,7 @@ def _csv(file: Path) -> Iterator[Row | BadRow]:
         except UnicodeDecodeError as error:
             yield BadRow(f"{file.name}:{reader.line_num + 1} or later", f"not UTF-8: {error.reason}")
         except csv.Error as error:
-            yield BadRow(f"{file.name}:{reader.line_num}", f"not valid CSV: {error}")
+            yield BadRow(f"{file.name}:{reader.line_num + 1}", f"not valid CSV: {error}")
 
 
 def _parquet(file: Path) -> Iterator[Row | BadRow]:
