@@ -18,7 +18,7 @@ _HYPHEN = re.compile(r"(?<=[^\W\d_]{2})-(?=[^\W\d_]{2})")
 
 
 def normalised(text: str) -> str:
-    """NFKC, without case, with single spaces and none around operators, and without the punctuation that carries no mathematics.
+    """NFKC, without case, punctuation that carries no mathematics, and needless spaces.
 
     Operators, digits and decimal points stay: `2+3` and `2-3` are two problems.
     """
