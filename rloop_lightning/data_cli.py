@@ -125,6 +125,8 @@ def _report(source: ProblemSource, sets: Mapping[str, Sequence[Problem]], tokeni
             yield f"  prompt length, {_lengths(source, problems, tokenizer)}"
         if name != "train":
             yield f"  also in train: {overlap_count(sets['train'], problems):,}"
+    if not sets["train"]:
+        return
     shown = sets["train"][:_EXAMPLES]
     prompts = _prompts(source, shown, tokenizer)
     how = "as the policy will see them" if tokenizer else "without a template; --policy.model names one's tokenizer"

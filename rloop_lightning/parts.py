@@ -12,6 +12,7 @@ from rloop_lightning.callbacks.capture import CaptureConfig
 from rloop_lightning.callbacks.gradient_norm import GradientConfig
 from rloop_lightning.data.base import ProblemSource
 from rloop_lightning.data.render import rendered
+from rloop_lightning.data.text import one_line
 from rloop_lightning.engines.base import RolloutEngine
 from rloop_lightning.evaluation import EvaluationConfig
 from rloop_lightning.filter import FilterConfig
@@ -75,8 +76,10 @@ class Parts:
     def misfits(self) -> list[str]:
         """What can't work in this combination of settings, one message each; no model is needed to tell."""
         unusable = self.reward.unusable(list(self._all_problems()))
-        more = [f"... and {len(unusable) - _SHOWN} more such problems"] if len(unusable) > _SHOWN else []
-        return [*self._misfit_sizes(), *self._misfit_sets(), *unusable[:_SHOWN], *more]
+        flag = f"--reward {type(self.reward).__name__}:"
+        shown = [f"{flag} {one_line(message, limit=300)}" for message in unusable[:_SHOWN]]
+        more = [f"{flag} {len(unusable) - _SHOWN} more messages like these"] if len(unusable) > _SHOWN else []
+        return [*self._misfit_sizes(), *self._misfit_sets(), *shown, *more]
 
     def rendered(self, policy: Policy) -> Parts:
         """The same parts, with problems whose prompts are what this policy sees; those too long are left out.
@@ -97,10 +100,11 @@ class Parts:
         too_long = [name for name, length in lengths.items() if length > room]
         if not too_long:
             return []
+        some = ", ".join(map(one_line, too_long[:_SHOWN]))
         return [
             f"{len(too_long)} prompts don't fit --policy.model's {policy.context_tokens} positions together with "
-            f"--engine.max_new_tokens {self.engine.max_new_tokens}: {', '.join(too_long[:_SHOWN])} ...; lower the "
-            "limit or leave these problems out by --data.max_prompt_tokens"
+            f"--engine.max_new_tokens {self.engine.max_new_tokens}: {some} ...; lower the limit or leave these "
+            "problems out by --data.max_prompt_tokens"
         ]
 
     def _all_problems(self) -> Iterator[Problem]:

@@ -197,8 +197,8 @@ def test_a_reward_that_reads_no_gold_of_a_set_names_a_few_only(tmp_path: Path) -
     rows = [{"id": f"n{n}", "problem": f"{n}?", "answer": "x"} for n in range(100)]
     with pytest.raises(UsageError) as caught:
         parse("--data", write_rows(tmp_path / "a.jsonl", rows), "--out", tmp_path / "run").prepare()
-    assert "n0: the answer must be an integer" in str(caught.value)
-    assert "more such problems" in str(caught.value)
+    assert "--reward CountdownReward: n0: the answer must be an integer" in str(caught.value)
+    assert "195 more messages like these" in str(caught.value)
     assert len(str(caught.value).splitlines()) < 12
 
 

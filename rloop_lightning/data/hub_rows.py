@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rloop_lightning.data.rows import BadRow, Row
@@ -57,7 +58,7 @@ def hub_rows(name: HubName) -> Iterator[Row | BadRow]:
     try:
         split, table = _load(name)
     except _LoadError as error:
-        yield BadRow(str(name), str(error))
+        yield BadRow("", str(error))
         return
     for number, values in enumerate(table):
         yield Row(f"{split}[{number}]", values)
@@ -78,7 +79,8 @@ def _load(name: HubName) -> tuple[str, Any]:
         loaded = datasets.load_dataset(name.dataset, name.config, split=name.split, revision=name.revision)
     except Exception as error:  # whatever the hub's client, the network and the parsers of formats raise
         reason = str(error).strip().partition("\n")[0]
-        raise _LoadError(f"can't be loaded: {reason or type(error).__name__}") from error
+        neither = "" if Path(name.dataset).exists() else "; no file or folder has that name either"
+        raise _LoadError(f"can't be loaded: {reason or type(error).__name__}{neither}") from error
     split = name.split
     if split is None:
         split = next(iter(loaded)) if len(loaded) == 1 else name.usual_split

@@ -17,6 +17,8 @@ from rloop_lightning.types import Problem
 
 _SHOWN = 5  # places or ids that a message names, of all that it is about
 
+_INSIDE = "--data.problem_field goes inside a row, as prompt[0].content does"
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -110,7 +112,7 @@ def read_set(name: str, source: str, rows: Iterable[Row | BadRow], layout: Layou
     for row in rows:
         found.rows += 1
         if isinstance(row, BadRow):
-            found.bad_rows.append(f"{row.place}: {one_line(row.reason, limit=300)}")
+            found.bad_rows.append(": ".join(filter(None, [row.place, one_line(row.reason, limit=300)])))
             continue
         found.fields = found.fields or tuple(str(name) for name in row.values)
         problem = _read_problem(row, layout, found)
@@ -140,7 +142,7 @@ def _read_problem(row: Row, layout: Layout, found: ProblemSet) -> Problem | None
     if statement is None or absent:
         return None
     if not isinstance(statement, str):
-        found.bad_rows.append(f"{row.place}: the problem must be text, got {type(statement).__name__}")
+        found.bad_rows.append(f"{row.place}: the problem must be text, got {type(statement).__name__}; {_INSIDE}")
         return None
     name = row.place if identity is None else str(identity)
     wrong = {

@@ -29,7 +29,7 @@ class Row:
 
 @dataclass(frozen=True)
 class BadRow:
-    """What stands at a place and is no row."""
+    """What stands at a place and is no row; the place is empty where it is the whole set."""
 
     place: str
     reason: str

@@ -72,7 +72,9 @@ def test_what_is_not_there_is_named(hub: Path) -> None:
     assert f"--data {hub}:nope: " in (message := refusal(hub, config="nope"))
     assert "socratic" in message
     assert "can't be loaded" in refusal(hub, split="nope")
-    assert "can't be loaded" in refusal("nobody/nothing-of-that-name")
+    message = refusal("nobody/nothing-of-that-name")
+    assert message.startswith("--data nobody/nothing-of-that-name: can't be loaded: ")
+    assert "no file or folder has that name either" in message
     write_rows(hub.parent / "two" / "data" / "test-00000-of-00001.parquet")
     write_rows(hub.parent / "two" / "data" / "validation-00000-of-00001.parquet")
     assert "has no split 'train', it has" in refusal(hub.parent / "two")
