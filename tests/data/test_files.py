@@ -230,3 +230,7 @@ def test_the_shared_sets_are_read_whole(name: str, preset: str, count: int, firs
 def test_the_two_empty_boxes_of_math_are_named() -> None:
     message = refusal(shared("math_train.jsonl"), preset="math", answer_field="solution")
     assert "no gold answer can be read for math_train_5341, math_train_5343;" in message
+
+
+def test_the_same_row_twice_is_an_error_too(tmp_path: Path) -> None:
+    assert "stand for several problems: a;" in refusal(write_rows(tmp_path / "a.jsonl", [*ROWS, ROWS[0]]))
