@@ -1,0 +1,83 @@
+r"""Whether an answer means the same as the gold answer, by math-verify. Runs in workers, so nothing here imports torch.
+
+An answer is text with its mathematics marked (`$...$`, `\(...\)`, `\boxed{...}`), or it is bare. math-verify reads bare
+text as a sentence, in which it looks for a number: `4, 12, 2` is 2 to it and `(x-2)(x+2)` nothing. So what is bare and no
+sentence is read as one formula, unless it is a single number.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import re
+from functools import lru_cache
+from typing import Any, Literal
+
+from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+from sympy import Basic, MatrixBase  # type: ignore[import-untyped]  # sympy ships no types
+from sympy.core.random import seed as seed_sympy  # type: ignore[import-untyped]
+
+Verdict = Literal["right", "wrong", "unparsable"]
+
+for _name in ("math_verify.parser", "math_verify.grader"):
+    # They ask for a time limit, which the worker has, and quote what they can't read.
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
+
+_MARKED = re.compile(r"(?<!\\)\$|\\boxed|\\\(|\\\[")
+_NUMBER = re.compile(r"-?(?:\d{1,3}(?:[ ,]\d{3})+(?:\.\d+)?|\d+(?:[.,]\d+)?|\.\d+)(?:\s*(?:%|[Pp]ercent|pct))?")
+_TWO_NUMBERS = re.compile(r"-?\d+,(?!\d{3}$)\d+")  # 1,22 is a decimal to some and a list to others
+_WORD = re.compile(r"(?<![\\a-zA-Z{])[A-Za-z]{3,}")
+_LONGEST_FORMULA = 1_000  # characters
+_PLAIN = (ExprExtractionConfig(),)
+_LATEX = (LatexExtractionConfig(),)
+
+
+def check(task: tuple[str, str | None]) -> Verdict:
+    """`(gold, answer)` to a verdict on the answer; `(gold, None)` to whether the gold can be read.
+
+    An answer that can't be parsed is still right if it is the gold to the letter.
+    """
+    gold, answer = task
+    random.seed(0)  # some of sympy's tests for equality try random numbers
+    seed_sympy(0)
+    golds = _gold(gold)
+    if answer is None:
+        return "right" if _has_formula(golds) else "unparsable"
+    answers = read(answer)
+    # math-verify's time limits work by signals; the worker's take their place.
+    if golds and answers and verify(list(golds), answers, timeout_seconds=None):
+        return "right"
+    return "wrong" if _has_formula(answers) else "unparsable"
+
+
+@lru_cache(maxsize=4096)
+def _gold(text: str) -> tuple[Any, ...]:
+    return tuple(read(text, is_answer=True))
+
+
+def read(text: str, *, is_answer: bool = False) -> list[Any]:
+    """What a text may mean: sympy objects, then the text that they were made of; empty if nothing was found.
+
+    Args:
+        text: any.
+        is_answer: it is known to be an answer, words and all, and no sentence.
+    """
+    text = text.strip()
+    if _MARKED.search(text):
+        return _parse(text)
+    if _NUMBER.fullmatch(text):
+        readings = _parse(text, _PLAIN)
+        return [*_parse(f"${text}$", _LATEX), *readings] if _TWO_NUMBERS.fullmatch(text) else readings
+    if len(text) <= _LONGEST_FORMULA and "\n" not in text and (is_answer or not _WORD.search(text)):
+        readings = _parse(f"${text}$", _LATEX)
+        if _has_formula(readings):
+            return readings
+    return _parse(text)
+
+
+def _parse(text: str, targets: tuple[Any, ...] = (*_LATEX, *_PLAIN)) -> list[Any]:
+    return list(parse(text, targets, parsing_timeout=None))
+
+
+def _has_formula(readings: list[Any] | tuple[Any, ...]) -> bool:
+    return any(isinstance(reading, (Basic, MatrixBase)) for reading in readings)
