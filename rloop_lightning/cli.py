@@ -19,7 +19,7 @@ from typing import Any
 
 import lightning as L
 import yaml
-from jsonargparse import Namespace
+from jsonargparse import ArgumentParser, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -113,7 +113,7 @@ class RLoopCLI(LightningCLI):
         for group, choice in self.choices.items():
             _add_swappable(parser, group, choice)
         for group, config in FIXED.items():
-            parser.add_class_arguments(config, group)
+            parser.add_class_arguments(config, group, instantiate=False)
         parser.add_class_arguments(
             L.Trainer, "trainer", instantiate=False, fail_untyped=False, skip=_TRAINER_FLAGS_OF_THE_LOOP
         )
@@ -123,12 +123,15 @@ class RLoopCLI(LightningCLI):
         """Make every part, and say all that is wrong with them at once."""
         made: dict[str, Any] = {"consolidate": None}
         wrong: list[str] = []
-        chosen = [group for group, choice in self.choices.items() if choice.cls is not None]
-        for group in [*chosen, *FIXED]:
+        chosen = {group: choice.cls for group, choice in self.choices.items() if choice.cls is not None}
+        for group, cls in {**chosen, **FIXED}.items():
             settings = self.config[group].clone()
             settings.pop("name", None)
+            # By a parser of its own, so that each part's errors are told apart; the large one makes none of them.
+            parser = ArgumentParser(exit_on_error=False)
+            parser.add_class_arguments(cls, group)
             try:
-                made[group] = self.parser.instantiate(Namespace({group: settings}))[group]
+                made[group] = parser.instantiate(Namespace({group: settings}))[group]
             except ValueError as error:
                 wrong.append(str(error))
         wrong += [message for part in made.values() if isinstance(part, PolicyModule) for message in part.invalid()]
@@ -228,7 +231,7 @@ def _add_swappable(parser: LightningArgumentParser, group: str, choice: Choice) 
     known = ", ".join([*sorted(names(swappable.registry)), *([NONE] if group == "consolidate" else [])])
     what = f"{swappable.what}: {known}, or a class path (default: {swappable.default})"
     if choice.cls is not None:
-        parser.add_class_arguments(choice.cls, group)
+        parser.add_class_arguments(choice.cls, group, instantiate=False)
         action = next(action for action in parser._actions if f"--{group}" in action.option_strings)
         action.metavar, action.help = "NAME", what
     parser.add_argument(f"--{group}.name", type=str, default=choice.name, help=what, metavar="NAME")

@@ -1,8 +1,8 @@
 r"""Whether an answer means the same as the gold answer, by math-verify. Runs in workers, so nothing here imports torch.
 
-An answer is text with its mathematics marked (`$...$`, `\(...\)`, `\boxed{...}`), or it is bare. math-verify reads bare
-text as a sentence, in which it looks for a number: `4, 12, 2` is 2 to it and `(x-2)(x+2)` nothing. So what is bare and no
-sentence is read as one formula, unless it is a single number.
+An answer is text with its mathematics marked (`$...$`, `\(...\)`, `\boxed{...}`), or it is bare. math-verify reads
+bare text as a sentence, in which it looks for a number: `4, 12, 2` is 2 to it and `(x-2)(x+2)` nothing. So what is
+bare and no sentence is read as one formula, unless it is a single number.
 """
 
 from __future__ import annotations
@@ -32,18 +32,19 @@ _PLAIN = (ExprExtractionConfig(),)
 _LATEX = (LatexExtractionConfig(),)
 
 
-def check(task: tuple[str, str | None]) -> Verdict:
-    """`(gold, answer)` to a verdict on the answer; `(gold, None)` to whether the gold can be read.
+def check(task: tuple[str, str | None, bool]) -> Verdict:
+    """A verdict on `(gold, text, is_answer)`: is the text, or the answer that math-verify finds in it, the gold?
 
-    An answer that can't be parsed is still right if it is the gold to the letter.
+    `is_answer` says that the text is the answer, words and all, and no sentence that holds it. Without a text the
+    verdict is on whether the gold can be read. What can't be parsed is still right if it is the gold to the letter.
     """
-    gold, answer = task
+    gold, answer, is_answer = task
     random.seed(0)  # some of sympy's tests for equality try random numbers
     seed_sympy(0)
     golds = _gold(gold)
     if answer is None:
         return "right" if _has_formula(golds) else "unparsable"
-    answers = read(answer)
+    answers = read(answer, is_answer)
     # math-verify's time limits work by signals; the worker's take their place.
     if golds and answers and verify(list(golds), answers, timeout_seconds=None):
         return "right"
@@ -52,10 +53,10 @@ def check(task: tuple[str, str | None]) -> Verdict:
 
 @lru_cache(maxsize=4096)
 def _gold(text: str) -> tuple[Any, ...]:
-    return tuple(read(text, is_answer=True))
+    return tuple(read(text, True))
 
 
-def read(text: str, *, is_answer: bool = False) -> list[Any]:
+def read(text: str, is_answer: bool) -> list[Any]:
     """What a text may mean: sympy objects, then the text that they were made of; empty if nothing was found.
 
     Args:

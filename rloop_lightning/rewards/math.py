@@ -83,7 +83,14 @@ class MathReward(Reward):
             for key, (gold, answer) in zip(keys, pairs, strict=True)
             if key is not None and key not in self._verdicts
         }
-        verdicts = dict(zip(new, map(self._verdict, self.pool.map(list(new.values()))), strict=True))
+        is_answer = self.extract != "auto"
+        verdicts = dict(
+            zip(
+                new,
+                map(self._verdict, self.pool.map([(gold, text, is_answer) for gold, text in new.values()])),
+                strict=True,
+            )
+        )
         self._counts["checked"] += len(new)
         self._counts["cached"] += sum(key is not None for key in keys) - len(new)
         self._counts["unparsable"] += keys.count(None)
@@ -104,7 +111,7 @@ class MathReward(Reward):
 
     def unusable(self, problems: Sequence[Problem]) -> list[str]:
         golds = list(dict.fromkeys(problem.answer for problem in problems))
-        outcomes = dict(zip(golds, self.pool.map([(gold, None) for gold in golds]), strict=True))
+        outcomes = dict(zip(golds, self.pool.map([(gold, None, True) for gold in golds]), strict=True))
         messages = []
         for problem in problems:
             outcome = outcomes[problem.answer]

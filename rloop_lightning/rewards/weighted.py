@@ -1,6 +1,6 @@
 """Several rewards as one, by weights: correctness, which alone decides what a success is, and what shapes it.
 
-    WeightedSum(rewards={"correct": MathReward(), "format": BoxFormat()}, weights={"format": 0.1}, success="correct")
+WeightedSum(rewards={"correct": MathReward(), "format": BoxFormat()}, weights={"format": 0.1}, success="correct")
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class WeightedSum(Reward):
     def metrics(self) -> dict[str, float]:
         counts: Counter[str] = Counter()
         for reward in self.parts.values():
-            counts.update(reward.metrics())  # type: ignore[arg-type]  # a Counter adds floats as well
+            counts.update(reward.metrics())
         return dict(counts)
 
     def unusable(self, problems: Sequence[Problem]) -> list[str]:

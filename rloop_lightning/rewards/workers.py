@@ -206,9 +206,7 @@ class WorkerPool:
             if worker.tasks:
                 waiting.appendleft(worker.tasks)
 
-    def _lose(
-        self, worker: _Worker, status: Status, waiting: deque[deque[int]], outcomes: dict[int, Outcome]
-    ) -> None:
+    def _lose(self, worker: _Worker, status: Status, waiting: deque[deque[int]], outcomes: dict[int, Outcome]) -> None:
         """The task that the worker was at is lost; what it held beyond that goes to another."""
         code = self._drop(worker)
         if worker.tasks:
