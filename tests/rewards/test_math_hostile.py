@@ -70,7 +70,7 @@ def huge(rng: random.Random, i: int) -> str:
 
 
 def soup(rng: random.Random, i: int) -> str:
-    return "".join(rng.choices(PIECES, k=rng.randint(1, 10))) + str(i)
+    return "".join(rng.choices(PIECES, k=rng.randint(1, 10))) + f" {i}"
 
 
 def code(rng: random.Random, i: int) -> str:
