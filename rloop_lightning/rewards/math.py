@@ -32,7 +32,7 @@ class MathReward(Reward):
             empty, such as 80 of "A: 80", or else the last number; `auto`, wherever math-verify finds one.
         workers: processes that check answers.
         time_limit_s: wall-clock seconds that one answer may take.
-        memory_limit_mb: address space of a worker, MiB; the interpreter and sympy take about 200.
+        memory_limit_mb: address space of a worker, MiB; the interpreter and sympy take about 80.
         max_characters: an answer from the box or the last line that is longer scores 0 unread; `auto` looks at this
             many characters at the completion's end.
         success_threshold: the reward from which on a rollout counts as a success.
