@@ -78,7 +78,7 @@ class WorkerPool:
         function: "module:name"; takes and returns what JSON can say. Its module must not need `__main__`.
         processes: workers.
         time_limit_s: wall-clock seconds that one task may take.
-        memory_limit_mb: address space of one worker, MiB, the interpreter and the imported module included (sympy: about 80).
+        memory_limit_mb: address space of one worker, MiB, the interpreter and what it imports included (sympy: 80).
         chunk: most tasks that a worker holds at once.
     """
 
