@@ -51,7 +51,7 @@ SWAPPABLE = {
     "consolidate": Swappable("consolidations", Consolidation, "rft", "what is done with the expert set, or none"),
     "engine": Swappable("engines", RolloutEngine, "torch", "what generates rollouts"),
     "data": Swappable("data", ProblemSource, "countdown", "the problem sets"),
-    "reward": Swappable("rewards", Reward, "countdown", "how completions are scored"),
+    "reward": Swappable("rewards", Reward, "the data's own", "how completions are scored"),
 }
 
 
@@ -94,7 +94,12 @@ class Arguments:
         if not config_names and not any(argument.startswith("--policy.model") for argument in rest):
             config_names.append(DEFAULT_PRESET)
         configs = [_read_config(name) for name in config_names]
-        self.choices = {group: _choose(group, named.get(group), configs) for group in SWAPPABLE}
+        self.choices = {group: _choose(group, named.get(group), configs) for group in SWAPPABLE if group != "reward"}
+        source = self.choices["data"].cls
+        assert source is not None
+        assert issubclass(source, ProblemSource)
+        named.setdefault("reward", _named_in(configs, "reward") or source.reward)
+        self.choices["reward"] = _choose("reward", named["reward"], configs)
         chosen = [f"--{group}.name={choice.name}" for group, choice in self.choices.items()]
         self.for_parser = ["--config", json.dumps(_merge(configs, self.choices)), *chosen, *rest]
 
@@ -177,14 +182,19 @@ def expand(group: str, name: str) -> dict[str, str]:
 def _choose(group: str, named: str | None, configs: Sequence[Mapping[str, Any]]) -> Choice:
     """The command line's name for a part, else the last configuration file's, else the default."""
     swappable = SWAPPABLE[group]
-    in_configs = [config[group]["name"] for config in configs if "name" in (config.get(group) or {})]
-    name = named or (in_configs[-1] if in_configs else swappable.default)
+    name = named or _named_in(configs, group) or swappable.default
     if name == NONE and group == "consolidate":
         return Choice(name, None)
     try:
         return Choice(name, find_class(swappable.registry, name, swappable.base))
     except ValueError as error:
         raise UsageError(f"--{group}: {error}") from error
+
+
+def _named_in(configs: Sequence[Mapping[str, Any]], group: str) -> str | None:
+    """The name that the last configuration file to name a part gives it."""
+    names_given = [config[group]["name"] for config in configs if "name" in (config.get(group) or {})]
+    return names_given[-1] if names_given else None
 
 
 def _merge(configs: Sequence[Mapping[str, Any]], choices: Mapping[str, Choice]) -> dict[str, Any]:

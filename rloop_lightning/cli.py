@@ -113,7 +113,7 @@ class RLoopCLI(LightningCLI):
         for group, choice in self.choices.items():
             _add_swappable(parser, group, choice)
         for group, config in FIXED.items():
-            parser.add_class_arguments(config, group)
+            parser.add_class_arguments(config, group, instantiate=False)
         parser.add_class_arguments(
             L.Trainer, "trainer", instantiate=False, fail_untyped=False, skip=_TRAINER_FLAGS_OF_THE_LOOP
         )
@@ -238,7 +238,7 @@ def _add_swappable(parser: LightningArgumentParser, group: str, choice: Choice) 
     known = ", ".join([*sorted(names(swappable.registry)), *([NONE] if group == "consolidate" else [])])
     what = f"{swappable.what}: {known}, or a class path (default: {swappable.default})"
     if choice.cls is not None:
-        parser.add_class_arguments(choice.cls, group)
+        parser.add_class_arguments(choice.cls, group, instantiate=False)
         action = next(action for action in parser._actions if f"--{group}" in action.option_strings)
         action.metavar, action.help = "NAME", what
     parser.add_argument(f"--{group}.name", type=str, default=choice.name, help=what, metavar="NAME")

@@ -67,11 +67,27 @@ class Rollout:
     finish_reason: FinishReason
     reward: float = float("nan")
     success: bool = False
+    reward_parts: Mapping[str, float] = field(default_factory=dict)  # by name, what a combined reward is made of
 
     @property
     def length(self) -> int:
         """Completion length, tokens."""
         return len(self.completion_ids)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a reward gives for one completion.
+
+    Args:
+        reward: what advantages are made of; any real number.
+        success: whether the answer is right: what dynamic sampling, the filter and pass@k look at, and nothing else.
+        parts: by name, the rewards that a combined one is made of, before their weights; each is logged apart.
+    """
+
+    reward: float
+    success: bool
+    parts: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

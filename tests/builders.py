@@ -281,7 +281,7 @@ class FakeEngine(RolloutEngine):
 class FirstCharacterReward(Reward):
     """The reward is the text's first character as a digit: "1abc" succeeds, "0ab" does not."""
 
-    def __call__(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:
+    def rewards(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:
         return [float(text[0]) for text in texts]
 
 

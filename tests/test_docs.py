@@ -47,6 +47,27 @@ def test_the_task_of_docs_extending_runs(tmp_path: Path, monkeypatch: pytest.Mon
     assert {"eval/test/pass@1"} <= read_metrics(tmp_path / "run" / "metrics.csv")[0].keys()
 
 
+def test_the_reward_and_the_settings_of_docs_rewards_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / "docs" / "rewards.md").read_text()
+    for kind, name in (("python", "my_reward.py"), ("yaml", "weighted.yaml")):
+        (source,) = re.findall(rf"```{kind}\n(# {re.escape(name)}\n.*?)```", text, re.DOTALL)
+        (tmp_path / name).write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_reward", raising=False)
+    sizes = ["--loop.rounds=1", "--loop.explore_steps=1", "--loop.problems_per_step=4", "--loop.rollouts_per_problem=2"]
+    evaluation = ["--eval.samples=2", "--eval.k=[1]", "--eval.every_n_steps=0", "--eval.sets=[test]"]
+    rest = ["--algo.dynamic_sampling=false", "--eval.sets_inside=[test]", "--eval.max_problems=4", "--consolidate=none"]
+    configs = ["--config", "countdown", "--config", str(tmp_path / "weighted.yaml")]
+    assert main([*configs, *sizes, *evaluation, *rest, "--debug", "--out", str(tmp_path / "run")]) == 0
+    row = next(row for row in read_metrics(tmp_path / "run" / "metrics.csv") if "rollout/reward_mean" in row)
+    parts = {name: row[f"reward/{name}_mean"] for name in ("correct", "format", "length", "steps")}
+    weighted = parts["correct"] + 0.1 * parts["format"] + 0.05 * parts["length"] + 0.02 * parts["steps"]
+    assert row["rollout/reward_mean"] == pytest.approx(weighted)
+    assert row["rollout/success_rate"] == parts["correct"]
+    assert parts["format"] > 0
+    assert parts["steps"] > 0
+
+
 def test_every_preset_is_mentioned_in_the_readme() -> None:
     readme = (ROOT / "README.md").read_text()
     assert [path.stem for path in preset_folder().glob("*.yaml") if path.stem not in readme] == []

@@ -13,9 +13,11 @@ class ProblemSource(ABC):
     """Problem sets, the same in every run. Cheap to construct: problems are made or read when they are asked for.
 
     Attributes:
+        reward: short name or class path of the reward that suits these problems, where the user names none.
         max_prompt_tokens: problems whose prompt is longer, as the policy sees it, are left out; None keeps all.
     """
 
+    reward = "math"
     max_prompt_tokens: int | None = None
 
     @abstractmethod

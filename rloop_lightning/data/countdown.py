@@ -128,6 +128,8 @@ class Countdown(ProblemSource):
         ood_max_target: `max_target` of the set `ood`.
     """
 
+    reward = "countdown"  # the value of the box, and the rule on numbers
+
     def __init__(
         self,
         *,

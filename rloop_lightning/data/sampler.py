@@ -35,11 +35,10 @@ class GroupSampler:
         rollouts = self.engine.generate(problems, n, sampling)
         generated = perf_counter()
         owners = [problem for problem in problems for _ in range(n)]
-        rewards = self.reward(owners, [rollout.text for rollout in rollouts])
-        threshold = self.reward.success_threshold
+        verdicts = self.reward(owners, [rollout.text for rollout in rollouts])
         scored = [
-            replace(rollout, reward=reward, success=reward >= threshold)
-            for rollout, reward in zip(rollouts, rewards, strict=True)
+            replace(rollout, reward=verdict.reward, success=verdict.success, reward_parts=verdict.parts)
+            for rollout, verdict in zip(rollouts, verdicts, strict=True)
         ]
         cost.rollouts += len(scored)
         cost.tokens += sum(rollout.length for rollout in scored)

@@ -105,6 +105,7 @@ class RolloutStream:
         generated: list[Group] = []
         kept: list[Group] = []
         cost = SamplingCost()
+        self.sampler.reward.metrics()  # what an evaluation counted is not of this step
         most = self.problems_per_step * self.explorer.max_generation_batches
         while (missing := self.problems_per_step - len(kept)) > 0:
             if len(generated) >= most:
@@ -118,7 +119,8 @@ class RolloutStream:
             self.share_kept = max(len(kept), 1) / len(generated)
         self._add_cost(cost)
         batch = self.explorer.make_batch(kept[: self.problems_per_step], sampling)
-        return RolloutStep(self.position, tuple(generated), batch, _step_metrics(generated, kept, cost))
+        counts = {f"reward/{name}": value for name, value in self.sampler.reward.metrics().items()}
+        return RolloutStep(self.position, tuple(generated), batch, {**_step_metrics(generated, kept, cost), **counts})
 
     def _too_few(self, kept: int, generated: int) -> str:
         return (
@@ -195,7 +197,9 @@ class ExpertStream:
 def _step_metrics(generated: Sequence[Group], kept: Sequence[Group], cost: SamplingCost) -> dict[str, float]:
     """What is said of a rollout step; over all its rollouts, those that are not trained on included."""
     rollouts = [rollout for group in generated for rollout in group.rollouts]
+    parts = rollouts[0].reward_parts
     return {
+        **{f"reward/{name}_mean": float(np.mean([r.reward_parts[name] for r in rollouts])) for name in parts},
         "rollout/reward_mean": float(np.mean([rollout.reward for rollout in rollouts])),
         "rollout/success_rate": float(np.mean([rollout.success for rollout in rollouts])),
         "rollout/solved_rate": float(np.mean([group.success_count > 0 for group in generated])),

@@ -2,4 +2,6 @@
 
 REWARDS = {
     "countdown": "rloop_lightning.rewards.countdown.CountdownReward",
+    "math": "rloop_lightning.rewards.math.MathReward",
+    "weighted": "rloop_lightning.rewards.weighted.WeightedSum",
 }

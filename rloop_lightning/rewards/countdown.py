@@ -13,27 +13,14 @@ from fractions import Fraction
 from functools import cache, lru_cache
 
 from rloop_lightning.rewards.base import Reward
+from rloop_lightning.rewards.extraction import last_box
 from rloop_lightning.types import Problem
 
-_BOX = r"\boxed{"
 _LATEX_OPERATORS = ((r"\times", "*"), (r"\cdot", "*"), (r"\div", "/"))
 _ALLOWED = re.compile(r"[0-9+\-*/() ]*")
 _NUMBER = re.compile(r"[0-9]+")
 _CHARACTERS_PER_NUMBER = 40  # in a box: the number, an operator, and far more parentheses than it can need
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
-
-
-def last_box(text: str) -> str | None:
-    """What stands in the last `\\boxed{}`; None where there is none or its braces don't balance."""
-    start = text.rfind(_BOX)
-    if start < 0:
-        return None
-    depth = 1
-    for brace in re.finditer(r"[{}]", text[start + len(_BOX) :]):
-        depth += 1 if brace.group() == "{" else -1
-        if depth == 0:
-            return text[start + len(_BOX) :][: brace.start()]
-    return None
 
 
 def _value(node: ast.AST) -> Fraction:
@@ -101,7 +88,7 @@ class CountdownReward(Reward):
     value may be negated. `\\times`, `\\cdot` and `\\div` are read as operators.
     """
 
-    def __call__(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:
+    def rewards(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:
         return [self._reward(problem, text) for problem, text in zip(problems, texts, strict=True)]
 
     def unusable(self, problems: Sequence[Problem]) -> list[str]:

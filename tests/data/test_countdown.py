@@ -98,7 +98,7 @@ def test_solution_texts_are_right(counts):
     family = Family(counts, 12, 100)
     solutions = [s for s in (draw_solution(rng, family) for _ in range(300)) if s]
     assert len(solutions) > 50
-    rewards = CountdownReward()([s.problem for s in solutions], [s.text for s in solutions])
+    rewards = CountdownReward().rewards([s.problem for s in solutions], [s.text for s in solutions])
     assert rewards == [1.0] * len(solutions)
     for solution in solutions:
         for step in solution.steps:

@@ -22,6 +22,7 @@ from builders import (
 from rloop_lightning.algorithms.dapo import DAPO
 from rloop_lightning.data.sampler import GroupSampler, SamplingCost
 from rloop_lightning.data.stream import ExpertStream, NotEnoughGroupsError, RolloutStream
+from rloop_lightning.types import Scored
 
 
 def make_stream(write=one_right, *, problems=10, p=4, g=2, steps=3, seed=0, explorer=None, **engine):
@@ -264,6 +265,41 @@ def test_metrics_of_a_step():
     }
     assert step.metrics["time/generate_s"] > 0
     assert step.metrics["time/reward_s"] > 0
+
+
+class CountingReward(FirstCharacterReward):
+    """Rewards in two parts, success by the first one, and counts what it was asked."""
+
+    asked = 0
+
+    def __call__(self, problems, texts):
+        self.asked += len(texts)
+        firsts = super().__call__(problems, texts)
+        lengths = [float(len(text)) for text in texts]
+        return [
+            Scored(first.reward - length, first.success, {"first": first.reward, "length": length})
+            for first, length in zip(firsts, lengths, strict=True)
+        ]
+
+    def metrics(self):
+        asked, self.asked = self.asked, 0
+        return {"asked": float(asked)}
+
+
+def test_parts_and_counts_of_a_reward_are_logged_apart():
+    stream = make_stream(problems=4, p=4, steps=2, max_new_tokens=4)
+    stream.sampler.reward = reward = CountingReward()
+    reward.asked = 100  # by an evaluation
+    for step in stream:
+        assert {k: v for k, v in step.metrics.items() if "reward" in k and not k.startswith("time/")} == {
+            "rollout/reward_mean": 0.5 - 2.5,
+            "reward/first_mean": 0.5,
+            "reward/length_mean": 2.5,
+            "reward/asked": 8.0,
+        }
+        # By the reward nothing is a success, and groups without one are dropped.
+        assert step.metrics["rollout/success_rate"] == 0.5
+        assert step.metrics["rollout/kept_rate"] == 1.0
 
 
 def test_metrics_count_the_groups_that_were_dropped():

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rloop_lightning.rewards.countdown import CountdownReward, last_box
-from rloop_lightning.types import Problem
+from rloop_lightning.rewards.countdown import CountdownReward
+from rloop_lightning.rewards.extraction import last_box
+from rloop_lightning.types import Problem, Scored
 
 
 def make_problem(numbers, target) -> Problem:
@@ -17,7 +18,7 @@ def make_problem(numbers, target) -> Problem:
 
 
 def reward(text: str, numbers=(3, 7, 12), target=33) -> float:
-    [value] = CountdownReward()([make_problem(numbers, target)], [text])
+    [value] = CountdownReward().rewards([make_problem(numbers, target)], [text])
     return value
 
 
@@ -158,7 +159,8 @@ def test_works_off_the_main_thread():
 
 def test_rewards_stand_in_the_order_of_the_texts():
     problems = [make_problem((3, 7, 12), 33), make_problem((1, 2), 3), make_problem((1, 2), 2)]
-    assert CountdownReward()(problems, [r"\boxed{7*3+12}", r"\boxed{2-1}", r"\boxed{2/1}"]) == [1.0, 0.0, 1.0]
+    scored = CountdownReward()(problems, [r"\boxed{7*3+12}", r"\boxed{2-1}", r"\boxed{2/1}"])
+    assert scored == [Scored(1.0, True), Scored(0.0, False), Scored(1.0, True)]
     with pytest.raises(ValueError, match="zip"):
         CountdownReward()(problems, [""])
 

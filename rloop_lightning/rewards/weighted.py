@@ -1,0 +1,99 @@
+"""Several rewards as one, by weights: correctness, which alone decides what a success is, and what shapes it.
+
+WeightedSum(rewards={"correct": MathReward(), "format": BoxFormat()}, weights={"format": 0.1}, success="correct")
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+from rloop_lightning.rewards.base import Reward
+from rloop_lightning.rewards.extraction import last_box
+from rloop_lightning.types import Problem, Scored
+
+
+class WeightedSum(Reward):
+    """The weighted sum of several rewards. Success is that of one of them alone.
+
+    A rollout step shows each of them, before its weight, as `reward/NAME_mean`.
+
+    Args:
+        rewards: the rewards by the names that they are logged under.
+        weights: by name; 1 for those that are not listed.
+        success: the name of the reward that decides what a success is: for dynamic sampling, the filter and pass@k.
+    """
+
+    def __init__(
+        self, *, rewards: dict[str, Reward], weights: dict[str, float] | None = None, success: str = "correct"
+    ) -> None:
+        super().__init__()
+        weights = weights or {}
+        wrong = [
+            f"--reward.weights names {name!r}, which is none of --reward.rewards" for name in weights.keys() - rewards
+        ]
+        wrong += [
+            f"--reward.weights: {name} must be a finite number, got {weight}"
+            for name, weight in weights.items()
+            if not math.isfinite(weight)
+        ]
+        if success not in rewards:
+            wrong.append(f"--reward.success must be one of --reward.rewards ({', '.join(rewards)}), got {success!r}")
+        if wrong:
+            raise ValueError("\n".join(wrong))
+        self.parts = rewards
+        self.weights = {name: weights.get(name, 1.0) for name in rewards}
+        self.success = success
+
+    def rewards(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:
+        return [scored.reward for scored in self(problems, texts)]
+
+    def __call__(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Scored]:
+        scored = {name: reward(problems, texts) for name, reward in self.parts.items()}
+        rows = []
+        for i in range(len(texts)):
+            parts = {name: values[i].reward for name, values in scored.items()}
+            total = sum(self.weights[name] * value for name, value in parts.items())
+            rows.append(Scored(total, scored[self.success][i].success, parts))
+        return rows
+
+    def metrics(self) -> dict[str, float]:
+        counts: Counter[str] = Counter()
+        for reward in self.parts.values():
+            counts.update(reward.metrics())
+        return dict(counts)
+
+    def unusable(self, problems: Sequence[Problem]) -> list[str]:
+        return [message for reward in self.parts.values() for message in reward.unusable(problems)]
+
+
+class BoxFormat(Reward):
+    """1.0 where the completion has a \\boxed{} whose braces balance, else 0.0; whatever is in it."""
+
+    def rewards(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:
+        return [float(last_box(text) is not None) for text in texts]
+
+
+class LengthPenalty(Reward):
+    """0.0 up to a length, then falling in a straight line to -1.0 at a second one, and -1.0 beyond (as in DAPO,
+    arXiv 2503.14476, eq. 13, by characters in place of tokens).
+
+    Args:
+        free_characters: characters that cost nothing.
+        max_characters: characters from which on the penalty is whole.
+    """
+
+    def __init__(self, *, free_characters: int, max_characters: int) -> None:
+        super().__init__()
+        if not 0 <= free_characters < max_characters:
+            raise ValueError(
+                f"--reward.free_characters must be >= 0 and below max_characters, got {free_characters} and "
+                f"{max_characters}"
+            )
+        self.free_characters = free_characters
+        self.max_characters = max_characters
+
+    def rewards(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:
+        span = self.max_characters - self.free_characters
+        return [-min(1.0, max(0.0, (len(text) - self.free_characters) / span)) for text in texts]

@@ -1,0 +1,303 @@
+"""Worker processes for work that may hang, crash or eat memory: each task has a limit on its time and memory.
+
+    with WorkerPool("rloop_lightning.rewards.equivalence:check", time_limit_s=5, memory_limit_mb=1024) as pool:
+        outcomes = pool.map([["1/2", "0.5"], ...])      # in order; outcome.status, outcome.value
+
+A worker is a fresh interpreter, not a copy of this process: it inherits no thread, lock, device or open file, needs
+neither signals nor the main thread here, and starts the same way from a process that was forked, spawned or is a
+daemon. It imports the function's module and nothing else of the package.
+
+Tasks and values go over a socket as JSON; nothing is unpickled. A worker gets tasks by the chunk and answers each as it
+is done, so that it is known which one a dead worker was at: that one is lost, the rest of its chunk goes to another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, Pipe, wait
+from pathlib import Path
+from typing import Any, Literal, Self
+
+Status = Literal["done", "failed", "timed_out", "crashed"]
+
+_BOOTSTRAP = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
+    "from rloop_lightning.rewards.workers import serve; serve(int(sys.argv[1]))"
+)
+_START_LIMIT_S = 120.0  # imports on a busy machine
+_MOST_FAILED_STARTS = 3
+_CHUNKS_PER_WORKER = 4  # at least, so that all end at about the same time
+_GRACE_S = 1.0  # a worker whose parent died ends itself this long after the time limit
+
+
+class WorkerStartError(RuntimeError):
+    """Workers die before they can take a task."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a task.
+
+    Args:
+        status: `done`; `failed`, the function raised; `timed_out` and `crashed`, its worker was killed or died.
+        value: what the function returned, if `done`.
+    """
+
+    status: Status
+    value: Any = None
+
+
+@dataclass
+class _Worker:
+    process: subprocess.Popen[bytes]
+    connection: Connection
+    deadline: float  # of the start, then of the task that it is at; seconds of the monotonic clock
+    ready: bool = False
+    tasks: deque[int] = field(default_factory=deque)  # given and not answered, by their numbers
+
+
+class WorkerPool:
+    """Runs one function over tasks in worker processes that are killed and replaced when they pass a limit.
+
+    Workers start with the first tasks and end with the pool, with `close`, or with this process however it ends.
+    A pool may be used from any thread; one batch runs at a time. A copy in another process has workers of its own.
+
+    Args:
+        function: "module:name"; takes and returns what JSON can say. Its module must not need `__main__`.
+        processes: workers.
+        time_limit_s: wall-clock seconds that one task may take.
+        memory_limit_mb: address space of one worker, MiB, the interpreter and what it imports included (sympy: 80).
+        chunk: most tasks that a worker holds at once.
+    """
+
+    def __init__(
+        self,
+        function: str,
+        *,
+        processes: int = 2,
+        time_limit_s: float = 5.0,
+        memory_limit_mb: int = 1024,
+        chunk: int = 32,
+    ) -> None:
+        self.function = function
+        self.processes = processes
+        self.time_limit_s = time_limit_s
+        self.memory_limit_mb = memory_limit_mb
+        self.chunk = chunk
+        self._fresh()
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return _remake, (self.function, self.processes, self.time_limit_s, self.memory_limit_mb, self.chunk)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the workers. The pool may be used again; it starts new ones."""
+        _end(self._workers, self._owner)
+
+    def pids(self) -> list[int]:
+        """Process ids of the workers that now live."""
+        return [worker.process.pid for worker in self._workers]
+
+    def map(self, tasks: Sequence[Any]) -> list[Outcome]:
+        """One outcome for each task, in order.
+
+        Raises:
+            WorkerStartError: workers don't start; a fault of the installation, not of a task.
+        """
+        if self._owner != os.getpid():
+            self._fresh()  # after a fork, the workers and the lock are the parent's
+        with self._lock:
+            try:
+                return self._map(tasks)
+            except BaseException:
+                self.close()  # they may still be at tasks that nobody waits for
+                raise
+
+    def _fresh(self) -> None:
+        self._owner = os.getpid()
+        self._lock = threading.Lock()
+        self._workers: list[_Worker] = []
+        self._failed_starts = 0
+        weakref.finalize(self, _end, self._workers, self._owner)
+
+    def _map(self, tasks: Sequence[Any]) -> list[Outcome]:
+        outcomes: dict[int, Outcome] = {}
+        size = max(1, min(self.chunk, len(tasks) // (_CHUNKS_PER_WORKER * self.processes)))
+        waiting = deque(deque(range(i, min(i + size, len(tasks)))) for i in range(0, len(tasks), size))
+        self._failed_starts = 0
+        while len(outcomes) < len(tasks):
+            missing = min(self.processes, len(waiting) + sum(bool(worker.tasks) for worker in self._workers))
+            while len(self._workers) < missing:
+                self._workers.append(self._start())
+            for worker in list(self._workers):
+                if worker.ready and not worker.tasks and waiting:
+                    self._give(worker, waiting, tasks)
+            self._collect(waiting, outcomes)
+        return [outcomes[number] for number in range(len(tasks))]
+
+    def _start(self) -> _Worker:
+        ours, theirs = Pipe()
+        with theirs:
+            process = subprocess.Popen(
+                [sys.executable, "-c", _BOOTSTRAP, str(theirs.fileno()), json.dumps(sys.path)],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,  # parsers print about what they can't read
+                stderr=subprocess.DEVNULL,
+            )
+        worker = _Worker(process, ours, time.monotonic() + _START_LIMIT_S)
+        with contextlib.suppress(OSError):  # it died at once, which shows when it is read from
+            ours.send_bytes(_encode([self.function, self.time_limit_s, self.memory_limit_mb]))
+        return worker
+
+    def _give(self, worker: _Worker, waiting: deque[deque[int]], tasks: Sequence[Any]) -> None:
+        chunk = waiting.popleft()
+        try:
+            worker.connection.send_bytes(_encode([tasks[number] for number in chunk]))
+        except OSError:  # it died while it was idle: nobody's fault
+            waiting.appendleft(chunk)
+            self._drop(worker)
+            return
+        worker.tasks = chunk
+        worker.deadline = time.monotonic() + self.time_limit_s
+
+    def _collect(self, waiting: deque[deque[int]], outcomes: dict[int, Outcome]) -> None:
+        """Wait for the next message, death or deadline, and deal with all that there are."""
+        busy = [worker for worker in self._workers if worker.tasks or not worker.ready]
+        patience = min((worker.deadline for worker in busy), default=0.0) - time.monotonic()
+        readable = wait([worker.connection for worker in busy], max(0.0, patience))
+        for worker in busy:
+            if worker.connection in readable:
+                try:
+                    self._receive(worker, waiting, outcomes)
+                except (EOFError, OSError):
+                    self._lose(worker, "crashed", waiting, outcomes)
+            elif time.monotonic() >= worker.deadline:
+                self._lose(worker, "timed_out", waiting, outcomes)
+
+    def _receive(self, worker: _Worker, waiting: deque[deque[int]], outcomes: dict[int, Outcome]) -> None:
+        status, value, leaving = json.loads(worker.connection.recv_bytes())
+        if worker.ready:
+            outcomes[worker.tasks.popleft()] = Outcome(status, value)
+            worker.deadline = time.monotonic() + self.time_limit_s
+        elif status == "failed":
+            raise WorkerStartError(f"a reward worker can't import {self.function}: {value}")
+        worker.ready = True
+        self._failed_starts = 0
+        if leaving:
+            self._drop(worker)
+            if worker.tasks:
+                waiting.appendleft(worker.tasks)
+
+    def _lose(self, worker: _Worker, status: Status, waiting: deque[deque[int]], outcomes: dict[int, Outcome]) -> None:
+        """The task that the worker was at is lost; what it held beyond that goes to another."""
+        code = self._drop(worker)
+        if worker.tasks:
+            outcomes[worker.tasks.popleft()] = Outcome(status)
+        elif not worker.ready:
+            self._failed_starts += 1
+            if self._failed_starts >= _MOST_FAILED_STARTS:
+                raise WorkerStartError(
+                    f"{self._failed_starts} reward workers in a row ended with exit code {code} before they were "
+                    f"ready; the memory limit of {self.memory_limit_mb} MiB may be too small"
+                )
+        if worker.tasks:
+            waiting.appendleft(worker.tasks)
+
+    def _drop(self, worker: _Worker) -> int:
+        self._workers.remove(worker)
+        return _kill(worker)
+
+
+def _remake(function: str, processes: int, time_limit_s: float, memory_limit_mb: int, chunk: int) -> WorkerPool:
+    return WorkerPool(
+        function,
+        processes=processes,
+        time_limit_s=time_limit_s,
+        memory_limit_mb=memory_limit_mb,
+        chunk=chunk,
+    )
+
+
+def _encode(message: Any) -> bytes:
+    return json.dumps(message).encode()  # ASCII: lone surrogates pass as escapes
+
+
+def _kill(worker: _Worker) -> int:
+    worker.connection.close()
+    worker.process.kill()
+    return worker.process.wait()
+
+
+def _end(workers: list[_Worker], owner: int) -> None:
+    """End the workers; in a process that was forked from their owner, leave them alone."""
+    if os.getpid() == owner:
+        for worker in workers:
+            _kill(worker)
+    workers.clear()
+
+
+# --- in the worker ----------------------------------------------------------------------------------------------------
+
+
+def serve(descriptor: int) -> None:
+    """A worker's life: the socket says what to run under which limits, then chunks of tasks, until it is closed."""
+    import resource  # not on every platform, and needed here alone
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, whose end closes the socket
+    connection = Connection(descriptor)
+    with contextlib.suppress(EOFError, OSError):  # the parent is gone
+        function, time_limit_s, memory_limit_mb = json.loads(connection.recv_bytes())
+        limit = memory_limit_mb << 20
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        module, _, name = function.partition(":")
+        try:
+            run = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            connection.send_bytes(_encode(["failed", str(error), True]))
+            return
+        connection.send_bytes(_encode(["done", None, False]))
+        while True:
+            for task in json.loads(connection.recv_bytes()):
+                # The parent kills before this fires. Without a parent the signal's default ends the process, even in
+                # the midst of C code.
+                signal.setitimer(signal.ITIMER_REAL, time_limit_s + _GRACE_S)
+                answer = _answer(run, task)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                # What a task leaves behind must not make the next one fail.
+                leaving = _address_space_bytes() > limit // 2
+                connection.send_bytes(_encode([*answer, leaving]))
+                if leaving:
+                    return
+
+
+def _answer(run: Callable[[Any], Any], task: Any) -> tuple[Status, Any]:
+    try:
+        return "done", run(task)
+    except Exception:  # the fault boundary: whatever a task raises is its own affair, and is counted
+        return "failed", None
+
+
+def _address_space_bytes() -> int:
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:  # no Linux
+        return 0
