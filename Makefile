@@ -20,9 +20,9 @@ setup: $(STAMP) ## Make .venv and install the project with its test and lint too
 fit: $(STAMP) ## Train the embedded policy with RLoop. ARGS="--loop.rounds 1" is handed on to rloop-fit.
 	@$(BIN)/rloop-fit --algo dapo --consolidate rft $(ARGS)
 
-# A file stays on one worker, for what its tests share; each worker computes on one thread (tests/conftest.py).
+# Each process computes on one thread (tests/conftest.py).
 test: $(STAMP) ## Run the tests, in JOBS=2 processes. PYTEST_ARGS="-k losses" is handed on to pytest.
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
 
 lint: $(STAMP) ## Check rules, format and types.
 	@$(BIN)/python -m ruff check --quiet .

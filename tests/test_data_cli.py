@@ -27,7 +27,7 @@ from rloop_lightning.types import Problem
 class AnyAnswer(Reward):
     """0 for every completion; reads every gold answer."""
 
-    def __call__(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:
+    def rewards(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:
         return [0.0] * len(texts)
 
 
@@ -133,9 +133,8 @@ def test_check_of_a_built_in_set(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_check_of_the_shared_sets(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, err = check(
-        capsys, shared("math_train.jsonl"), "--data.preset", "math", "--data.eval", shared("math500.jsonl")
-    )
+    files = [shared("math_train.jsonl"), "--data.preset", "math", "--data.eval", shared("math500.jsonl")]
+    code, out, err = check(capsys, *files, "--reward", "test_data_cli.AnyAnswer")
     assert (code, err) == (0, "")
     assert "train: 7,500 problems of 7,500 rows" in out
     assert "also in train: 0" in out
@@ -196,7 +195,8 @@ def test_wrong_sets_are_named_with_all_other_faults_before_a_model_is_loaded(tmp
 def test_a_reward_that_reads_no_gold_of_a_set_names_a_few_only(tmp_path: Path) -> None:
     rows = [{"id": f"n{n}", "problem": f"{n}?", "answer": "x"} for n in range(100)]
     with pytest.raises(UsageError) as caught:
-        parse("--data", write_rows(tmp_path / "a.jsonl", rows), "--out", tmp_path / "run").prepare()
+        data = write_rows(tmp_path / "a.jsonl", rows)
+        parse("--data", data, "--reward", "countdown", "--out", tmp_path / "run").prepare()
     assert "--reward CountdownReward: n0: the answer must be an integer" in str(caught.value)
     assert "195 more messages like these" in str(caught.value)
     assert len(str(caught.value).splitlines()) < 12
