@@ -194,9 +194,10 @@ def test_wrong_sets_are_named_with_all_other_faults_before_a_model_is_loaded(tmp
 
 def test_a_reward_that_reads_no_gold_of_a_set_names_a_few_only(tmp_path: Path) -> None:
     rows = [{"id": f"n{n}", "problem": f"{n}?", "answer": "x"} for n in range(100)]
+    data = write_rows(tmp_path / "a.jsonl", rows)
+    settings = parse("--data", data, "--reward", "countdown", "--out", tmp_path / "run")
     with pytest.raises(UsageError) as caught:
-        data = write_rows(tmp_path / "a.jsonl", rows)
-        parse("--data", data, "--reward", "countdown", "--out", tmp_path / "run").prepare()
+        settings.prepare()
     assert "--reward CountdownReward: n0: the answer must be an integer" in str(caught.value)
     assert "195 more messages like these" in str(caught.value)
     assert len(str(caught.value).splitlines()) < 12
