@@ -1,21 +1,17 @@
-"""What the tests of problem sets share: files of rows, a byte-level tokenizer, and where the shared data lie."""
+"""What the tests of problem sets share: files of rows, a byte-level tokenizer."""
 
 from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-SHARED = Path(os.environ.get("RLOOP_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "data"
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -27,13 +23,6 @@ ROWS = (
     {"id": "b", "problem": "Was ist 2 · 3, größer als 5?", "answer": "6"},
     {"id": "c", "problem": "Two\nlines, and a comma", "answer": "7"},
 )
-
-
-def shared(name: str) -> Path:
-    """A file of the shared data; the test is skipped, with the reason, where there is none."""
-    if not (SHARED / name).is_file():
-        pytest.skip(f"no {SHARED / name}: the shared data are absent; RLOOP_SHARED names their folder")
-    return SHARED / name
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]] = ROWS) -> Path:

@@ -10,11 +10,16 @@ from pathlib import Path
 
 import pytest
 
+SHARED = Path(os.environ.get("RLOOP_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "data"
+
+
+def shared(name: str) -> Path:
+    """A file of the shared data; skips the test, with the reason, if it is not there."""
+    if not (SHARED / name).is_file():
+        pytest.skip(f"no {SHARED / name}; set RLOOP_SHARED to the folder that holds data/{name}")
+    return SHARED / name
+
 
 def shared_rows(name: str) -> list[dict]:
     """The rows of a file; skips the test if it is not there."""
-    folder = Path(os.environ.get("RLOOP_SHARED", Path(__file__).resolve().parents[2] / "shared"))
-    path = folder / "data" / name
-    if not path.is_file():
-        pytest.skip(f"no {path}; set RLOOP_SHARED to the folder that holds data/{name}")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in shared(name).read_text(encoding="utf-8").splitlines()]

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 from builders import make_model
-from problem_files import ROWS, byte_tokenizer, shared, write_rows
+from problem_files import ROWS, byte_tokenizer, write_rows
+from shared_data import shared
 
 from rloop_lightning import cli
 from rloop_lightning.arguments import UsageError

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from problem_files import ROWS, shared, write_rows
+from problem_files import ROWS, write_rows
+from shared_data import shared
 
 from rloop_lightning.data.files import ProblemFiles
 

@@ -12,8 +12,6 @@ from problem_files import ROWS, write_rows
 from rloop_lightning.data.hub import HubProblems
 from rloop_lightning.data.hub_rows import HubName, parse_hub_name
 
-pytest.importorskip("datasets")
-
 CARD = """---
 configs:
 - config_name: main

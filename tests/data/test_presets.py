@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from problem_files import shared, write_rows
+from problem_files import write_rows
+from shared_data import shared
 
 from rloop_lightning.data.files import ProblemFiles
 from rloop_lightning.data.presets import (
