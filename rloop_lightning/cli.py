@@ -11,6 +11,8 @@ A part that can be swapped takes a short name or a class path, and its own field
 from __future__ import annotations
 
 import logging
+import shlex
+import signal
 import sys
 import time
 import warnings
@@ -33,11 +35,14 @@ from rloop_lightning.callbacks.capture import CaptureConfig
 from rloop_lightning.callbacks.gradient_norm import GradientConfig
 from rloop_lightning.data.stream import NotEnoughGroupsError
 from rloop_lightning.evaluation import EvaluationConfig
+from rloop_lightning.faults import RunFault, StateError, Stopped
 from rloop_lightning.filter import FilterConfig
 from rloop_lightning.loop import LoopRunner
 from rloop_lightning.parts import Parts
 from rloop_lightning.policy import Policy, PolicyConfig
 from rloop_lightning.registry import NONE, names
+from rloop_lightning.rewards.workers import WorkerStartError
+from rloop_lightning.signals import StopSignals
 from rloop_lightning.state import LoopConfig
 
 FIXED = {
@@ -251,29 +256,44 @@ def main(argv: Sequence[str] | None = None) -> int:
     Exit codes: 0 done, 1 a fault during the run, 2 wrong input, 130 or 143 stopped by Ctrl-C or SIGTERM.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in arguments
     _quieten()
+    with StopSignals() as signals:
+        try:
+            return _fit(arguments, "--debug" in arguments, signals)
+        except Stopped as stopped:
+            print(f"\nrloop-fit: {stopped}; no run was begun", file=sys.stderr)
+            return stopped.exit_code
+
+
+def _fit(arguments: Sequence[str], debug: bool, signals: StopSignals) -> int:
     try:
         runner, policy = RLoopCLI(arguments).prepare()
     except UsageError as error:
         return _complain(error, debug, code=2)
+    go_on = f"rloop-fit --resume {shlex.quote(str(runner.out))}"
     try:
-        state = runner.run(policy)
-    except NotEnoughGroupsError as error:
+        state = runner.run(policy, signals)
+    except StateError as error:
+        return _complain(error, debug, code=2)
+    except (NotEnoughGroupsError, WorkerStartError) as error:
         return _complain(error, debug, code=1)
-    except (KeyboardInterrupt, SystemExit) as stop:  # Lightning turns signals during a fit into the latter
-        print(f"\nstopped; go on with: rloop-fit --resume {runner.out}", file=sys.stderr)
-        return 143 if isinstance(stop, SIGTERMException) else 130
+    except (RunFault, OSError) as error:
+        return _complain(error, debug, code=1, advice=f"mend the cause, then go on with: {go_on}")
+    except (Stopped, SIGTERMException) as error:  # Lightning's own comes where a step ended the phase
+        stopped = error if isinstance(error, Stopped) else Stopped(signal.SIGTERM)
+        saved = stopped.saved or "what came after the newest checkpoint is repeated"
+        print(f"\nrloop-fit: {stopped}; {saved}; go on with: {go_on}", file=sys.stderr)
+        return stopped.exit_code
     out = runner.out
     print(f"\n{(out / 'results.md').read_text(encoding='utf-8')}")
     print(f"{state.selected} is in {out / 'final'}; table, plots, metrics.csv and TensorBoard logs are in {out}")
     return 0
 
 
-def _complain(error: Exception, debug: bool, code: int) -> int:
+def _complain(error: Exception, debug: bool, code: int, advice: str = "") -> int:
     if debug:
         raise error
-    for line in str(error).splitlines():
+    for line in [*str(error).splitlines(), *([advice] if advice else [])]:
         print(f"rloop-fit: error: {line}", file=sys.stderr)
     return code
 

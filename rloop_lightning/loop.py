@@ -1,16 +1,9 @@
 """The outer loop: rounds of exploration and consolidation, in a run folder that a killed run resumes from.
 
-    runs/NAME/
-      config.yaml  state.json  metrics.csv  results.md  plots/*.png
-      round-0/explore/{checkpoints,logs,policy}         phi, the policy at the end of the exploration
-      round-0/pool/*.parquet  round-0/expert.parquet    every rollout, and what the filter let through
-      round-0/consolidate/{checkpoints,logs}
-      round-0/policy/                                   theta_1, what the next round begins with
-      final/                                            the policy that the run hands over, a plain Hugging Face folder
-
 A run is a list of stages that the configuration alone decides (`state.plan`). A stage is one phase: a fresh Trainer and
 one `Trainer.fit`, or an evaluation. Killed at any moment, a run goes on from the newest checkpoint of the stage it was
-in; what it repeats it writes again, the same, under the same names.
+in; what it repeats it writes again, the same, under the same names. What lies where: run_folder.py. What becomes of
+damaged files: resume.py.
 """
 
 from __future__ import annotations
@@ -34,9 +27,11 @@ from rloop_lightning.algorithms.base import PolicyModule
 from rloop_lightning.atomic import derive_seed
 from rloop_lightning.callbacks.capture import RolloutCapture
 from rloop_lightning.callbacks.evaluation import InsideEvaluation
+from rloop_lightning.callbacks.faults import FaultyRollouts
 from rloop_lightning.callbacks.gradient_norm import GradientNormMonitor
-from rloop_lightning.callbacks.phase_record import PhaseCheckpoint, StepRecord, checkpoint_step, checkpoints
+from rloop_lightning.callbacks.phase_record import PhaseCheckpoint, StepRecord
 from rloop_lightning.callbacks.progress import PhaseProgress, open_bar
+from rloop_lightning.checksums import damaged_files
 from rloop_lightning.data.sampler import GroupSampler, SamplingCost
 from rloop_lightning.data.stream import ExpertStream, RolloutStream
 from rloop_lightning.data.text import printable
@@ -45,15 +40,14 @@ from rloop_lightning.filter import build_expert_set, read_expert_set
 from rloop_lightning.handover import select_policy, write_results
 from rloop_lightning.parts import Parts
 from rloop_lightning.policy import Policy
-from rloop_lightning.pool import RolloutPool
-from rloop_lightning.run_metrics import RunMetrics, read_metrics
+from rloop_lightning.resume import check_policy, check_pool, last_good_state
+from rloop_lightning.run_folder import RunFolder, result_step
+from rloop_lightning.run_metrics import RunMetrics, column
+from rloop_lightning.signals import StopSignals
 from rloop_lightning.state import Budget, LoopState, Stage, StageOutcome, plan
 from rloop_lightning.types import Rollout
 
 _log = logging.getLogger(__name__)
-
-_RESULT_STEPS = {"base": 0, "explored": 1, "consolidated": 2}
-"""The step under which metrics.csv holds the evaluations of a round."""
 
 
 class LoopRunner:
@@ -70,22 +64,33 @@ class LoopRunner:
 
     def __init__(self, out: Path, parts: Parts, make_trainer: Callable[..., L.Trainer] = L.Trainer) -> None:
         self.out = out
+        self.folder = RunFolder(out)
         self.parts = parts
         self.make_trainer = make_trainer
         self.sampler = GroupSampler(parts.engine, parts.reward)
         self.stages = plan(parts.loop.rounds, consolidates=parts.consolidation is not None)
         self.device = self._trainer().strategy.root_device
 
-    def run(self, policy: Policy) -> LoopState:
+    def run(self, policy: Policy, signals: StopSignals | None = None) -> LoopState:
         """Run all stages that are not done yet, hand over a policy, and write table and plots.
 
         Args:
             policy: the base policy. The run trains its weights in place.
+            signals: that stop the run, after a training step; an evaluation at once.
 
         Raises:
-            NotEnoughGroupsError: dynamic sampling found too few groups to train on.
+            RunFault: too few groups to train on, weights that are not finite, a damaged file.
+            OSError: a file can't be written.
+            StateError: the run can't be resumed, as what says where it stands is damaged.
+            Stopped: by a signal.
             ValueError: the problems can't be rendered for this policy.
         """
+        self.signals = signals or StopSignals()
+        with self.signals.deferred():
+            return self._run(policy)
+
+    def _run(self, policy: Policy) -> LoopState:
+        state = last_good_state(self.folder, self.stages) or LoopState(uuid.uuid4().hex)
         self.policy = policy
         self.parts = self.parts.rendered(policy)
         self.evaluator = Evaluator(self.sampler, self.parts.evaluation_sets, self.parts.evaluation, self.parts.seed)
@@ -93,19 +98,20 @@ class LoopRunner:
         self.base = self._base_folder(policy)
         self._weights = self.base
         self.sampler.engine.bind(policy)
-        state_file = self.out / "state.json"
-        state = LoopState.load(state_file) if state_file.exists() else LoopState(uuid.uuid4().hex)
         self.run_id = state.run_id
-        state.save(state_file)
+        self.folder.save_state(state)
         while state.stages_done < len(self.stages) and not state.stopped:
+            self.signals.check()
             stage = self.stages[state.stages_done]
+            if stage.phase != "evaluate":
+                state.save(self.folder.state_before(stage))
             # Nothing of ours reads the global random state; what others plug in finds the same after a resume.
             L.seed_everything(derive_seed(self.parts.seed, stage.name, stage.phase) % 2**32, verbose=False)
             started = perf_counter()
             outcome = self._run_stage(stage, state)
             outcome = replace(outcome, spent=outcome.spent + Budget(seconds=perf_counter() - started))
             state = state.after(self.stages, outcome)
-            state.save(state_file)
+            self.folder.save_state(state)
             self._drop_checkpoints(stage)
         return self._hand_over(state)
 
@@ -124,7 +130,7 @@ class LoopRunner:
 
     def _explore(self, stage: Stage, state: LoopState) -> StageOutcome:
         """phi: the round's initial policy, trained by the algorithm; every rollout on the way goes to the pool."""
-        loop, folder = self.parts.loop, self._folder(stage) / "explore"
+        loop = self.parts.loop
         self._use(self._initial(stage))
         algorithm = copy.deepcopy(self.parts.algorithm)
         algorithm.policy = self.policy
@@ -138,8 +144,8 @@ class LoopRunner:
             steps=loop.explore_steps * (1 if self.parts.consolidation else loop.rounds),
             seed=seed,
         )
-        pool = RolloutPool(self._folder(stage) / "pool")
-        pool.drop_after(_steps_done(folder))
+        pool = self.folder.pool(stage)
+        pool.drop_after(self.folder.steps_done(stage))
         callbacks: list[Callback] = [
             RolloutCapture(
                 pool,
@@ -154,21 +160,24 @@ class LoopRunner:
         if self.parts.evaluation.every_n_steps and self.parts.sets_inside:
             every = self.parts.evaluation.every_n_steps
             callbacks.append(InsideEvaluation(self.evaluator, self.parts.sets_inside, every))
-        optimizer_steps = self._fit(algorithm, stream, stage, folder, callbacks, state)
-        self._save(folder / "policy")
+        optimizer_steps, skipped = self._fit(algorithm, stream, stage, callbacks, state)
+        self._save(self.folder.policy(stage))
         ended_early = f"{self._title(stage)} ended after {stream.position} of {stream.steps} rollout steps"
+        norms = column(self.folder.metrics, stage.round, stage.phase, "grad/norm_preclip_max")
         return StageOutcome(
             spent=Budget(stream.position, optimizer_steps, stream.cost.rollouts, stream.cost.tokens),
-            results={stage.name: {"grad/norm_preclip_max": self._largest_gradient(stage)}},
-            note=ended_early if stream.position < stream.steps else "",
+            results={stage.name: {"grad/norm_preclip_max": max(norms, default=float("nan"))}},
+            note="; ".join(filter(None, [ended_early if stream.position < stream.steps else "", skipped])),
         )
 
     def _consolidate(self, stage: Stage, state: LoopState) -> StageOutcome:
         """theta_{k+1}: theta_k, not phi, fine-tuned on what the filter lets through of the round's pool."""
         assert self.parts.consolidation is not None
-        folder = self._folder(stage)
         seed = derive_seed(self.parts.seed, "consolidate", stage.round)
-        stats = build_expert_set(RolloutPool(folder / "pool"), folder / "expert.parquet", self.parts.filter, seed)
+        expert_file, policy_folder = self.folder.expert_set(stage), self.folder.policy(stage)
+        with self.signals.at_once():  # it is made anew by a resume anyway
+            check_pool(self.folder, stage)
+            stats = build_expert_set(self.folder.pool(stage), expert_file, self.parts.filter, seed)
         results = {stage.name: {key: float(value) for key, value in stats.metrics().items()}}
         _log.info(
             f"round {stage.round + 1}: expert set of {stats.kept} rollouts of {stats.hard_problems} problems "
@@ -176,7 +185,7 @@ class LoopRunner:
         )
         self._use(self._initial(stage))
         if stats.kept == 0:
-            self._save(folder / "policy")
+            self._save(policy_folder)
             stops = self.parts.loop.on_empty_expert_set == "stop"
             what_now = "the run stops here" if stops else "the next round begins where this one began"
             note = f"round {stage.round + 1}: the expert set is empty (--filter.max_success_rate); {what_now}"
@@ -184,7 +193,7 @@ class LoopRunner:
             return StageOutcome(results=results, note=note, stops=stops)
         module = copy.deepcopy(self.parts.consolidation)
         module.policy = self.policy
-        rollouts = self._expert_rollouts(folder / "expert.parquet")
+        rollouts = self._expert_rollouts(expert_file)
         stream = ExpertStream(
             rollouts,
             [module.weight(rollout.reward) for rollout in rollouts],
@@ -192,9 +201,9 @@ class LoopRunner:
             epochs=module.epochs,
             seed=seed,
         )
-        optimizer_steps = self._fit(module, stream, stage, folder / "consolidate", [], state)
-        self._save(folder / "policy")
-        return StageOutcome(Budget(optimizer_steps=optimizer_steps), results)
+        optimizer_steps, skipped = self._fit(module, stream, stage, [], state)
+        self._save(policy_folder)
+        return StageOutcome(Budget(optimizer_steps=optimizer_steps), results, note=skipped)
 
     def _evaluate(self, stage: Stage) -> StageOutcome:
         """pass@k of a policy on every evaluation set; the same problems and seeds for all policies."""
@@ -202,13 +211,14 @@ class LoopRunner:
         self.policy.to(self.device)
         metrics: dict[str, float] = {}
         sets = self.parts.sets_between
-        with open_bar(total=len(sets), title=f"{self._title(stage)} {stage.which}", unit="set") as bar:
+        title = f"{self._title(stage)} {stage.which}"
+        with self.signals.at_once(), open_bar(total=len(sets), title=title, unit="set") as bar:
             for name in sets:
                 metrics |= self.evaluator([name], SamplingCost())
                 bar.set_postfix_str(f"{name} pass@1 {metrics[f'eval/{name}/pass@1']:.3f}", refresh=False)
                 bar.update()
-        step = _RESULT_STEPS[stage.which]
-        record = RunMetrics(self.out / "metrics.csv", stage.round, "evaluate", keep_before=step)
+        step = result_step(stage)
+        record = RunMetrics(self.folder.metrics, stage.round, "evaluate", keep_before=step)
         record.log_metrics(metrics, step=step)
         return StageOutcome(results={stage.name: metrics})
 
@@ -217,32 +227,38 @@ class LoopRunner:
         module: PolicyModule,
         stream: RolloutStream | ExpertStream,
         stage: Stage,
-        folder: Path,
         callbacks: Sequence[Callback],
         state: LoopState,
-    ) -> int:
-        """One fresh Trainer and one fit, from the phase's newest checkpoint if there is one; gives optimizer steps."""
-        done = _steps_done(folder)
-        saved = checkpoints(folder / "checkpoints")
+    ) -> tuple[int, str]:
+        """One fresh Trainer and one fit, from the phase's newest checkpoint if there is one.
+
+        Gives the optimizer steps that were made, and a note on those that were skipped.
+        """
+        folder, done = self.folder.phase(stage), self.folder.steps_done(stage)
+        saved = self.folder.checkpoints(stage)
+        faults = FaultyRollouts(folder / "faults", round=stage.round, run_id=self.run_id)
+        rollouts = stream.rollouts if isinstance(stream, ExpertStream) else ()
         trainer = self._trainer(
             default_root_dir=folder,
             logger=[
                 TensorBoardLogger(folder, name="logs", version="", purge_step=done + 1),
-                RunMetrics(self.out / "metrics.csv", stage.round, stage.phase, keep_before=done + 1),
+                RunMetrics(self.folder.metrics, stage.round, stage.phase, keep_before=done + 1),
             ],
             callbacks=[
                 *callbacks,
-                GradientNormMonitor(self.parts.gradient),
+                GradientNormMonitor(self.parts.gradient, faults, rollouts),
                 PhaseProgress(self._title(stage), self._last_pass_at_1(state)),
                 StepRecord(),
-                PhaseCheckpoint(folder / "checkpoints", self.parts.loop.checkpoint_every_n_steps),
+                PhaseCheckpoint(folder / "checkpoints", self.parts.loop.checkpoint_every_n_steps, self.signals),
             ],
         )
         with warnings.catch_warnings():
             # A policy stays in eval mode on purpose: dropout would make its logprobs random.
             warnings.filterwarnings("ignore", message=r".*module\(s\) in eval mode at the start of training")
             trainer.fit(module, train_dataloaders=stream, ckpt_path=saved[-1] if saved else None, weights_only=True)
-        return trainer.global_step
+        skipped = int(sum(column(self.folder.metrics, stage.round, stage.phase, "grad/skipped_updates")))
+        note = f"{self._title(stage)}: {skipped} optimizer steps skipped; their rollouts are in {faults.folder}"
+        return trainer.global_step - skipped, note if skipped else ""
 
     def _trainer(self, **kwargs: Any) -> L.Trainer:
         trainer = self.make_trainer(
@@ -266,12 +282,13 @@ class LoopRunner:
         loop = self.parts.loop
         names = [stage.name for stage in self.stages[: state.stages_done] if stage.phase == "evaluate"]
         selected = select_policy(names, state.results, loop.select, k=max(self.parts.evaluation.k))
-        if state.selected != selected or not (self.out / "final").exists():
+        if state.selected != selected or damaged_files(self.folder.final):
             self._use(self._weights_of(selected))
-            self.policy.save(self.out / "final")
+            self.policy.save(self.folder.final)
             state = replace(state, selected=selected)
-            state.save(self.out / "state.json")
+            self.folder.save_state(state)
         write_results(self.out, state, hidden_sets=() if loop.select.startswith("pass@") else ("validation",))
+        self.signals.check("the run is complete")
         return state
 
     def _last_pass_at_1(self, state: LoopState) -> float | None:
@@ -280,35 +297,31 @@ class LoopRunner:
         known = [result[key] for result in state.results.values() if (key := f"eval/{name}/pass@1") in result]
         return known[-1] if known else None
 
-    def _largest_gradient(self, stage: Stage) -> float:
-        """Over the whole phase, the part before a resume included."""
-        rows = read_metrics(self.out / "metrics.csv")
-        return max(
-            (
-                row["grad/norm_preclip_max"]
-                for row in rows
-                if (row["round"], row["phase"]) == (stage.round, stage.phase) and "grad/norm_preclip_max" in row
-            ),
-            default=float("nan"),
-        )
-
     def _drop_checkpoints(self, stage: Stage) -> None:
-        """Of a phase that is complete: its policy is saved, and each holds the optimizer's state besides."""
-        for path in checkpoints(self._folder(stage) / stage.phase / "checkpoints"):
-            path.unlink()
+        """Of phases that are complete: their policies are saved, and each holds the optimizer's state besides.
+
+        Those of an exploration stay until its pool was read: should a shard be damaged, they spare repeating all of it.
+        """
+        awaited = "evaluate" if self.parts.consolidation is None else "consolidate"
+        if stage.phase == awaited:
+            for phase in ("explore", "consolidate"):
+                for path in self.folder.checkpoints(replace(stage, phase=phase)):
+                    path.unlink()
 
     def _base_folder(self, policy: Policy) -> str:
         """Where the base policy can be read again: where it came from, or in the run folder if that is no folder."""
         if Path(policy.source).is_dir():
             return policy.source
         folder = self.out / "base"
-        if not folder.exists():
+        if damaged_files(folder):
             policy.save(folder)
         return str(folder)
 
     def _use(self, folder: str) -> None:
         """Make the policy's weights those of a folder, unless they are."""
         if folder != self._weights:
+            if folder != self.base:
+                check_policy(Path(folder))
             self.policy.load_weights(folder)
             self._weights = folder
 
@@ -319,16 +332,11 @@ class LoopRunner:
     def _weights_of(self, name: str) -> str:
         """The folder of a policy by its name in the table."""
         stage = next(stage for stage in self.stages if stage.name == name)
-        if stage.which == "base":
-            return self.base
-        return str(self._folder(stage) / ("explore/policy" if stage.which == "explored" else "policy"))
+        return self.base if stage.which == "base" else str(self.folder.policy(stage))
 
     def _initial(self, stage: Stage) -> str:
         """The folder of theta_k, the policy that a round begins with."""
-        return str(self.out / f"round-{stage.round - 1}" / "policy") if stage.round else self.base
-
-    def _folder(self, stage: Stage) -> Path:
-        return self.out / f"round-{stage.round}"
+        return str(self.folder.initial_policy(stage) or self.base)
 
     def _title(self, stage: Stage) -> str:
         rounds = self.parts.loop.rounds if self.parts.consolidation else 1
@@ -350,9 +358,3 @@ class LoopRunner:
             )
             for expert in read_expert_set(expert_file)
         ]
-
-
-def _steps_done(folder: Path) -> int:
-    """Training steps that the newest checkpoint of a phase has behind it."""
-    saved = checkpoints(folder / "checkpoints")
-    return checkpoint_step(saved[-1]) if saved else 0

@@ -15,10 +15,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rloop_lightning.atomic import atomic_path
+from rloop_lightning.checksums import write_checksums
+from rloop_lightning.faults import RunFault
 from rloop_lightning.types import RolloutBatch
 
 EMBEDDED_MODEL = "countdown"
@@ -164,10 +167,37 @@ class Policy(nn.Module):
         self.model.load_state_dict(loaded.state_dict())
 
     def save(self, folder: Path) -> None:
-        """Save as a plain Hugging Face folder, which appears whole or not at all."""
+        """Save as a plain Hugging Face folder with checksums, which appears whole or not at all.
+
+        Raises:
+            RunFault: a weight is not finite.
+            WriteError: the folder can't be written.
+        """
+        self.check_finite()
         with atomic_path(folder) as partial:
-            self.model.save_pretrained(partial)
+            try:
+                self.model.save_pretrained(partial)
+            except SafetensorError as error:  # which is how it says that a disk is full
+                raise OSError(str(error)) from error
             self.tokenizer.save_pretrained(partial)
+            write_checksums(partial)
+
+    @torch.no_grad()
+    def check_finite(self) -> None:
+        """Make sure that every weight is a number.
+
+        Raises:
+            RunFault: names the first that is NaN or infinite.
+        """
+        if torch.isfinite(nn.utils.get_total_norm(self.parameters())):  # one wait for the device
+            return
+        for name, weight in self.model.named_parameters():
+            if not weight.isfinite().all():
+                raise RunFault(
+                    f"the policy's weight {name} holds NaN or infinite values; policy and checkpoint are not saved. "
+                    "The cause is a training step since the newest checkpoint: a learning rate that is too large "
+                    "(--algo.lr, --consolidate.lr), or a callback of your own (--trainer.callbacks)"
+                )
 
     def _hidden_states(self, batch: RolloutBatch) -> Tensor:
         return self.model.get_decoder()(input_ids=batch.input_ids, use_cache=False).last_hidden_state

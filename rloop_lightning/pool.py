@@ -4,14 +4,16 @@
     pool.write("step-000012", groups, round=0, rollout_step=12, run_id="...")
     pool.shards()  # -> [.../step-000012.parquet]
 
-A shard appears by atomic rename or not at all, so a reader never meets half of one. Whatever reads Parquet reads the
-pool: `pandas.read_parquet(folder)`. `filter.py` makes the expert set from it.
+A shard appears by atomic rename or not at all, so a reader never meets half of one; its checksum then goes to
+`_SHA256SUMS` (checksums.py). Whatever reads Parquet reads the pool: `pandas.read_parquet(folder)`. `filter.py` makes
+the expert set from it.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rloop_lightning.atomic import atomic_path
+from rloop_lightning.checksums import add_checksum, checksums, damaged_files, keep_checksums
 from rloop_lightning.types import Group, Rollout
 
 TOKEN_IDS = pa.list_(pa.field("element", pa.int32(), nullable=False))
@@ -88,25 +91,55 @@ class RolloutPool:
         _check(rollouts)
         schema = POOL_SCHEMA.with_metadata({_STEP_KEY: str(rollout_step)})
         path = self.folder / f"{name}.parquet"
+        if path.exists():
+            keep_checksums(self.folder, {shard.name for shard in self.shards()} - {path.name})
         with (
             atomic_path(path) as partial,
             pq.ParquetWriter(partial, schema, compression="zstd", use_dictionary=_DICTIONARIES) as writer,
         ):
             for success in (True, False):
                 if rows := [rollout for rollout in rollouts if bool(rollout.success) is success]:
-                    table = _table(rows, schema, round=round, rollout_step=rollout_step, run_id=run_id)
+                    table = rollout_table(rows, schema, round=round, rollout_step=rollout_step, run_id=run_id)
                     writer.write_table(table, row_group_size=_ROW_GROUP_ROWS)
+        add_checksum(path)
         return path
 
     def shards(self) -> list[Path]:
         """The shards that are there, sorted by name."""
         return sorted(self.folder.glob("*.parquet"))
 
+    def damaged(self, rollout_steps: int | None = None) -> dict[str, str]:
+        """What is wrong with which shards: missing, changed, or without a checksum.
+
+        Args:
+            rollout_steps: look at the shards of the first so many rollout steps, all of which must be there; at all
+                shards, if not given.
+        """
+        names = {path.name for path in self.shards()} | checksums(self.folder).keys()
+        if rollout_steps is not None:
+            names = {name for name in names if shard_step(name) <= rollout_steps}
+            names |= {f"step-{step:06d}.parquet" for step in range(1, rollout_steps + 1)}
+        return damaged_files(self.folder, sorted(names))
+
     def drop_after(self, rollout_step: int) -> None:
-        """Remove the shards of `rollout_step` and later: a run that resumes there generates them again."""
+        """Remove the shards of `rollout_step` and later, and those whose footer can't be read.
+
+        A run that resumes there generates them again.
+        """
         for path in self.shards():
-            if int(pq.read_schema(path).metadata[_STEP_KEY]) >= rollout_step:
+            try:
+                step = int(pq.read_schema(path).metadata[_STEP_KEY])
+            except (pa.ArrowException, OSError, TypeError, KeyError, ValueError):
+                step = rollout_step
+            if step >= rollout_step:
                 path.unlink()
+        keep_checksums(self.folder, [path.name for path in self.shards()])
+
+
+def shard_step(name: str) -> int:
+    """The rollout step, counted from 1, that a shard's file name ends in; 0 if it ends in none."""
+    match = re.search(r"-(\d+)\.parquet$", name)
+    return int(match[1]) if match else 0
 
 
 def _check(rollouts: Sequence[Rollout]) -> None:
@@ -120,7 +153,10 @@ def _check(rollouts: Sequence[Rollout]) -> None:
             )
 
 
-def _table(rollouts: Sequence[Rollout], schema: pa.Schema, *, round: int, rollout_step: int, run_id: str) -> pa.Table:
+def rollout_table(
+    rollouts: Sequence[Rollout], schema: pa.Schema, *, round: int, rollout_step: int, run_id: str
+) -> pa.Table:
+    """Rollouts as rows of the pool's schema."""
     rows = len(rollouts)
     lengths = [rollout.length for rollout in rollouts]
     columns = {

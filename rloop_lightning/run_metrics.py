@@ -13,14 +13,14 @@ from __future__ import annotations
 import csv
 import io
 from argparse import Namespace
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from rloop_lightning.atomic import atomic_path
+from rloop_lightning.atomic import atomic_path, write_tail
 
 _KEYS = ("round", "phase", "step")
 # Lightning adds `epoch` to whatever is logged; a phase has no epochs worth a column.
@@ -116,14 +116,28 @@ class RunMetrics(Logger):
     def _write_row(self) -> None:
         """Write the last row over itself, or at the end of the table.
 
-        Written first and cut off after: a kill in between leaves the row and a rest with too few cells, which no reader
-        takes for a row. So no row that was logged is ever lost.
+        A kill in the midst of that leaves the row and a rest with too few cells, which no reader takes for a row; an
+        error leaves what was there. So no row that was logged is ever lost.
         """
-        line = _line([self._row.get(name, "") for name in self._columns])
-        with self._path.open("r+b", buffering=0) as file:
-            file.seek(self._row_start)
-            file.write(line)
-            file.truncate()
+        write_tail(self._path, self._row_start, _line([self._row.get(name, "") for name in self._columns]))
+
+
+def drop_rows(path: Path, unwanted: Callable[[int, str, int], bool]) -> None:
+    """Drop the rows whose (round, phase, step) is `unwanted`."""
+    if not path.exists():
+        return
+    columns, rows = _read(path)
+    kept = [row for row in rows if not unwanted(int(row["round"]), row["phase"], int(row["step"]))]
+    if len(kept) < len(rows):
+        lines = [_line(columns), *(_line([row[name] for name in columns]) for row in kept)]
+        with atomic_path(path) as partial:
+            partial.write_bytes(b"".join(lines))
+
+
+def column(path: Path, round: int, phase: str, name: str) -> list[float]:
+    """The values of a metric in the rows of one phase that have it."""
+    rows = read_metrics(path)
+    return [row[name] for row in rows if (row["round"], row["phase"]) == (round, phase) and name in row]
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

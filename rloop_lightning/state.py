@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -9,10 +10,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rloop_lightning.atomic import write_text
+from rloop_lightning.faults import DamagedError
 
 Phase = Literal["explore", "consolidate", "evaluate"]
 Which = Literal["base", "explored", "consolidated"]
 Select = Literal["last", "explored", "pass@1", "pass@k"]
+
+_CHECKSUM = "sha256"
+"""The key in a state's file that holds the checksum of all the others."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,8 @@ class LoopConfig:
             or by `pass@k` at the largest --eval.k, among all that were evaluated.
         on_empty_expert_set: when the filter lets nothing through, `continue` with the next round from the policy that
             this one began with, or `stop` the run there.
-        checkpoint_every_n_steps: training steps between the checkpoints that --resume goes on from; 0 saves none.
+        checkpoint_every_n_steps: training steps between the checkpoints that --resume goes on from; 0 saves none but
+            on SIGTERM and Ctrl-C.
     """
 
     rounds: int = 3
@@ -86,7 +92,7 @@ class Budget:
 
     Args:
         rollout_steps: rollout steps of all explorations.
-        optimizer_steps: parameter updates of all phases.
+        optimizer_steps: parameter updates of all phases, without those that were skipped.
         rollouts: rollouts generated to train on.
         tokens: completion tokens generated to train on.
         seconds: wall-clock time of all stages.
@@ -146,12 +152,31 @@ class LoopState:
     results: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
-        write_text(path, json.dumps(asdict(self), indent=2) + "\n")
+        values = asdict(self)
+        write_text(path, json.dumps({**values, _CHECKSUM: _checksum(values)}, indent=2) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> LoopState:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        """Read a state that was saved.
+
+        Raises:
+            DamagedError: the file is missing, or does not hold what was written to it.
+        """
+        try:
+            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            checksum = values.pop(_CHECKSUM)
+        except FileNotFoundError:
+            raise DamagedError(f"{path} is missing") from None
+        except (ValueError, KeyError, AttributeError, TypeError):
+            checksum = None
+        if checksum is None or checksum != _checksum(values):
+            raise DamagedError(f"{path} does not hold what was written to it (its checksum differs)")
         return cls(**{**values, "budget": Budget(**values["budget"]), "notes": tuple(values["notes"])})
+
+    @property
+    def checksum(self) -> str:
+        """The same for states that hold the same."""
+        return _checksum(asdict(self))
 
     def after(self, stages: list[Stage], outcome: StageOutcome) -> LoopState:
         """The state once the next stage of the plan is complete."""
@@ -168,3 +193,7 @@ class LoopState:
             budget=self.budget + outcome.spent,
             results={**self.results, **results},
         )
+
+
+def _checksum(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -118,6 +118,7 @@ class RolloutBatch:
     advantages: Tensor  # [B] float32
     old_logprobs: Tensor | None = None  # [B, T] float32, nats
     temperature: float = 1.0
+    rows: Tensor | None = None  # [B] int64, which of the training step's rollouts each row is
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]
@@ -177,6 +178,7 @@ class RolloutStep:
     groups: tuple[Group, ...]  # every group that was generated, those that dynamic sampling dropped included
     batch: RolloutBatch
     metrics: Mapping[str, float]
+    rollouts: tuple[Rollout, ...] = ()  # those of the batch, in its order
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """The same step with its batch on `device`."""
@@ -195,6 +197,14 @@ class LossOutput:
 
     loss: Tensor
     metrics: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class PendingUpdate:
+    """An optimizer step that is about to be made: its mini-batch, and the loss of that, a scalar."""
+
+    batch: RolloutBatch
+    loss: Tensor
 
 
 def collate(
@@ -234,4 +244,5 @@ def collate(
         mask=mask,
         advantages=torch.as_tensor(advantages, dtype=torch.float32),
         temperature=temperature,
+        rows=torch.arange(rows),
     )

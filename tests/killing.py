@@ -1,4 +1,4 @@
-"""Runs `rloop-fit` in processes that are killed at chosen moments; used by test_resume.py.
+"""Runs `rloop-fit` in processes that are killed, signalled or out of disk at chosen moments; used by several tests.
 
 A fork server imports the package once, so that a run costs no start-up. It never computes anything itself: OpenMP's
 threads would not survive the fork.
@@ -9,9 +9,11 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import os
+import resource
 import signal
 import sys
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -35,26 +37,62 @@ class Kill:
     call: int
     argument: str = ""
 
+    def strike(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
 
-def run_fit(arguments: list[str], log: Path, kill: Kill | None = None) -> int:
+
+@dataclass(frozen=True)
+class Signal(Kill):
+    """As Kill, but with a signal, which the whole process group gets, as from a terminal.
+
+    Args:
+        number: of the signal.
+        times: how often it comes.
+    """
+
+    number: int = signal.SIGTERM
+    times: int = 1
+
+    def strike(self) -> None:
+        for _ in range(self.times):
+            os.killpg(os.getpgrp(), self.number)
+
+
+@dataclass(frozen=True)
+class FullDisk(Kill):
+    """From then on, the system refuses to write a file beyond its first so many bytes."""
+
+    bytes: int = 0
+
+    def strike(self) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (self.bytes, resource.RLIM_INFINITY))
+
+
+def run_fit(arguments: list[str], log: Path, kill: Kill | None = None, *, debug: bool = True) -> int:
     """Exit code of `rloop-fit` in a process of its own, on one thread; -9 where it was killed."""
-    process = _CONTEXT.Process(target=_fit, args=(arguments, log, kill))
+    reader, writer = _CONTEXT.Pipe(duplex=False)  # a full disk does not keep the process from telling of it
+    process = _CONTEXT.Process(target=_fit, args=([*arguments, *(["--debug"] if debug else [])], writer, kill))
     process.start()
+    writer.close()
+    with log.open("ab") as file, reader:
+        while said := os.read(reader.fileno(), 1 << 16):
+            file.write(said)
     process.join()
     assert process.exitcode is not None
     return process.exitcode
 
 
-def _fit(arguments: list[str], log: Path, kill: Kill | None) -> None:
+def _fit(arguments: list[str], output: Connection, kill: Kill | None) -> None:
+    os.setpgrp()
     torch.set_num_threads(1)
-    with log.open("a") as output:
-        os.dup2(output.fileno(), 1)
-        os.dup2(output.fileno(), 2)
+    os.dup2(output.fileno(), 1)
+    os.dup2(output.fileno(), 2)
+    output.close()
     if kill is not None:
         _arm(kill)
     from rloop_lightning.cli import main
 
-    sys.exit(main([*arguments, "--debug"]))
+    sys.exit(main(arguments))
 
 
 def _arm(kill: Kill) -> None:
@@ -70,7 +108,7 @@ def _arm(kill: Kill) -> None:
         nonlocal calls
         calls += any(kill.argument in str(argument) for argument in args)
         if calls == kill.call:
-            os.kill(os.getpid(), signal.SIGKILL)
+            kill.strike()
         return original(*args, **kwargs)
 
     setattr(holder, name, wrapper)

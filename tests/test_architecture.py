@@ -15,13 +15,13 @@ DOORS = ("algorithms", "callbacks", "configs")
 # From the bottom up; a module imports from its own layer and from those above it in this list. `__init__` is the
 # package's own, which every import runs.
 LAYERS = (
-    {"__init__", "types", "atomic"},
+    {"__init__", "types", "atomic", "checksums", "faults", "signals"},
     {"advantages", "losses", "metrics"},
     {"policy", "rewards", "pool", "filter", "data", "engines", "run_metrics", "report"},
     {"evaluation"},
     {"algorithms", "callbacks"},
-    {"loop", "state", "parts", "handover", "registry", "arguments"},
-    {"cli", "data_cli"},
+    {"loop", "state", "parts", "handover", "run_folder", "resume", "registry", "arguments"},
+    {"cli", "data_cli", "__main__"},
 )
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 STRANGERS = ({"algorithms", "callbacks"},)  # one layer, yet none may know another

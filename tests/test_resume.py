@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 from killing import Kill, run_fit
 from safetensors.torch import load_file
-
-from rloop_lightning.run_metrics import read_metrics
+from same_run import assert_same_run, deterministic_rows
 
 # Two rounds of four rollout steps on the embedded policy; the filter is off so that there is something to consolidate.
 TINY = """
@@ -78,34 +75,3 @@ def test_plain_reinforcement_learning_resumes_to_the_same_bits(config: Path, tmp
     ours, theirs = (load_file(run / "final" / "model.safetensors") for run in (out, expected))
     assert all(ours[name].equal(theirs[name]) for name in theirs)
     assert deterministic_rows(out) == deterministic_rows(expected)
-
-
-def assert_same_run(out: Path, expected: Path) -> None:
-    for folder in ("round-0/explore/policy", "round-0/policy", "round-1/explore/policy", "round-1/policy", "final"):
-        ours, theirs = (load_file(run / folder / "model.safetensors") for run in (out, expected))
-        assert ours.keys() == theirs.keys()
-        assert all(ours[name].equal(theirs[name]) for name in theirs), f"weights in {folder} differ"
-    assert deterministic_rows(out) == deterministic_rows(expected)
-    assert (out / "results.md").read_text() == (expected / "results.md").read_text()
-    for round_folder in ("round-0", "round-1"):
-        shards = sorted(path.name for path in (expected / round_folder / "pool").glob("*.parquet"))
-        assert sorted(path.name for path in (out / round_folder / "pool").glob("*.parquet")) == shards
-        for file in (*(f"pool/{shard}" for shard in shards), "expert.parquet"):
-            ours, theirs = (pq.read_table(run / round_folder / file) for run in (out, expected))
-            kept = [name for name in theirs.column_names if name != "run_id"]
-            assert ours.select(kept).equals(theirs.select(kept)), f"{round_folder}/{file} differs"
-    assert spent(out) == spent(expected)
-    assert not list(out.rglob("*.partial"))
-
-
-def deterministic_rows(run: Path) -> list[dict[str, object]]:
-    """metrics.csv but for measured times."""
-    return [
-        {name: value for name, value in row.items() if not name.startswith("time/")}
-        for row in read_metrics(run / "metrics.csv")
-    ]
-
-
-def spent(run: Path) -> dict[str, float]:
-    budget = json.loads((run / "state.json").read_text())["budget"]
-    return {name: value for name, value in budget.items() if name != "seconds"}

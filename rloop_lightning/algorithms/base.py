@@ -28,7 +28,16 @@ from torch import Tensor
 
 from rloop_lightning.losses import k3
 from rloop_lightning.policy import Policy, TokenScores
-from rloop_lightning.types import Group, LossOutput, Rollout, RolloutBatch, RolloutStep, SamplingParams, collate
+from rloop_lightning.types import (
+    Group,
+    LossOutput,
+    PendingUpdate,
+    Rollout,
+    RolloutBatch,
+    RolloutStep,
+    SamplingParams,
+    collate,
+)
 
 
 class PolicyModule(L.LightningModule, ABC):
@@ -47,6 +56,8 @@ class PolicyModule(L.LightningModule, ABC):
     """
 
     policy: Policy
+    pending: PendingUpdate | None = None
+    """The optimizer step that callbacks are looking at; `skip_update` calls it off."""
 
     def __init__(
         self,
@@ -112,6 +123,8 @@ class PolicyModule(L.LightningModule, ABC):
     def update(self, batch: RolloutBatch) -> dict[str, Tensor]:
         """One optimizer step on a mini-batch; gives its metrics. A mini-batch without a token in the loss is no step.
 
+        A callback may call the step off (`skip_update`), which then gives no metrics.
+
         The count that the loss is divided by is known before the first micro-batch and spans all ranks, and gradients
         are summed over ranks: neither micro-batch size nor world size changes the gradient.
         """
@@ -130,8 +143,30 @@ class PolicyModule(L.LightningModule, ABC):
                 _add(totals, {"train/loss": output.loss.detach()}, count)
                 _add(totals, {"policy/entropy_nats": (scores.entropy * micro.mask).sum(), **output.metrics}, tokens)
         self._sum_gradients_over_ranks()
+        totals = self._over_ranks(totals)
+        self.pending = PendingUpdate(batch, totals["train/loss"])
         optimizer.step()
-        return self._over_ranks(totals)
+        pending, self.pending = self.pending, None
+        return {} if pending is None else totals
+
+    def skip_update(self) -> None:
+        """Call the pending optimizer step off, with no trace in weights, moments or metrics; for callbacks."""
+        self._optimizer().zero_grad(set_to_none=True)  # a parameter without a gradient is not stepped
+        self.pending = None
+
+    @torch.no_grad()
+    def row_losses(self, batch: RolloutBatch) -> tuple[Tensor, Tensor]:
+        """Each row's own loss, summed over its tokens [B], and its logprobs [B, T], under the current weights."""
+        losses = torch.zeros(len(batch), dtype=torch.float64)
+        logprobs = torch.zeros_like(batch.sampling_logprobs)
+        for rows, micro in batch.micro_batches(self.policy.max_tokens_per_micro_batch):
+            scores = self.policy.logprobs(micro)
+            logprobs[rows, : micro.mask.shape[1]] = scores.logprobs
+            for place, row in enumerate(rows.tolist()):
+                length = int(micro.completion_lengths[place])
+                own = TokenScores(scores.logprobs[[place], :length], scores.entropy[[place], :length])
+                losses[row] = self.micro_batch_loss(own, micro.select(rows.new_tensor([place]))).loss
+        return losses, logprobs
 
     def micro_batch_loss(self, scores: TokenScores, batch: RolloutBatch) -> LossOutput:
         """`loss`, and whatever a kind of module adds to it for all its algorithms."""
@@ -244,9 +279,14 @@ class Algorithm(PolicyModule):
         )
 
     def training_step(self, step: RolloutStep, batch_idx: int) -> None:
-        """All optimizer steps of one rollout step."""
+        """All optimizer steps of one rollout step, or those until a callback ends the phase."""
         started = perf_counter()
-        self._record_updates([self.update(batch) for batch in self._mini_batches(step.batch)])
+        updates = []
+        for batch in self._mini_batches(step.batch):
+            updates.append(self.update(batch))
+            if self.trainer.should_stop:
+                break
+        self._record_updates(updates)
         self._step_schedule()
         self.record({**step.metrics, "time/update_s": perf_counter() - started})
 

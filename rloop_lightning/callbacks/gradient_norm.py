@@ -1,14 +1,18 @@
-"""Gradient norm: measured before clipping at every optimizer step, and acted on when it explodes."""
+"""Gradient norm: measured before clipping at every optimizer step, and acted on when it or the loss explodes."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
+
+from rloop_lightning.callbacks.faults import FaultyRollouts
+from rloop_lightning.types import Rollout, RolloutStep
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,8 @@ class GradientConfig:
     Args:
         warn_above: warn once a phase when the norm exceeds this; null never warns.
         stop_above: skip the optimizer step and end the phase when the norm exceeds this; null never stops.
-        stop_on_nonfinite: end the phase on a gradient that is NaN or infinite; its optimizer step is skipped anyway.
+        stop_on_nonfinite: end the phase on a loss or a gradient that is NaN or infinite; its optimizer step is skipped
+            anyway, and its rollouts are saved in the phase's folder `faults`.
     """
 
     warn_above: float | None = 50.0
@@ -36,36 +41,46 @@ class GradientConfig:
 
 
 class GradientNormMonitor(L.Callback):
-    """Logs `grad/norm_preclip`, the mean over a training step's updates, its `..._max`, and `grad/skipped_updates`."""
+    """Logs `grad/norm_preclip`, the mean over a training step's updates, its `..._max`, and `grad/skipped_updates`.
 
-    def __init__(self, config: GradientConfig) -> None:
+    Args:
+        config: what is done.
+        faults: saves the rollouts of a skipped update; None saves none.
+        rollouts: what the phase trains on, if its batches don't say.
+    """
+
+    def __init__(
+        self, config: GradientConfig, faults: FaultyRollouts | None = None, rollouts: Sequence[Rollout] = ()
+    ) -> None:
         self.config = config
+        self.faults = faults
+        self._rollouts = rollouts
+        self._step = 0
+        self._updates = 0
         self._norms: list[float] = []
         self._skipped = 0
         self._warned = False
 
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self._step, self._updates = batch_idx + 1, 0
+        if isinstance(batch, RolloutStep):
+            self._rollouts = batch.rollouts
+
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: torch.optim.Optimizer) -> None:
+        self._updates += 1
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = float(torch.nn.utils.get_total_norm(gradients))
+        loss = pl_module.pending.loss.float()
+        # Both at once: the device is waited for only here.
+        norm, loss = torch.stack([torch.nn.utils.get_total_norm(gradients).float().to(loss.device), loss]).tolist()
         if math.isfinite(norm):
             self._norms.append(norm)
+        finite = math.isfinite(norm) and math.isfinite(loss)
         too_large = self.config.stop_above is not None and norm > self.config.stop_above
-        if math.isfinite(norm) and not too_large:
-            if self.config.warn_above is not None and norm > self.config.warn_above and not self._warned:
-                self._warned = True
-                rank_zero_warn(
-                    f"gradient norm {norm:.3g} exceeds --gradient.warn_above {self.config.warn_above:g} in optimizer "
-                    f"step {trainer.global_step + 1} of this phase (said once a phase; see grad/norm_preclip_max)"
-                )
+        if finite and not too_large:
+            self._warn(norm, trainer.global_step + 1)
             return
-        self._skipped += 1
-        optimizer.zero_grad(set_to_none=True)  # a parameter without a gradient is not stepped
         stops = too_large or self.config.stop_on_nonfinite
-        trainer.should_stop = trainer.should_stop or stops
-        rank_zero_warn(
-            f"gradient norm {norm:.3g} in optimizer step {trainer.global_step + 1} of this phase: the step is skipped"
-            + (" and the phase ends here (--gradient.stop_above, --gradient.stop_on_nonfinite)" if stops else "")
-        )
+        self._skip(trainer, pl_module, f"gradient norm {norm:.3g}, loss {loss:.3g}", stops)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         metrics = {"grad/skipped_updates": float(self._skipped)}
@@ -75,3 +90,27 @@ class GradientNormMonitor(L.Callback):
         pl_module.record(metrics)
         self._norms.clear()
         self._skipped = 0
+
+    def _warn(self, norm: float, optimizer_step: int) -> None:
+        if self.config.warn_above is not None and norm > self.config.warn_above and not self._warned:
+            self._warned = True
+            rank_zero_warn(
+                f"gradient norm {norm:.3g} exceeds --gradient.warn_above {self.config.warn_above:g} in optimizer "
+                f"step {optimizer_step} of this phase (said once a phase; see grad/norm_preclip_max)"
+            )
+
+    def _skip(self, trainer: Any, pl_module: Any, what: str, stops: bool) -> None:
+        self._skipped += 1
+        batch = pl_module.pending.batch
+        pl_module.skip_update()
+        trainer.should_stop = trainer.should_stop or stops
+        saved = ""
+        if self.faults is not None:
+            path, bad = self.faults.save(pl_module, batch, self._rollouts, step=self._step, update=self._updates)
+            saved = f"; its {len(batch)} rollouts are in {path}, {bad} of them with a loss that is not finite"
+        rank_zero_warn(
+            f"{what} in optimizer step {trainer.global_step + 1} of this phase (training step {self._step}, update "
+            f"{self._updates}): the step is skipped"
+            + (" and the phase ends here (--gradient.stop_above, --gradient.stop_on_nonfinite)" if stops else "")
+            + saved
+        )

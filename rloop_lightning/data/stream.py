@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 from rloop_lightning.atomic import derive_seed
 from rloop_lightning.data.sampler import GroupSampler, SamplingCost
+from rloop_lightning.faults import RunFault
 from rloop_lightning.types import Group, Problem, Rollout, RolloutBatch, RolloutStep, SamplingParams, collate
 
 # Ask for a little more groups than seem to be needed: another call of the engine costs more than a few spare ones.
@@ -36,7 +38,7 @@ class Explorer(Protocol):
     def make_batch(self, groups: Sequence[Group], sampling: SamplingParams) -> RolloutBatch: ...
 
 
-class NotEnoughGroupsError(RuntimeError):
+class NotEnoughGroupsError(RunFault):
     """Dynamic sampling reached its cap before it had the groups that a rollout step trains on."""
 
 
@@ -118,9 +120,12 @@ class RolloutStream:
             kept += [group for group in groups if self.explorer.keeps(group)]
             self.share_kept = max(len(kept), 1) / len(generated)
         self._add_cost(cost)
-        batch = self.explorer.make_batch(kept[: self.problems_per_step], sampling)
+        trained = kept[: self.problems_per_step]
+        batch = self.explorer.make_batch(trained, sampling)
         counts = {f"reward/{name}": value for name, value in self.sampler.reward.metrics().items()}
-        return RolloutStep(self.position, tuple(generated), batch, {**_step_metrics(generated, kept, cost), **counts})
+        metrics = {**_step_metrics(generated, kept, cost), **counts}
+        rollouts = tuple(rollout for group in trained for rollout in group.rollouts)
+        return RolloutStep(self.position, tuple(generated), batch, metrics, rollouts)
 
     def _too_few(self, kept: int, generated: int) -> str:
         return (
@@ -184,7 +189,7 @@ class ExpertStream:
             order = np.random.default_rng(derive_seed(self.seed, "expert", epoch)).permutation(len(self.rollouts))
             rows = order[place * self.rollouts_per_update : (place + 1) * self.rollouts_per_update]
             self.position += 1
-            yield collate([self.rollouts[i] for i in rows], self.weights[rows])
+            yield replace(collate([self.rollouts[i] for i in rows], self.weights[rows]), rows=torch.from_numpy(rows))
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands; Lightning puts it into checkpoints."""

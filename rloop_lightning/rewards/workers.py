@@ -155,13 +155,19 @@ class WorkerPool:
     def _start(self) -> _Worker:
         ours, theirs = Pipe()
         with theirs:
-            process = subprocess.Popen(
-                [sys.executable, "-c", _BOOTSTRAP, str(theirs.fileno()), json.dumps(sys.path)],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,  # parsers print about what they can't read
-                stderr=subprocess.DEVNULL,
-            )
+            # A worker is born with them blocked: what stops this process must not first stop the workers, whose tasks
+            # would count as crashed. It ends when this process does, by the socket.
+            blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+            try:
+                process = subprocess.Popen(
+                    [sys.executable, "-c", _BOOTSTRAP, str(theirs.fileno()), json.dumps(sys.path)],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,  # parsers print about what they can't read
+                    stderr=subprocess.DEVNULL,
+                )
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         worker = _Worker(process, ours, time.monotonic() + _START_LIMIT_S)
         with contextlib.suppress(OSError):  # it died at once, which shows when it is read from
             ours.send_bytes(_encode([self.function, self.time_limit_s, self.memory_limit_mb]))
@@ -261,7 +267,6 @@ def serve(descriptor: int) -> None:
     """A worker's life: the socket says what to run under which limits, then chunks of tasks, until it is closed."""
     import resource  # not on every platform, and needed here alone
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, whose end closes the socket
     connection = Connection(descriptor)
     with contextlib.suppress(EOFError, OSError):  # the parent is gone
         function, time_limit_s, memory_limit_mb = json.loads(connection.recv_bytes())
