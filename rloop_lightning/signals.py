@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -24,6 +25,8 @@ from typing import Any, Self
 from rloop_lightning.faults import Stopped
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_ONE_REQUEST_S = 0.5
+"""Signals this close to each other are one: `timeout` and others send theirs to a process and to its group."""
 
 
 class StopSignals:
@@ -31,6 +34,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self._noted: int | None = None
+        self._noted_at = 0.0
         self._waits = False
         self._before: dict[int, Any] = {}
 
@@ -76,7 +80,9 @@ class StopSignals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         first = self._noted is None
-        self._noted = number
+        if not first and time.monotonic() - self._noted_at < _ONE_REQUEST_S:
+            return
+        self._noted, self._noted_at = number, time.monotonic()
         if not (first and self._waits):
             raise Stopped(number)
         name = signal.Signals(number).name

@@ -15,6 +15,7 @@ import sys
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import torch
@@ -54,7 +55,8 @@ class Signal(Kill):
     times: int = 1
 
     def strike(self) -> None:
-        for _ in range(self.times):
+        for time in range(self.times):
+            sleep(1.0 if time else 0.0)  # or both would be taken for one
             os.killpg(os.getpgrp(), self.number)
 
 
@@ -106,8 +108,9 @@ def _arm(kill: Kill) -> None:
 
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
-        calls += any(kill.argument in str(argument) for argument in args)
-        if calls == kill.call:
+        counts = any(kill.argument in str(argument) for argument in args)
+        calls += counts
+        if counts and calls == kill.call:
             kill.strike()
         return original(*args, **kwargs)
 

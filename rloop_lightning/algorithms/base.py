@@ -165,7 +165,9 @@ class PolicyModule(L.LightningModule, ABC):
             for place, row in enumerate(rows.tolist()):
                 length = int(micro.completion_lengths[place])
                 own = TokenScores(scores.logprobs[[place], :length], scores.entropy[[place], :length])
-                losses[row] = self.micro_batch_loss(own, micro.select(rows.new_tensor([place]))).loss
+                own.logprobs.requires_grad_()  # a loss may count on it
+                with torch.enable_grad():
+                    losses[row] = self.micro_batch_loss(own, micro.select(rows.new_tensor([place]))).loss.detach()
         return losses, logprobs
 
     def micro_batch_loss(self, scores: TokenScores, batch: RolloutBatch) -> LossOutput:

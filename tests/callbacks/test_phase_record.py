@@ -1,4 +1,4 @@
-"""What a phase leaves on disk: metrics of each step, and the newest checkpoint, whole at every moment."""
+"""What a phase leaves on disk: metrics of each step, and the newest checkpoints, whole at every moment."""
 
 from pathlib import Path
 
@@ -56,13 +56,13 @@ class Listing(StepRecord):
     ("every", "steps", "left", "seen"),
     [
         (0, 4, [], [[], [], [], []]),
-        (1, 4, [3], [[], [1], [2], [3]]),  # none after the last step
-        (2, 5, [4], [[], [], [2], [2], [4]]),
+        (1, 4, [2, 3], [[], [1], [1, 2], [2, 3]]),  # none after the last step
+        (2, 5, [2, 4], [[], [], [2], [2], [2, 4]]),
         (2, 4, [2], [[], [], [2], [2]]),
         (7, 4, [], [[], [], [], []]),
     ],
 )
-def test_only_the_newest_checkpoint_is_kept_and_none_after_the_last_step(tmp_path, every, steps, left, seen):
+def test_the_two_newest_checkpoints_are_kept_and_none_after_the_last_step(tmp_path, every, steps, left, seen):
     listing = Listing(tmp_path / "c")
     explore(tmp_path / "c", every, steps, callbacks=[listing])
     assert listing.names == [[f"step-{step:06d}.ckpt" for step in names] for names in seen]
@@ -79,7 +79,7 @@ def test_a_step_that_ends_the_phase_early_leaves_no_checkpoint(tmp_path):
 
     _, stream = explore(tmp_path, 1, 5, algorithm=Explodes(updates_per_step=1))
     assert stream.position == 3
-    assert [checkpoint_step(path) for path in checkpoints(tmp_path)] == [2]
+    assert [checkpoint_step(path) for path in checkpoints(tmp_path)] == [1, 2]
 
 
 def test_a_checkpoint_is_safe_to_load_and_holds_policy_optimizer_and_stream(tmp_path):
@@ -96,7 +96,7 @@ def test_a_checkpoint_is_safe_to_load_and_holds_policy_optimizer_and_stream(tmp_
 
 def test_a_phase_resumes_from_its_checkpoint_with_the_same_bits(tmp_path):
     whole, stream = explore(tmp_path / "whole", 2, 5)
-    (path,) = checkpoints(tmp_path / "whole")
+    path = checkpoints(tmp_path / "whole")[-1]
     resumed, resumed_stream = explore(tmp_path / "resumed", 0, 5, resume=path)
     assert torch.equal(weights(resumed), weights(whole))
     assert resumed_stream.position == stream.position == 5

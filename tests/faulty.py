@@ -1,0 +1,49 @@
+"""Algorithms and a callback that go wrong at a given moment, named on the command line by class path."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+
+from rloop_lightning.algorithms.dapo import DAPO
+from rloop_lightning.algorithms.rft import RFT
+from rloop_lightning.types import LossOutput
+
+
+class NaNLoss(DAPO):
+    """DAPO; in one optimizer step the loss of the rollouts of largest advantage is NaN, and their gradient 0.
+
+    Args:
+        at: the optimizer step, from 0.
+    """
+
+    def __init__(self, *, at: int = 0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.at = at
+
+    def loss(self, scores: Any, batch: Any) -> LossOutput:
+        output = super().loss(scores, batch)
+        if self.trainer.global_step != self.at:
+            return output
+        bad = torch.where(batch.advantages >= 0.5, float("nan"), 0.0).sum()
+        return LossOutput(output.loss + bad, output.metrics)
+
+
+class InfiniteGradient(RFT):
+    """RFT; the gradient of the first optimizer step is infinite, its loss is not."""
+
+    def loss(self, scores: Any, batch: Any) -> LossOutput:
+        output = super().loss(scores, batch)
+        if self.trainer.global_step == 0:
+            scores.logprobs.register_hook(lambda gradient: gradient * float("inf"))
+        return output
+
+
+class InfiniteWeight(L.Callback):
+    """Makes a weight infinite at the end of the second training step of a phase."""
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 1:
+            next(pl_module.policy.parameters()).data[0, 0] = float("inf")
