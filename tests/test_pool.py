@@ -108,7 +108,7 @@ def test_what_a_killed_write_left_is_no_shard(tmp_path, monkeypatch):
     assert pool.shards() == []
     pool.drop_after(0)
     write(pool)
-    assert [path.name for path in tmp_path.iterdir()] == ["step-000001.parquet"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["_SHA256SUMS", "step-000001.parquet"]
 
 
 def test_drop_after_goes_by_the_rollout_step_whatever_the_name(tmp_path):
