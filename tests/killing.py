@@ -12,6 +12,7 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -21,7 +22,16 @@ from typing import Any
 import torch
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["killing", "rloop_lightning.cli", "rloop_lightning.engines.torch_engine"])
+_CONTEXT.set_forkserver_preload(
+    [
+        "killing",
+        "rloop_lightning.cli",
+        "rloop_lightning.engines.torch_engine",
+        "rloop_lightning.rewards.weighted",
+        "transformers.models.auto.tokenization_auto",
+        "transformers.models.qwen2.modeling_qwen2",
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -115,3 +125,35 @@ def _arm(kill: Kill) -> None:
         return original(*args, **kwargs)
 
     setattr(holder, name, wrapper)
+
+
+def run_main(
+    arguments: list[str], log: Path, patches: Mapping[str, Any] | None = None, largest_file: int | None = None
+) -> int:
+    """Exit code of `rloop-fit` in a process of its own, as a user calls it.
+
+    Args:
+        log: takes what is written to stdout and stderr.
+        patches: what stands there for something else, by "module:name".
+        largest_file: bytes that a file may hold, in place of a full disk.
+    """
+    process = _CONTEXT.Process(target=_main, args=(arguments, log, patches or {}, largest_file))
+    process.start()
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def _main(arguments: list[str], log: Path, patches: Mapping[str, Any], largest_file: int | None) -> None:
+    torch.set_num_threads(1)
+    with log.open("a") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    for place, value in patches.items():
+        module, _, name = place.partition(":")
+        setattr(importlib.import_module(module), name, value)
+    if largest_file is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    from rloop_lightning.cli import main
+
+    sys.exit(main(arguments))

@@ -17,10 +17,11 @@ DOORS = ("algorithms", "callbacks", "configs")
 LAYERS = (
     {"__init__", "types", "atomic", "checksums", "faults", "signals"},
     {"advantages", "losses", "metrics"},
+    {"hub_access", "model_folder"},
     {"policy", "rewards", "pool", "filter", "data", "engines", "run_metrics", "report"},
     {"evaluation"},
     {"algorithms", "callbacks"},
-    {"loop", "state", "parts", "handover", "run_folder", "resume", "registry", "arguments"},
+    {"loop", "state", "parts", "handover", "run_folder", "resume", "registry", "arguments", "diagnosis", "run_start"},
     {"cli", "data_cli", "__main__"},
 )
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
