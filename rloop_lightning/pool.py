@@ -90,7 +90,9 @@ class RolloutPool:
         """
         _check([rollout for group in groups for rollout in group.rollouts])
         tables = [
-            _table(rows, round=round, rollout_step=rollout_step, run_id=run_id) for rows in _kinds(groups) if rows
+            _table(rows, POOL_SCHEMA, round=round, rollout_step=rollout_step, run_id=run_id)
+            for rows in _kinds(groups)
+            if rows
         ]
         path = self.folder / f"{name}.parquet"
         write_shard(path, tables, rollout_step=rollout_step)
@@ -141,7 +143,7 @@ def _check(rollouts: Sequence[Rollout]) -> None:
             )
 
 
-def _table(rollouts: Sequence[Rollout], *, round: int, rollout_step: int, run_id: str) -> pa.Table:
+def _table(rollouts: Sequence[Rollout], schema: pa.Schema, *, round: int, rollout_step: int, run_id: str) -> pa.Table:
     rows = len(rollouts)
     lengths = [rollout.length for rollout in rollouts]
     columns = {
@@ -159,8 +161,8 @@ def _table(rollouts: Sequence[Rollout], *, round: int, rollout_step: int, run_id
         "run_id": [run_id] * rows,
     }
     return pa.Table.from_arrays(
-        [_array(columns[field.name], field.type) for field in POOL_SCHEMA],
-        schema=POOL_SCHEMA,
+        [_array(columns[field.name], field.type) for field in schema],
+        schema=schema,
     )
 
 

@@ -22,6 +22,7 @@ LAYERS = (
     {"algorithms", "callbacks"},
     {"loop", "state", "parts", "handover", "registry", "arguments"},
     {"cli", "data_cli"},
+    {"commands"},
 )
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 STRANGERS = ({"algorithms", "callbacks"},)  # one layer, yet none may know another
