@@ -14,6 +14,7 @@ import hashlib
 import heapq
 import itertools
 from collections.abc import Container, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rloop_lightning.atomic import atomic_path
-from rloop_lightning.pool import LOGPROBS, POOL_SCHEMA, TOKEN_IDS, RolloutPool, list_array
+from rloop_lightning.pool import LOGPROBS, POOL_SCHEMA, ROW_GROUP_ROWS, TOKEN_IDS, RolloutPool, list_array
 
 EXPERT_SCHEMA = pa.schema(
     [
@@ -272,8 +273,11 @@ def _successes(pool: RolloutPool, problems: Container[str]) -> Iterator[_Row]:
                     yield from _rows(rows.filter(pa.array(keep)))
 
 
-def _open(path: Path) -> pq.ParquetFile:
-    return pq.ParquetFile(path, pre_buffer=False)  # for remote files; twice the time on small local ones
+@contextmanager
+def _open(path: Path) -> Iterator[pq.ParquetFile]:
+    # Opened by path, a file takes twice the time; so does a small one with `pre_buffer`, which is for remote files.
+    with pa.OSFile(str(path)) as file:
+        yield pq.ParquetFile(file, pre_buffer=False)
 
 
 def _wanted(head: pa.Table, problems: Container[str]) -> np.ndarray:
@@ -307,8 +311,18 @@ def _list_rows(column: pa.ListArray) -> list[np.ndarray]:
 
 
 def _write(out: Path, drawn: list[tuple[_Row, int]]) -> None:
+    with (
+        atomic_path(out) as partial,
+        pq.ParquetWriter(partial, EXPERT_SCHEMA, compression="zstd") as writer,
+    ):
+        # A piece at a time, as a second copy of all rows might not fit beside the first.
+        for start in range(0, len(drawn), ROW_GROUP_ROWS):
+            writer.write_table(_table(drawn[start : start + ROW_GROUP_ROWS]))
+
+
+def _table(drawn: list[tuple[_Row, int]]) -> pa.Table:
     rows = [row for row, _ in drawn]
-    table = pa.Table.from_arrays(
+    return pa.Table.from_arrays(
         [
             pa.array([row.problem_id for row in rows], pa.string()),
             list_array([np.frombuffer(row.completion_ids, np.int32) for row in rows], TOKEN_IDS),
@@ -320,5 +334,3 @@ def _write(out: Path, drawn: list[tuple[_Row, int]]) -> None:
         ],
         schema=EXPERT_SCHEMA,
     )
-    with atomic_path(out) as partial:
-        pq.write_table(table, partial, compression="zstd")

@@ -59,8 +59,11 @@ _DICTIONARIES = [
     "run_id",
 ]
 
+# Few successes of a group, as a fraction: at a success rate of a tenth a group of eight has more in 4 % of all cases.
+FEW_SUCCESSES = 0.25
+
 # Bounds what a reader holds at a time: 1024 completions of 8k tokens are 64 MB of token ids and logprobs.
-_ROW_GROUP_ROWS = 1024
+ROW_GROUP_ROWS = 1024
 _STEP_KEY = b"rollout_step"
 
 
@@ -74,7 +77,8 @@ class RolloutPool:
         """Write the groups' rollouts as the shard `name`, whole or not at all.
 
         The same name again replaces the shard: a resumed run repeats its last steps. Successes stand in row groups of
-        their own before the rest, so that the filter never decodes the tokens of a failure. Lone surrogates in a text
+        their own before the rest, so that the filter never decodes the tokens of a failure; those of groups with few
+        come first, also by themselves, so that it rarely decodes those of an easy problem. Lone surrogates in a text
         become "?", as Parquet holds UTF-8 only.
 
         Args:
@@ -87,20 +91,16 @@ class RolloutPool:
         Raises:
             ValueError: a rollout has no reward yet, or not one logprob a token.
         """
-        rollouts = [rollout for group in groups for rollout in group.rollouts]
-        _check(rollouts)
-        schema = POOL_SCHEMA.with_metadata({_STEP_KEY: str(rollout_step)})
+        _check([rollout for group in groups for rollout in group.rollouts])
+        tables = [
+            rollout_table(rows, POOL_SCHEMA, round=round, rollout_step=rollout_step, run_id=run_id)
+            for rows in _kinds(groups)
+            if rows
+        ]
         path = self.folder / f"{name}.parquet"
         if path.exists():
             keep_checksums(self.folder, {shard.name for shard in self.shards()} - {path.name})
-        with (
-            atomic_path(path) as partial,
-            pq.ParquetWriter(partial, schema, compression="zstd", use_dictionary=_DICTIONARIES) as writer,
-        ):
-            for success in (True, False):
-                if rows := [rollout for rollout in rollouts if bool(rollout.success) is success]:
-                    table = rollout_table(rows, schema, round=round, rollout_step=rollout_step, run_id=run_id)
-                    writer.write_table(table, row_group_size=_ROW_GROUP_ROWS)
+        write_shard(path, tables, rollout_step=rollout_step)
         add_checksum(path)
         return path
 
@@ -140,6 +140,29 @@ def shard_step(name: str) -> int:
     """The rollout step, counted from 1, that a shard's file name ends in; 0 if it ends in none."""
     match = re.search(r"-(\d+)\.parquet$", name)
     return int(match[1]) if match else 0
+
+
+def _kinds(groups: Sequence[Group]) -> list[list[Rollout]]:
+    """The successes of groups with few, the other successes, the failures."""
+    few: list[Rollout] = []
+    other: list[Rollout] = []
+    failures: list[Rollout] = []
+    for group in groups:
+        successes = [rollout for rollout in group.rollouts if rollout.success]
+        (few if len(successes) <= FEW_SUCCESSES * len(group.rollouts) else other).extend(successes)
+        failures.extend(rollout for rollout in group.rollouts if not rollout.success)
+    return [few, other, failures]
+
+
+def write_shard(path: Path, tables: Sequence[pa.Table], *, rollout_step: int) -> None:
+    """Write rows of `POOL_SCHEMA` as a shard, whole or not at all; no row group holds rows of two tables."""
+    schema = POOL_SCHEMA.with_metadata({_STEP_KEY: str(rollout_step)})
+    with (
+        atomic_path(path) as partial,
+        pq.ParquetWriter(partial, schema, compression="zstd", use_dictionary=_DICTIONARIES) as writer,
+    ):
+        for table in tables:
+            writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
 
 
 def _check(rollouts: Sequence[Rollout]) -> None:

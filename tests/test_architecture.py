@@ -22,7 +22,9 @@ LAYERS = (
     {"evaluation"},
     {"algorithms", "callbacks"},
     {"loop", "state", "parts", "handover", "run_folder", "resume", "registry", "arguments", "diagnosis", "run_start"},
-    {"cli", "data_cli", "__main__"},
+    {"cli", "data_cli"},
+    {"commands"},
+    {"__main__"},
 )
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 STRANGERS = ({"algorithms", "callbacks"},)  # one layer, yet none may know another

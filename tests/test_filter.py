@@ -178,6 +178,16 @@ def test_counting_in_pieces_gives_the_same_counts(tmp_path, monkeypatch):
     assert whole.hard_problems == 1
 
 
+def test_writing_in_pieces_gives_the_same_rows(tmp_path, monkeypatch):
+    pool = make_pool(tmp_path / "pool", [[(f"p{number}", [number], True) for number in range(5)]])
+    build_expert_set(pool, tmp_path / "whole", FilterConfig(enabled=False), 0)
+    monkeypatch.setattr(rloop_lightning.filter, "ROW_GROUP_ROWS", 2)
+    build_expert_set(pool, tmp_path / "pieces", FilterConfig(enabled=False), 0)
+    assert pq.ParquetFile(tmp_path / "pieces").num_row_groups == 3
+    assert pq.read_table(tmp_path / "pieces").equals(pq.read_table(tmp_path / "whole"))
+    assert kept(tmp_path / "pieces") == [(f"p{number}", (number,)) for number in range(5)]
+
+
 def test_tokens_of_a_row_group_without_an_expert_row_are_not_decoded(tmp_path, monkeypatch):
     steps = [[("easy", [1], True), ("never", [2], False)], [("hard", [1], True), ("hard", [2], False)]]
     pool = make_pool(tmp_path / "pool", steps)

@@ -62,6 +62,19 @@ def test_successes_stand_in_row_groups_of_their_own(tmp_path):
     assert groups == [[True] * 3, [False] * 6]
 
 
+def test_the_successes_of_groups_with_few_stand_apart_from_the_others(tmp_path):
+    few = make_group(*[make_rollout("few", success=i == 1) for i in range(4)])  # a quarter: still few
+    many = make_group(*[make_rollout("many", success=i > 1) for i in range(4)])
+    file = pq.ParquetFile(write(RolloutPool(tmp_path), "s", many, few))
+    rows = [file.read_row_group(i, ["problem_id", "success"]).to_pylist() for i in range(file.num_row_groups)]
+    assert [{(row["problem_id"], row["success"]) for row in group} for group in rows] == [
+        {("few", True)},
+        {("many", True)},
+        {("few", False), ("many", False)},
+    ]
+    assert [len(group) for group in rows] == [1, 2, 5]
+
+
 def test_a_numpy_bool_is_a_success_too(tmp_path):
     path = write(
         RolloutPool(tmp_path), "s", make_group(make_rollout(success=np.bool_(True)), make_rollout(success=np.False_))

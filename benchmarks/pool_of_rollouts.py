@@ -1,0 +1,168 @@
+"""A pool as large as one likes, to measure what reads pools: the filter of 10 million rollouts, say.
+
+    python -m benchmarks.pool_of_rollouts /tmp/pool --rollouts 10_000_000
+    python -m benchmarks.pool_of_rollouts /tmp/pool --rollouts 10_000_000 --filter expert.parquet
+
+The shards are those that exploration writes: the same columns, row groups and compression, a shard a rollout step, and
+failures and successes, tokens and texts in it that fit together. The success rates of the problems are spread evenly
+over (0, 1), so that a tenth is hard, and successes repeat as they do in a run. One shard is held in memory at a time;
+the seed decides every byte. The second command also filters the pool, in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from rloop_lightning.pool import FEW_SUCCESSES, LOGPROBS, POOL_SCHEMA, TOKEN_IDS, write_shard
+
+_LETTERS = np.frombuffer(b"abcdefghijklmnopqrstuvwxyz0123456789+-*/=()", dtype=np.uint8)
+
+_FAILURES = 1 << 40  # ways in which a problem can be failed, or copies would be many
+
+_FILTER = """
+import sys
+from pathlib import Path
+from rloop_lightning.filter import FilterConfig, build_expert_set
+from rloop_lightning.pool import RolloutPool
+print(build_expert_set(RolloutPool(Path(sys.argv[1])), Path(sys.argv[2]), FilterConfig(), seed=0))
+"""
+
+
+@dataclass(frozen=True)
+class PoolShape:
+    """What is in the pool.
+
+    Args:
+        rollouts: in all, rounded up to whole shards.
+        problems: that the rollouts are of; a rollout step takes the next ones in turn.
+        problems_per_step: a shard's problems.
+        rollouts_per_problem: a shard's rollouts of each.
+        min_tokens: of a completion.
+        max_tokens: of a completion.
+        solutions: different successes that a problem has; the rest are copies.
+    """
+
+    rollouts: int = 10_000_000
+    problems: int = 10_000
+    problems_per_step: int = 128
+    rollouts_per_problem: int = 8
+    min_tokens: int = 32
+    max_tokens: int = 64
+    solutions: int = 256
+
+    @property
+    def steps(self) -> int:
+        return -(-self.rollouts // (self.problems_per_step * self.rollouts_per_problem))
+
+
+def write_pool(folder: Path, shape: PoolShape, seed: int = 0) -> None:
+    """Write the shards `step-000000.parquet` and so on into `folder`."""
+    rates = np.random.default_rng(seed).permutation((np.arange(shape.problems) + 0.5) / shape.problems)
+    ids = pa.array([f"problem-{number:06d}" for number in range(shape.problems)])
+    for step in range(shape.steps):
+        rng = np.random.default_rng([seed, step])
+        first = step * shape.problems_per_step
+        taken = np.arange(first, first + shape.problems_per_step) % shape.problems
+        problems = np.repeat(taken[:, None], shape.rollouts_per_problem, axis=1)  # [P, G], as all below
+        success = rng.random(problems.shape) < rates[problems]
+        which = rng.integers(np.where(success, shape.solutions, _FAILURES))
+        keys = ((2 * problems + success) * _FAILURES + which).astype(np.uint64)
+        few = success.mean(axis=1, keepdims=True) <= FEW_SUCCESSES
+        tables = [
+            _table(ids.take(pa.array(problems[kind])), keys[kind], good, shape, step, rng)
+            for kind, good in ((success & few, True), (success & ~few, True), (~success, False))
+            if kind.any()
+        ]
+        write_shard(folder / f"step-{step:06d}.parquet", tables, rollout_step=step)
+
+
+def _table(
+    problem_ids: pa.Array, keys: np.ndarray, success: bool, shape: PoolShape, step: int, rng: np.random.Generator
+) -> pa.Table:
+    """Rows whose tokens follow from their keys, so that equal keys are copies."""
+    rows = len(keys)
+    spread = np.uint64(shape.max_tokens - shape.min_tokens + 1)
+    lengths = shape.min_tokens + (_mixed(keys) % spread).astype(np.int64)
+    offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    position = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
+    tokens = _mixed(np.repeat(keys, lengths) + _mixed(position.astype(np.uint64))) % np.uint64(len(_LETTERS))
+    logprobs = -0.3 * rng.standard_exponential(len(tokens), dtype=np.float32)
+    arrow_offsets = pa.array(offsets, pa.int32())
+    text = [None, arrow_offsets.buffers()[1], pa.py_buffer(_LETTERS[tokens])]
+    columns = {
+        "round": np.zeros(rows, np.int32),
+        "rollout_step": np.full(rows, step, np.int32),
+        "problem_id": problem_ids,
+        "completion_ids": pa.ListArray.from_arrays(arrow_offsets, pa.array(tokens, pa.int32()), type=TOKEN_IDS),
+        "text": pa.StringArray.from_buffers(rows, text[1], text[2]),
+        "reward": np.full(rows, float(success)),
+        "success": np.full(rows, success),
+        "finish_reason": pa.array(["stop"] * rows, POOL_SCHEMA.field("finish_reason").type),
+        "length": lengths.astype(np.int32),
+        "sampling_logprob_sum": np.add.reduceat(logprobs, offsets[:-1], dtype=np.float64),
+        "sampling_logprobs": pa.ListArray.from_arrays(arrow_offsets, pa.array(logprobs), type=LOGPROBS),
+        "run_id": ["benchmark"] * rows,
+    }
+    arrays = [
+        values if isinstance(values, pa.Array) else pa.array(values, field.type)
+        for field, values in ((field, columns[field.name]) for field in POOL_SCHEMA)
+    ]
+    return pa.Table.from_arrays(arrays, schema=POOL_SCHEMA)
+
+
+def _mixed(numbers: np.ndarray) -> np.ndarray:
+    """64 bits that look random, by each number (the finalizer of splitmix64)."""
+    mixed = numbers + np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+@dataclass(frozen=True)
+class Filtered:
+    """What it took to filter a pool, the start of the process and all imports included."""
+
+    seconds: float
+    cpu_seconds: float
+    peak_mb: float
+
+
+def measure_filter(pool: Path, out: Path) -> Filtered:
+    """Filter the pool in a process of its own, whose memory is nobody else's."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-c", _FILTER, str(pool), str(out)], check=True)
+    seconds = time.perf_counter() - started
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Filtered(seconds, cpu, after.ru_maxrss / 1024)  # Linux reports KiB
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="of the pool; one that holds shards already is taken as it is")
+    for field, default in vars(PoolShape()).items():
+        parser.add_argument(f"--{field}", type=int, default=default)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--filter", type=Path, help="also filter the pool into this file, and say what it took")
+    arguments = parser.parse_args(argv)
+    shape = PoolShape(**{field: getattr(arguments, field) for field in vars(PoolShape())})
+    if not any(arguments.folder.glob("*.parquet")):
+        write_pool(arguments.folder, shape, arguments.seed)
+    if arguments.filter:
+        taken = measure_filter(arguments.folder, arguments.filter)
+        print(f"{taken.seconds:.1f} s, {taken.cpu_seconds:.1f} s of CPU time, at most {taken.peak_mb:.0f} MB of memory")
+
+
+if __name__ == "__main__":
+    main()

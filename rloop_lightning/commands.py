@@ -1,0 +1,45 @@
+"""The console commands `rloop-fit` and `rloop-data`: how they start.
+
+Importing Lightning, torch and what they bring takes nearly all of the time until a command answers. It makes more than
+half a million objects that stay to the end, and Python would look through them for garbage again and again: a sixth of
+that time. So the imports run without garbage collection, and what they made is left out of every later one.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rloop_lightning.faults import Stopped
+from rloop_lightning.signals import StopSignals
+
+
+def rloop_fit() -> int:
+    """The `rloop-fit` command; see `cli.main`. Deals with signals from before the imports on."""
+    with StopSignals():
+        try:
+            with _no_garbage_among_imports():
+                from rloop_lightning.cli import main
+            return main()
+        except Stopped as stopped:
+            print(f"\nrloop-fit: {stopped}; no run was begun", file=sys.stderr)
+            return stopped.exit_code
+
+
+def rloop_data() -> int:
+    """The `rloop-data` command; see `data_cli.main`."""
+    with _no_garbage_among_imports():
+        from rloop_lightning.data_cli import main
+    return main()
+
+
+@contextmanager
+def _no_garbage_among_imports() -> Iterator[None]:
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
