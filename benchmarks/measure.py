@@ -42,6 +42,8 @@ class StepReport:
         generated_tokens: completion tokens.
         mean_length: completion length, tokens.
         reward: mean over the step's rollouts.
+        generate_s: seconds of generation, as the side itself measures them; 0 where it does not.
+        update_s: seconds of the update, likewise.
         trained_tokens: prompt and completion tokens that the update saw; 0 where the side does not say.
         attended: pairs of a token and one before it or itself, over those sequences; 0 where the side does not say.
         parts: seconds by part of the step, where they were asked for.
@@ -53,6 +55,8 @@ class StepReport:
     generated_tokens: float
     mean_length: float
     reward: float
+    generate_s: float = 0.0
+    update_s: float = 0.0
     trained_tokens: float = 0.0
     attended: float = 0.0
     parts: Mapping[str, float] = field(default_factory=dict)

@@ -37,11 +37,14 @@ class GateCallback(L.Callback):
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: RolloutStep, batch_idx: int
     ) -> None:
         lengths = batch.batch.lengths.double()
+        metrics = pl_module.step_metrics
         self.gate.pass_step(
             more=batch_idx + 1 < int(trainer.num_training_batches),
-            generated_tokens=pl_module.step_metrics["rollout/generated_tokens"],
-            mean_length=pl_module.step_metrics["rollout/length_tokens"],
-            reward=pl_module.step_metrics["rollout/reward_mean"],
+            generated_tokens=metrics["rollout/generated_tokens"],
+            mean_length=metrics["rollout/length_tokens"],
+            reward=metrics["rollout/reward_mean"],
+            generate_s=metrics["time/generate_s"],
+            update_s=metrics["time/update_s"],
             trained_tokens=float(lengths.sum()),
             attended=float((lengths * (lengths + 1) / 2).sum()),
         )

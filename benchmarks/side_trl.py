@@ -54,7 +54,9 @@ def make_trainer(request: dict[str, Any], gate: Gate | None) -> GRPOTrainer:
     reward: Reward = find_class("rewards", source.reward, Reward)()
     problems = {problem.id: problem for problem in source.train()}
 
-    def reward_of(prompts: Sequence[str], completions: Sequence[str], problem_id: Sequence[str], **_: Any) -> list[float]:
+    def reward_of(
+        prompts: Sequence[str], completions: Sequence[str], problem_id: Sequence[str], **_: Any
+    ) -> list[float]:
         return [scored.reward for scored in reward([problems[name] for name in problem_id], completions)]
 
     config = GRPOConfig(**request["config"])

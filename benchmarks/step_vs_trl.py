@@ -96,7 +96,9 @@ def _compare(task: Task, options: Options, work: Path) -> dict[str, Any]:
                 steps = [side.step() for _ in range(_TRIED_STEPS)]
             tried.append((which, variant, min(steps[1:], key=lambda step: step.seconds)))
     best = {"ours": variants(OURS, options)[0], "TRL": variants(TRL, options)[0]}
-    for which, variant, _ in sorted(tried, key=lambda entry: entry[2].seconds / entry[2].generated_tokens, reverse=True):
+    for which, variant, _ in sorted(
+        tried, key=lambda entry: entry[2].seconds / entry[2].generated_tokens, reverse=True
+    ):
         best[which] = variant
     steps_ours = 1 + options.rounds + _PART_STEPS
     with (
