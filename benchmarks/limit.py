@@ -2,10 +2,11 @@
 
 The ceilings are measured in the same run, before and after everything else, and the better one counts: the rate of a
 large square matrix product, of one of the model's own shape (a micro-batch of 2048 tokens through its MLP), and the
-bandwidth of copying a buffer that no cache holds. Against them stand whole rollout steps of ours. The arithmetic is the
-model's, as in model FLOP utilisation: a forward pass for each generated token and each prompt once, three for the update
-of each row. What an implementation computes twice counts once. Bytes are those that decoding can't do without: the
-weights for every column of tokens, and every row's keys and values.
+bandwidth of copying a buffer that no cache holds. Against them stand whole rollout steps of ours.
+
+The arithmetic is the model's, as in model FLOP utilisation: a forward pass for each generated token and each prompt
+once, three for the update of each row. What an implementation computes twice counts once. Bytes are those that decoding
+can't do without: the weights for every column of tokens, and every row's keys and values.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """How fast the math reward checks GSM8K responses, beside plain math-verify called one answer after another.
 
 It reads JSON lines of `gold`, `pred` (a whole response) and `expected`. Workers are started, and plain math-verify is
-imported and called once, before the clock runs; no verdict is remembered from one turn to the next. The sides take turns
-and the best turn of each counts.
+imported and called once, before the clock runs; no verdict is remembered from one turn to the next. The sides take
+turns, and the best turn of each counts.
 """
 
 from __future__ import annotations

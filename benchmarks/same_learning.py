@@ -30,14 +30,14 @@ def run(options: Options) -> Result:
         gradient = _gradient(options, work)
         curves = _curves(options, work)
     window = min(_WINDOW, options.learn_steps)
+    cosine = f"{gradient['cosine']:.6f}"
     rows = [
         ["gradient of one mini-batch: norm", f"{gradient['norm_ours']:.6g}", f"{gradient['norm_trl']:.6g}"],
-        ["gradient of one mini-batch: cosine of both", f"{gradient['cosine']:.6f}", f"{gradient['cosine']:.6f}"],
-        *(
-            [f"mean reward of the {what} {window} steps", *(f"{statistics.mean(c[chosen]):.3f}" for c in curves.values())]
-            for what, chosen in (("first", slice(None, window)), ("last", slice(-window, None)))
-        ),
-    ]  # fmt: skip
+        ["gradient of one mini-batch: cosine of both", cosine, cosine],
+    ]
+    for what, chosen in (("first", slice(None, window)), ("last", slice(-window, None))):
+        means = [f"{statistics.mean(curve[chosen]):.3f}" for curve in curves.values()]
+        rows.append([f"mean reward of the {what} {window} steps", *means])
     note = f"The rewards are of {options.learn_steps} rollout steps on the policy that the package carries."
     return Result([Table("Both learn the same", ["", "ours", "TRL"], rows, [note])], {**gradient, "reward": curves})
 

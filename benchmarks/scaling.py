@@ -68,7 +68,7 @@ def grown(base: Task, size: Size, options: Options) -> Iterator[tuple[str, int, 
     points = {"problems": (8, 16, 32, 64), "group": (4, 8, 16, 32), "completion": (32, 64, 128, 256),
               "vocabulary": (1000, 4000, 16_000, 64_000)}  # fmt: skip
     if options.toy:
-        points = {"problems": (2,), "vocabulary": (100,)}
+        points = {"vocabulary": (100,)}
     for what, values in points.items():
         for value in values:
             if what == "problems":
@@ -112,7 +112,9 @@ def _filters(options: Options, work: Path) -> tuple[list[list[str]], list[dict[s
     """The filter on pools of growing size; a larger pool is the smaller one and more."""
     pool = RolloutPool(work / "pool")
     rows, raw, written, shards = [], [], 0, 0
-    for rollouts in sorted({max(1, options.filter_rollouts // part) for part in (1000, 100, 10, 1)}):
+    for rollouts in sorted(
+        {max(1, options.filter_rollouts // part) for part in ((10, 1) if options.toy else (1000, 100, 10, 1))}
+    ):
         while written < rollouts:
             written += write_shard(pool, shards, min(_SHARD_ROLLOUTS, rollouts - written))
             shards += 1

@@ -30,6 +30,10 @@ _LENGTHS_DIFFER = 0.02
 _BARS = {"0.86M": 4.0, "11.5M": 8.0, "30M-32k": 5.0}
 """How many times faster than TRL a step must be on two CPU cores."""
 _MEMORY_BAR = 1 / 3
+_SPEED_COLUMNS = (
+    "model", "ours", "seconds", "TRL", "seconds", "times faster", "mean length, tokens", "peak memory", "ours of TRL's"
+)  # fmt: skip
+_TRIED_COLUMNS = ("model", "settings", "seconds a step", "peak memory", "before the first step")
 _PARTS = ("generate", "reward", "old logprobs", "forward", "backward", "optimizer")
 
 
@@ -46,25 +50,16 @@ def run(options: Options) -> Result:
             shares.append([name, *_share_cells(measured["parts"])])
             raw[name] = {key: _plain(value) for key, value in measured.items()}
     bars = "; ".join(f"{name} {bar:g}x" for name, bar in _BARS.items())
+    about = (
+        f"{task.shared_text()}. {options.rounds} turns each; median (least to most). Length and memory: ours / TRL. "
+        f"Bars on two CPU cores: {bars}; memory at most {_MEMORY_BAR:.0%} of TRL's."
+    )
+    bar = "`optimizer` holds the gradient's norm and clipping. Bar: reward and everything else together below 5 %."
     tables = [
-        Table(
-            "A rollout step: ours against TRL's GRPOTrainer",
-            ["model", "ours", "seconds", "TRL", "seconds", "times faster", "mean length", "peak memory", "share"],
-            speed,
-            [
-                f"{task.shared_text()}. {options.rounds} turns each; median (least to most). Bars on two CPU cores: "
-                f"{bars}; memory at most {_MEMORY_BAR:.0%} of TRL's."
-            ],
-        ),
-        Table(
-            "All settings tried", ["model", "settings", "seconds a step", "peak memory", "before the first step"], tried,
-            [_settings_text(options.device)],
-        ),
-        Table(
-            "Where our step's time goes", ["model", *_PARTS, "everything else"], shares,
-            ["`optimizer` holds the gradient's norm and clipping. Bar: everything else and reward below 5 %."],
-        ),
-    ]  # fmt: skip
+        Table("A rollout step: ours against TRL's GRPOTrainer", _SPEED_COLUMNS, speed, [about]),
+        Table("All settings tried", _TRIED_COLUMNS, tried, [_settings_text(options.device)]),
+        Table("Where our step's time goes", ["model", *_PARTS, "everything else"], shares, [bar]),
+    ]
     return Result(tables, raw)
 
 

@@ -1,6 +1,6 @@
 """What both sides of a comparison do, in one place: as flags of `rloop-fit`, and as settings of TRL's GRPOTrainer.
 
-`OURS` and `TRL` hold what a side is free to choose, its fastest settings for a device. All else is the task's and equal.
+`OURS` and `TRL` hold what a side is free to choose, its fastest settings for a device. All else is the task's.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ TRL: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "bf16, in 32 pieces": {"bf16": True, "pieces": 32},
     },
 }
-"""By device and variant: precision, and in how many pieces a mini-batch goes through the model (gradient accumulation)."""
+"""By device and variant: precision, and in how many pieces a mini-batch goes through the model."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Task:
         )
 
     def rloop_flags(self, device: str, chosen: Mapping[str, Any], steps: int, out: Path) -> list[str]:
-        """The command line of `rloop-fit` for `steps` rollout steps: exploration alone, no evaluation, no checkpoint."""
+        """The command line of `rloop-fit` for `steps` rollout steps: exploration alone, no checkpoint."""
         flags = {
             "policy.model": self.model,
             "data": self.data,

@@ -1,4 +1,4 @@
-"""Every benchmark runs, at toy size, from its command line to its report. What it measures is asserted, never a time."""
+"""Every benchmark runs, at toy size, from its command line to its report. No time is asserted."""
 
 from __future__ import annotations
 
@@ -11,13 +11,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-ROOT = Path(__file__).parent.parent
-sys.path.append(str(ROOT))  # `python -m benchmarks` runs in the checkout, and nothing installs it
-
-from benchmarks import generate_vs_hf, limit, measure, options, report, same_gradient, scaling, task  # noqa: E402 -- above
-from benchmarks.__main__ import main  # noqa: E402
-from benchmarks.models import SIZES, EvenLetters, RandomPrompts, save_model  # noqa: E402
-from rloop_lightning.pool import RolloutPool  # noqa: E402
+from benchmarks import generate_vs_hf, limit, measure, options, report, same_gradient, scaling, task
+from benchmarks.__main__ import main
+from benchmarks.models import SIZES, EvenLetters, RandomPrompts, save_model
+from rloop_lightning.pool import RolloutPool
 
 
 @pytest.fixture(scope="module")
@@ -110,10 +107,10 @@ def test_limit_names_every_ceiling(tmp_path: Path) -> None:
 
 
 def test_scaling_filters_the_pools_that_it_wrote_and_starts_the_command(tmp_path: Path) -> None:
-    main(["scaling", "--toy", "--filter-rollouts", "900", "--out", str(tmp_path)])
-    assert list(table(tmp_path, "scaling", "The pool filter")) == ["2", "20", "200", "2,000"]
+    main(["scaling", "--toy", "--out", str(tmp_path)])
+    assert list(table(tmp_path, "scaling", "The pool filter")) == ["200", "2,000"]
     assert set(table(tmp_path, "scaling", "Start-up")) == {"rloop-fit --help", "to the first rollout"}
-    assert set(table(tmp_path, "scaling", "A rollout step as it grows")) == {"problems", "vocabulary"}
+    assert set(table(tmp_path, "scaling", "A rollout step as it grows")) == {"vocabulary"}
 
 
 def test_a_pool_that_scaling_writes_has_all_success_rates(tmp_path: Path) -> None:
