@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fit test lint clean
+.PHONY: help setup fit test lint bench clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -28,6 +28,11 @@ lint: $(STAMP) ## Check rules, format and types.
 	@$(BIN)/python -m ruff check --quiet .
 	@$(BIN)/python -m ruff format --check --quiet . || { echo "make lint: not formatted; run $(BIN)/ruff format ." >&2; exit 1; }
 	@$(BIN)/python -m mypy
+
+bench: $(STAMP) ## Measure this machine into benchmarks/results.md. ARGS="limit --device cuda" measures one part.
+	@$(BIN)/python -c 'import trl' 2>/dev/null || \
+	    $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	@$(BIN)/python -m benchmarks $(ARGS)
 
 clean: ## Remove .venv, caches and build outputs; runs/ stays.
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

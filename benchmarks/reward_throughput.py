@@ -1,76 +1,77 @@
 """How fast the math reward checks GSM8K responses, beside plain math-verify called one answer after another.
 
-    python benchmarks/reward_throughput.py path/to/gsm8k_responses.jsonl
-
-Each line of the file: `gold`, `pred` (a whole response) and `expected`. Workers are started, and plain math-verify is
-imported and called once, before the clock runs; no verdict is remembered from one measurement to the next. The best of
-`--repeats` passes counts.
+It reads JSON lines of `gold`, `pred` (a whole response) and `expected`. Workers are started, and plain math-verify is
+imported and called once, before the clock runs; no verdict is remembered from one turn to the next. The sides take
+turns, and the best turn of each counts.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from typing import Any
 
 from math_verify import parse, verify
 
+from benchmarks.measure import alternate
+from benchmarks.options import Options
+from benchmarks.report import Result, Table
 from rloop_lightning.rewards.math import MathReward
 from rloop_lightning.types import Problem
 
-
-def measure(check: Callable[[], list[bool]], repeats: int) -> tuple[float, list[bool]]:
-    best = float("inf")
-    for _ in range(repeats):
-        started = time.perf_counter()
-        verdicts = check()
-        best = min(best, time.perf_counter() - started)
-    return best, verdicts
+PLAIN = "plain math-verify, sequential"
+_TOY_RESPONSES = 8
 
 
-def main(argv: Sequence[str] | None = None) -> list[tuple[str, float, float]]:
-    """Print the table; its rows are name, answers a second, agreement."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("responses", type=Path)
-    parser.add_argument("--limit", type=int, default=None, help="only the first responses")
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--repeats", type=int, default=1)
-    arguments = parser.parse_args(argv)
-    lines = arguments.responses.read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines[: arguments.limit]]
+def run(options: Options) -> Result:
+    title, columns = "Checking answers", ["", "answers/s", "times plain", "agreement"]
+    if not options.responses.is_file():
+        note = f"Not measured: there is no {options.responses.name}; name the file by --responses."
+        return Result([Table(title, columns, [], [note])])
+    lines = options.responses.read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines[: _TOY_RESPONSES if options.toy else None]]
+    turns = alternate(_sides(rows, workers=(1,) if options.toy else (1, 2)), rounds=min(2, options.rounds))
+    plain = min(seconds for seconds, _ in turns[PLAIN])
+    cells, raw = [], {}
+    for name, mine in turns.items():
+        seconds, verdicts = min(mine, key=lambda turn: turn[0])
+        agreement = sum(v == row["expected"] for v, row in zip(verdicts, rows, strict=True)) / len(rows)
+        cells.append([name, f"{len(rows) / seconds:,.0f}", f"{plain / seconds:.2f}", f"{agreement:.2%}"])
+        raw[name] = {"seconds": [seconds for seconds, _ in mine], "agreement": agreement}
+    return Result([Table(title, columns, cells, [f"{len(rows)} responses."])], raw)
+
+
+def _sides(rows: Sequence[dict[str, Any]], workers: Sequence[int]) -> dict[str, Callable[[], tuple[float, list[bool]]]]:
+    """By name, what checks all responses and gives seconds and verdicts."""
     problems = [Problem(id=str(i), prompt="", answer=row["gold"]) for i, row in enumerate(rows)]
     texts = [row["pred"] for row in rows]
 
     def plain() -> list[bool]:
         return [bool(verify(parse(problem.answer), parse(text))) for problem, text in zip(problems, texts, strict=True)]
 
-    def rewarded(extract: str, workers: int) -> Callable[[], list[bool]]:
+    def rewarded(extract: str, count: int) -> Callable[[], list[bool]]:
         def check() -> list[bool]:
             reward._verdicts.clear()
             return [scored.success for scored in reward(problems, texts)]
 
-        reward = MathReward(extract=extract, workers=workers)
-        warm = [Problem(id="warm", prompt="", answer="1")] * 16 * workers
+        reward = MathReward(extract=extract, workers=count)
+        warm = [Problem(id="warm", prompt="", answer="1")] * 16 * count
         reward(warm, [rf"\boxed{{{i}}}" for i in range(len(warm))])
         return check
 
     verify(parse("1"), parse("$1$"))
-    checks = {"plain math-verify, sequential": plain}
+    sides = {PLAIN: _timed(plain)}
     for extract in ("auto", "last"):
-        for workers in arguments.workers:
-            checks[f"MathReward, {extract}, {workers} workers"] = rewarded(extract, workers)
-    table = []
-    for name, check in checks.items():
-        seconds, verdicts = measure(check, arguments.repeats)
-        agreement = sum(v == row["expected"] for v, row in zip(verdicts, rows, strict=True)) / len(rows)
-        table.append((name, len(rows) / seconds, agreement))
-    print(f"{len(rows)} responses\n\n| | answers/s | times plain | agreement |\n| --- | ---: | ---: | ---: |")
-    for name, rate, agreement in table:
-        print(f"| {name} | {rate:,.0f} | {rate / table[0][1]:.2f} | {agreement:.2%} |")
-    return table
+        for count in workers:
+            sides[f"MathReward, {extract}, {count} workers"] = _timed(rewarded(extract, count))
+    return sides
 
 
-if __name__ == "__main__":
-    main()
+def _timed(check: Callable[[], list[bool]]) -> Callable[[], tuple[float, list[bool]]]:
+    def turn() -> tuple[float, list[bool]]:
+        started = time.perf_counter()
+        verdicts = check()
+        return time.perf_counter() - started, verdicts
+
+    return turn

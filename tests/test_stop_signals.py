@@ -13,7 +13,7 @@ import pytest
 from killing import Kill, Signal, run_fit
 from same_run import assert_same_run
 
-from rloop_lightning.__main__ import main
+from rloop_lightning.commands import rloop_fit
 from rloop_lightning.faults import Stopped
 from rloop_lightning.rewards.math import MathReward
 from rloop_lightning.signals import StopSignals
@@ -129,7 +129,7 @@ def test_a_signal_while_the_command_is_imported(
 
     monkeypatch.setattr(sys, "meta_path", [Interrupt(), *sys.meta_path])
     monkeypatch.delitem(sys.modules, "rloop_lightning.cli", raising=False)
-    assert main() == 130
+    assert rloop_fit() == 130
     assert capsys.readouterr().err == "\nrloop-fit: stopped by SIGINT; no run was begun\n"
 
 

@@ -1,0 +1,261 @@
+"""Clocks, peak memory, and sides that take turns.
+
+A side is one program under measurement in a process of its own. It waits for the word before each step and reports
+what the step took, so that several sides can be measured in alternation while never two of them compute:
+
+    with Side("ours", "benchmarks.side_rloop", arguments, log) as ours, Side("theirs", ...) as theirs:
+        reports = alternate({"ours": ours.step, "theirs": theirs.step}, rounds=5)
+
+In the side's process a `Gate` does the waiting and reporting.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+ROOT = Path(__file__).resolve().parent.parent
+_LOG_TAIL_CHARACTERS = 3000
+# A side's threads spin for a moment behind their last work; the next side starts when they sleep.
+_SETTLE_S = 0.2
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one rollout step of a side took.
+
+    Args:
+        seconds: of the whole step.
+        generated_tokens: completion tokens.
+        mean_length: completion length, tokens.
+        reward: mean over the step's rollouts.
+        generate_s: seconds of generation, as the side itself measures them; 0 where it does not.
+        update_s: seconds of the update, likewise.
+        trained_tokens: prompt and completion tokens that the update saw; 0 where the side does not say.
+        attended: pairs of a token and one before it or itself, over those sequences; 0 where the side does not say.
+        parts: seconds by part of the step, where they were asked for.
+        peak_bytes: the process's largest memory so far; on a GPU, the device memory's.
+        base_bytes: the memory in use before the first step.
+    """
+
+    seconds: float
+    generated_tokens: float
+    mean_length: float
+    reward: float
+    generate_s: float = 0.0
+    update_s: float = 0.0
+    trained_tokens: float = 0.0
+    attended: float = 0.0
+    parts: Mapping[str, float] = field(default_factory=dict)
+    peak_bytes: int = 0
+    base_bytes: int = 0
+
+
+class Gate:
+    """In a side's process: stands once in the cycle of a training loop, anywhere.
+
+    `pass_step` reports the cycle that ends here, and waits until the next may begin. Everything that a step does lies
+    between two passes, whatever stands before or behind the gate.
+
+    Args:
+        device: "cpu" or "cuda"; on the latter, clocks wait for the device.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.parts = PartClock(device)
+        # Nothing that a library prints may get into the reports.
+        self._reports = os.fdopen(os.dup(1), "w", encoding="utf-8")
+        os.dup2(2, 1)
+        self._started = 0.0
+        self._base_bytes = 0
+
+    def open(self) -> None:
+        """Wait for the first step."""
+        self._base_bytes = memory_bytes(self.device)
+        self._wait()
+
+    def pass_step(self, *, more: bool, **measured: float) -> None:
+        """Report the step that ends here; where `more` follow, wait for the word."""
+        seconds = now(self.device) - self._started
+        report = StepReport(
+            seconds=seconds,
+            parts=self.parts.take(),
+            peak_bytes=peak_bytes(self.device),
+            base_bytes=self._base_bytes,
+            **measured,
+        )
+        print(json.dumps(asdict(report)), file=self._reports, flush=True)
+        if more:
+            self._wait()
+
+    def _wait(self) -> None:
+        word = sys.stdin.readline().strip()
+        if not word:
+            raise SystemExit("the benchmark went away")
+        self.parts.running = word == "parts"
+        self._started = now(self.device)
+
+
+class PartClock:
+    """Adds up the time spent in chosen functions; while it does not run, they cost one look at a flag more."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.running = False
+        self._seconds: dict[str, float] = defaultdict(float)
+
+    def watch(self, owner: type, name: str, part: str | Callable[[], str]) -> None:
+        """Count the time in `owner.name` as `part`; a function decides with each call which part it is."""
+        inner = getattr(owner, name)
+
+        @functools.wraps(inner)
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            if not self.running:
+                return inner(*args, **kwargs)
+            counted = part if isinstance(part, str) else part()
+            started = now(self.device)
+            try:
+                return inner(*args, **kwargs)
+            finally:
+                self._seconds[counted] += now(self.device) - started
+
+        setattr(owner, name, watched)
+
+    def take(self) -> dict[str, float]:
+        """The seconds by part since the last time."""
+        seconds, self._seconds = dict(self._seconds), defaultdict(float)
+        return seconds
+
+
+class Side:
+    """A side, from the parent's view: a process that does one step when it is told to.
+
+    Args:
+        name: for messages.
+        module: what to run, `benchmarks.side_rloop`, or the path of a script.
+        arguments: for it.
+        log: file that takes whatever it prints.
+        python: the interpreter.
+
+    Raises:
+        RuntimeError: from `step`, where the process ended; the message shows the end of its log.
+    """
+
+    def __init__(
+        self, name: str, module: str, arguments: Sequence[str], log: Path, python: str = sys.executable
+    ) -> None:
+        self.name = name
+        self.log = log
+        what = [module] if module.endswith(".py") else ["-m", module]
+        with log.open("w") as output:
+            self._process = subprocess.Popen(
+                [python, *what, *arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=output,
+                cwd=ROOT,
+                env=side_environment(),
+                text=True,
+            )
+
+    def step(self, word: str = "step") -> StepReport:
+        """Do one step; "parts" measures its parts, too."""
+        return StepReport(**self.ask(word))
+
+    def ask(self, word: str) -> dict[str, Any]:
+        """Send a line, and wait for the answer."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(word + "\n")
+            self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        if not answer:
+            code = self._process.wait()
+            tail = self.log.read_text(errors="replace")[-_LOG_TAIL_CHARACTERS:]
+            raise RuntimeError(f"{self.name} ended with exit code {code}; the end of its output:\n{tail}")
+        time.sleep(_SETTLE_S)
+        return json.loads(answer)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """What a side would still do is not measured."""
+        self._process.kill()
+        self._process.communicate()
+
+
+def side_environment() -> dict[str, str]:
+    """This process's environment, with the project importable and no library looking for a network."""
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def alternate(sides: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
+    """Each side's results of `rounds` turns: A B A B ..., so that what drifts on the machine drifts for all."""
+    results: dict[str, list[T]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, turn in sides.items():
+            results[name].append(turn())
+    return results
+
+
+def now(device: str) -> float:
+    """Seconds, once all that was asked of the device is done."""
+    if device == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def memory_bytes(device: str) -> int:
+    """Memory in use: on a GPU, what tensors take there."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.memory_allocated()
+    return _status_bytes("VmRSS")
+
+
+def peak_bytes(device: str) -> int:
+    """The largest `memory_bytes` since the process began."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated()
+    return _status_bytes("VmHWM")
+
+
+def _status_bytes(key: str) -> int:
+    # Not getrusage: its maximum counts what the parent held when it started this process.
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {key}")
+
+
+def ratio_text(slower: Sequence[float], faster: Sequence[float]) -> str:
+    """How many times faster, "4.2x (3.9 to 4.4)": median, least and most of the pairs' ratios."""
+    ratios = [a / b for a, b in zip(slower, faster, strict=True)]
+    return f"{statistics.median(ratios):.2f}x ({min(ratios):.2f} to {max(ratios):.2f})"
+
+
+def seconds_text(seconds: Sequence[float]) -> str:
+    """Median, least and most."""
+    return f"{statistics.median(seconds):.3g} ({min(seconds):.3g} to {max(seconds):.3g})"

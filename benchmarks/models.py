@@ -1,0 +1,166 @@
+"""Random Qwen2 models of named sizes, as Hugging Face folders, with prompts and a reward for random text.
+
+    folder = save_model(SIZES["11.5M"], Path("somewhere"))
+    problems = RandomPrompts(count=256).train()
+    reward = EvenLetters()
+
+The weights are random but seeded, so that every side of a comparison gets the same ones. A random model draws all
+tokens with about the same probability: how long its completions get is decided by the share of stop tokens in the
+vocabulary.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rloop_lightning.data.base import ProblemSource
+from rloop_lightning.rewards.base import Reward
+from rloop_lightning.types import Problem
+
+CONTEXT_TOKENS = 4096
+PAD, EOS = "<pad>", "<eos>"
+
+
+@dataclass(frozen=True)
+class Size:
+    """The shape of a Qwen2 model with tied embeddings; `vocabulary` holds the padding and the stop token."""
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    mlp: int
+    vocabulary: int
+
+    @property
+    def layer_weights(self) -> int:
+        """Weights of all layers that are multiplied with every token: the model without its embeddings."""
+        kv_width = self.hidden // self.heads * self.kv_heads
+        return self.layers * (2 * self.hidden * (self.hidden + kv_width) + 3 * self.hidden * self.mlp)
+
+    @property
+    def head_weights(self) -> int:
+        """Weights of the projection onto the vocabulary."""
+        return self.hidden * self.vocabulary
+
+    def forward_flop(self, tokens: float, projected: float, attended: float) -> float:
+        """Floating point operations of a forward pass, a multiplication and an addition being two.
+
+        Args:
+            tokens: that go through the layers.
+            projected: of these, the ones that are projected onto the vocabulary.
+            attended: pairs of a token and one that it attends to, itself included.
+        """
+        attention = 4 * self.layers * self.hidden * attended  # the scores, and the weighted sum of the values
+        return 2 * (tokens * self.layer_weights + projected * self.head_weights) + attention
+
+
+SIZES = {
+    "toy": Size(hidden=32, layers=1, heads=2, kv_heads=2, mlp=48, vocabulary=55),
+    "0.86M": Size(hidden=128, layers=4, heads=4, kv_heads=4, mlp=384, vocabulary=55),
+    "11.5M": Size(hidden=384, layers=6, heads=6, kv_heads=6, mlp=1152, vocabulary=55),
+    "30M-32k": Size(hidden=512, layers=4, heads=8, kv_heads=8, mlp=1536, vocabulary=32_000),
+    "0.5B": Size(hidden=896, layers=24, heads=14, kv_heads=2, mlp=4864, vocabulary=151_936),
+    "1.5B": Size(hidden=1536, layers=28, heads=12, kv_heads=2, mlp=8960, vocabulary=151_936),
+}
+
+
+def save_model(size: Size, folder: Path, *, stop_rate: float | None = None, seed: int = 0) -> Path:
+    """Save a random model and its tokenizer, a plain Hugging Face folder in float32.
+
+    Args:
+        size: of the model.
+        folder: where to; made.
+        stop_rate: share of the vocabulary that are stop tokens, so about the chance that a token ends its completion;
+            0 leaves the stop token out of the model's vocabulary, so that every completion reaches the limit; None is
+            one stop token.
+        seed: of the weights.
+    """
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    last = size.vocabulary - 1  # the tokenizer's EOS
+    stop_tokens = 1 if not stop_rate else max(1, round(stop_rate * size.vocabulary))
+    config = Qwen2Config(
+        vocab_size=last if stop_rate == 0 else size.vocabulary,
+        hidden_size=size.hidden,
+        intermediate_size=size.mlp,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.kv_heads,
+        max_position_embeddings=CONTEXT_TOKENS,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        eos_token_id=last,
+        bos_token_id=None,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen2ForCausalLM(config).float()
+    stops = list(range(size.vocabulary - stop_tokens, size.vocabulary))
+    model.generation_config.update(eos_token_id=stops, pad_token_id=0, bos_token_id=None, do_sample=True)
+    model.save_pretrained(folder)
+    _tokenizer(size.vocabulary).save_pretrained(folder)
+    return folder
+
+
+def _tokenizer(vocabulary: int) -> object:
+    """One token a letter or space. The other tokens, strings of letters, are for a model to draw; no text has them."""
+    from transformers import Qwen2Tokenizer
+
+    letters = string.ascii_letters
+    strings = (
+        "".join(some) for some in itertools.chain.from_iterable(itertools.product(letters, repeat=n) for n in (1, 3, 4))
+    )
+    tokens = [PAD, "\u0120", *itertools.islice(strings, vocabulary - 3), EOS]  # \u0120 is the space of byte-level BPE
+    return Qwen2Tokenizer(
+        vocab={token: i for i, token in enumerate(tokens)},
+        merges=[],
+        pad_token=PAD,
+        eos_token=EOS,
+        unk_token=PAD,
+        clean_up_tokenization_spaces=False,
+        model_max_length=CONTEXT_TOKENS,
+    )
+
+
+class RandomPrompts(ProblemSource):
+    """Prompts of random letters, one token each; there is nothing to solve in them.
+
+    Args:
+        count: problems.
+        min_letters: the shortest prompt, tokens.
+        max_letters: the longest prompt, tokens.
+        seed: of the prompts.
+    """
+
+    reward = "benchmarks.models.EvenLetters"
+
+    def __init__(self, *, count: int = 256, min_letters: int = 12, max_letters: int = 20, seed: int = 0) -> None:
+        rng = random.Random(seed)
+        lengths = [rng.randint(min_letters, max_letters) for _ in range(count)]
+        self._problems = [
+            Problem(id=f"random-{i}", prompt="".join(rng.choices(string.ascii_letters, k=length)), answer="even")
+            for i, length in enumerate(lengths)
+        ]
+
+    def train(self) -> Sequence[Problem]:
+        return self._problems
+
+    def evaluation(self) -> Mapping[str, Sequence[Problem]]:
+        return {}
+
+
+class EvenLetters(Reward):
+    """1.0 where a completion holds an even number of lower-case letters, else 0.0.
+
+    Random text earns it half of the time, so that nearly every group of rollouts is mixed.
+    """
+
+    def rewards(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:
+        return [1.0 - sum(map(str.islower, text)) % 2 for text in texts]

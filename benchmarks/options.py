@@ -1,0 +1,103 @@
+"""The options of `python -m benchmarks`, checked before anything is measured."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from benchmarks.measure import ROOT
+from benchmarks.models import SIZES
+
+PARTS = ("step_vs_trl", "same_learning", "generate_vs_hf", "limit", "scaling", "reward_throughput")
+_RESPONSES = Path(os.environ.get("RLOOP_SHARED", ROOT.parent / "shared")) / "data" / "gsm8k_responses.jsonl"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is measured, and how thoroughly.
+
+    Args:
+        parts: which ones, in order.
+        device: "cpu" or "cuda".
+        toy: only see that everything runs.
+        rounds: turns of each side.
+        sizes: models by name; empty takes those of each part for the device.
+        learn_steps: rollout steps of the comparison of what both trainers learn.
+        filter_rollouts: the largest pool that is filtered.
+        vllm_python: an interpreter that has vLLM; empty leaves it out.
+        responses: answers for reward_throughput; it is left out where there is no such file.
+        out: folder for results.json and results.md.
+    """
+
+    parts: tuple[str, ...]
+    device: str
+    toy: bool
+    rounds: int
+    sizes: tuple[str, ...]
+    learn_steps: int
+    filter_rollouts: int
+    vllm_python: str
+    responses: Path
+    out: Path
+
+    def sizes_or(self, cpu: Sequence[str], cuda: Sequence[str]) -> Sequence[str]:
+        """The sizes asked for, else the part's own."""
+        if self.sizes:
+            return self.sizes
+        return ("toy",) if self.toy else cuda if self.device == "cuda" else cpu
+
+
+def parse(argv: Sequence[str] | None) -> Options:
+    """The command line as options; what is wrong with it ends the program with exit code 2."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description="Measures this machine; writes results.md and results.json."
+    )
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all without any")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each side (default: %(default)s)")
+    parser.add_argument("--sizes", nargs="+", default=[], metavar="SIZE", help=f"models, of {', '.join(SIZES)}")
+    parser.add_argument("--learn-steps", type=int, default=40, help="rollout steps of the learning comparison")
+    parser.add_argument("--filter-rollouts", type=int, default=10_000_000, help="the largest pool that is filtered")
+    parser.add_argument("--vllm-python", default=os.environ.get("VLLM_PYTHON", ""), help="interpreter that has vLLM")
+    parser.add_argument("--responses", type=Path, default=_RESPONSES, help="GSM8K responses (docs/performance.md)")
+    parser.add_argument("--out", type=Path, default=None, help="folder for the results (default: benchmarks)")
+    parser.add_argument("--toy", action="store_true", help="only see that everything runs; needs --out")
+    given = parser.parse_args(argv)
+    parts = given.parts or list(PARTS)
+    wrong = [f"no part {name!r}; parts are {', '.join(PARTS)}" for name in parts if name not in PARTS]
+    wrong += [f"--sizes: no size {name!r}; sizes are {', '.join(SIZES)}" for name in given.sizes if name not in SIZES]
+    for flag in ("rounds", "learn_steps", "filter_rollouts"):
+        if getattr(given, flag) < 1:
+            wrong.append(f"--{flag.replace('_', '-')} must be at least 1, got {getattr(given, flag)}")
+    if given.toy and given.out is None:
+        wrong.append("--toy needs --out: its figures must not get among the real ones")
+    if given.vllm_python and not Path(given.vllm_python).is_file():
+        wrong.append(f"--vllm-python {given.vllm_python}: no such file; give the interpreter of vLLM's environment")
+    if {"step_vs_trl", "same_learning"} & set(parts) and find_spec("trl") is None:
+        wrong.append("step_vs_trl and same_learning need TRL: pip install -c constraints.txt -e '.[bench]'")
+    if given.device == "cuda" and not _has_gpu():
+        wrong.append("--device cuda: torch finds no GPU here; leave the option out, or install torch with CUDA")
+    if wrong:
+        parser.error("\n  ".join(wrong))
+    return Options(
+        parts=tuple(parts),
+        device=given.device,
+        toy=given.toy,
+        rounds=1 if given.toy else given.rounds,
+        sizes=tuple(given.sizes),
+        learn_steps=2 if given.toy else given.learn_steps,
+        filter_rollouts=2000 if given.toy else given.filter_rollouts,
+        vllm_python=given.vllm_python,
+        responses=given.responses,
+        out=given.out or ROOT / "benchmarks",
+    )
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()

@@ -1,0 +1,200 @@
+"""How time and memory grow: of a rollout step with its sizes, of the pool filter with the pool, and start-up time.
+
+A rollout step is measured once for each size of rollouts, group, completion and vocabulary, in a process of its own,
+after a step that is not counted. The filter works on pools that are generated here: random rollouts, a few hundred a
+problem, whose success rates reach from none to all. Its process is measured whole. Start-up is that of `rloop-fit`
+itself: until `--help` has ended, and until the first rollout is in the pool's folder.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.measure import ROOT, peak_bytes, side_environment
+from benchmarks.models import SIZES, Size, save_model
+from benchmarks.options import Options
+from benchmarks.report import Result, Table, size_text
+from benchmarks.step_vs_trl import open_side, random_task
+from benchmarks.task import OURS, Task, variants
+from rloop_lightning.filter import FilterConfig, build_expert_set
+from rloop_lightning.pool import RolloutPool
+from rloop_lightning.types import Group, Problem, Rollout
+
+_BARS = "Bars: 10 million rollouts in less than 60 s and 1 GB; `--help` in less than 3 s."
+_SHARD_ROLLOUTS = 8192
+_GROUP = 8
+_FIT = "import sys; from rloop_lightning.cli import main; sys.exit(main())"
+
+
+def run(options: Options) -> Result:
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        steps, step_raw = _steps(options, work)
+        filtered, filter_raw = _filters(options, work)
+        started = _start_up(options, work)
+    step_columns = [
+        "what grows",
+        "to",
+        "seconds a step",
+        "µs a generated token",
+        "peak memory",
+        "before the first step",
+    ]
+    start_rows = [[what, f"{statistics.median(times):.2f}", f"{min(times):.2f}"] for what, times in started.items()]
+    tables = [
+        Table("A rollout step as it grows", step_columns, steps, [_base_text(options)]),
+        Table(
+            "The pool filter as the pool grows", ["rollouts", "seconds", "peak memory", "pool", "expert set"], filtered
+        ),
+        Table("Start-up", ["", "median, seconds", "least"], start_rows, [_BARS]),
+    ]
+    return Result(tables, {"steps": step_raw, "filter": filter_raw, "start-up": started})
+
+
+def grown(base: Task, size: Size, options: Options) -> Iterator[tuple[str, int, Task, Size]]:
+    """What grows, to how much, and the task and model that it gives; all else stays as it is."""
+    points = {"problems": (8, 16, 32, 64), "group": (4, 8, 16, 32), "completion": (32, 64, 128, 256),
+              "vocabulary": (1000, 4000, 16_000, 64_000)}  # fmt: skip
+    if options.toy:
+        points = {"vocabulary": (100,)}
+    for what, values in points.items():
+        for value in values:
+            if what == "problems":
+                yield what, value, replace(base, problems_per_step=value), size
+            elif what == "group":
+                yield what, value, replace(base, rollouts_per_problem=value), size
+            elif what == "completion":
+                yield what, value, replace(base, max_new_tokens=value), size
+            else:
+                yield what, value, base, replace(size, vocabulary=value)
+
+
+def _base(options: Options) -> tuple[Task, str]:
+    """What every size grows from; completions all reach the limit."""
+    task = replace(random_task("", options), **({} if options.toy else {"problems_per_step": 16}))
+    return task, options.sizes_or(cpu=("0.86M",), cuda=("0.5B",))[0]
+
+
+def _base_text(options: Options) -> str:
+    task, name = _base(options)
+    return f"Model {name}, {variants(OURS, options)[-1]}, completions of equal length. Else {task.shared_text()}."
+
+
+def _steps(options: Options, work: Path) -> tuple[list[list[str]], list[dict[str, Any]]]:
+    base, name = _base(options)
+    rows, raw = [], []
+    for what, value, task, size in grown(base, SIZES[name], options):
+        model = save_model(size, work / "model", stop_rate=0)
+        task = replace(task, model=str(model))
+        count = 2 if options.toy else 3
+        with open_side("ours", variants(OURS, options)[-1], task, options, count, work) as side:
+            report = min([side.step() for _ in range(count)][1:], key=lambda step: step.seconds)
+        token = 1e6 * report.seconds / report.generated_tokens
+        memory = [size_text(report.peak_bytes), size_text(report.base_bytes)]
+        rows.append([what, f"{value:,}", f"{report.seconds:.3g}", f"{token:.3g}", *memory])
+        raw.append({"what": what, "value": value, **asdict(report)})
+    return rows, raw
+
+
+def _filters(options: Options, work: Path) -> tuple[list[list[str]], list[dict[str, Any]]]:
+    """The filter on pools of growing size; a larger pool is the smaller one and more."""
+    pool = RolloutPool(work / "pool")
+    rows, raw, written, shards = [], [], 0, 0
+    for rollouts in sorted(
+        {max(1, options.filter_rollouts // part) for part in ((10, 1) if options.toy else (1000, 100, 10, 1))}
+    ):
+        while written < rollouts:
+            written += write_shard(pool, shards, min(_SHARD_ROLLOUTS, rollouts - written))
+            shards += 1
+        command = [sys.executable, "-m", "benchmarks.scaling", str(pool.folder), str(work / "expert.parquet")]
+        found = json.loads(_output(command))
+        disk = sum(path.stat().st_size for path in pool.shards())
+        row = [f"{found['rollouts']:,}", f"{found['seconds']:.3g}", size_text(found["peak_bytes"])]
+        rows.append([*row, size_text(disk), f"{found['kept']:,}"])
+        raw.append(found)
+    return rows, raw
+
+
+def write_shard(pool: RolloutPool, number: int, rollouts: int) -> int:
+    """Write a shard of random rollouts, as a rollout step does; gives how many."""
+    rng = np.random.default_rng(number)
+    lengths = rng.integers(8, 64, rollouts)
+    ids = rng.integers(0, 50, int(lengths.sum()))
+    logprobs = -rng.random(len(ids), dtype=np.float32)
+    ends = np.cumsum(lengths)
+    groups = []
+    for start in range(0, rollouts, _GROUP):
+        # Every 32nd shard has the same problems again. Half of the success rates that their numbers give are below 0.1.
+        problem = number % 32 * _SHARD_ROLLOUTS + start
+        rate = (problem // _GROUP * 7919 % 1000 / 1000) ** 3
+        members = [
+            Rollout(
+                problem_id=f"problem-{problem}",
+                prompt_ids=ids[:1],
+                completion_ids=ids[ends[i] - lengths[i] : ends[i]],
+                sampling_logprobs=logprobs[ends[i] - lengths[i] : ends[i]],
+                text="x" * int(lengths[i]),
+                finish_reason="stop",
+                reward=float(right := rng.random() < rate),
+                success=bool(right),
+            )
+            for i in range(start, min(start + _GROUP, rollouts))
+        ]
+        groups.append(Group(Problem(f"problem-{problem}", "", ""), tuple(members)))
+    pool.write(f"step-{number + 1:06d}", groups, round=0, rollout_step=number, run_id="benchmark")
+    return rollouts
+
+
+def _start_up(options: Options, work: Path) -> dict[str, list[float]]:
+    """Seconds of each start, by what it went on to."""
+    times: dict[str, list[float]] = {"rloop-fit --help": [], "to the first rollout": []}
+    sizes = {"problems_per_step": 1, "rollouts_per_problem": 2, "max_new_tokens": 1}
+    for _ in range(options.rounds):
+        started = time.time()
+        _output([sys.executable, "-c", _FIT, "--help"])
+        times["rloop-fit --help"].append(time.time() - started)
+        task = Task("countdown", "countdown", {"train_size": 300}, **sizes)
+        out = Path(tempfile.mkdtemp(dir=work)) / "run"
+        flags = task.rloop_flags(options.device, OURS[options.device][variants(OURS, options)[0]], 1, out)
+        started = time.time()
+        _output([sys.executable, "-c", _FIT, *flags])
+        (shard,) = (out / "round-0" / "pool").glob("*.parquet")
+        times["to the first rollout"].append(shard.stat().st_mtime - started)
+        shutil.rmtree(out)
+    return times
+
+
+def _output(command: list[str]) -> str:
+    """What a command prints.
+
+    Raises:
+        RuntimeError: it failed; the message shows what it said.
+    """
+    done = subprocess.run(command, cwd=ROOT, env=side_environment(), capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{command} ended with exit code {done.returncode}:\n{done.stderr[-3000:]}")
+    return done.stdout
+
+
+def main() -> None:
+    """Filter the pool of a folder; prints what it took as JSON."""
+    started = time.perf_counter()
+    stats = build_expert_set(RolloutPool(Path(sys.argv[1])), Path(sys.argv[2]), FilterConfig(), seed=0)
+    found = {"seconds": time.perf_counter() - started, "peak_bytes": peak_bytes("cpu")}
+    print(json.dumps({**found, "rollouts": stats.rollouts_seen, "kept": stats.kept}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""Every benchmark runs, at toy size, from its command line to its report. No time is asserted."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from benchmarks import generate_vs_hf, limit, measure, options, report, same_gradient, scaling, task
+from benchmarks.__main__ import main
+from benchmarks.models import SIZES, EvenLetters, RandomPrompts, save_model
+from rloop_lightning.pool import RolloutPool
+
+
+@pytest.fixture(scope="module")
+def toy_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(SIZES["toy"], tmp_path_factory.mktemp("models") / "toy")
+
+
+def results(out: Path) -> dict[str, Any]:
+    return json.loads((out / "results.json").read_text())
+
+
+def table(out: Path, part: str, title: str) -> dict[str, dict[str, str]]:
+    """A table of results.json: cells by the row's first cell and by column."""
+    (found,) = [t for t in results(out)[f"{part} on cpu"]["tables"] if t["title"].startswith(title)]
+    return {row[0]: dict(zip(found["columns"][1:], row[1:], strict=True)) for row in found["rows"]}
+
+
+def test_a_step_of_ours_and_one_of_trl_take_turns_on_the_same_amount_of_work(tmp_path: Path) -> None:
+    main(["step_vs_trl", "--toy", "--out", str(tmp_path)])
+    measured = results(tmp_path)["step_vs_trl on cpu"]["raw"]["toy"]
+    for side in ("ours", "TRL"):
+        (step,) = measured["turns"][side]
+        assert step["generated_tokens"] == pytest.approx(8 * step["mean_length"])
+        assert 1 <= step["mean_length"] <= 8
+        assert step["peak_bytes"] > step["base_bytes"] > 0
+    for step in measured["parts"]:
+        assert {"generate", "reward", "forward", "backward", "optimizer"} == set(step["parts"])
+        assert sum(step["parts"].values()) < step["seconds"]
+    shares = table(tmp_path, "step_vs_trl", "Where our step's time goes")["toy"]
+    assert sum(float(share.rstrip("%")) for share in shares.values()) == pytest.approx(100, abs=25)
+
+
+def test_both_sides_have_the_same_gradient_on_the_same_rollouts(
+    toy_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = task.Task(str(toy_model), "benchmarks.models.RandomPrompts", {"count": 8}, 4, 4, max_new_tokens=8)
+    request = task.trl_request(work, {"bf16": False, "pieces": 2}, "cpu", 1, tmp_path)
+    monkeypatch.setattr(sys, "argv", ["same_gradient", json.dumps(request)])
+    same_gradient.main()
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["cosine"] == pytest.approx(1, abs=1e-6)
+    assert found["norm_ours"] == pytest.approx(found["norm_trl"], rel=1e-3)
+    assert found["norm_ours"] > 0
+
+
+def test_generation_is_compared_at_equal_and_at_spread_lengths(tmp_path: Path) -> None:
+    main(["generate_vs_hf", "--toy", "--out", str(tmp_path)])
+    equal, spread = results(tmp_path)["generate_vs_hf on cpu"]["raw"]["cases"]
+    for side in ("ours", "generate"):
+        assert equal["turns"][side][0]["lengths"] == [8] * 8
+        lengths = spread["turns"][side][0]["lengths"]
+        assert len(lengths) == 8
+        assert 1 <= min(lengths) < max(lengths) <= 16
+
+
+def test_a_turn_of_ours_and_of_generate_end_at_the_same_stop_tokens(tmp_path: Path) -> None:
+    given = options.parse(["generate_vs_hf", "--toy", "--out", str(tmp_path)])
+    model = save_model(SIZES["toy"], tmp_path / "model", stop_rate=0.5)
+    request = generate_vs_hf.Request(RandomPrompts(count=32).train(), 16, 64, given.device)
+    for side in (generate_vs_hf.ours, generate_vs_hf.hugging_face):
+        lengths = side(model, "fp32", request)().lengths
+        assert np.mean(lengths) == pytest.approx(55 / 28, abs=0.3)  # 28 of 55 tokens stop
+
+
+def test_the_arithmetic_is_that_of_the_weights(toy_model: Path) -> None:
+    size = SIZES["toy"]
+    step = measure.StepReport(1, generated_tokens=6, mean_length=3, reward=0, trained_tokens=10, attended=0)
+    work = task.Task("", "", {}, 1, 2, max_new_tokens=3)
+    layer, head = 4 * 32 * 32 + 3 * 32 * 48, 32 * 55
+    assert (size.layer_weights, size.head_weights) == (layer, head)
+    assert limit.update_flop(size, step) == 3 * 2 * (10 * layer + 6 * head)
+    assert limit.generation_flop(size, work, step) == 2 * ((4 / 2 + 6) * layer + 6 * head)
+    assert limit.decoded_bytes(size, work, step, "bf16") == 2 * 3 * (layer + head)
+    assert size.forward_flop(0, 0, attended=5) == 4 * 32 * 5
+
+
+@pytest.mark.parametrize("name", ["0.86M", "11.5M", "30M-32k"])
+def test_the_sizes_are_what_their_names_say(name: str) -> None:
+    size = SIZES[name]
+    millions = (size.layer_weights + (size.head_weights if size.vocabulary > 1000 else 0)) / 1e6
+    assert millions == pytest.approx(float(name.partition("M")[0]), rel=0.02)
+
+
+def test_limit_names_every_ceiling(tmp_path: Path) -> None:
+    main(["limit", "--toy", "--out", str(tmp_path)])
+    ceilings = table(tmp_path, "limit", "Ceilings")
+    assert {"fp32, square product", "bf16, product of toy", "copy"} <= set(ceilings)
+    steps = results(tmp_path)["limit on cpu"]["raw"]["steps"]["toy, fp32"]
+    assert all(0 < step["update_s"] < step["seconds"] for step in steps)
+
+
+def test_scaling_filters_the_pools_that_it_wrote_and_starts_the_command(tmp_path: Path) -> None:
+    main(["scaling", "--toy", "--out", str(tmp_path)])
+    assert list(table(tmp_path, "scaling", "The pool filter")) == ["200", "2,000"]
+    assert set(table(tmp_path, "scaling", "Start-up")) == {"rloop-fit --help", "to the first rollout"}
+    assert set(table(tmp_path, "scaling", "A rollout step as it grows")) == {"vocabulary"}
+
+
+def test_a_pool_that_scaling_writes_has_all_success_rates(tmp_path: Path) -> None:
+    pool = RolloutPool(tmp_path)
+    scaling.write_shard(pool, 0, 4096)
+    rows = pq.read_table(pool.shards()[0]).to_pylist()
+    assert len(rows) == 4096
+    assert len({row["problem_id"] for row in rows}) == 512
+    assert np.mean([row["success"] for row in rows]) == pytest.approx(0.25, abs=0.05)  # of u^3, u uniform
+
+
+def test_answers_are_checked_as_often_as_there_are_responses(tmp_path: Path) -> None:
+    responses = tmp_path / "responses.jsonl"
+    lines = [{"gold": "4", "pred": rf"so \boxed{{{n}}}", "expected": n == 4} for n in (4, 5)]
+    responses.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    main(["reward_throughput", "--toy", "--out", str(tmp_path), "--responses", str(responses)])
+    rows = table(tmp_path, "reward_throughput", "Checking answers")
+    assert rows["MathReward, auto, 1 workers"]["agreement"] == "100.00%"
+    assert rows["plain math-verify, sequential"]["agreement"] == "100.00%"
+
+
+def test_what_is_not_measured_is_said(tmp_path: Path) -> None:
+    main(["reward_throughput", "--toy", "--out", str(tmp_path), "--responses", str(tmp_path / "none.jsonl")])
+    assert (
+        "Not measured: there is no none.jsonl; name the file by --responses." in (tmp_path / "results.md").read_text()
+    )
+
+
+def test_a_part_that_is_measured_again_replaces_its_own_result_only(tmp_path: Path) -> None:
+    for part, cell in (("limit", "1"), ("scaling", "2"), ("limit", "3")):
+        report.save(tmp_path, part, "cpu", report.Result([report.Table(f"of {part}", ["a"], [[cell]])]))
+    assert {name: entry["tables"][0]["rows"] for name, entry in results(tmp_path).items()} == {
+        "limit on cpu": [["3"]],
+        "scaling on cpu": [["2"]],
+    }
+    assert "### of scaling\n\n| a |\n| --- |\n| 2 |" in (tmp_path / "results.md").read_text()
+
+
+def test_random_text_earns_the_reward_half_of_the_time() -> None:
+    problems = RandomPrompts(count=400, seed=1).train()
+    rewards = EvenLetters().rewards(problems, [problem.prompt for problem in problems])
+    assert np.mean(rewards) == pytest.approx(0.5, abs=0.1)
+    assert EvenLetters().rewards(problems[:3], ["aBc", "aB", ""]) == [1.0, 0.0, 1.0]
+
+
+def test_sides_take_turns() -> None:
+    order: list[str] = []
+    measure.alternate({name: lambda name=name: order.append(name) for name in "AB"}, rounds=2)
+    assert order == ["A", "B", "A", "B"]
+
+
+def test_a_side_that_fails_says_why(tmp_path: Path) -> None:
+    with (
+        measure.Side("ours", "benchmarks.side_rloop", ["--no.such.flag=1"], tmp_path / "log") as side,
+        pytest.raises(RuntimeError, match=r"(?s)ours ended with exit code \d.*no.such.flag"),
+    ):
+        side.step()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["speed"], "no part 'speed'"),
+        (["limit", "--sizes", "2M"], "--sizes: no size '2M'"),
+        (["limit", "--rounds", "0"], "--rounds must be at least 1, got 0"),
+        (["limit", "--toy"], "--toy needs --out"),
+        (["generate_vs_hf", "--vllm-python", "/none"], "--vllm-python /none: no such file"),
+        (["limit", "--device", "cuda"], "--device cuda: torch finds no GPU here"),
+    ],
+)
+def test_wrong_options_are_refused_before_anything_is_measured(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(options, "_has_gpu", lambda: False)
+    with pytest.raises(SystemExit) as ended:
+        options.parse(argv)
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
