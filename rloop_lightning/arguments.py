@@ -6,7 +6,6 @@ the configuration files; the parser is then built for the classes that they mean
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from rloop_lightning.data.rows import looks_like_a_file
 from rloop_lightning.engines.base import RolloutEngine
 from rloop_lightning.registry import NONE, find_class, names
 from rloop_lightning.rewards.base import Reward
+from rloop_lightning.run_start import resume_faults
 
 DEFAULT_PRESET = "countdown"
 
@@ -57,51 +57,96 @@ SWAPPABLE = {
 
 @dataclass(frozen=True)
 class Choice:
-    """What the user chose for a swappable group; `cls` is None for `none`."""
+    """What the user chose for a swappable group; `cls` is None for `none`, and for a name that means nothing."""
 
     name: str
     cls: type | None
 
 
 class Arguments:
-    """The command line, taken apart.
+    """The command line, taken apart. What is wrong with it is collected, so that all of it can be told at once.
 
     Attributes:
         choices: the class for each swappable group.
-        for_parser: the command line for a parser that is built for these classes.
-
-    Raises:
-        UsageError: a file that can't be read, or a name that means nothing.
+        configuration: the configuration files as one, for a parser that is built for these classes.
+        flags: the rest of the command line, for the same parser.
+        wrong: files that can't be read, and names that mean nothing.
+        resumable: whether the run that --resume names can be read.
+        undecided: groups whose class is not known for that.
     """
 
     def __init__(self, argv: Sequence[str]) -> None:
-        rest: list[str] = []
-        config_names: list[str] = []
-        named: dict[str, str] = {}
+        self.wrong: list[str] = []
+        self.resumable = True
+        self.flags: list[str] = []
+        self._names: list[str] = []
+        self._named: dict[str, str] = {}
         for flag, value in _pairs(argv):
-            group = flag.removeprefix("--").removesuffix(".name")
-            if flag in ("--config", "-c"):
-                config_names.append(_needed(flag, value))
-            elif flag == "--resume":
-                config_names.append(_config_of_run(_needed(flag, value)))
-                rest.append(f"{flag}={value}")
-            elif flag.startswith("--") and group in SWAPPABLE:
-                settings = expand(group, _needed(flag, value))
-                named[group] = settings.pop("name")
-                rest += [f"--{group}.{field}={where}" for field, where in settings.items()]
-            else:
-                rest.append(flag if value is None else f"{flag}={value}")
-        if not config_names and not any(argument.startswith("--policy.model") for argument in rest):
-            config_names.append(DEFAULT_PRESET)
-        configs = [_read_config(name) for name in config_names]
-        self.choices = {group: _choose(group, named.get(group), configs) for group in SWAPPABLE if group != "reward"}
-        source = self.choices["data"].cls
-        assert source is not None
-        assert issubclass(source, ProblemSource)
-        named.setdefault("reward", _named_in(configs, "reward") or source.reward)
-        self.choices["reward"] = _choose("reward", named["reward"], configs)
-        chosen = [f"--{group}.name={choice.name}" for group, choice in self.choices.items()]
-        self.for_parser = ["--config", json.dumps(_merge(configs, self.choices)), *chosen, *rest]
+            self._take(flag, value)
+        if not self._names and not any(flag.startswith("--policy.model") for flag in self.flags):
+            self._names.append(DEFAULT_PRESET)
+        self._configs = [self._read_config(name) for name in self._names]
+        self.choices = {group: self._choose(group) for group in SWAPPABLE if group != "reward"}
+        self._named.setdefault("reward", self._named_in("reward") or _reward_of(self.choices["data"].cls))
+        self.choices["reward"] = self._choose("reward")
+        self.undecided = frozenset(
+            group for group, choice in self.choices.items() if choice.cls is None and choice.name != NONE
+        )
+        self.configuration = _merge(self._configs, self.choices)
+        self.flags = [*(f"--{group}.name={choice.name}" for group, choice in self.choices.items()), *self.flags]
+
+    def file_of(self, key: str) -> str:
+        """The configuration file that sets a key; of several the last, which wins."""
+        holders = [name for name, config in zip(self._names, self._configs, strict=True) if _holds(config, key)]
+        return holders[-1] if holders else self._names[-1]
+
+    def _take(self, flag: str, value: str | None) -> None:
+        group = flag.removeprefix("--").removesuffix(".name")
+        swaps = flag.startswith("--") and group in SWAPPABLE
+        if value is None and (swaps or flag in ("--config", "-c", "--resume")):
+            self.wrong.append(f"{flag} needs a value")
+        elif value is None:
+            self.flags.append(flag)
+        elif flag in ("--config", "-c"):
+            self._names.append(value)
+        elif swaps:
+            settings = expand(group, value)
+            self._named[group] = settings.pop("name")
+            self.flags += [f"--{group}.{field}={where}" for field, where in settings.items()]
+        else:
+            if flag == "--resume":
+                self._names.append(str(Path(value) / "config.yaml"))
+                faults = resume_faults(Path(value))
+                self.resumable = not faults
+                self.wrong += faults
+            self.flags.append(f"{flag}={value}")
+
+    def _read_config(self, name: str) -> dict[str, Any]:
+        try:
+            return _read_config(name)
+        except UsageError as error:
+            if self.resumable:  # else that has been told
+                self.wrong.append(str(error))
+            self.resumable = False
+            return {}
+
+    def _choose(self, group: str) -> Choice:
+        """The command line's name for a part, else the last configuration file's, else the default."""
+        swappable = SWAPPABLE[group]
+        name = self._named.get(group) or self._named_in(group) or swappable.default
+        if name == NONE and group == "consolidate":
+            return Choice(name, None)
+        try:
+            return Choice(name, find_class(swappable.registry, name, swappable.base))
+        except ValueError as error:
+            self.wrong.append(f"--{group}: {error}")
+            return Choice(name, None)
+
+    def _named_in(self, group: str) -> str | None:
+        """The name that the last configuration file to name a part gives it."""
+        groups = [config[group] for config in self._configs if isinstance(config.get(group), dict)]
+        given = [str(settings["name"]) for settings in groups if "name" in settings]
+        return given[-1] if given else None
 
 
 def preset_folder() -> Path:
@@ -129,19 +174,6 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _needed(flag: str, value: str | None) -> str:
-    if value is None:
-        raise UsageError(f"{flag} needs a value")
-    return value
-
-
-def _config_of_run(run: str) -> str:
-    config = Path(run) / "config.yaml"
-    if not config.is_file() or not (Path(run) / "state.json").is_file():
-        raise UsageError(f"--resume {run}: no config.yaml and state.json there; give the folder of a begun run")
-    return str(config)
 
 
 def _read_config(name: str) -> dict[str, Any]:
@@ -179,22 +211,18 @@ def expand(group: str, name: str) -> dict[str, str]:
     return {"name": name}
 
 
-def _choose(group: str, named: str | None, configs: Sequence[Mapping[str, Any]]) -> Choice:
-    """The command line's name for a part, else the last configuration file's, else the default."""
-    swappable = SWAPPABLE[group]
-    name = named or _named_in(configs, group) or swappable.default
-    if name == NONE and group == "consolidate":
-        return Choice(name, None)
-    try:
-        return Choice(name, find_class(swappable.registry, name, swappable.base))
-    except ValueError as error:
-        raise UsageError(f"--{group}: {error}") from error
+def _reward_of(source: type | None) -> str:
+    """The reward that suits a source of problems."""
+    return source.reward if source is not None and issubclass(source, ProblemSource) else ProblemSource.reward
 
 
-def _named_in(configs: Sequence[Mapping[str, Any]], group: str) -> str | None:
-    """The name that the last configuration file to name a part gives it."""
-    names_given = [config[group]["name"] for config in configs if "name" in (config.get(group) or {})]
-    return names_given[-1] if names_given else None
+def _holds(config: Mapping[str, Any], key: str) -> bool:
+    settings: Any = config
+    for name in key.split("."):
+        if not isinstance(settings, Mapping) or name not in settings:
+            return False
+        settings = settings[name]
+    return True
 
 
 def _merge(configs: Sequence[Mapping[str, Any]], choices: Mapping[str, Choice]) -> dict[str, Any]:
@@ -206,15 +234,25 @@ def _merge(configs: Sequence[Mapping[str, Any]], choices: Mapping[str, Choice]) 
     merged: dict[str, Any] = {}
     for config in configs:
         for group, values in config.items():
+            if values is None:  # a group without a setting under it
+                continue
             if not isinstance(values, dict):
                 merged[group] = values
                 continue
             choice = choices.get(group)
             if choice is not None and values.get("name", choice.name) != choice.name:
-                accepted = _fields(choice.cls)
-                values = {key: value for key, value in values.items() if key in accepted}
+                forgotten = _fields_of(group, values["name"]) - _fields(choice.cls)
+                values = {key: value for key, value in values.items() if key not in forgotten}
             merged.setdefault(group, {}).update({key: value for key, value in values.items() if key != "name"})
     return merged
+
+
+def _fields_of(group: str, name: str) -> set[str]:
+    """The fields of the class that a name means; none where it means nothing."""
+    try:
+        return _fields(find_class(SWAPPABLE[group].registry, name, SWAPPABLE[group].base))
+    except ValueError:
+        return set()
 
 
 def _fields(cls: type | None) -> set[str]:

@@ -14,12 +14,11 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import yaml
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ProgressBar
@@ -28,16 +27,19 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from rloop_lightning.algorithms.base import PolicyModule
 from rloop_lightning.arguments import SWAPPABLE, Arguments, Choice, UsageError
-from rloop_lightning.atomic import write_text
 from rloop_lightning.callbacks.capture import CaptureConfig
 from rloop_lightning.callbacks.gradient_norm import GradientConfig
+from rloop_lightning.data.base import ProblemSource
 from rloop_lightning.data.stream import NotEnoughGroupsError
+from rloop_lightning.diagnosis import Context, parse
 from rloop_lightning.evaluation import EvaluationConfig
 from rloop_lightning.filter import FilterConfig
 from rloop_lightning.loop import LoopRunner
+from rloop_lightning.model_folder import model_faults
 from rloop_lightning.parts import Parts
-from rloop_lightning.policy import Policy, PolicyConfig
+from rloop_lightning.policy import Policy, PolicyConfig, model_source
 from rloop_lightning.registry import NONE, names
+from rloop_lightning.run_start import RunFolderError, begin, changed_settings, new_run_faults
 from rloop_lightning.state import LoopConfig
 
 FIXED = {
@@ -65,9 +67,6 @@ _TRAINER_FLAGS_OF_THE_LOOP = {
     "reload_dataloaders_every_n_epochs",
 }
 
-# What may differ when a run is resumed, as it has no part in what the run computes.
-_FREE_ON_RESUME = ("resume", "out", "debug", "loop.select", "loop.checkpoint_every_n_steps", "gradient.", "trainer.")
-
 _USAGE = "rloop-fit [--config FILE_OR_PRESET] [--algo NAME] [--consolidate NAME] [--GROUP.FIELD VALUE ...] [--out RUN]"
 
 _DESCRIPTION = """Trains a language model by reinforcement learning with verifiable rewards: rounds of exploration and
@@ -83,26 +82,37 @@ class RLoopCLI(LightningCLI):
 
     Raises:
         UsageError: names all that is wrong with the settings.
-        SystemExit: the parser's own, with a message: 2 for an option that it does not know, 0 after `--help`.
+        SystemExit: 0, after `--help` and `--print_config`.
     """
 
     def __init__(self, argv: Sequence[str]) -> None:
-        arguments = Arguments(argv)
-        self.choices = arguments.choices
+        self.arguments = Arguments(argv)
+        self.choices = self.arguments.choices
         super().__init__(
-            args=arguments.for_parser,
+            args=self.arguments.flags,
             run=False,
             save_config_callback=None,
             seed_everything_default=0,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            parser_kwargs={"prog": "rloop-fit", "description": _DESCRIPTION, "usage": _USAGE},
+            parser_kwargs={
+                "prog": "rloop-fit",
+                "description": _DESCRIPTION,
+                "usage": _USAGE,
+                "exit_on_error": False,
+                "allow_abbrev": False,
+            },
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        # Without Lightning's warning that sys.argv is not what is parsed, which is meant here.
-        assert isinstance(args, list)
-        self.config = parser.parse_args(args)
+        given = self.arguments
+        reserved = {f"trainer.{name}": "the loop sets this itself; leave it out" for name in _TRAINER_FLAGS_OF_THE_LOOP}
+        context = Context(given.file_of, reserved, given.undecided)
+        config, wrong = parse(parser, given.configuration, given.flags, context)
+        self.wrong = [*given.wrong, *wrong]
+        if config is None:
+            raise UsageError("\n".join(self.wrong))
+        self.config = config
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--seed_everything", type=int, default=0, help="seed that everything random derives from")
@@ -123,7 +133,7 @@ class RLoopCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Make every part, and say all that is wrong with them at once."""
         made: dict[str, Any] = {"consolidate": None}
-        wrong: list[str] = []
+        wrong = list(self.wrong)
         chosen = {group: choice.cls for group, choice in self.choices.items() if choice.cls is not None}
         for group, cls in {**chosen, **FIXED}.items():
             settings = self._arguments_of(group)
@@ -131,10 +141,10 @@ class RLoopCLI(LightningCLI):
             try:
                 made[group] = cls(**settings)
             except ValueError as error:
-                wrong.append(str(error))
+                wrong += str(error).splitlines()
         wrong += [message for part in made.values() if isinstance(part, PolicyModule) for message in part.invalid()]
         if wrong:
-            raise UsageError("\n".join(wrong))
+            _refuse([*wrong, *self._faults_outside(self._run_folder(), made.get("policy"), made.get("data"))])
         self.policy_config: PolicyConfig = made["policy"]
         self.parts = Parts(
             engine=made["engine"],
@@ -175,62 +185,66 @@ class RLoopCLI(LightningCLI):
 
         Raises:
             UsageError: names all that is wrong.
+            RunFolderError: the run folder can't be written.
         """
         out = self._run_folder()
+        wrong = self._faults_outside(out, self.policy_config, None)
         try:
-            wrong = self.parts.misfits()
+            wrong += self.parts.misfits()
+            parts, unreadable = self.parts.readable()
+            wrong += unreadable
+        except ValueError as error:
+            wrong += str(error).splitlines()
+        try:
             runner = LoopRunner(out, self.parts, self.make_trainer)
         except (ValueError, MisconfigurationException) as error:
-            raise UsageError(str(error)) from error
-        if wrong:
-            raise UsageError("\n".join(wrong))
+            wrong += str(error).splitlines()
+        _refuse(wrong)
         try:
             policy = Policy.load(self.policy_config)
         except (ValueError, OSError) as error:
-            raise UsageError(f"--policy.model {self.policy_config.model}: {error}") from error
+            _refuse([f"--policy.model {self.policy_config.model}: {line}" for line in str(error).splitlines()])
         try:
-            runner.parts = self.parts.rendered(policy)
+            runner.parts = parts.rendered(policy)
         except ValueError as error:
             raise UsageError(str(error)) from error
-        if wrong := runner.parts.misfits_with(policy):
-            raise UsageError("\n".join(wrong))
+        _refuse(runner.parts.misfits_with(policy))
         if not self.config.resume:
-            write_text(out / "config.yaml", self.parser.dump(self.config, skip_unset=False))
+            begin(out, self._settings())
         return runner, policy
 
     def _run_folder(self) -> Path:
         if self.config.resume:
-            out = Path(self.config.resume)
-            self._check_unchanged(out / "config.yaml")
-            return out
+            return Path(self.config.resume)
         chosen = (self.choices[group].name.rpartition(".")[2] for group in ("algo", "consolidate"))
-        out = Path(self.config.out or "runs/" + "-".join([time.strftime("%Y%m%d-%H%M%S"), *chosen]))
-        if (out / "state.json").exists():
-            raise UsageError(
-                f"--out {out} holds a run already; go on with it by --resume {out}, or name another folder"
-            )
-        return out
+        return Path(self.config.out or "runs/" + "-".join([time.strftime("%Y%m%d-%H%M%S"), *chosen]))
 
-    def _check_unchanged(self, saved: Path) -> None:
-        """A resumed run must be the run that was begun."""
-        before = dict(_flat(yaml.safe_load(saved.read_text(encoding="utf-8"))))
-        now = dict(_flat(yaml.safe_load(self.parser.dump(self.config, skip_unset=False))))
-        changed = [
-            f"--resume: --{key} was {before.get(key)!r} when the run began and is {now.get(key)!r} now; begin a new run"
-            for key in sorted(before.keys() | now.keys())
-            if before.get(key) != now.get(key) and not key.startswith(_FREE_ON_RESUME)
-        ]
-        if changed:
-            raise UsageError("\n".join(changed))
+    def _settings(self) -> str:
+        """All settings as YAML."""
+        return self.parser.dump(self.config, skip_unset=False)
+
+    def _faults_outside(self, out: Path, policy: PolicyConfig | None, data: ProblemSource | None) -> list[str]:
+        """What is wrong with the run folder, the model's folder and the problem sets that the settings name."""
+        if not self.config.resume:
+            wrong = new_run_faults(out)
+        elif self.arguments.resumable:
+            wrong = changed_settings(out, self._settings())
+        else:  # which has been told
+            wrong = []
+        if policy is not None:
+            wrong += [f"--policy.model {policy.model}: {fault}" for fault in model_faults(model_source(policy.model))]
+        if data is not None:
+            try:
+                data.train(), data.evaluation()
+            except ValueError as error:
+                wrong += str(error).splitlines()
+        return wrong
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested settings with dotted keys."""
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+def _refuse(wrong: Sequence[str]) -> None:
+    """End here if something is wrong."""
+    if wrong:
+        raise UsageError("\n".join(dict.fromkeys(wrong)))
 
 
 def _add_swappable(parser: LightningArgumentParser, group: str, choice: Choice) -> None:
@@ -257,6 +271,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         runner, policy = RLoopCLI(arguments).prepare()
     except UsageError as error:
         return _complain(error, debug, code=2)
+    except RunFolderError as error:
+        return _complain(error, debug, code=1)
     try:
         state = runner.run(policy)
     except NotEnoughGroupsError as error:

@@ -20,9 +20,11 @@ from rloop_lightning.data.base import ProblemSource
 from rloop_lightning.data.files import ProblemFiles
 from rloop_lightning.data.problem_set import ProblemSet
 from rloop_lightning.data.read import ReadProblems
+from rloop_lightning.data.readable import refusals
 from rloop_lightning.data.render import overlap_count, token_count
 from rloop_lightning.data.text import normalised, one_line, printable
-from rloop_lightning.policy import load_tokenizer
+from rloop_lightning.model_folder import load_tokenizer
+from rloop_lightning.policy import model_source
 from rloop_lightning.registry import find_class, names
 from rloop_lightning.rewards.base import Reward
 from rloop_lightning.types import Problem
@@ -42,11 +44,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         settings, source = _parse(arguments)
-        tokenizer = load_tokenizer(settings.policy.model) if settings.policy.model else None
+        tokenizer = load_tokenizer(model_source(settings.policy.model)) if settings.policy.model else None
         reward = _reward(settings.reward)
         sets, wrong = _read(source)
-        wrong += [f"{name}: {fault}" for name, found in sets.items() for fault in _unusable(found, reward)]
-        for line in _report(source, sets, tokenizer):
+        unreadable = {} if reward is None else {name: reward.unusable(found) for name, found in sets.items()}
+        if not source.skip_unreadable:
+            flag = f"--reward {type(reward).__name__}"
+            wrong += refusals(unreadable, flag, source.skip_unreadable, shown=_IDS_SHOWN)
+        for line in _report(source, sets, unreadable, tokenizer):
             print(line)
     except BrokenPipeError:  # whoever reads has read enough
         sys.stdout = None  # or the interpreter would flush into the pipe again
@@ -107,19 +112,20 @@ def _read(source: ProblemSource) -> tuple[Mapping[str, Sequence[Problem]], list[
         return {name: found.problems for name, found in source.sets.items()}, str(error).splitlines()
 
 
-def _unusable(problems: Sequence[Problem], reward: Reward | None) -> list[str]:
-    faults = [] if reward is None else reward.unusable(problems)
-    more = [f"... and {len(faults) - _IDS_SHOWN} more"] if len(faults) > _IDS_SHOWN else []
-    return [*(one_line(fault, limit=500) for fault in faults[:_IDS_SHOWN]), *more]
-
-
-def _report(source: ProblemSource, sets: Mapping[str, Sequence[Problem]], tokenizer: Any) -> Iterator[str]:
+def _report(
+    source: ProblemSource,
+    sets: Mapping[str, Sequence[Problem]],
+    unreadable: Mapping[str, Mapping[str, str]],
+    tokenizer: Any,
+) -> Iterator[str]:
     """The lines to print."""
     for name, problems in sets.items():
         read = source.sets.get(name) if isinstance(source, ReadProblems) else None
         yield f"{one_line(name)}: {len(problems):,} problems" + (f" of {read.rows:,} rows" if read else "")
         if read is not None:
             yield from _reading(read)
+        if ids := list(unreadable.get(name, {})):
+            yield f"  the reward can't read the gold answer of: {len(ids):,} ({_some(ids)})"
         if problems:
             yield f"  repeated problems: {_repeated(problems):,}"
             yield f"  prompt length, {_lengths(source, problems, tokenizer)}"
@@ -139,10 +145,13 @@ def _report(source: ProblemSource, sets: Mapping[str, Sequence[Problem]], tokeni
 def _reading(read: ProblemSet) -> Iterator[str]:
     if read.repeats:
         yield f"  repeated rows, left out: {read.repeats:,}"
-    ids = ", ".join(map(one_line, read.unreadable_golds[:_IDS_SHOWN]))
-    more = " ..." if len(read.unreadable_golds) > _IDS_SHOWN else ""
-    yield f"  unreadable gold answers: {len(read.unreadable_golds):,}" + (f" ({ids}{more})" if ids else "")
+    ids = read.unreadable_golds
+    yield f"  unreadable gold answers: {len(ids):,}" + (f" ({_some(ids)})" if ids else "")
     yield f"  duplicate ids: {len(read.duplicate_ids):,}"
+
+
+def _some(ids: Sequence[str]) -> str:
+    return ", ".join(map(one_line, ids[:_IDS_SHOWN])) + (" ..." if len(ids) > _IDS_SHOWN else "")
 
 
 def _repeated(problems: Sequence[Problem]) -> int:

@@ -11,6 +11,7 @@ from rloop_lightning.algorithms.base import Algorithm, Consolidation
 from rloop_lightning.callbacks.capture import CaptureConfig
 from rloop_lightning.callbacks.gradient_norm import GradientConfig
 from rloop_lightning.data.base import ProblemSource
+from rloop_lightning.data.readable import readable
 from rloop_lightning.data.render import rendered
 from rloop_lightning.data.text import one_line
 from rloop_lightning.engines.base import RolloutEngine
@@ -75,11 +76,12 @@ class Parts:
 
     def misfits(self) -> list[str]:
         """What can't work in this combination of settings, one message each; no model is needed to tell."""
-        unusable = self.reward.unusable(list(self._all_problems()))
-        flag = f"--reward {type(self.reward).__name__}:"
-        shown = [f"{flag} {one_line(message, limit=300)}" for message in unusable[:_SHOWN]]
-        more = [f"{flag} {len(unusable) - _SHOWN} more messages like these"] if len(unusable) > _SHOWN else []
-        return [*self._misfit_sizes(), *self._misfit_sets(), *shown, *more]
+        return [*self._misfit_sizes(), *self._misfit_sets()]
+
+    def readable(self) -> tuple[Parts, list[str]]:
+        """The same parts without the problems that the reward can't read, or what is wrong with those."""
+        data, wrong = readable(self.data, self.reward.unusable, f"--reward {type(self.reward).__name__}")
+        return replace(self, data=data), wrong
 
     def rendered(self, policy: Policy) -> Parts:
         """The same parts, with problems whose prompts are what this policy sees; those too long are left out.

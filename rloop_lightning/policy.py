@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rloop_lightning.atomic import atomic_path
+from rloop_lightning.model_folder import is_folder, load_model, load_tokenizer, model_faults
 from rloop_lightning.types import RolloutBatch
 
 EMBEDDED_MODEL = "countdown"
@@ -33,15 +34,11 @@ def embedded_model_path() -> Path:
     return Path(__file__).parent / "assets" / "countdown-policy"
 
 
-def load_tokenizer(name: str) -> Any:
-    """The tokenizer of `--policy.model NAME`."""
-    from transformers import AutoTokenizer  # takes seconds that `--help` should not cost
-
-    return AutoTokenizer.from_pretrained(_where(name))
-
-
-def _where(name: str) -> str:
-    return str(embedded_model_path()) if name == EMBEDDED_MODEL else name
+def model_source(name: str) -> str:
+    """The folder or hub name that `--policy.model NAME` means."""
+    if name == EMBEDDED_MODEL:
+        return str(embedded_model_path())
+    return str(Path(name).expanduser()) if is_folder(name) else name
 
 
 @dataclass(frozen=True)
@@ -98,19 +95,15 @@ class Policy(nn.Module):
 
     @classmethod
     def load(cls, config: PolicyConfig) -> Policy:
-        """Load from a folder or the hub."""
-        # Importing transformers takes seconds that `--help` should not cost.
-        from transformers import AutoModelForCausalLM
-        from transformers.utils.logging import disable_progress_bar
+        """Load from a folder or the hub.
 
-        disable_progress_bar()  # ours say more
-        name = _where(config.model)
-        model = AutoModelForCausalLM.from_pretrained(
-            name,
-            dtype=getattr(torch, config.dtype),
-            attn_implementation=config.attn_implementation,
-            use_safetensors=True,
-        )
+        Raises:
+            ValueError, OSError: it can't be a policy, or can't be read; names all that is wrong.
+        """
+        name = model_source(config.model)
+        if wrong := model_faults(name):
+            raise ValueError("\n".join(wrong))
+        model = load_model(name, dtype=getattr(torch, config.dtype), attn_implementation=config.attn_implementation)
         return cls(model, load_tokenizer(name), config.max_tokens_per_micro_batch, source=name)
 
     @property
@@ -198,7 +191,7 @@ class Policy(nn.Module):
         logits = self._logits(self.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state)
         if not torch.allclose(logits, expected, rtol=1e-2, atol=1e-3 * float(expected.abs().max())):
             raise ValueError(
-                f"--policy.model: {type(self.model).__name__} changes its logits behind the output embedding in a way "
+                f"{type(self.model).__name__} changes its logits behind the output embedding in a way "
                 "that is not known here; its logprobs would be wrong"
             )
 
@@ -209,5 +202,5 @@ def _stop_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     candidates = configured if isinstance(configured, list) else [configured]
     stop = frozenset(token for token in [*candidates, tokenizer.eos_token_id] if token is not None)
     if not stop:
-        raise ValueError("--policy.model: neither the tokenizer nor generation_config.json names an EOS token")
+        raise ValueError("neither the tokenizer nor generation_config.json names an EOS token")
     return stop

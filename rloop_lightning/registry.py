@@ -44,7 +44,7 @@ def find_class(registry: str, name: str, base: type) -> type:
     module, dot, attribute = known.get(name, name).rpartition(".")
     if not dot:
         near = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = f"; did you mean {near[0]}?" if near else "."
         raise ValueError(f"unknown name {name!r}{hint} Known are {', '.join(sorted(known))}, or give a class path")
     try:
         found = getattr(importlib.import_module(module), attribute)

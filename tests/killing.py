@@ -1,4 +1,4 @@
-"""Runs `rloop-fit` in processes that are killed at chosen moments; used by test_resume.py.
+"""Runs `rloop-fit` in processes that are killed at chosen moments; used by several tests.
 
 A fork server imports the package once, so that a run costs no start-up. It never computes anything itself: OpenMP's
 threads would not survive the fork.
@@ -9,8 +9,10 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import os
+import resource
 import signal
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,3 +76,35 @@ def _arm(kill: Kill) -> None:
         return original(*args, **kwargs)
 
     setattr(holder, name, wrapper)
+
+
+def run_main(
+    arguments: list[str], log: Path, patches: Mapping[str, Any] | None = None, largest_file: int | None = None
+) -> int:
+    """Exit code of `rloop-fit` in a process of its own, as a user calls it.
+
+    Args:
+        log: takes what is written to stdout and stderr.
+        patches: what stands there for something else, by "module:name".
+        largest_file: bytes that a file may hold, in place of a full disk.
+    """
+    process = _CONTEXT.Process(target=_main, args=(arguments, log, patches or {}, largest_file))
+    process.start()
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def _main(arguments: list[str], log: Path, patches: Mapping[str, Any], largest_file: int | None) -> None:
+    torch.set_num_threads(1)
+    with log.open("a") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    for place, value in patches.items():
+        module, _, name = place.partition(":")
+        setattr(importlib.import_module(module), name, value)
+    if largest_file is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    from rloop_lightning.cli import main
+
+    sys.exit(main(arguments))

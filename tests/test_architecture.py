@@ -17,10 +17,11 @@ DOORS = ("algorithms", "callbacks", "configs")
 LAYERS = (
     {"__init__", "types", "atomic"},
     {"advantages", "losses", "metrics"},
+    {"hub_access", "model_folder"},
     {"policy", "rewards", "pool", "filter", "data", "engines", "run_metrics", "report"},
     {"evaluation"},
     {"algorithms", "callbacks"},
-    {"loop", "state", "parts", "handover", "registry", "arguments"},
+    {"loop", "state", "parts", "handover", "registry", "arguments", "diagnosis", "run_start"},
     {"cli", "data_cli"},
 )
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}

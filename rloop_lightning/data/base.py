@@ -15,10 +15,13 @@ class ProblemSource(ABC):
     Attributes:
         reward: short name or class path of the reward that suits these problems, where the user names none.
         max_prompt_tokens: problems whose prompt is longer, as the policy sees it, are left out; None keeps all.
+        skip_unreadable: whether problems are left out whose gold answer the reward can't read; else the run does not
+            begin with them. None where the user has no such choice.
     """
 
     reward = "math"
     max_prompt_tokens: int | None = None
+    skip_unreadable: bool | None = None
 
     @abstractmethod
     def train(self) -> Sequence[Problem]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rloop_lightning.data.rows import BadRow, Row
+from rloop_lightning.hub_access import hub_answers, unreachable_hub
 
 _SPEC = re.compile(
     r"(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^:@\s]+))?"
@@ -75,12 +76,16 @@ def _load(name: HubName) -> tuple[str, Any]:
     except ImportError as error:
         raise _LoadError("needs the package datasets: pip install 'rloop-lightning[hub]'") from error
     datasets.disable_progress_bars()
+    local = Path(name.dataset).exists()
+    offline = "" if local or hub_answers() else f" ({unreachable_hub()})"
+    if offline:
+        datasets.config.HF_HUB_OFFLINE = True  # its own switch: without it, half a minute of vain attempts
     try:
         loaded = datasets.load_dataset(name.dataset, name.config, split=name.split, revision=name.revision)
     except Exception as error:  # whatever the hub's client, the network and the parsers of formats raise
         reason = str(error).strip().partition("\n")[0]
-        neither = "" if Path(name.dataset).exists() else "; no file or folder has that name either"
-        raise _LoadError(f"can't be loaded: {reason or type(error).__name__}{neither}") from error
+        neither = "" if local else "; no file or folder has that name either"
+        raise _LoadError(f"can't be loaded: {reason or type(error).__name__}{offline}{neither}") from error
     split = name.split
     if split is None:
         split = next(iter(loaded)) if len(loaded) == 1 else name.usual_split

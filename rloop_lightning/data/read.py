@@ -44,7 +44,8 @@ class ReadProblems(ProblemSource):
         answer_field: the field that holds the gold answer, instead of the preset's.
         id_field: the field that holds the id, instead of the preset's; rows without an id are named by their place.
         metadata_fields: further fields that a reward of your own reads from `Problem.metadata`.
-        skip_unreadable: leave out, and count, problems whose gold answer can't be read, instead of refusing the set.
+        skip_unreadable: leave out, and count, problems whose gold answer can't be read, from its field or by the
+            reward, instead of refusing the set.
         eval: evaluation sets, files or hub names (NAME[@REVISION][:CONFIG[:SPLIT]]): one, a list, or `{name: where}`;
             in the layout of the training set unless `eval_presets` says otherwise.
         eval_presets: presets of evaluation sets, `{name: preset}`.
@@ -82,7 +83,7 @@ class ReadProblems(ProblemSource):
         self._presets = {"train": preset, **(eval_presets or {})}
         self._fields = {"problem_field": problem_field, "answer_field": answer_field, "id_field": id_field}
         self._metadata_fields = tuple(metadata_fields)
-        self._skip_unreadable = skip_unreadable
+        self.skip_unreadable: bool = skip_unreadable
         wrong: list[str] = []
         self._origins = {"train": self.origin(wrong), **_evaluation_origins(eval, wrong)}
         wrong += self._invalid()
@@ -145,7 +146,7 @@ class ReadProblems(ProblemSource):
         return Layout(
             preset=PRESETS[self._presets[name if own else "train"]],
             metadata_fields=self._metadata_fields,
-            skip_unreadable=self._skip_unreadable,
+            skip_unreadable=self.skip_unreadable,
             **({} if own else self._fields),
         )
 

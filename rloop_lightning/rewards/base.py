@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rloop_lightning.types import Problem, Scored
 
@@ -32,6 +32,6 @@ class Reward(ABC):
         """Counts since the last call, under names such as `timed_out`; a rollout step shows them as `reward/NAME`."""
         return {}
 
-    def unusable(self, problems: Sequence[Problem]) -> list[str]:
-        """One message, naming the id, for each problem whose gold answer this reward can't read."""
-        return []
+    def unusable(self, problems: Sequence[Problem]) -> Mapping[str, str]:
+        """By its id, what is wrong with each problem whose gold answer this reward can't read; ids are unique."""
+        return {}

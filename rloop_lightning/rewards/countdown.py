@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from functools import cache, lru_cache
 
@@ -91,15 +91,18 @@ class CountdownReward(Reward):
     def rewards(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:
         return [self._reward(problem, text) for problem, text in zip(problems, texts, strict=True)]
 
-    def unusable(self, problems: Sequence[Problem]) -> list[str]:
-        messages = []
+    def unusable(self, problems: Sequence[Problem]) -> Mapping[str, str]:
+        found = {}
         for problem in problems:
+            wrong = []
             if not _INTEGER.fullmatch(problem.answer):
-                messages.append(f"{problem.id}: the answer must be an integer, got {problem.answer!r}")
+                wrong.append(f"the answer must be an integer, got {problem.answer!r}")
             numbers = problem.metadata.get("numbers")
             if not numbers or not all(type(number) is int and number >= 0 for number in numbers):
-                messages.append(f"{problem.id}: metadata `numbers` must list non-negative integers, got {numbers!r}")
-        return messages
+                wrong.append(f"metadata `numbers` must list non-negative integers, got {numbers!r}")
+            if wrong:
+                found[problem.id] = "; ".join(wrong)
+        return found
 
     def _reward(self, problem: Problem, text: str) -> float:
         box = last_box(text)

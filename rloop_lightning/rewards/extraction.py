@@ -1,4 +1,7 @@
-"""Where in a completion its answer stands. Every function here takes time linear in the text, whatever the text."""
+"""Where in a completion its answer stands, and the form of an answer.
+
+Every function here takes time linear in the text, whatever the text.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,10 @@ _BOX = r"\boxed{"
 # What announces an answer on its line; the last one counts.
 _MARK = re.compile(r"####|:|=|\bis\b")
 _NUMBER = re.compile(r"(?<![\w.])-?\$?[0-9][0-9,]*(?:\.[0-9]+)?")
+# An exponent or a base, which may decide what a text means; or else a whole number.
+_DIGITS = re.compile(r"[\^_]\s*\{?\s*-?[0-9]+|[0-9]+")
+# Powers of powers, factorials, sums and the like: what the numbers are decides whether they can be computed.
+_DELICATE = re.compile(r"\^\s*\{[^{}]*\^|\^\s*\(|\*\*|(?<!\\)!|\\(?:binom|sum|prod|int|lim)")
 
 
 def last_box(text: str) -> str | None:
@@ -38,3 +45,17 @@ def last_answer(text: str) -> str | None:
             return answer
     numbers = _NUMBER.findall(text)
     return numbers[-1].replace("$", "").rstrip(",") if numbers else None
+
+
+def form(answer: str) -> str:
+    r"""What two answers share of which either both can be read or neither: `\frac{##}{#}` of `\frac{25}{7}`.
+
+    Numbers stand for any of one digit, or of several, but for 0, exponents and bases.
+    """
+    if _DELICATE.search(answer):
+        return answer
+    return _DIGITS.sub(lambda found: _number_form(found.group()), answer)
+
+
+def _number_form(digits: str) -> str:
+    return "#" * min(2, len(digits)) if digits.isdigit() and digits.strip("0") else digits

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from rloop_lightning.rewards.base import Reward
-from rloop_lightning.rewards.extraction import last_answer, last_box
+from rloop_lightning.rewards.extraction import form, last_answer, last_box
 from rloop_lightning.rewards.workers import Outcome, WorkerPool
 from rloop_lightning.types import Problem
 
@@ -109,17 +109,26 @@ class MathReward(Reward):
         counts, self._counts = self._counts, Counter()
         return {name: float(counts[name]) for name in _COUNTS}
 
-    def unusable(self, problems: Sequence[Problem]) -> list[str]:
-        golds = list(dict.fromkeys(problem.answer for problem in problems))
-        outcomes = dict(zip(golds, self.pool.map([(gold, None, True) for gold in golds]), strict=True))
-        messages = []
-        for problem in problems:
-            outcome = outcomes[problem.answer]
-            if outcome.value != "right":
-                why = "math-verify finds no answer in" if outcome.status == "done" else f"checking {outcome.status} on"
-                gold = problem.answer[:_SHOWN_CHARACTERS]
-                messages.append(f"{problem.id}: {why} the gold answer {gold!r}; mend or drop the problem")
-        return messages
+    def unusable(self, problems: Sequence[Problem]) -> Mapping[str, str]:
+        """Reads one gold answer of each form, and each one by itself of the forms whose first can't be read."""
+        golds = dict.fromkeys(problem.answer for problem in problems)
+        first_of = {form(gold): gold for gold in reversed(golds)}
+        faults = self._unreadable(list(first_of.values()))
+        faults |= self._unreadable([gold for gold in golds if gold not in faults and first_of[form(gold)] in faults])
+        return {
+            problem.id: f"{faults[problem.answer]} the gold answer {problem.answer[:_SHOWN_CHARACTERS]!r}"
+            for problem in problems
+            if problem.answer in faults
+        }
+
+    def _unreadable(self, golds: Sequence[str]) -> dict[str, str]:
+        """Why a gold answer can't be read, for those that can't."""
+        outcomes = self.pool.map([(gold, None, True) for gold in golds])
+        return {
+            gold: "math-verify finds no answer in" if outcome.status == "done" else f"checking {outcome.status} on"
+            for gold, outcome in zip(golds, outcomes, strict=True)
+            if outcome.value != "right"
+        }
 
     def _answer(self, text: str) -> str | None:
         """What of a completion is compared; None if it has no answer or one of absurd length."""

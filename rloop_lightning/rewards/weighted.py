@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rloop_lightning.rewards.base import Reward
 from rloop_lightning.rewards.extraction import last_box
@@ -64,8 +64,12 @@ class WeightedSum(Reward):
             counts.update(reward.metrics())
         return dict(counts)
 
-    def unusable(self, problems: Sequence[Problem]) -> list[str]:
-        return [message for reward in self.parts.values() for message in reward.unusable(problems)]
+    def unusable(self, problems: Sequence[Problem]) -> Mapping[str, str]:
+        said: dict[str, list[str]] = {}
+        for reward in self.parts.values():
+            for name, message in reward.unusable(problems).items():
+                said.setdefault(name, []).append(message)
+        return {name: "; ".join(dict.fromkeys(messages)) for name, messages in said.items()}
 
 
 class BoxFormat(Reward):

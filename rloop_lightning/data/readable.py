@@ -1,0 +1,96 @@
+"""Problem sets without the problems whose gold answer the reward can't read.
+
+readable(source, reward.unusable, flag)      the source without them, where the user wants that
+refusals(faults, flag, skips)                what is said of them else
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rloop_lightning.data.base import ProblemSource
+from rloop_lightning.data.text import one_line
+from rloop_lightning.types import Problem
+
+_SHOWN = 5  # problems that a message names, of all that it is about
+
+Unusable = Callable[[Sequence[Problem]], Mapping[str, str]]
+"""By its id, what is wrong with each problem that a reward can't use."""
+
+
+class ReadableProblems(ProblemSource):
+    """The sets of a source, less some problems; all else is the source's.
+
+    Args:
+        source: where the problems come from.
+        left_out: by set, the ids of the problems that are not in it any more.
+    """
+
+    def __init__(self, source: ProblemSource, left_out: Mapping[str, Mapping[str, str]]) -> None:
+        self._source = source
+        self._left_out = left_out
+        self.reward = source.reward
+        self.max_prompt_tokens = source.max_prompt_tokens
+
+    def train(self) -> Sequence[Problem]:
+        return self._kept("train", self._source.train())
+
+    def evaluation(self) -> Mapping[str, Sequence[Problem]]:
+        return {name: self._kept(name, problems) for name, problems in self._source.evaluation().items()}
+
+    def render(self, problems: Sequence[Problem], tokenizer: Any) -> list[str]:
+        return self._source.render(problems, tokenizer)
+
+    def notes(self) -> list[str]:
+        said = [
+            f"{name}: {len(ids):,} problems left out, the reward can't read the gold answer ({_some(list(ids))})"
+            for name, ids in self._left_out.items()
+            if ids
+        ]
+        return [*self._source.notes(), *said]
+
+    def _kept(self, name: str, problems: Sequence[Problem]) -> Sequence[Problem]:
+        return tuple(problem for problem in problems if problem.id not in self._left_out[name])
+
+
+def readable(source: ProblemSource, unusable: Unusable, flag: str) -> tuple[ProblemSource, list[str]]:
+    """The source without what the reward can't read, where the user wants that, and else what is wrong with it.
+
+    Args:
+        flag: how messages name the reward.
+    """
+    sets = {"train": source.train(), **source.evaluation()}
+    faults = {name: unusable(problems) for name, problems in sets.items()}
+    if not any(faults.values()):
+        return source, []
+    if not source.skip_unreadable:
+        return source, refusals(faults, flag, source.skip_unreadable)
+    empty = [name for name, problems in sets.items() if problems and len(faults[name]) == len(problems)]
+    wrong = [f"{flag} can't read the gold answer of any problem of {one_line(name)}" for name in empty]
+    return ReadableProblems(source, faults), wrong
+
+
+def refusals(
+    faults: Mapping[str, Mapping[str, str]], flag: str, skips: bool | None, *, shown: int = _SHOWN
+) -> list[str]:
+    """What is said of problems that the reward can't read, and what to do about them.
+
+    Args:
+        faults: by set, what is wrong with its problems.
+        skips: the source's `skip_unreadable`.
+        shown: problems of a set that are named.
+    """
+    lines = []
+    for name, found in faults.items():
+        where = f"{flag}: {one_line(name)}:"
+        lines += [f"{where} {one_line(id)}: {one_line(why, limit=300)}" for id, why in list(found.items())[:shown]]
+        if len(found) > shown:
+            lines.append(f"{where} {len(found) - shown:,} more messages like these")
+    option = "" if skips is None else ", or leave them out by --data.skip_unreadable true"
+    return [*lines, f"{flag} can't read these gold answers; mend them{option}"] if lines else []
+
+
+def _some(ids: Sequence[str]) -> str:
+    shown = ", ".join(map(one_line, ids[:_SHOWN]))
+    return shown if len(ids) <= _SHOWN else f"{shown} ..."

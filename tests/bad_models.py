@@ -1,0 +1,123 @@
+"""A tiny model folder, and what can be wrong with one: `make_models(folder)` makes `good` and all of `SPOILED`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from builders import make_model
+from problem_files import byte_tokenizer
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+Spoil = Callable[[Path], None]
+
+CONFIG, TOKENIZER, WEIGHTS = "config.json", "tokenizer.json", "model.safetensors"
+NORM = "model.norm.weight"
+
+
+def make_models(folder: Path) -> None:
+    tokenizer = byte_tokenizer()
+    make_model(
+        vocab_size=len(tokenizer),
+        max_position_embeddings=2048,
+        dtype=torch.float32,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    ).save_pretrained(folder / "good")
+    tokenizer.save_pretrained(folder / "good")
+    for name, spoil in SPOILED.items():
+        shutil.copytree(folder / "good", folder / name)
+        spoil(folder / name)
+
+
+def with_text(name: str, text: str) -> Spoil:
+    def spoil(folder: Path) -> None:
+        (folder / name).write_text(text)
+
+    return spoil
+
+
+def with_values(name: str, **changes: Any) -> Spoil:
+    """Values of a JSON file; None takes one out."""
+
+    def spoil(folder: Path) -> None:
+        values = json.loads((folder / name).read_text()) | changes
+        (folder / name).write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
+
+    return spoil
+
+
+def with_weights(changes: Mapping[str, Tensor | None]) -> Spoil:
+    """Weights; None takes one out."""
+
+    def spoil(folder: Path) -> None:
+        weights = {**load_file(folder / WEIGHTS), **changes}
+        kept = {name: weight for name, weight in weights.items() if weight is not None}
+        save_file(kept, folder / WEIGHTS, {"format": "pt"})
+
+    return spoil
+
+
+def without(*patterns: str) -> Spoil:
+    def spoil(folder: Path) -> None:
+        for path in {path for pattern in patterns for path in folder.glob(pattern)}:
+            path.unlink()
+
+    return spoil
+
+
+def cut_to(size: int) -> Spoil:
+    def spoil(folder: Path) -> None:
+        (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:size])
+
+    return spoil
+
+
+def adapter(folder: Path) -> None:
+    (folder / CONFIG).rename(folder / "adapter_config.json")
+
+
+def pickled(folder: Path) -> None:
+    torch.save(load_file(folder / WEIGHTS), folder / "pytorch_model.bin")
+    (folder / WEIGHTS).unlink()
+
+
+def sharded(folder: Path) -> None:
+    (folder / WEIGHTS).rename(folder / "model-00001-of-00002.safetensors")
+    shards = {NORM: "model-00001-of-00002.safetensors", "lm_head.weight": "model-00002-of-00002.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+
+
+def without_eos(folder: Path) -> None:
+    with_values("tokenizer_config.json", eos_token=None)(folder)
+    with_values(CONFIG, eos_token_id=None)(folder)
+    without("generation_config.json", "special_tokens_map.json")(folder)
+
+
+SPOILED: Mapping[str, Spoil] = {
+    "no_config": without(CONFIG),
+    "adapter": adapter,
+    "bad_config": with_text(CONFIG, "{"),
+    "auto_map": with_values(CONFIG, model_type="theirs", auto_map={"AutoModelForCausalLM": "theirs.Model"}),
+    "unknown": with_values(CONFIG, model_type="nonesuch"),
+    "t5": with_values(CONFIG, model_type="t5"),
+    "no_tokenizer": without("tokenizer*", "special_tokens_map.json"),
+    "bad_tokenizer": with_text(TOKENIZER, "{"),
+    "no_eos": without_eos,
+    "small_vocabulary": with_values(CONFIG, vocab_size=200),
+    "pickle": pickled,
+    "no_weights": without("*.safetensors"),
+    "cut": cut_to(9_999),
+    "beheaded": cut_to(100),
+    "shards": sharded,
+    "missing_weight": with_weights({NORM: None}),
+    "extra_weight": with_weights({"value.weight": torch.zeros(1)}),
+    "other_shape": with_weights({NORM: torch.ones(7)}),
+    "nan": with_weights({NORM: torch.full([32], float("nan"))}),
+    "infinite": with_weights({NORM: torch.tensor([float("inf"), *[1.0] * 31])}),
+}
