@@ -81,7 +81,7 @@ class Arguments:
         self.flags: list[str] = []
         self._names: list[str] = []
         self._named: dict[str, str] = {}
-        for flag, value in _pairs(argv):
+        for flag, value in pairs(argv):
             self._take(flag, value)
         if not self._names and not any(flag.startswith("--policy.model") for flag in self.flags):
             self._names.append(DEFAULT_PRESET)
@@ -154,7 +154,7 @@ def preset_folder() -> Path:
     return Path(__file__).parent / "configs"
 
 
-def _pairs(argv: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+def pairs(argv: Sequence[str]) -> Iterator[tuple[str, str | None]]:
     """Flags with their values; `--flag value` and `--flag=value` are the same."""
     arguments = list(argv)
     while arguments:

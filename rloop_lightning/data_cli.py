@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jsonargparse import ArgumentParser, Namespace
 
-from rloop_lightning.arguments import SWAPPABLE, UsageError, expand
+from rloop_lightning.arguments import SWAPPABLE, UsageError, expand, pairs
 from rloop_lightning.data.base import ProblemSource
 from rloop_lightning.data.files import ProblemFiles
 from rloop_lightning.data.problem_set import ProblemSet
@@ -23,6 +23,7 @@ from rloop_lightning.data.read import ReadProblems
 from rloop_lightning.data.readable import refusals
 from rloop_lightning.data.render import overlap_count, token_count
 from rloop_lightning.data.text import normalised, one_line, printable
+from rloop_lightning.diagnosis import parse
 from rloop_lightning.model_folder import load_tokenizer
 from rloop_lightning.policy import model_source
 from rloop_lightning.registry import find_class, names
@@ -67,8 +68,7 @@ def _parse(arguments: list[str]) -> tuple[Namespace, ProblemSource]:
     """The settings, and the source that they mean.
 
     Raises:
-        UsageError: a problem set that means nothing.
-        ValueError: settings that can't be; names all.
+        UsageError: a problem set that means nothing, or settings that can't be; names all.
     """
     if not arguments or {"-h", "--help"} & set(arguments[:2]):
         _parser(ProblemFiles).parse_args(["--help"])
@@ -81,12 +81,23 @@ def _parse(arguments: list[str]) -> tuple[Namespace, ProblemSource]:
     except ValueError as error:
         raise UsageError(f"{error}; or a file, a folder or organisation/name") from error
     parser = _parser(cls)
-    settings = parser.parse_args([*(f"--data.{field}={value}" for field, value in given.items()), *rest])
-    return settings, parser.instantiate(Namespace(data=settings.data)).data
+    flags = [flag if value is None else f"{flag}={value}" for flag, value in pairs(rest)]
+    settings, wrong = parse(parser, {}, [*(f"--data.{field}={value}" for field, value in given.items()), *flags])
+    source = None
+    if settings is not None:
+        try:
+            source = parser.instantiate(Namespace(data=settings.data)).data
+        except ValueError as error:
+            wrong += str(error).splitlines()
+    if settings is None or source is None or wrong:
+        raise UsageError("\n".join(wrong))
+    return settings, source
 
 
 def _parser(source: type) -> ArgumentParser:
-    parser = ArgumentParser(prog="rloop-data", usage=_USAGE, description=_DESCRIPTION)
+    parser = ArgumentParser(
+        prog="rloop-data", usage=_USAGE, description=_DESCRIPTION, exit_on_error=False, allow_abbrev=False
+    )
     parser.add_class_arguments(source, "data")
     parser.add_argument(
         "--policy.model", type=str, default=None, help="count in tokens of, and render for, this model's tokenizer"

@@ -14,8 +14,7 @@ _PATIENCE_S = 3.0
 @cache
 def hub_answers() -> bool:
     """Whether the hub answers, whatever it says; asked once in a process. Never, where HF_HUB_OFFLINE is set."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
+    from huggingface_hub import constants, get_session
 
     if constants.is_offline_mode():
         return False

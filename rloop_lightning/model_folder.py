@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -45,13 +46,13 @@ def load_model(name: str, **settings: Any) -> Any:
         OSError: files can't be read.
     """
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
-    logging.disable_progress_bar()  # ours say more
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)  # it logs what is raised below, and would go on with random weights
+    transformers_logging.disable_progress_bar()  # ours say more
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(logging.CRITICAL)  # it logs what is raised below, and goes on at random
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             name,
             use_safetensors=True,
             trust_remote_code=False,
@@ -63,7 +64,8 @@ def load_model(name: str, **settings: Any) -> Any:
     except RuntimeError as error:  # of a file whose header is sound and whose tensors are not
         raise ValueError(f"its weights can't be read: {_first_line(error)}") from error
     finally:
-        logging.set_verbosity(verbosity)
+        transformers_logging.set_verbosity(verbosity)
+    model, report = loaded
     if wrong := [*_misfits(report), *_not_finite(model)]:
         raise ValueError("\n".join(wrong))
     return model
@@ -107,13 +109,13 @@ def _config_faults(folder: Path) -> Iterator[str]:
     elif isinstance(config, str):
         yield config
     else:
-        from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+        from transformers import CONFIG_MAPPING
         from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
         kind = config.get("model_type")
-        if kind not in CONFIG_MAPPING_NAMES and "auto_map" in config:
+        if kind not in CONFIG_MAPPING and "auto_map" in config:
             yield "config.json asks for code of its own (auto_map), and code of a model is never run here"
-        elif kind not in CONFIG_MAPPING_NAMES:
+        elif kind not in CONFIG_MAPPING:
             yield f"config.json: the installed transformers knows no model_type {kind!r}; a newer one may"
         elif kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
             yield f"a model of type {kind!r} is no causal language model, which a policy must be"

@@ -23,7 +23,7 @@ NORM = "model.norm.weight"
 def make_models(folder: Path) -> None:
     tokenizer = byte_tokenizer()
     make_model(
-        vocab_size=len(tokenizer),
+        vocab_size=len(tokenizer) + 1,  # reading it again adds a token
         max_position_embeddings=2048,
         dtype=torch.float32,
         eos_token_id=tokenizer.eos_token_id,
@@ -94,7 +94,8 @@ def sharded(folder: Path) -> None:
 
 
 def without_eos(folder: Path) -> None:
-    with_values("tokenizer_config.json", eos_token=None)(folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "eos_token": None}))
     with_values(CONFIG, eos_token_id=None)(folder)
     without("generation_config.json", "special_tokens_map.json")(folder)
 

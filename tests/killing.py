@@ -20,7 +20,16 @@ from typing import Any
 import torch
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["killing", "rloop_lightning.cli", "rloop_lightning.engines.torch_engine"])
+_CONTEXT.set_forkserver_preload(
+    [
+        "killing",
+        "rloop_lightning.cli",
+        "rloop_lightning.engines.torch_engine",
+        "rloop_lightning.rewards.weighted",
+        "transformers.models.auto.tokenization_auto",
+        "transformers.models.qwen2.modeling_qwen2",
+    ]
+)
 
 
 @dataclass(frozen=True)

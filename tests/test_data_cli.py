@@ -40,7 +40,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     tokenizer = byte_tokenizer()
     make_model(
-        vocab_size=len(tokenizer),
+        vocab_size=len(tokenizer) + 1,  # reading it again adds a token
         max_position_embeddings=2048,
         dtype=torch.float32,
         eos_token_id=tokenizer.eos_token_id,
@@ -101,9 +101,14 @@ def test_check_names_unreadable_golds_and_exits_with_2(tmp_path: Path, capsys: p
 
 
 def test_check_asks_the_reward(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, _, err = check(capsys, write_rows(tmp_path / "a.jsonl"), "--reward", "countdown")
+    path = write_rows(tmp_path / "a.jsonl")
+    code, _, err = check(capsys, path, "--reward", "countdown")
     assert code == 2
-    assert "rloop-data: error: train: a: " in err
+    assert "rloop-data: error: --reward CountdownReward: train: a: metadata `numbers` must list" in err
+    assert "or leave them out by --data.skip_unreadable true" in err
+    code, out, err = check(capsys, path, "--reward", "countdown", "--data.skip_unreadable", "true")
+    assert (code, err) == (0, "")
+    assert "the reward can't read the gold answer of: 3 (a, b, c)" in out
 
 
 def test_check_of_wrong_input_exits_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,9 +119,15 @@ def test_check_of_wrong_input_exits_with_2(tmp_path: Path, capsys: pytest.Captur
     assert code == 2
     assert "a.jsonl:1: not valid JSON" in err
     assert main(["check"]) == main(["chekc", "x"]) == 2
-    with pytest.raises(SystemExit) as ended:
-        main(["check", str(tmp_path / "a.jsonl"), "--data.prest", "x"])
-    assert ended.value.code == 2
+    code, _, err = check(
+        capsys, tmp_path / "a.jsonl", "--data.prest", "x", "--data.validation_size=a", "--data.max_prompt_tokens=0"
+    )
+    assert code == 2
+    assert err.splitlines() == [
+        "rloop-data: error: --data.prest: no such option; did you mean --data.preset?",
+        "rloop-data: error: --data.validation_size: expected int, got 'a'",
+        "rloop-data: error: --data.max_prompt_tokens must be at least 1, got 0",
+    ]
 
 
 def test_check_lets_no_control_character_through(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -199,8 +210,8 @@ def test_a_reward_that_reads_no_gold_of_a_set_names_a_few_only(tmp_path: Path) -
     settings = parse("--data", data, "--reward", "countdown", "--out", tmp_path / "run")
     with pytest.raises(UsageError) as caught:
         settings.prepare()
-    assert "--reward CountdownReward: n0: the answer must be an integer" in str(caught.value)
-    assert "195 more messages like these" in str(caught.value)
+    assert "--reward CountdownReward: train: n0: the answer must be an integer" in str(caught.value)
+    assert "95 more messages like these" in str(caught.value)
     assert len(str(caught.value).splitlines()) < 12
 
 

@@ -112,7 +112,9 @@ class MathReward(Reward):
     def unusable(self, problems: Sequence[Problem]) -> Mapping[str, str]:
         """Reads one gold answer of each form, and each one by itself of the forms whose first can't be read."""
         golds = dict.fromkeys(problem.answer for problem in problems)
-        first_of = {form(gold): gold for gold in reversed(golds)}
+        first_of: dict[str, str] = {}
+        for gold in golds:
+            first_of.setdefault(form(gold), gold)
         faults = self._unreadable(list(first_of.values()))
         faults |= self._unreadable([gold for gold in golds if gold not in faults and first_of[form(gold)] in faults])
         return {

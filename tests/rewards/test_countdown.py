@@ -170,7 +170,7 @@ def test_unusable_names_the_problem():
     no_numbers = Problem(id="b", prompt="", answer="3")
     text_numbers = Problem(id="c", prompt="", answer="3", metadata={"numbers": ("1", "2")})
     messages = CountdownReward().unusable([bad_answer, make_problem((1, 2), 3), no_numbers, text_numbers])
-    assert [message[:2] for message in messages] == ["a:", "b:", "c:"]
+    assert list(messages) == ["a", "b", "c"]
 
 
 @st.composite

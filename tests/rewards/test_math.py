@@ -9,11 +9,12 @@ from pathlib import Path
 
 import math_verify
 import pytest
-from shared_data import shared_rows
+from shared_data import shared, shared_rows
 
+from rloop_lightning.data.files import ProblemFiles
 from rloop_lightning.rewards import equivalence
 from rloop_lightning.rewards import math as math_reward
-from rloop_lightning.rewards.extraction import last_answer
+from rloop_lightning.rewards.extraction import form, last_answer
 from rloop_lightning.rewards.math import MathReward
 from rloop_lightning.rewards.workers import Outcome
 from rloop_lightning.types import Problem, Scored
@@ -205,8 +206,48 @@ def test_golds_are_parsed_once(monkeypatch):
 def test_unusable_names_the_problems(rewards):
     problems = make_problems("5", "", r"\dfrac{1}{29,\!322,\!216}", "no number here!?", "1,2", r"\text{Evelyn}", "")
     messages = rewards["auto"].unusable(problems)
-    assert [message.partition(":")[0] for message in messages] == ["p1", "p2", "p3", "p6"]
-    assert r"'\\dfrac{1}{29,\\!322,\\!216}'" in messages[1]
+    assert list(messages) == ["p1", "p2", "p3", "p6"]
+    assert r"'\\dfrac{1}{29,\\!322,\\!216}'" in messages["p2"]
+
+
+def test_of_golds_of_one_form_the_first_speaks_for_all_unless_it_is_unreadable(rewards, monkeypatch):
+    pool, asked = rewards["auto"].pool, []
+    original = pool.map
+    monkeypatch.setattr(pool, "map", lambda tasks: asked.append([gold for gold, _, _ in tasks]) or original(tasks))
+    unreadable = [r"\dfrac{1}{29,\!322,\!216}", r"\dfrac{2}{31,\!545,\!118}"]
+    golds = [r"\frac{1}{29}", r"\frac{3}{17}", "x + 12", r"12,\!345"]
+    unusable = rewards["auto"].unusable(make_problems(*golds, *unreadable))
+    assert asked == [[golds[0], *golds[2:], unreadable[0]], [unreadable[1]]]
+    assert list(unusable) == ["p4", "p5"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (r"\frac{25}{7}", r"\frac{##}{#}"),
+        ("0", "0"),
+        ("10", "##"),
+        ("0.05", "0.##"),
+        ("2^{49} + 3", "#^{49} + #"),
+        ("110_2", "##_2"),
+        ("2^{3^{4}}", "2^{3^{4}}"),
+        ("12!", "12!"),
+        (r"12,\!345", r"##,\!##"),
+        (r"\binom{12}{5}", r"\binom{12}{5}"),
+    ],
+)
+def test_the_form_of_an_answer(answer, expected):
+    assert form(answer) == expected
+
+
+def test_golds_of_one_form_are_readable_or_not_together():
+    """On golds of MATH, every form's members read one by one."""
+    golds = sorted({problem.answer for problem in ProblemFiles(str(shared("math500.jsonl")), preset="math").train()})
+    verdicts = {}
+    for gold in golds:
+        verdicts.setdefault(form(gold), set()).add(equivalence.check((gold, None, True)))
+    assert len(verdicts) < len(golds) / 2
+    assert {found for found in map(frozenset, verdicts.values()) if len(found) > 1} == set()
 
 
 def test_impossible_settings_are_named_all_at_once():

@@ -20,7 +20,7 @@ class Equal(Reward):
         return {"checked": 3.0, "odd": 1.0}
 
     def unusable(self, problems):
-        return [f"{problem.id}: empty" for problem in problems if not problem.answer]
+        return {problem.id: "empty" for problem in problems if not problem.answer}
 
 
 PROBLEM = Problem(id="p", prompt="", answer=r"\boxed{1}")  # 9 characters
@@ -59,7 +59,7 @@ def test_success_may_be_another_part():
 def test_counts_add_up_and_golds_are_checked_by_all():
     reward = WeightedSum(rewards={"correct": Equal(), "again": Equal(), "format": BoxFormat()})
     assert reward.metrics() == {"checked": 6.0, "odd": 2.0}
-    assert reward.unusable([PROBLEM, Problem(id="q", prompt="", answer="")]) == ["q: empty"] * 2
+    assert reward.unusable([PROBLEM, Problem(id="q", prompt="", answer="")]) == {"q": "empty"}
 
 
 @pytest.mark.parametrize(("length", "penalty"), [(0, 0.0), (10, 0.0), (11, -0.1), (15, -0.5), (20, -1.0), (1000, -1.0)])
