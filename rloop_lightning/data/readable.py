@@ -44,7 +44,7 @@ class ReadableProblems(ProblemSource):
 
     def notes(self) -> list[str]:
         said = [
-            f"{name}: {len(ids):,} problems left out, the reward can't read the gold answer ({_some(list(ids))})"
+            f"{name}: left out {_some(list(ids))}, whose gold answers the reward can't read"
             for name, ids in self._left_out.items()
             if ids
         ]
@@ -92,5 +92,5 @@ def refusals(
 
 
 def _some(ids: Sequence[str]) -> str:
-    shown = ", ".join(map(one_line, ids[:_SHOWN]))
-    return shown if len(ids) <= _SHOWN else f"{shown} ..."
+    count = f"{len(ids):,} problem{'' if len(ids) == 1 else 's'}"
+    return f"{count} ({', '.join(map(one_line, ids[:_SHOWN]))}{' ...' if len(ids) > _SHOWN else ''})"
