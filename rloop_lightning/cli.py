@@ -190,9 +190,8 @@ class RLoopCLI(LightningCLI):
         out = self._run_folder()
         wrong = self._faults_outside(out, self.policy_config, None)
         try:
-            wrong += self.parts.misfits()
             parts, unreadable = self.parts.readable()
-            wrong += unreadable
+            wrong += [*parts.misfits(), *unreadable]
         except ValueError as error:
             wrong += str(error).splitlines()
         try:

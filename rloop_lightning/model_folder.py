@@ -179,12 +179,18 @@ def _tokenizer_faults(folder: Path) -> Iterator[str]:
                 "neither the tokenizer nor generation_config.json names an EOS token, so that no rollout would end; "
                 "set tokenizer.eos_token and save it"
             )
+    yield from vocabulary_faults(tokenizer, config)
+
+
+def vocabulary_faults(tokenizer: Any, config: Any) -> list[str]:
+    """What is wrong if the tokenizer has ids that the model, by the config of its text part, has no embedding for."""
     largest = max(tokenizer.get_vocab().values(), default=-1)
-    if largest >= config.vocab_size:
-        yield (
-            f"the tokenizer has ids up to {largest:,}, the model's vocabulary ends at {config.vocab_size - 1:,}; take "
-            "the tokenizer that the model was trained with, or resize the model's embeddings"
-        )
+    if largest < config.vocab_size:
+        return []
+    return [
+        f"the tokenizer has ids up to {largest:,}, the model's vocabulary ends at {config.vocab_size - 1:,}; take the "
+        "tokenizer that the model was trained with, or resize the model's embeddings"
+    ]
 
 
 def _read_json(file: Path) -> dict[str, Any] | str | None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rloop_lightning.atomic import atomic_path
-from rloop_lightning.model_folder import is_folder, load_model, load_tokenizer, model_faults
+from rloop_lightning.model_folder import is_folder, load_model, load_tokenizer, model_faults, vocabulary_faults
 from rloop_lightning.types import RolloutBatch
 
 EMBEDDED_MODEL = "countdown"
@@ -104,7 +104,10 @@ class Policy(nn.Module):
         if wrong := model_faults(name):
             raise ValueError("\n".join(wrong))
         model = load_model(name, dtype=getattr(torch, config.dtype), attn_implementation=config.attn_implementation)
-        return cls(model, load_tokenizer(name), config.max_tokens_per_micro_batch, source=name)
+        tokenizer = load_tokenizer(name)
+        if wrong := vocabulary_faults(tokenizer, model.config.get_text_config()):  # of a hub name, only now
+            raise ValueError("\n".join(wrong))
+        return cls(model, tokenizer, config.max_tokens_per_micro_batch, source=name)
 
     @property
     def device(self) -> torch.device:
