@@ -13,6 +13,7 @@ import json
 import logging
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,29 +47,38 @@ def load_model(name: str, **settings: Any) -> Any:
         OSError: files can't be read.
     """
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging as transformers_logging
 
-    transformers_logging.disable_progress_bar()  # ours say more
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity(logging.CRITICAL)  # it logs what is raised below, and goes on at random
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            name,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=_local(name),
-            ignore_mismatched_sizes=True,  # they are told below, like all others
-            output_loading_info=True,
-            **settings,
-        )
+        with _quiet():  # it logs what is raised below, and goes on at random
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                name,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=_local(name),
+                ignore_mismatched_sizes=True,  # they are told below, like all others
+                output_loading_info=True,
+                **settings,
+            )
     except RuntimeError as error:  # of a file whose header is sound and whose tensors are not
         raise ValueError(f"its weights can't be read: {_first_line(error)}") from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
     model, report = loaded
     if wrong := [*_misfits(report), *_not_finite(model)]:
         raise ValueError("\n".join(wrong))
     return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the progress bars and log messages of transformers."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()  # for good: ours say more
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
 
 
 def model_faults(name: str) -> list[str]:
@@ -164,8 +174,9 @@ def _tokenizer_faults(folder: Path) -> Iterator[str]:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
-        tokenizer = load_tokenizer(str(folder))
+        with _quiet():  # what matters of its warnings is told here
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
+            tokenizer = load_tokenizer(str(folder))
     except Exception as error:  # whatever a broken file makes the libraries raise
         yield f"config or tokenizer can't be loaded: {_first_line(error)}"
         return
