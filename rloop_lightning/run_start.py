@@ -5,7 +5,6 @@ out/config.yaml, out/state.json: a run that --resume can go on with
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -41,14 +40,11 @@ def new_run_faults(out: Path) -> list[str]:
 
 
 def resume_faults(run: Path) -> list[str]:
-    """Why a run can't go on."""
-    if not (run / "config.yaml").is_file() or not (run / "state.json").is_file():
-        return [f"--resume {run}: no config.yaml and state.json there; give the folder of a begun run"]
-    try:
-        readable = isinstance(json.loads((run / "state.json").read_text(encoding="utf-8")), dict)
-    except (OSError, ValueError, RecursionError):
-        readable = False
-    return [] if readable else [f"--resume {run}: state.json there is no state of a run; begin a new run"]
+    """Why there is no run to go on with; what is damaged in one is for resume.py to find."""
+    states = ("state.json", "state.previous.json")
+    if (run / "config.yaml").is_file() and any((run / name).is_file() for name in states):
+        return []
+    return [f"--resume {run}: no config.yaml and state.json there; give the folder of a begun run"]
 
 
 def changed_settings(run: Path, now: str) -> list[str]:

@@ -189,7 +189,11 @@ CASES = {
         largest_file=1000,
     ),
     "resume of nothing": Case("--resume {runs}/none", ("--resume {runs}/none: no config.yaml and state.json there",)),
-    "resume with a broken state": Case("--resume {runs}/bad_state", ("state.json there is no state of a run",)),
+    "resume with broken states": Case(
+        "--resume {runs}/bad_state",
+        ("bad_state/state.json does not hold what was written to it", "nothing else says where the run stands"),
+        after_loading=True,
+    ),
     "resume with broken settings": Case("--resume {runs}/bad_config", ("{runs}/bad_config/config.yaml: not valid",)),
     "resume of another run": Case(
         "--resume {runs}/begun --loop.rounds 5",
@@ -229,9 +233,10 @@ def make_files(folder: Path) -> None:
 def make_runs(folder: Path, config: Path) -> None:
     log = folder / "log"
     assert run_main(["--config", str(config), "--out", str(folder / "begun")], log) == 0, log.read_text()
-    for name, file in (("bad_state", "state.json"), ("bad_config", "config.yaml")):
+    for name, files in (("bad_state", ("state.json", "state.previous.json")), ("bad_config", ("config.yaml",))):
         shutil.copytree(folder / "begun", folder / name)
-        (folder / name / file).write_text("{")
+        for file in files:
+            (folder / name / file).write_text("{")
 
 
 def contents(places: Mapping[str, Path]) -> dict[Path, bytes]:

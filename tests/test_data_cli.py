@@ -119,6 +119,7 @@ def test_check_of_wrong_input_exits_with_2(tmp_path: Path, capsys: pytest.Captur
     assert code == 2
     assert "a.jsonl:1: not valid JSON" in err
     assert main(["check"]) == main(["chekc", "x"]) == 2
+    capsys.readouterr()
     code, _, err = check(
         capsys, tmp_path / "a.jsonl", "--data.prest", "x", "--data.validation_size=a", "--data.max_prompt_tokens=0"
     )
