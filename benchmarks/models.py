@@ -77,17 +77,18 @@ def save_model(size: Size, folder: Path, *, stop_rate: float | None = None, seed
         size: of the model.
         folder: where to; made.
         stop_rate: share of the vocabulary that are stop tokens, so about the chance that a token ends its completion;
-            0 leaves the stop token out of the model's vocabulary, so that every completion reaches the limit; None is
-            one stop token.
+            0 names a stop token behind the vocabulary, so that every completion reaches the limit; None is one stop
+            token, the tokenizer's EOS.
         seed: of the weights.
     """
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    last = size.vocabulary - 1  # the tokenizer's EOS
+    endless = stop_rate == 0
     stop_tokens = 1 if not stop_rate else max(1, round(stop_rate * size.vocabulary))
+    stops = [size.vocabulary] if endless else list(range(size.vocabulary - stop_tokens, size.vocabulary))
     config = Qwen2Config(
-        vocab_size=last if stop_rate == 0 else size.vocabulary,
+        vocab_size=size.vocabulary,
         hidden_size=size.hidden,
         intermediate_size=size.mlp,
         num_hidden_layers=size.layers,
@@ -96,20 +97,19 @@ def save_model(size: Size, folder: Path, *, stop_rate: float | None = None, seed
         max_position_embeddings=CONTEXT_TOKENS,
         tie_word_embeddings=True,
         pad_token_id=0,
-        eos_token_id=last,
+        eos_token_id=stops[-1],
         bos_token_id=None,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen2ForCausalLM(config).float()
-    stops = list(range(size.vocabulary - stop_tokens, size.vocabulary))
     model.generation_config.update(eos_token_id=stops, pad_token_id=0, bos_token_id=None, do_sample=True)
     model.save_pretrained(folder)
-    _tokenizer(size.vocabulary).save_pretrained(folder)
+    _tokenizer(size.vocabulary, None if endless else EOS).save_pretrained(folder)
     return folder
 
 
-def _tokenizer(vocabulary: int) -> object:
+def _tokenizer(vocabulary: int, eos: str | None) -> object:
     """One token a letter or space. The other tokens, strings of letters, are for a model to draw; no text has them."""
     from transformers import Qwen2Tokenizer
 
@@ -122,7 +122,7 @@ def _tokenizer(vocabulary: int) -> object:
         vocab={token: i for i, token in enumerate(tokens)},
         merges=[],
         pad_token=PAD,
-        eos_token=EOS,
+        eos_token=eos,
         unk_token=PAD,
         clean_up_tokenization_spaces=False,
         model_max_length=CONTEXT_TOKENS,
