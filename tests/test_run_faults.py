@@ -114,7 +114,7 @@ def test_infinite_weights_are_never_saved(config: Path, tmp_path: Path, capsys: 
 
 
 DISKS = {
-    "a shard": (FullDisk("rloop_lightning.pool:rollout_table", 3, bytes=3000), "round-0/pool/step-000002.parquet"),
+    "a shard": (FullDisk("rloop_lightning.pool:write_shard", 2, bytes=3000), "round-0/pool/step-000002.parquet"),
     "a checkpoint": (
         FullDisk("lightning:Trainer.save_checkpoint", 2, bytes=100_000),
         "round-0/explore/checkpoints/step-000002.ckpt",
