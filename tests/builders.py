@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -170,6 +171,22 @@ class UpdateOnlyDAPO(DAPO):
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         self.update(batch)
+
+
+class ScoringDAPO(UpdateOnlyDAPO):
+    """Scores answers in each process of a fit before the update, and leaves what came out in a folder."""
+
+    def __init__(self, reward: Reward, folder: Path) -> None:
+        super().__init__(lr=0.01, warmup_steps=0)
+        self.reward = reward
+        self.folder = folder
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        rank = self.global_rank
+        problems = [Problem(f"p{i}", "?", str(i)) for i in range(6)]
+        rewards = self.reward.rewards(problems, [f"\\boxed{{{i + rank * (i % 2)}}}" for i in range(6)])
+        (self.folder / f"rewards-{rank}.json").write_text(json.dumps([rewards, self.reward.metrics()]))
+        super().training_step(batch, batch_idx)
 
 
 class RankData:

@@ -1,14 +1,19 @@
 """The math reward against hand-made tables, public verifier cases and plain math-verify."""
 
 import copy
+import json
 import logging
 import pickle
 import re
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import math_verify
 import pytest
+import torch
+from builders import RankData, ScoringDAPO, fit, make_policy, random_batch
+from lightning.pytorch.strategies import DDPStrategy
 from shared_data import shared, shared_rows
 
 from rloop_lightning.data.files import ProblemFiles
@@ -307,3 +312,15 @@ def test_gsm8k_responses(rewards, extract, count):
     print(f"agreement on {len(rows)} responses, {extract}: {agreement:.4f}")
     assert len(rows) == count
     assert agreement >= 0.99
+
+
+@pytest.mark.parametrize("start_method", ["spawn", "forkserver"])
+def test_it_scores_in_every_process_of_a_distributed_fit(tmp_path, start_method):
+    """Two gloo processes, which start workers of their own; each gets its own verdicts and counts, in order."""
+    module = ScoringDAPO(MathReward(extract="box", workers=2), tmp_path)
+    data = RankData([replace(random_batch(), old_logprobs=torch.zeros(8, 12)) for _ in range(2)])
+    strategy = DDPStrategy(process_group_backend="gloo", start_method=start_method)
+    fit(module, make_policy(), data, strategy=strategy, devices=2)
+    found = [json.loads((tmp_path / f"rewards-{rank}.json").read_text()) for rank in (0, 1)]
+    assert [rewards for rewards, _ in found] == [[1, 1, 1, 1, 1, 1], [1, 0, 1, 0, 1, 0]]
+    assert [counts["checked"] for _, counts in found] == [6, 6]
