@@ -10,6 +10,7 @@ Logprobs are computed on completion positions only, in chunks: no tensor of batc
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,14 +20,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rloop_lightning.atomic import atomic_path
+from rloop_lightning.llama import Llama
+from rloop_lightning.packing import PackedAttention, pack, packed_micro_batches
+from rloop_lightning.token_scores import LOGITS_PER_CHUNK, token_scores
 from rloop_lightning.types import RolloutBatch
 
 EMBEDDED_MODEL = "countdown"
 """`--policy.model countdown` names the small policy that the package carries."""
-
-# A chunk's logits hold at most this many numbers: 64 MiB in float32, whatever the vocabulary.
-_LOGITS_PER_CHUNK = 2**24
-
 
 def embedded_model_path() -> Path:
     """The folder of the policy that the package carries."""
@@ -94,7 +94,9 @@ class Policy(nn.Module):
         self.tokenizer = tokenizer
         self.max_tokens_per_micro_batch = max_tokens_per_micro_batch
         self.stop_token_ids = _stop_token_ids(model, tokenizer)
-        self._check_head()
+        self.llama = Llama.of(model)
+        if self.llama is None:
+            self._check_head()
 
     @classmethod
     def load(cls, config: PolicyConfig) -> Policy:
@@ -134,29 +136,53 @@ class Policy(nn.Module):
         """Texts of completions, without special tokens."""
         return self.tokenizer.batch_decode(completions, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
+    def micro_batches(self, batch: RolloutBatch) -> Iterator[tuple[Tensor, RolloutBatch]]:
+        """Row numbers and rows, in pieces that go through the model at once."""
+        if self.llama is not None:
+            return packed_micro_batches(batch, self.max_tokens_per_micro_batch)
+        return batch.micro_batches(self.max_tokens_per_micro_batch)
+
     def logprobs(self, batch: RolloutBatch) -> TokenScores:
         """Logprob and entropy of every completion token, at the batch's temperature.
 
         Only the positions that predict a completion token are projected onto the vocabulary, in chunks whose logits
         the backward pass computes anew: `[B, T, V]` never exists.
         """
-        hidden = self._hidden_states(batch)  # [B, L, H]
+        score = self._padded_scores if self.llama is None else self._packed_scores
+        logprobs, entropy = score(batch, batch.temperature or 1.0)
+        places = batch.completion_mask.nonzero(as_tuple=True)
+        empty = logprobs.new_zeros(batch.mask.shape)
+        return TokenScores(logprobs=empty.index_put(places, logprobs), entropy=empty.index_put(places, entropy))
+
+    def _packed_scores(self, batch: RolloutBatch, temperature: float) -> tuple[Tensor, Tensor]:
+        """Logprobs and entropies of the completion tokens, row by row, both [N]; a Llama-like model's."""
+        assert self.llama is not None
+        weights = self.llama.weights(self._compute_dtype())
+        packed = pack(batch)
+        attend = PackedAttention(packed, self.llama.heads, self.llama.kv_heads, self.llama.scale, weights.dtype)
+        with torch.autocast(self.device.type, enabled=False):  # what is cast, and when, is the forward's own affair
+            hidden = self.llama(weights, packed.input_ids, packed.positions, attend)
+            return token_scores(hidden[packed.predicting], weights.head, packed.targets, temperature)
+
+    def _compute_dtype(self) -> torch.dtype:
+        """bfloat16 under --trainer.precision bf16-mixed, else the weights' own."""
+        device = self.device.type
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.model.dtype
+
+    def _padded_scores(self, batch: RolloutBatch, temperature: float) -> tuple[Tensor, Tensor]:
+        """Logprobs and entropies of the completion tokens, row by row, both [N]; any model's."""
+        hidden = self.model.get_decoder()(input_ids=batch.input_ids, use_cache=False).last_hidden_state  # [B, L, H]
         rows, columns = batch.completion_mask.nonzero(as_tuple=True)
         predicting = batch.prompt_lengths[rows] + columns - 1
         hidden = hidden[rows, predicting]  # [N, H]
         targets = batch.input_ids[rows, predicting + 1]  # [N]
-        chunk = max(1, _LOGITS_PER_CHUNK // self.model.config.get_text_config().vocab_size)
+        chunk = max(1, LOGITS_PER_CHUNK // self.model.config.get_text_config().vocab_size)
         pieces = [
-            checkpoint(self._score, h, t, batch.temperature, use_reentrant=False, preserve_rng_state=False)
+            checkpoint(self._score, h, t, temperature, use_reentrant=False, preserve_rng_state=False)
             for h, t in zip(hidden.split(chunk), targets.split(chunk), strict=True)
         ]
-        logprobs = torch.cat([logprobs for logprobs, _ in pieces])
-        entropy = torch.cat([entropy for _, entropy in pieces])
-        empty = logprobs.new_zeros(batch.mask.shape)
-        return TokenScores(
-            logprobs=empty.index_put((rows, columns), logprobs),
-            entropy=empty.index_put((rows, columns), entropy),
-        )
+        logprobs, entropy = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+        return logprobs, entropy
 
     def load_weights(self, folder: Path | str) -> None:
         """Take over the weights of a folder that holds the same architecture."""
@@ -168,9 +194,6 @@ class Policy(nn.Module):
         with atomic_path(folder) as partial:
             self.model.save_pretrained(partial)
             self.tokenizer.save_pretrained(partial)
-
-    def _hidden_states(self, batch: RolloutBatch) -> Tensor:
-        return self.model.get_decoder()(input_ids=batch.input_ids, use_cache=False).last_hidden_state
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """The model's head, float32 [..., V], with what some architectures do to logits behind it."""
@@ -184,7 +207,7 @@ class Policy(nn.Module):
 
     def _score(self, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """Logprobs of the targets and entropies, both [N], from hidden states [N, H]."""
-        logits = self._logits(hidden) / (temperature or 1.0)  # [N, V]
+        logits = self._logits(hidden) / temperature  # [N, V]
         logprobs = -nn.functional.cross_entropy(logits, targets, reduction="none")
         with torch.no_grad():
             entropy = torch.distributions.Categorical(logits=logits, validate_args=False).entropy()

@@ -1,0 +1,264 @@
+"""Rollouts without padding: all tokens of a micro-batch in one row, each prompt once however many rollouts share it.
+
+    packed = pack(batch)
+    hidden = llama(weights, packed.input_ids, packed.positions, PackedAttention(packed, ...))
+    hidden[packed.predicting]       # what predicts each completion token
+
+Everything but attention looks at one token at a time. Attention goes block by block: the prompts, then the rollouts, those
+of like length together, each with its prompt's keys before its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from rloop_lightning.types import RolloutBatch
+
+# Blocks of rollouts: each computes attention as wide as its longest, and costs a few operations more.
+_BLOCKS = 4
+# Rows of keys of a multiple of this length are what vector units like.
+_ALIGNMENT = 16
+# On a CPU, two batched products beat the fused kernel, backward above all, while scores fit its caches.
+_LONGEST_FOR_PRODUCTS = 512
+
+
+@dataclass(frozen=True)
+class Block:
+    """R sequences whose attention is computed together."""
+
+    queries: Tensor  # [R * T] int64, tokens of the packed row; behind a sequence's end its first token again
+    keys: Tensor  # [R * S] int64
+    bias: Tensor  # [R, T, S] float32, 0 where a query sees a key, else a very negative number
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """R, T and S."""
+        return self.bias.shape[0], self.bias.shape[1], self.bias.shape[2]
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """N tokens of a batch: its distinct prompts, then its completions in the order of its rows."""
+
+    input_ids: Tensor  # [N] int64
+    positions: Tensor  # [N] int64, places in their sequences
+    predicting: Tensor  # [M] int64, for each completion token the token before it
+    targets: Tensor  # [M] int64, the completion tokens
+    blocks: tuple[Block, ...]
+    places: Tensor  # [N] int64, where a token stands among the queries of all blocks
+
+
+def packed_micro_batches(batch: RolloutBatch, max_tokens: int) -> Iterator[tuple[Tensor, RolloutBatch]]:
+    """Row numbers and rows, in pieces of at most `max_tokens` packed tokens.
+
+    Rows that share a prompt stand together. A row longer than `max_tokens` comes alone.
+    """
+    order = batch.prompts.argsort(stable=True)
+    rows = zip(*(field[order].tolist() for field in (batch.prompts, batch.prompt_lengths, batch.completion_lengths)))
+    start = tokens = 0
+    last_prompt = -1
+    for end, (prompt, prompt_length, completion_length) in enumerate(rows):
+        tokens += completion_length + (prompt_length if prompt != last_prompt else 0)
+        if tokens > max_tokens and end > start:
+            yield order[start:end], batch.select(order[start:end])
+            start, tokens = end, completion_length + prompt_length
+        last_prompt = prompt
+    yield order[start:], batch.select(order[start:])
+
+
+def pack(batch: RolloutBatch) -> PackedBatch:
+    """The batch without padding and without repeated prompts."""
+    device = batch.input_ids.device
+    _, prompt_of_row = batch.prompts.unique(return_inverse=True)
+    sources = _first_rows(batch.prompts)
+    prompts, completions = batch.prompt_lengths[sources], batch.completion_lengths
+    starts = torch.cat([prompts, completions]).cumsum(0) - torch.cat([prompts, completions])
+    prompt_starts, completion_starts = starts[: len(prompts)], starts[len(prompts) :]
+
+    sequences, offsets = _ragged(torch.cat([prompts, completions]))
+    before = torch.cat([torch.zeros_like(prompts), batch.prompt_lengths])[sequences]
+    rows = torch.cat([sources, torch.arange(len(batch), device=device)])[sequences]
+    positions = before + offsets
+
+    _, ordinal = _ragged(completions)
+    first_completion = int(prompts.sum())
+    here = torch.arange(first_completion, len(positions), device=device)
+    last_of_prompt = (prompt_starts + prompts - 1)[prompt_of_row][rows[first_completion:]]
+    predicting = torch.where(ordinal == 0, last_of_prompt, here - 1)
+
+    blocks = [_block(prompt_starts, prompts, prompt_starts, torch.zeros_like(prompts))]
+    members = [torch.arange(len(prompts), device=device)]
+    by_length = completions.argsort(stable=True)
+    for chosen in by_length.tensor_split(min(_BLOCKS, len(batch))):
+        owner = prompt_of_row[chosen]
+        blocks.append(_block(completion_starts[chosen], completions[chosen], prompt_starts[owner], prompts[owner]))
+        members.append(len(prompts) + chosen)
+    return PackedBatch(
+        input_ids=batch.input_ids[rows, positions],
+        positions=positions,
+        predicting=predicting,
+        targets=batch.input_ids[rows, positions][first_completion:],
+        blocks=tuple(blocks),
+        places=_places(blocks, members, sequences, offsets),
+    )
+
+
+class PackedAttention:
+    """How the tokens of a packed batch attend to each other: causally inside their own prompt and completion.
+
+    Args:
+        heads, kv_heads: attention heads, and those that keys and values have.
+        scale: of the products of queries and keys.
+        dtype: of queries, keys and values.
+    """
+
+    def __init__(self, packed: PackedBatch, heads: int, kv_heads: int, scale: float, dtype: torch.dtype) -> None:
+        self._places = packed.places
+        self._shape = (kv_heads, heads // kv_heads)
+        self._scale = scale
+        # The same in every layer. Query heads that share a key head stand one after the other, as more queries.
+        self._blocks = [
+            (block, block.bias.to(dtype).repeat(1, heads // kv_heads, 1).expand(kv_heads, -1, -1, -1))
+            for block in packed.blocks
+        ]
+
+    def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Queries [N, heads, D], keys and values [N, kv_heads, D] to [N, heads * D]."""
+        queries = queries.unflatten(1, self._shape).permute(1, 2, 0, 3)  # [kv_heads, heads that share one, N, D]
+        keys, values = keys.transpose(0, 1), values.transpose(0, 1)  # [kv_heads, N, D]
+        longest = max(block.shape[2] for block, _ in self._blocks)
+        if queries.device.type == "cpu" and longest <= _LONGEST_FOR_PRODUCTS:
+            found = _ProductAttention.apply(queries, keys, values, self._blocks, self._scale)  # type: ignore[no-untyped-call]
+        else:
+            found = self._fused(queries, keys, values)
+        return found.index_select(0, self._places)
+
+    def _fused(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """PyTorch's kernel, block by block."""
+        found = []
+        for block, bias in self._blocks:
+            query, key, value = _gathered(block, queries, keys, values)
+            found.append(
+                _by_token(block, scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=self._scale))
+            )
+        return torch.cat(found)
+
+
+class _ProductAttention(torch.autograd.Function):
+    """Batched products and a softmax for each block, one after the other; [all queries of all blocks, heads * D].
+
+    Keeps the attention weights, and gathers queries, keys and values anew in the backward pass. All blocks add to the
+    same gradients there, where autograd would make and add up one for each.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, queries: Tensor, keys: Tensor, values: Tensor, blocks: Any, scale: float) -> Tensor:
+        found, kept = [], []
+        for block, bias in blocks:
+            query, key, value = (part.flatten(0, 1) for part in _gathered(block, queries, keys, values))
+            weights = torch.baddbmm(bias.flatten(0, 1), query, key.transpose(1, 2), alpha=scale).softmax(-1)
+            found.append(_by_token(block, torch.bmm(weights, value).unflatten(0, (len(keys), -1))))
+            kept.append(weights)
+        ctx.save_for_backward(queries, keys, values, *kept)
+        ctx.blocks, ctx.scale = blocks, scale
+        return torch.cat(found)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:  # type: ignore[override]
+        queries, keys, values, *kept = ctx.saved_tensors
+        grads = [torch.zeros(part.shape, dtype=part.dtype, device=part.device) for part in (queries, keys, values)]
+        start = 0
+        for (block, _), weights in zip(ctx.blocks, kept, strict=True):
+            rows, length, _ = block.shape
+            query, key, value = (part.flatten(0, 1) for part in _gathered(block, queries, keys, values))
+            end = start + rows * length
+            grad_found = _by_row(block, grad[start:end], queries.shape[:2]).flatten(0, 1)
+            start = end
+            grad_weights = torch.bmm(grad_found, value.transpose(1, 2))
+            grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype).mul_(ctx.scale)
+            _scatter(block, grads[0], torch.bmm(grad_scores, key))
+            grads[1].index_add_(1, block.keys, torch.bmm(grad_scores.transpose(1, 2), query).view(len(keys), -1, key.shape[-1]))
+            grads[2].index_add_(1, block.keys, torch.bmm(weights.transpose(1, 2), grad_found).view(len(keys), -1, key.shape[-1]))
+        return *grads, None, None  # type: ignore[return-value]
+
+
+def _gathered(block: Block, queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A block's queries [kv_heads, R, heads that share one * T, D], keys and values [kv_heads, R, S, D]."""
+    rows, length, key_length = block.shape
+    heads, sharing, _, width = queries.shape
+    query = queries.index_select(2, block.queries).view(heads, sharing, rows, length, width)
+    key, value = (part.index_select(1, block.keys).view(heads, rows, key_length, width) for part in (keys, values))
+    return query.transpose(1, 2).reshape(heads, rows, sharing * length, width), key, value
+
+
+def _by_token(block: Block, found: Tensor) -> Tensor:
+    """[kv_heads, R, heads that share one * T, D] to [R * T, heads * D]."""
+    rows, length, _ = block.shape
+    found = found.unflatten(2, (-1, length))  # [kv_heads, R, sharing, T, D]
+    return found.permute(1, 3, 0, 2, 4).reshape(rows * length, -1)
+
+
+def _by_row(block: Block, found: Tensor, heads: tuple[int, int]) -> Tensor:
+    """The reverse of `_by_token`."""
+    rows, length, _ = block.shape
+    return found.view(rows, length, *heads, -1).permute(2, 0, 3, 1, 4).flatten(2, 3)
+
+
+def _scatter(block: Block, total: Tensor, grad: Tensor) -> None:
+    """Add the gradient of a block's queries [kv_heads * R, sharing * T, D] to that of all [kv_heads, sharing, N, D]."""
+    rows, length, _ = block.shape
+    heads, sharing, _, width = total.shape
+    by_query = grad.view(heads, rows, sharing, length, width).transpose(1, 2).reshape(heads, sharing, -1, width)
+    total.index_add_(2, block.queries, by_query)
+
+
+def _first_rows(prompts: Tensor) -> Tensor:
+    """The first row with each distinct prompt [P], in the order of `unique`."""
+    _, owner = prompts.unique(return_inverse=True)
+    rows = torch.arange(len(prompts), device=prompts.device)
+    first = rows.new_full((int(owner.max()) + 1,), len(prompts))
+    return first.scatter_reduce(0, owner, rows, "amin")
+
+
+def _ragged(lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """For each token of sequences that stand one after the other: its sequence, and its place in that."""
+    sequences = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
+    starts = lengths.cumsum(0) - lengths
+    return sequences, torch.arange(len(sequences), device=lengths.device) - starts[sequences]
+
+
+def _block(starts: Tensor, lengths: Tensor, prompt_starts: Tensor, prompts: Tensor) -> Block:
+    """Sequences [R] by where they and their prompts start in the packed row; prompts end in one column."""
+    length = int(lengths.max())
+    width = -(-(int(prompts.max()) + length) // _ALIGNMENT) * _ALIGNMENT - length  # columns for the prompt
+    places = torch.arange(length, device=lengths.device)
+    inside = places < lengths[:, None]  # [R, T]
+    own = starts[:, None] + places * inside
+    columns = torch.arange(width, device=lengths.device) - (width - prompts[:, None])  # [R, S - T]
+    seen = torch.cat(
+        [
+            (columns >= 0)[:, None].expand(-1, length, -1),
+            (places[:, None] >= places).expand(len(lengths), -1, -1),
+        ],
+        dim=2,
+    )
+    bias = torch.zeros(seen.shape, device=lengths.device).masked_fill_(~seen, -1e9)
+    keys = torch.cat([prompt_starts[:, None] + columns.clamp(min=0), own], dim=1)
+    return Block(own.flatten(), keys.flatten(), bias)
+
+
+def _places(blocks: list[Block], members: list[Tensor], sequences: Tensor, offsets: Tensor) -> Tensor:
+    """Where each token stands among the queries of all blocks; `members` are the sequences of each block."""
+    bases = torch.zeros(int(sequences[-1]) + 1, dtype=torch.int64, device=sequences.device)
+    start = 0
+    for block, chosen in zip(blocks, members, strict=True):
+        rows, length, _ = block.shape
+        bases[chosen] = start + torch.arange(rows, device=sequences.device) * length
+        start += rows * length
+    return bases[sequences] + offsets
