@@ -4,10 +4,10 @@
     weights = llama.weights(torch.bfloat16)            # fused, cast; gradients reach the model's parameters
     hidden = llama(weights, input_ids, positions, attend)
 
-Llama, Mistral, Qwen2 and Qwen3 are the same computation: RMSNorm, rotary attention, SwiGLU. Hugging Face's modules pay for
-their generality in small operations, several times what the matrix products cost in bfloat16. Here tokens stand in one
-flat row without padding, and whoever calls says how they attend to each other: packed rollouts in training (packing.py),
-a KV cache in generation (engines/llama_rows.py).
+Llama, Mistral, Qwen2 and Qwen3 are the same computation: RMSNorm, rotary attention, SwiGLU. Hugging Face's modules pay
+for their generality in small operations, several times what the matrix products cost in bfloat16. Here tokens stand in
+one flat row without padding, and whoever calls says how they attend to each other: packed rollouts in training
+(packing.py), a KV cache in generation (engines/rows.py).
 
 `Llama.of` compares its logits with the model's own before it hands itself out.
 """
@@ -67,7 +67,7 @@ class Llama:
     @classmethod
     def of(cls, model: Any) -> Self | None:
         """The forward pass of a Hugging Face model, or None where it is not Llama-like all through."""
-        if not _has_the_modules(model):
+        if not _is_llama_like(model):
             return None
         llama = cls(model)
         return llama if llama._agrees() else None
@@ -157,26 +157,49 @@ class Llama:
         return bool((ours - theirs).abs().max() <= rounding * theirs.abs().max())
 
 
-def _has_the_modules(model: Any) -> bool:
-    """Whether the model is built like Llama, from plain linear layers: no adapters, quantisation or experts."""
-    decoder = getattr(model, "model", None)
-    layers = getattr(decoder, "layers", None)
-    if not isinstance(layers, nn.ModuleList) or type(model.get_output_embeddings()) is not nn.Linear:
+def _is_llama_like(model: Any) -> bool:
+    """Whether the model is built like Llama, of plain linear layers: no adapters, quantisation, experts or windows.
+
+    `_agrees` finds what the model computes otherwise; here stands what a few tokens do not show, or what has no place
+    in `Weights`.
+    """
+    decoder: Any = getattr(model, "model", None)
+    head, config = model.get_output_embeddings(), model.config
+    if not all(hasattr(decoder, name) for name in ("embed_tokens", "rotary_emb", "layers", "norm")):
         return False
-    linears = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
-    linears += ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
-    norms = ("input_layernorm", "post_attention_layernorm")
-    for layer in layers:
-        found = dict(layer.named_modules())
-        if any(type(found.get(name)) is not nn.Linear for name in linears):
-            return False
-        if any(getattr(found[name], "bias", None) is not None for name in linears[3:]):
-            return False
-        if any(not hasattr(found.get(name), "variance_epsilon") for name in norms):
-            return False
-    names = ("norm", "rotary_emb", "embed_tokens")
-    sliding = getattr(model.config, "layer_types", None) or []
-    return all(hasattr(decoder, name) for name in names) and "sliding_attention" not in sliding
+    eps = getattr(decoder.norm, "variance_epsilon", None)
+    kinds = getattr(config, "layer_types", None)  # of attention; the older way to say so is a window for all layers
+    sees_everything = set(kinds) == {"full_attention"} if kinds else getattr(config, "sliding_window", None) is None
+    return (
+        sees_everything
+        and getattr(config, "hidden_act", None) in ("silu", "swish")
+        and _all_linear([head], biased=False)
+        and eps is not None
+        and all(_is_llama_layer(layer, eps) for layer in decoder.layers)
+    )
+
+
+def _is_llama_layer(layer: nn.Module, eps: float) -> bool:
+    modules: dict[str, Any] = dict(layer.named_modules())
+    attention: Any = modules.get("self_attn")
+    if not all(hasattr(attention, name) for name in ("head_dim", "scaling")):
+        return False
+    projections = [modules.get(f"self_attn.{name}_proj") for name in "qkv"]
+    others = [modules.get(name) for name in ("self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")]
+    norms = [modules.get(name) for name in ("input_layernorm", "post_attention_layernorm")]
+    head_norms = [modules[name] for name in ("self_attn.q_norm", "self_attn.k_norm") if name in modules]
+    return (
+        (_all_linear(projections, biased=False) or _all_linear(projections, biased=True))
+        and _all_linear(others, biased=False)
+        and all(getattr(norm, "variance_epsilon", None) == eps for norm in [*norms, *head_norms])
+        and len(head_norms) in (0, 2)
+        and all(norm.weight.shape == (attention.head_dim,) for norm in head_norms)
+    )
+
+
+def _all_linear(modules: list[Any], *, biased: bool) -> bool:
+    """Whether all are plain linear layers: a subclass (an adapter, quantised weights) computes something else."""
+    return all(type(module) is nn.Linear and (module.bias is not None) == biased for module in modules)
 
 
 def normalise(x: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
@@ -184,7 +207,7 @@ def normalise(x: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
 
     Args: x [..., H]. Returns [..., H].
     """
-    return _Normalise.apply(x, eps, dtype)  # type: ignore[no-untyped-call]
+    return _Normalise.apply(x, eps, dtype)
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
@@ -192,7 +215,7 @@ def swiglu(gate_up: Tensor) -> Tensor:
 
     Args: gate_up [N, 2 I]. Returns [N, I].
     """
-    return _SwiGLU.apply(gate_up)  # type: ignore[no-untyped-call]
+    return _SwiGLU.apply(gate_up)
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
@@ -200,7 +223,7 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
 
     Args: x [N, heads, D]; rotation [N, 1, D / 2], complex. Returns [N, heads, D].
     """
-    return _Rotate.apply(x, rotation)  # type: ignore[no-untyped-call]
+    return _Rotate.apply(x, rotation)
 
 
 class _Normalise(torch.autograd.Function):
@@ -217,7 +240,7 @@ class _Normalise(torch.autograd.Function):
         return (x * scale).to(dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         x, scale = ctx.saved_tensors
         grad = grad.to(scale.dtype)
         inner = (grad * x).sum(-1, keepdim=True).mul_(scale.pow(3)).div_(x.shape[-1])
@@ -234,7 +257,7 @@ class _SwiGLU(torch.autograd.Function):
         return silu(gate).mul_(up)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         (gate_up,) = ctx.saved_tensors
         gate, up = gate_up.chunk(2, dim=-1)
         grad_gate_up = torch.empty_like(gate_up)
@@ -253,7 +276,7 @@ class _Rotate(torch.autograd.Function):
         return _turned(x, rotation)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return _turned(grad, ctx.saved_tensors[0].conj()), None
 
 

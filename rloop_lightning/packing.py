@@ -4,8 +4,8 @@
     hidden = llama(weights, packed.input_ids, packed.positions, PackedAttention(packed, ...))
     hidden[packed.predicting]       # what predicts each completion token
 
-Everything but attention looks at one token at a time. Attention goes block by block: the prompts, then the rollouts, those
-of like length together, each with its prompt's keys before its own.
+Everything but attention looks at one token at a time. Attention goes block by block: the prompts, then the rollouts,
+those of like length together, each with its prompt's keys before its own.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ def packed_micro_batches(batch: RolloutBatch, max_tokens: int) -> Iterator[tuple
     Rows that share a prompt stand together. A row longer than `max_tokens` comes alone.
     """
     order = batch.prompts.argsort(stable=True)
-    rows = zip(*(field[order].tolist() for field in (batch.prompts, batch.prompt_lengths, batch.completion_lengths)))
+    fields = (batch.prompts, batch.prompt_lengths, batch.completion_lengths)
+    rows = zip(*(field[order].tolist() for field in fields), strict=True)
     start = tokens = 0
     last_prompt = -1
     for end, (prompt, prompt_length, completion_length) in enumerate(rows):
@@ -75,8 +76,7 @@ def packed_micro_batches(batch: RolloutBatch, max_tokens: int) -> Iterator[tuple
 def pack(batch: RolloutBatch) -> PackedBatch:
     """The batch without padding and without repeated prompts."""
     device = batch.input_ids.device
-    _, prompt_of_row = batch.prompts.unique(return_inverse=True)
-    sources = _first_rows(batch.prompts)
+    prompt_of_row, sources = _distinct(batch.prompts)
     prompts, completions = batch.prompt_lengths[sources], batch.completion_lengths
     starts = torch.cat([prompts, completions]).cumsum(0) - torch.cat([prompts, completions])
     prompt_starts, completion_starts = starts[: len(prompts)], starts[len(prompts) :]
@@ -134,7 +134,7 @@ class PackedAttention:
         keys, values = keys.transpose(0, 1), values.transpose(0, 1)  # [kv_heads, N, D]
         longest = max(block.shape[2] for block, _ in self._blocks)
         if queries.device.type == "cpu" and longest <= _LONGEST_FOR_PRODUCTS:
-            found = _ProductAttention.apply(queries, keys, values, self._blocks, self._scale)  # type: ignore[no-untyped-call]
+            found = _ProductAttention.apply(queries, keys, values, self._blocks, self._scale)
         else:
             found = self._fused(queries, keys, values)
         return found.index_select(0, self._places)
@@ -170,7 +170,7 @@ class _ProductAttention(torch.autograd.Function):
         return torch.cat(found)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         queries, keys, values, *kept = ctx.saved_tensors
         grads = [torch.zeros(part.shape, dtype=part.dtype, device=part.device) for part in (queries, keys, values)]
         start = 0
@@ -182,9 +182,9 @@ class _ProductAttention(torch.autograd.Function):
             start = end
             grad_weights = torch.bmm(grad_found, value.transpose(1, 2))
             grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype).mul_(ctx.scale)
-            _scatter(block, grads[0], torch.bmm(grad_scores, key))
-            grads[1].index_add_(1, block.keys, torch.bmm(grad_scores.transpose(1, 2), query).view(len(keys), -1, key.shape[-1]))
-            grads[2].index_add_(1, block.keys, torch.bmm(weights.transpose(1, 2), grad_found).view(len(keys), -1, key.shape[-1]))
+            _add_queries(block, grads[0], torch.bmm(grad_scores, key))
+            _add_keys(block, grads[1], torch.bmm(grad_scores.transpose(1, 2), query))
+            _add_keys(block, grads[2], torch.bmm(weights.transpose(1, 2), grad_found))
         return *grads, None, None  # type: ignore[return-value]
 
 
@@ -210,7 +210,7 @@ def _by_row(block: Block, found: Tensor, heads: tuple[int, int]) -> Tensor:
     return found.view(rows, length, *heads, -1).permute(2, 0, 3, 1, 4).flatten(2, 3)
 
 
-def _scatter(block: Block, total: Tensor, grad: Tensor) -> None:
+def _add_queries(block: Block, total: Tensor, grad: Tensor) -> None:
     """Add the gradient of a block's queries [kv_heads * R, sharing * T, D] to that of all [kv_heads, sharing, N, D]."""
     rows, length, _ = block.shape
     heads, sharing, _, width = total.shape
@@ -218,12 +218,16 @@ def _scatter(block: Block, total: Tensor, grad: Tensor) -> None:
     total.index_add_(2, block.queries, by_query)
 
 
-def _first_rows(prompts: Tensor) -> Tensor:
-    """The first row with each distinct prompt [P], in the order of `unique`."""
-    _, owner = prompts.unique(return_inverse=True)
+def _add_keys(block: Block, total: Tensor, grad: Tensor) -> None:
+    """Add the gradient of a block's keys or values [kv_heads * R, S, D] to that of all [kv_heads, N, D]."""
+    total.index_add_(1, block.keys, grad.view(len(total), -1, total.shape[-1]))
+
+
+def _distinct(prompts: Tensor) -> tuple[Tensor, Tensor]:
+    """For each row which of the P distinct prompts it has [B], and for each prompt the first row that has it [P]."""
+    distinct, prompt_of_row = prompts.unique(return_inverse=True)
     rows = torch.arange(len(prompts), device=prompts.device)
-    first = rows.new_full((int(owner.max()) + 1,), len(prompts))
-    return first.scatter_reduce(0, owner, rows, "amin")
+    return prompt_of_row, torch.zeros_like(distinct).scatter_reduce(0, prompt_of_row, rows, "amin", include_self=False)
 
 
 def _ragged(lengths: Tensor) -> tuple[Tensor, Tensor]:

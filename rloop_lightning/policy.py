@@ -4,7 +4,8 @@
     logprobs = policy.logprobs(batch).logprobs      # [B, T], nats, with gradients
     policy.save("folder")                           # a plain Hugging Face folder
 
-Logprobs are computed on completion positions only, in chunks: no tensor of batch x tokens x vocabulary ever exists.
+Logprobs are computed on completion positions only, in chunks: no tensor of batch x tokens x vocabulary ever exists. A
+Llama-like model is computed by llama.py over packed rollouts (packing.py), any other by its own forward.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ from torch.utils.checkpoint import checkpoint
 from rloop_lightning.atomic import atomic_path
 from rloop_lightning.llama import Llama
 from rloop_lightning.packing import PackedAttention, pack, packed_micro_batches
-from rloop_lightning.token_scores import LOGITS_PER_CHUNK, token_scores
+from rloop_lightning.token_scores import rows_per_chunk, token_scores
 from rloop_lightning.types import RolloutBatch
 
 EMBEDDED_MODEL = "countdown"
 """`--policy.model countdown` names the small policy that the package carries."""
+
 
 def embedded_model_path() -> Path:
     """The folder of the policy that the package carries."""
@@ -51,10 +53,11 @@ class PolicyConfig:
     Args:
         model: `countdown` for the small policy that the package carries, a Hugging Face folder, or a name on the hub.
         dtype: of the weights and of the optimizer's state.
-        max_tokens_per_micro_batch: padded tokens of prompt and completion that go through forward and backward at once;
-            bounds the memory of a training step, whatever the batch size.
-        attn_implementation: the model's attention kernel, for generation and training; `eager` is the fastest for short
-            sequences on a CPU, `flash_attention_2` needs a GPU and its package.
+        max_tokens_per_micro_batch: tokens that go through forward and backward at once; bounds the memory of a training
+            step, whatever the batch size. Of a Llama-like model, tokens without padding, a prompt once however many
+            rollouts share it; of any other, padded tokens of prompt and completion.
+        attn_implementation: the attention kernel of a model that is not Llama-like, for generation and training;
+            `eager` is the fastest for short sequences on a CPU, `flash_attention_2` needs a GPU and its package.
     """
 
     model: str = EMBEDDED_MODEL
@@ -83,7 +86,7 @@ class Policy(nn.Module):
     Args:
         model: a Hugging Face causal LM.
         tokenizer: its tokenizer, with an EOS token.
-        max_tokens_per_micro_batch: padded tokens of prompt and completion that go through the model at once.
+        max_tokens_per_micro_batch: tokens that go through the model at once, as PolicyConfig counts them.
         source: folder or hub name that the weights came from.
     """
 
@@ -148,20 +151,21 @@ class Policy(nn.Module):
         Only the positions that predict a completion token are projected onto the vocabulary, in chunks whose logits
         the backward pass computes anew: `[B, T, V]` never exists.
         """
-        score = self._padded_scores if self.llama is None else self._packed_scores
-        logprobs, entropy = score(batch, batch.temperature or 1.0)
+        if self.llama is None:
+            logprobs, entropy = self._padded_scores(batch, batch.temperature or 1.0)
+        else:
+            logprobs, entropy = self._packed_scores(self.llama, batch, batch.temperature or 1.0)
         places = batch.completion_mask.nonzero(as_tuple=True)
         empty = logprobs.new_zeros(batch.mask.shape)
         return TokenScores(logprobs=empty.index_put(places, logprobs), entropy=empty.index_put(places, entropy))
 
-    def _packed_scores(self, batch: RolloutBatch, temperature: float) -> tuple[Tensor, Tensor]:
+    def _packed_scores(self, llama: Llama, batch: RolloutBatch, temperature: float) -> tuple[Tensor, Tensor]:
         """Logprobs and entropies of the completion tokens, row by row, both [N]; a Llama-like model's."""
-        assert self.llama is not None
-        weights = self.llama.weights(self._compute_dtype())
+        weights = llama.weights(self._compute_dtype())
         packed = pack(batch)
-        attend = PackedAttention(packed, self.llama.heads, self.llama.kv_heads, self.llama.scale, weights.dtype)
+        attend = PackedAttention(packed, llama.heads, llama.kv_heads, llama.scale, weights.dtype)
         with torch.autocast(self.device.type, enabled=False):  # what is cast, and when, is the forward's own affair
-            hidden = self.llama(weights, packed.input_ids, packed.positions, attend)
+            hidden = llama(weights, packed.input_ids, packed.positions, attend)
             return token_scores(hidden[packed.predicting], weights.head, packed.targets, temperature)
 
     def _compute_dtype(self) -> torch.dtype:
@@ -176,7 +180,7 @@ class Policy(nn.Module):
         predicting = batch.prompt_lengths[rows] + columns - 1
         hidden = hidden[rows, predicting]  # [N, H]
         targets = batch.input_ids[rows, predicting + 1]  # [N]
-        chunk = max(1, LOGITS_PER_CHUNK // self.model.config.get_text_config().vocab_size)
+        chunk = rows_per_chunk(self.model.config.get_text_config().vocab_size)
         pieces = [
             checkpoint(self._score, h, t, temperature, use_reentrant=False, preserve_rng_state=False)
             for h, t in zip(hidden.split(chunk), targets.split(chunk), strict=True)

@@ -1,4 +1,9 @@
-"""Logprobs and entropies of tokens from hidden states and a linear head, in chunks: logits [N, V] never exist as a whole."""
+"""Logprobs and entropies of tokens from hidden states and a linear head.
+
+    logprobs, entropies = token_scores(hidden, head, targets, temperature)
+
+Everything goes in chunks, forward and backward: logits [N, V] never exist as a whole.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +17,11 @@ LOGITS_PER_CHUNK = 2**24
 """A chunk's logits hold at most this many numbers: 64 MiB in float32, whatever the vocabulary."""
 
 
+def rows_per_chunk(vocabulary: int) -> int:
+    """How many rows of logits are computed at once."""
+    return max(1, LOGITS_PER_CHUNK // vocabulary)
+
+
 def token_scores(hidden: Tensor, head: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Logprobs of the targets, with gradients, and entropies of their distributions, without; float32, nats, both [N].
 
@@ -23,18 +33,16 @@ def token_scores(hidden: Tensor, head: Tensor, targets: Tensor, temperature: flo
         targets: [N] int64.
         temperature: divides the logits.
     """
-    return _TokenScores.apply(hidden, head, targets, temperature)  # type: ignore[no-untyped-call]
+    return _TokenScores.apply(hidden, head, targets, temperature)
 
 
 class _TokenScores(torch.autograd.Function):
     """d logp(target) / d logits = (onehot(target) - p) / temperature."""
 
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, temperature: float
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         ctx.temperature = temperature
-        chunk = max(1, LOGITS_PER_CHUNK // len(head))
+        chunk = rows_per_chunk(len(head))
         pieces = []
         for states, wanted in zip(hidden.split(chunk), targets.split(chunk), strict=True):
             logits = _logits(states, head, temperature)  # [n, V]
@@ -51,13 +59,13 @@ class _TokenScores(torch.autograd.Function):
         return logprobs, entropies
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, Tensor, None, None]:
         hidden, head, targets, normalisers = ctx.saved_tensors
-        chunk = max(1, LOGITS_PER_CHUNK // len(head))
+        chunk = rows_per_chunk(len(head))
         grad_hidden = torch.empty_like(hidden)
         grad_head = torch.zeros(head.shape, dtype=normalisers.dtype, device=head.device)
-        for rows in torch.arange(len(hidden), device=hidden.device).split(chunk):
-            piece = slice(int(rows[0]), int(rows[-1]) + 1)
+        for start in range(0, len(hidden), chunk):
+            piece = slice(start, start + chunk)
             scale = grad[piece, None] / ctx.temperature
             probabilities = _logits(hidden[piece], head, ctx.temperature).sub_(normalisers[piece, None]).exp_()
             grad_logits = probabilities.mul_(-scale)

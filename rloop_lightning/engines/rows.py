@@ -5,8 +5,8 @@
     rows.select(prompt_of_row)      # go on with these rows, which may repeat
     rows.append(tokens)             # one token more in each row
 
-`LlamaRows` computes Llama-like models by llama.py, `HuggingFaceRows` any other causal LM by its own forward. In both, rows
-end in the same column: shorter prompts are padded on the left, and the padding is masked.
+`LlamaRows` computes Llama-like models by llama.py, `HuggingFaceRows` any other causal LM by its own forward. In both,
+rows end in the same column: shorter prompts are padded on the left, and the padding is masked.
 """
 
 from __future__ import annotations

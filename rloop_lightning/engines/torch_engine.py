@@ -48,8 +48,9 @@ class TorchEngine(RolloutEngine):
         top_p: sample among the most likely tokens that together reach this probability; 1 among all.
         max_rows: rollouts decoded at once. Bounds memory: each needs 2 * layers * kv_heads * head_dim numbers of KV
             cache per token of prompt and completion, up to half of it more in reserve.
-        dtype: of the computation and the KV cache; `auto` is that of the policy's weights. With bfloat16 the sampling
-            logprobs differ from those of a float32 update by hundredths of a nat (policy/engine_gap_nats_max).
+        dtype: of the computation and the KV cache; `auto`, that of the policy's weights, is all that a model that is
+            not Llama-like takes. With bfloat16 the sampling logprobs differ from those of a float32 update by
+            hundredths of a nat (policy/engine_gap_nats_max).
     """
 
     def __init__(
@@ -77,6 +78,15 @@ class TorchEngine(RolloutEngine):
         """Generate with this policy from now on."""
         self._policy = policy
 
+    def misfits_with(self, policy: Policy) -> list[str]:
+        """A dtype that is not that of the weights, where the model's own forward computes in no other."""
+        if policy.llama is not None or self._compute_dtype(policy) == policy.model.dtype:
+            return []
+        return [
+            f"--engine.dtype {self.dtype}: {type(policy.model).__name__} is not Llama-like and generates in the dtype "
+            "of its weights; leave --engine.dtype at auto, or set --policy.dtype"
+        ]
+
     def sync(self) -> None:
         """Nothing to do: the engine runs the very tensors that the optimizer updates."""
 
@@ -98,7 +108,7 @@ class TorchEngine(RolloutEngine):
         prompts = [policy.encode(problem.prompt) for problem in problems]
         _check_prompts(problems, prompts, sampling, policy.model.config.get_text_config())
         prompt_ids = [np.array(prompt, dtype=np.int64) for prompt in prompts]
-        dtype = policy.model.dtype if self.dtype == "auto" else getattr(torch, self.dtype)
+        dtype = self._compute_dtype(policy)
         generator = torch.Generator().manual_seed(sampling.seed)
         rollouts: list[Rollout] = []
         for start, end in _waves(len(problems), n, self.max_rows):
@@ -110,6 +120,9 @@ class TorchEngine(RolloutEngine):
             sources = [(problems[row // n], prompt_ids[row // n]) for row in range(start, end)]
             rollouts += _collect(policy, sources, *wave)
         return rollouts
+
+    def _compute_dtype(self, policy: Policy) -> torch.dtype:
+        return policy.model.dtype if self.dtype == "auto" else getattr(torch, self.dtype)
 
 
 def _check_prompts(

@@ -422,7 +422,7 @@ def test_row_layer_appends_without_copying() -> None:
 
 def test_prompts_that_do_not_fit_are_named_before_any_work(make_policy: MakePolicy) -> None:
     policy = make_policy(max_position_embeddings=30)
-    seen = record_inputs(policy)
+    seen = record_tokens(policy)
     problems = [
         Problem(id="fits", prompt="a" * 6, answer=""),
         Problem(id="too-long", prompt="a" * 7, answer=""),
@@ -447,6 +447,17 @@ def test_constructor_gathers_all_problems() -> None:
     ]
     with pytest.raises(ValueError, match=r"^--engine\.max_rows must be at least 1, got -2$"):
         TorchEngine(max_rows=-2)
+
+
+def test_a_dtype_that_the_model_cannot_generate_in_is_a_misfit(make_policy: MakePolicy) -> None:
+    mixture = make_policy("qwen3_moe")
+    assert TorchEngine(dtype="bfloat16").misfits_with(mixture) == [
+        "--engine.dtype bfloat16: Qwen3MoeForCausalLM is not Llama-like and generates in the dtype of its weights; "
+        "leave --engine.dtype at auto, or set --policy.dtype"
+    ]
+    assert TorchEngine(dtype="float32").misfits_with(mixture) == []
+    assert TorchEngine().misfits_with(mixture) == []
+    assert TorchEngine(dtype="bfloat16").misfits_with(make_policy("qwen2")) == []
 
 
 def test_generate_without_a_policy_is_an_error() -> None:
