@@ -180,13 +180,13 @@ def test_rollouts_do_not_see_each_other(row: int, longest_for_products: int) -> 
 
 
 @pytest.mark.parametrize("longest_for_products", [0, 512])
-@pytest.mark.parametrize("prompt", [1, 2, 3])
+@pytest.mark.parametrize("prompt", [0, 1, 2, 3])
 def test_a_prompt_is_seen_by_its_own_rollouts_alone(prompt: int, longest_for_products: int) -> None:
     members = [row for row, (number, _) in enumerate(ROWS) if number == prompt]
 
     def other_prompt(batch: RolloutBatch) -> RolloutBatch:
         input_ids = batch.input_ids.clone()
-        input_ids[members, 0] = (input_ids[members, 0] + 1) % 25  # all prompts here but the first have more tokens
+        input_ids[members, 0] = (input_ids[members, 0] + 1) % 25
         return replace(batch, input_ids=input_ids)
 
     assert changed_rows(other_prompt, longest_for_products) == members

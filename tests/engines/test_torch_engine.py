@@ -223,6 +223,52 @@ def test_the_largest_uniform_never_leaves_the_possible_tokens() -> None:
     assert logprobs.isfinite().all()
 
 
+# Below, at and above the size of a block, whole blocks and not.
+VOCABULARIES = pytest.mark.parametrize("vocabulary", [1, 5, 127, 128, 129, 256, 300, 1000])
+LARGEST_UNIFORM = 1 - 2**-24
+
+
+@VOCABULARIES
+def test_inversion_equals_that_of_a_plain_running_sum(vocabulary: int) -> None:
+    generator = torch.Generator().manual_seed(vocabulary)
+    weights = (torch.randn(4000, vocabulary, generator=generator) * 2).exp()
+    weights[torch.rand(weights.shape, generator=generator) < 0.3] = 0
+    weights[:, vocabulary // 2] += 1e-3
+    uniforms = torch.rand(4000, 1, generator=generator)
+    tokens, total = torch_engine._invert(weights, uniforms)
+    sums = weights.double().cumsum(-1)
+    wanted = uniforms.double() * sums[:, -1:]
+    torch.testing.assert_close(total.double(), sums[:, -1:], rtol=1e-5, atol=0)
+    assert (weights.gather(-1, tokens) > 0).all()
+    expected = torch.searchsorted(sums, wanted, right=True)
+    assert float((tokens == expected).double().mean()) > 0.999
+    # The others are neighbours: what is wanted lies at the edge of their share but for rounding.
+    after = sums.gather(-1, tokens)
+    before = after - weights.double().gather(-1, tokens)
+    rounding = 1e-6 * sums[:, -1:]
+    assert ((before - rounding <= wanted) & (wanted <= after + rounding)).all()
+
+
+@VOCABULARIES
+@pytest.mark.parametrize("uniform", [0.0, 0.5, LARGEST_UNIFORM])
+@pytest.mark.parametrize("weight", [1.0, 0.1, 1e-30])
+def test_inversion_finds_the_only_token_there_is(vocabulary: int, uniform: float, weight: float) -> None:
+    tokens, total = torch_engine._invert(weight * torch.eye(vocabulary), torch.full((vocabulary, 1), uniform))
+    assert tokens.flatten().tolist() == list(range(vocabulary))
+    torch.testing.assert_close(total, torch.full((vocabulary, 1), weight), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("uniform", [0.0, 0.5, LARGEST_UNIFORM])
+@pytest.mark.parametrize("density", [0.01, 0.5])
+def test_inversion_never_gives_a_token_of_weight_zero(uniform: float, density: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weights = (torch.randn(5000, 700, generator=generator) * 8).exp()  # over thirty orders of magnitude
+    weights[torch.rand(weights.shape, generator=generator) > density] = 0
+    weights = weights[weights.amax(-1) > 0]
+    tokens, _ = torch_engine._invert(weights, torch.full((len(weights), 1), uniform))
+    assert (weights.gather(-1, tokens) > 0).all()
+
+
 def test_top_p_is_the_smallest_set_that_reaches_p() -> None:
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(1000, 4)
     uniforms = torch.arange(1000) / 1000
