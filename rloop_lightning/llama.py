@@ -112,8 +112,8 @@ class Llama:
         for number, layer in enumerate(weights.layers):
             qkv = linear(self._normed(hidden, weights), layer.qkv, layer.qkv_bias).unflatten(-1, (-1, self.head_dim))
             if layer.query_norm is None or layer.key_norm is None:
-                turned, values = qkv.split([self.heads + self.kv_heads, self.kv_heads], dim=1)
-                queries, keys = rotate(turned, rotation).split([self.heads, self.kv_heads], dim=1)
+                both, values = qkv.split([self.heads + self.kv_heads, self.kv_heads], dim=1)  # one rotation for both
+                queries, keys = rotate(both, rotation).split([self.heads, self.kv_heads], dim=1)
             else:
                 queries, keys, values = qkv.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
                 queries = rotate(self._normed(queries, weights) * layer.query_norm, rotation)
@@ -127,12 +127,13 @@ class Llama:
 
     def _rotation(self, positions: Tensor) -> Tensor:
         """Each position's rotation of a head's dimension pairs, complex64 [N, 1, D / 2]."""
-        cos, sin = self._decoder.rotary_emb(self._decoder.norm.weight.float(), positions[None])
-        pairs = self.head_dim // 2
+        any_float32 = self._decoder.norm.weight.float()  # its dtype is that of what comes back
+        cos, sin = self._decoder.rotary_emb(any_float32, positions[None])
+        pairs = self.head_dim // 2  # both halves of the dimensions turn by the same angles
         return torch.complex(cos[0, :, :pairs].float(), sin[0, :, :pairs].float())[:, None]
 
     def _interleave(self, weight: Tensor) -> Tensor:
-        """Put the two dimensions that a rotation turns side by side; Hugging Face has them half a head apart."""
+        """Put the two dimensions that turn together side by side; Hugging Face has them half a head apart."""
         halves = weight.unflatten(0, (-1, 2, self.head_dim // 2))  # [heads, 2, D / 2, ...]
         return halves.transpose(1, 2).flatten(0, 2)
 

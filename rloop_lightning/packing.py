@@ -76,34 +76,37 @@ def packed_micro_batches(batch: RolloutBatch, max_tokens: int) -> Iterator[tuple
 def pack(batch: RolloutBatch) -> PackedBatch:
     """The batch without padding and without repeated prompts."""
     device = batch.input_ids.device
-    prompt_of_row, sources = _distinct(batch.prompts)
-    prompts, completions = batch.prompt_lengths[sources], batch.completion_lengths
-    starts = torch.cat([prompts, completions]).cumsum(0) - torch.cat([prompts, completions])
-    prompt_starts, completion_starts = starts[: len(prompts)], starts[len(prompts) :]
+    prompt_of_row, row_of_prompt = _distinct(batch.prompts)
+    prompt_lengths, completion_lengths = batch.prompt_lengths[row_of_prompt], batch.completion_lengths
+    lengths = torch.cat([prompt_lengths, completion_lengths])  # of the sequences: prompts, then completions
+    sequences, offsets = _ragged(lengths)
+    starts = lengths.cumsum(0) - lengths
+    prompt_starts, completion_starts = starts.tensor_split([len(prompt_lengths)])
 
-    sequences, offsets = _ragged(torch.cat([prompts, completions]))
-    before = torch.cat([torch.zeros_like(prompts), batch.prompt_lengths])[sequences]
-    rows = torch.cat([sources, torch.arange(len(batch), device=device)])[sequences]
-    positions = before + offsets
+    # Where a token stands in the batch: its row, and its place there.
+    rows = torch.cat([row_of_prompt, torch.arange(len(batch), device=device)])[sequences]
+    positions = torch.cat([torch.zeros_like(prompt_lengths), batch.prompt_lengths])[sequences] + offsets
+    input_ids = batch.input_ids[rows, positions]
 
-    _, ordinal = _ragged(completions)
-    first_completion = int(prompts.sum())
-    here = torch.arange(first_completion, len(positions), device=device)
-    last_of_prompt = (prompt_starts + prompts - 1)[prompt_of_row][rows[first_completion:]]
-    predicting = torch.where(ordinal == 0, last_of_prompt, here - 1)
+    # The first token of a completion is predicted by the last of its prompt, any other by the one before it.
+    first = int(prompt_lengths.sum())
+    last_of_prompt = (prompt_starts + prompt_lengths - 1)[prompt_of_row]  # [B]
+    one_before = torch.arange(first, len(input_ids), device=device) - 1
+    predicting = torch.where(offsets[first:] == 0, last_of_prompt[rows[first:]], one_before)
 
-    blocks = [_block(prompt_starts, prompts, prompt_starts, torch.zeros_like(prompts))]
-    members = [torch.arange(len(prompts), device=device)]
-    by_length = completions.argsort(stable=True)
+    blocks = [_block(prompt_starts, prompt_lengths, prompt_starts, torch.zeros_like(prompt_lengths))]
+    members = [torch.arange(len(prompt_lengths), device=device)]
+    by_length = completion_lengths.argsort(stable=True)
     for chosen in by_length.tensor_split(min(_BLOCKS, len(batch))):
         owner = prompt_of_row[chosen]
-        blocks.append(_block(completion_starts[chosen], completions[chosen], prompt_starts[owner], prompts[owner]))
-        members.append(len(prompts) + chosen)
+        own = completion_starts[chosen], completion_lengths[chosen]
+        blocks.append(_block(*own, prompt_starts[owner], prompt_lengths[owner]))
+        members.append(len(prompt_lengths) + chosen)
     return PackedBatch(
-        input_ids=batch.input_ids[rows, positions],
+        input_ids=input_ids,
         positions=positions,
         predicting=predicting,
-        targets=batch.input_ids[rows, positions][first_completion:],
+        targets=input_ids[first:],
         blocks=tuple(blocks),
         places=_places(blocks, members, sequences, offsets),
     )
@@ -237,23 +240,22 @@ def _ragged(lengths: Tensor) -> tuple[Tensor, Tensor]:
     return sequences, torch.arange(len(sequences), device=lengths.device) - starts[sequences]
 
 
-def _block(starts: Tensor, lengths: Tensor, prompt_starts: Tensor, prompts: Tensor) -> Block:
-    """Sequences [R] by where they and their prompts start in the packed row; prompts end in one column."""
+def _block(starts: Tensor, lengths: Tensor, prompt_starts: Tensor, prompt_lengths: Tensor) -> Block:
+    """R sequences, by where they and the prompts before them start in the packed row; all prompts end in one column.
+
+    Args: all [R], tokens.
+    """
+    device = lengths.device
     length = int(lengths.max())
-    width = -(-(int(prompts.max()) + length) // _ALIGNMENT) * _ALIGNMENT - length  # columns for the prompt
-    places = torch.arange(length, device=lengths.device)
-    inside = places < lengths[:, None]  # [R, T]
-    own = starts[:, None] + places * inside
-    columns = torch.arange(width, device=lengths.device) - (width - prompts[:, None])  # [R, S - T]
-    seen = torch.cat(
-        [
-            (columns >= 0)[:, None].expand(-1, length, -1),
-            (places[:, None] >= places).expand(len(lengths), -1, -1),
-        ],
-        dim=2,
-    )
-    bias = torch.zeros(seen.shape, device=lengths.device).masked_fill_(~seen, -1e9)
-    keys = torch.cat([prompt_starts[:, None] + columns.clamp(min=0), own], dim=1)
+    width = -(-(int(prompt_lengths.max()) + length) // _ALIGNMENT) * _ALIGNMENT - length  # columns of the prompts
+    places = torch.arange(length, device=device)
+    own = starts[:, None] + places * (places < lengths[:, None])  # [R, T]
+    prompt_places = torch.arange(width, device=device) - (width - prompt_lengths[:, None])  # [R, S - T]
+    of_prompt = (prompt_places >= 0)[:, None].expand(-1, length, -1)
+    of_own = (places[:, None] >= places).expand(len(lengths), -1, -1)
+    bias = torch.zeros(len(lengths), length, width + length, device=device)
+    bias.masked_fill_(~torch.cat([of_prompt, of_own], dim=2), -1e9)
+    keys = torch.cat([prompt_starts[:, None] + prompt_places.clamp(min=0), own], dim=1)
     return Block(own.flatten(), keys.flatten(), bias)
 
 
