@@ -92,8 +92,8 @@ class Parts:
         return replace(self, data=rendered(self.data, policy.tokenizer))
 
     def misfits_with(self, policy: Policy) -> list[str]:
-        """What can't work with this policy once problems are rendered: prompts that are too many or too long for it."""
-        return [*self._too_few_problems(), *self._too_long_prompts(policy)]
+        """What can't work with this policy once problems are rendered."""
+        return [*self.engine.misfits_with(policy), *self._too_few_problems(), *self._too_long_prompts(policy)]
 
     def _too_long_prompts(self, policy: Policy) -> list[str]:
         """Problems whose prompt and completion exceed the policy's context."""

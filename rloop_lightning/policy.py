@@ -4,12 +4,14 @@
     logprobs = policy.logprobs(batch).logprobs      # [B, T], nats, with gradients
     policy.save("folder")                           # a plain Hugging Face folder
 
-Logprobs are computed on completion positions only, in chunks: no tensor of batch x tokens x vocabulary ever exists.
+Logprobs are computed on completion positions only, in chunks: no tensor of batch x tokens x vocabulary ever exists. A
+Llama-like model is computed by llama.py over packed rollouts (packing.py), any other by its own forward.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,14 +24,14 @@ from torch.utils.checkpoint import checkpoint
 from rloop_lightning.atomic import atomic_path
 from rloop_lightning.checksums import write_checksums
 from rloop_lightning.faults import RunFault
+from rloop_lightning.llama import Llama
 from rloop_lightning.model_folder import is_folder, load_model, load_tokenizer, model_faults, vocabulary_faults
+from rloop_lightning.packing import PackedAttention, pack, packed_micro_batches
+from rloop_lightning.token_scores import rows_per_chunk, token_scores
 from rloop_lightning.types import RolloutBatch
 
 EMBEDDED_MODEL = "countdown"
 """`--policy.model countdown` names the small policy that the package carries."""
-
-# A chunk's logits hold at most this many numbers: 64 MiB in float32, whatever the vocabulary.
-_LOGITS_PER_CHUNK = 2**24
 
 
 def embedded_model_path() -> Path:
@@ -51,10 +53,11 @@ class PolicyConfig:
     Args:
         model: `countdown` for the small policy that the package carries, a Hugging Face folder, or a name on the hub.
         dtype: of the weights and of the optimizer's state.
-        max_tokens_per_micro_batch: padded tokens of prompt and completion that go through forward and backward at once;
-            bounds the memory of a training step, whatever the batch size.
-        attn_implementation: the model's attention kernel, for generation and training; `eager` is the fastest for short
-            sequences on a CPU, `flash_attention_2` needs a GPU and its package.
+        max_tokens_per_micro_batch: tokens that go through forward and backward at once; bounds the memory of a training
+            step, whatever the batch size. Of a Llama-like model, tokens without padding, a prompt once however many
+            rollouts share it; of any other, padded tokens of prompt and completion.
+        attn_implementation: the attention kernel of a model that is not Llama-like, for generation and training;
+            `eager` is the fastest for short sequences on a CPU, `flash_attention_2` needs a GPU and its package.
     """
 
     model: str = EMBEDDED_MODEL
@@ -83,7 +86,7 @@ class Policy(nn.Module):
     Args:
         model: a Hugging Face causal LM.
         tokenizer: its tokenizer, with an EOS token.
-        max_tokens_per_micro_batch: padded tokens of prompt and completion that go through the model at once.
+        max_tokens_per_micro_batch: tokens that go through the model at once, as PolicyConfig counts them.
         source: folder or hub name that the weights came from.
     """
 
@@ -94,7 +97,9 @@ class Policy(nn.Module):
         self.tokenizer = tokenizer
         self.max_tokens_per_micro_batch = max_tokens_per_micro_batch
         self.stop_token_ids = _stop_token_ids(model, tokenizer)
-        self._check_head()
+        self.llama = Llama.of(model)
+        if self.llama is None:
+            self._check_head()
 
     @classmethod
     def load(cls, config: PolicyConfig) -> Policy:
@@ -133,29 +138,54 @@ class Policy(nn.Module):
         """Texts of completions, without special tokens."""
         return self.tokenizer.batch_decode(completions, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
+    def micro_batches(self, batch: RolloutBatch) -> Iterator[tuple[Tensor, RolloutBatch]]:
+        """Row numbers and rows, in pieces that go through the model at once."""
+        if self.llama is not None:
+            return packed_micro_batches(batch, self.max_tokens_per_micro_batch)
+        return batch.micro_batches(self.max_tokens_per_micro_batch)
+
     def logprobs(self, batch: RolloutBatch) -> TokenScores:
         """Logprob and entropy of every completion token, at the batch's temperature.
 
         Only the positions that predict a completion token are projected onto the vocabulary, in chunks whose logits
         the backward pass computes anew: `[B, T, V]` never exists.
         """
-        hidden = self._hidden_states(batch)  # [B, L, H]
+        if self.llama is None:
+            logprobs, entropy = self._padded_scores(batch, batch.temperature or 1.0)
+        else:
+            logprobs, entropy = self._packed_scores(self.llama, batch, batch.temperature or 1.0)
+        places = batch.completion_mask.nonzero(as_tuple=True)
+        empty = logprobs.new_zeros(batch.mask.shape)
+        return TokenScores(logprobs=empty.index_put(places, logprobs), entropy=empty.index_put(places, entropy))
+
+    def _packed_scores(self, llama: Llama, batch: RolloutBatch, temperature: float) -> tuple[Tensor, Tensor]:
+        """Logprobs and entropies of the completion tokens, row by row, both [N]; a Llama-like model's."""
+        weights = llama.weights(self._compute_dtype())
+        packed = pack(batch)
+        attend = PackedAttention(packed, llama.heads, llama.kv_heads, llama.scale, weights.dtype)
+        with torch.autocast(self.device.type, enabled=False):  # what is cast, and when, is the forward's own affair
+            hidden = llama(weights, packed.input_ids, packed.positions, attend)
+            return token_scores(hidden[packed.predicting], weights.head, packed.targets, temperature)
+
+    def _compute_dtype(self) -> torch.dtype:
+        """bfloat16 under --trainer.precision bf16-mixed, else the weights' own."""
+        device = self.device.type
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.model.dtype
+
+    def _padded_scores(self, batch: RolloutBatch, temperature: float) -> tuple[Tensor, Tensor]:
+        """Logprobs and entropies of the completion tokens, row by row, both [N]; any model's."""
+        hidden = self.model.get_decoder()(input_ids=batch.input_ids, use_cache=False).last_hidden_state  # [B, L, H]
         rows, columns = batch.completion_mask.nonzero(as_tuple=True)
         predicting = batch.prompt_lengths[rows] + columns - 1
         hidden = hidden[rows, predicting]  # [N, H]
         targets = batch.input_ids[rows, predicting + 1]  # [N]
-        chunk = max(1, _LOGITS_PER_CHUNK // self.model.config.get_text_config().vocab_size)
+        chunk = rows_per_chunk(self.model.config.get_text_config().vocab_size)
         pieces = [
-            checkpoint(self._score, h, t, batch.temperature, use_reentrant=False, preserve_rng_state=False)
+            checkpoint(self._score, h, t, temperature, use_reentrant=False, preserve_rng_state=False)
             for h, t in zip(hidden.split(chunk), targets.split(chunk), strict=True)
         ]
-        logprobs = torch.cat([logprobs for logprobs, _ in pieces])
-        entropy = torch.cat([entropy for _, entropy in pieces])
-        empty = logprobs.new_zeros(batch.mask.shape)
-        return TokenScores(
-            logprobs=empty.index_put((rows, columns), logprobs),
-            entropy=empty.index_put((rows, columns), entropy),
-        )
+        logprobs, entropy = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+        return logprobs, entropy
 
     def load_weights(self, folder: Path | str) -> None:
         """Take over the weights of a folder that holds the same architecture."""
@@ -195,9 +225,6 @@ class Policy(nn.Module):
                     "(--algo.lr, --consolidate.lr), or a callback of your own (--trainer.callbacks)"
                 )
 
-    def _hidden_states(self, batch: RolloutBatch) -> Tensor:
-        return self.model.get_decoder()(input_ids=batch.input_ids, use_cache=False).last_hidden_state
-
     def _logits(self, hidden: Tensor) -> Tensor:
         """The model's head, float32 [..., V], with what some architectures do to logits behind it."""
         config = self.model.config.get_text_config()
@@ -210,7 +237,7 @@ class Policy(nn.Module):
 
     def _score(self, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """Logprobs of the targets and entropies, both [N], from hidden states [N, H]."""
-        logits = self._logits(hidden) / (temperature or 1.0)  # [N, V]
+        logits = self._logits(hidden) / temperature  # [N, V]
         logprobs = -nn.functional.cross_entropy(logits, targets, reduction="none")
         with torch.no_grad():
             entropy = torch.distributions.Categorical(logits=logits, validate_args=False).entropy()

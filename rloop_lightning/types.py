@@ -111,6 +111,7 @@ class RolloutBatch:
     """
 
     input_ids: Tensor  # [B, L] int64, prompt and completion
+    prompts: Tensor  # [B] int64, rows of equal number have the same prompt
     prompt_lengths: Tensor  # [B] int64, tokens
     completion_lengths: Tensor  # [B] int64, tokens
     sampling_logprobs: Tensor  # [B, T] float32, nats, 0 behind the completion
@@ -236,8 +237,10 @@ def collate(
     mask = torch.arange(width) < completion_lengths[:, None]
     if carries_loss is not None:
         mask &= torch.as_tensor(carries_loss, dtype=torch.bool)[:, None]
+    numbers: dict[bytes, int] = {}
     return RolloutBatch(
         input_ids=torch.from_numpy(input_ids),
+        prompts=torch.tensor([numbers.setdefault(r.prompt_ids.tobytes(), len(numbers)) for r in rollouts]),
         prompt_lengths=prompt_lengths,
         completion_lengths=completion_lengths,
         sampling_logprobs=torch.from_numpy(sampling_logprobs),

@@ -16,7 +16,7 @@ DOORS = ("algorithms", "callbacks", "configs")
 # package's own, which every import runs.
 LAYERS = (
     {"__init__", "types", "atomic", "checksums", "faults", "signals"},
-    {"advantages", "losses", "metrics"},
+    {"advantages", "losses", "metrics", "llama", "packing", "token_scores"},
     {"hub_access", "model_folder"},
     {"policy", "rewards", "pool", "filter", "data", "engines", "run_metrics", "report"},
     {"evaluation"},

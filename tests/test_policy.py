@@ -16,12 +16,23 @@ from builders import (
 )
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2ForCausalLM
 
-import rloop_lightning.policy as policy_module
+from rloop_lightning import token_scores
 from rloop_lightning.algorithms.rft import RFT
 from rloop_lightning.data.countdown_policy import make_tokenizer
 from rloop_lightning.policy import Policy, PolicyConfig
 
 COMPLETION_TOKENS = sum(completion for _, completion in RAGGED)
+
+
+# Both ways to the logprobs compute the same model here: by llama.py over packed rollouts, by Hugging Face over padded.
+BOTH_WAYS = pytest.mark.parametrize("llama", [True, False], ids=["llama", "hugging face"])
+
+
+def policy_of_way(llama):
+    policy = make_policy()
+    assert policy.llama is not None
+    policy.llama = policy.llama if llama else None
+    return policy
 
 
 def assert_equal_rows(actual, rows):
@@ -50,9 +61,10 @@ def fast_gradient(policy, batch):
     return gradients(policy)
 
 
+@BOTH_WAYS
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_logprobs_entropy_and_gradient_equal_a_plain_forward(temperature):
-    policy, batch = make_policy(), random_batch(temperature=temperature)
+def test_logprobs_entropy_and_gradient_equal_a_plain_forward(llama, temperature):
+    policy, batch = policy_of_way(llama), random_batch(temperature=temperature)
     scores = policy.logprobs(batch)
     assert_equal_rows(scores.logprobs, slow_logprobs(policy, batch))
     assert_equal_rows(scores.entropy, slow_entropies(policy, batch))
@@ -68,18 +80,22 @@ def test_the_temperature_matters():
 
 
 @pytest.mark.parametrize(
-    ("architecture", "changes"),
+    ("architecture", "changes", "llama"),
     [
-        ("Qwen2", {"tie_word_embeddings": True}),
-        ("Qwen2", {"tie_word_embeddings": False}),
-        ("Llama", {}),
-        ("Gemma2", {"final_logit_softcapping": 1.5}),
-        ("Cohere", {"logit_scale": 0.25}),
-        ("Granite", {"logits_scaling": 4.0}),
+        ("Qwen2", {"tie_word_embeddings": True}, True),
+        ("Qwen2", {"tie_word_embeddings": False}, True),
+        ("Llama", {"num_key_value_heads": 4}, True),
+        ("Qwen3", {}, True),
+        ("Mistral", {"sliding_window": None}, True),
+        ("Mistral", {"sliding_window": 6}, False),
+        ("Gemma2", {"final_logit_softcapping": 1.5}, False),
+        ("Cohere", {"logit_scale": 0.25}, False),
+        ("Granite", {"logits_scaling": 4.0}, False),
     ],
 )
-def test_every_architecture_gets_its_own_logits(architecture, changes):
+def test_every_architecture_gets_its_own_logits(architecture, changes, llama):
     policy, batch = make_policy(architecture, **changes), random_batch(temperature=0.9)
+    assert (policy.llama is not None) == llama
     head, embedding = policy.model.get_output_embeddings().weight, policy.model.get_input_embeddings().weight
     assert (head is embedding) == policy.model.config.tie_word_embeddings
     scores = policy.logprobs(batch)
@@ -103,22 +119,28 @@ def test_a_model_that_alters_its_logits_is_refused():
 
 
 class Rows:
-    """How many rows each call of the output embedding projected."""
+    """How many rows each call of a function that makes logits projected."""
 
-    def __init__(self, policy):
+    def __init__(self, policy, monkeypatch):
         self.counts = []
-        policy.model.get_output_embeddings().register_forward_hook(
-            lambda module, inputs, output: self.counts.append(output.numel() // output.shape[-1])
-        )
+        owner = policy if policy.llama is None else token_scores
+        compute = owner._logits
+
+        def counted(hidden, *args):
+            self.counts.append(len(hidden))
+            return compute(hidden, *args)
+
+        monkeypatch.setattr(owner, "_logits", counted)
 
 
-def test_only_completion_positions_are_projected_and_in_chunks(monkeypatch):
-    policy, batch = make_policy(), random_batch()
-    rows = Rows(policy)
+@BOTH_WAYS
+def test_only_completion_positions_are_projected_and_in_chunks(monkeypatch, llama):
+    policy, batch = policy_of_way(llama), random_batch()
+    rows = Rows(policy, monkeypatch)
     whole = fast_gradient(policy, batch)
     scores = policy.logprobs(batch)
     rows.counts.clear()
-    monkeypatch.setattr(policy_module, "_LOGITS_PER_CHUNK", 5 * len(policy.tokenizer))
+    monkeypatch.setattr(token_scores, "LOGITS_PER_CHUNK", 5 * len(policy.tokenizer))
     chunked_scores = policy.logprobs(batch)
     assert max(rows.counts) == 5
     assert sum(rows.counts) == COMPLETION_TOKENS == 43
@@ -130,19 +152,22 @@ def test_only_completion_positions_are_projected_and_in_chunks(monkeypatch):
     assert relative_difference(fast_gradient(policy, batch), whole) < 1e-6
 
 
-def test_a_chunk_holds_at_least_one_row(monkeypatch):
-    policy, batch = make_policy(), random_batch()
-    rows = Rows(policy)
+@BOTH_WAYS
+def test_a_chunk_holds_at_least_one_row(monkeypatch, llama):
+    policy, batch = policy_of_way(llama), random_batch()
+    rows = Rows(policy, monkeypatch)
     expected = policy.logprobs(batch).logprobs
     rows.counts.clear()
-    monkeypatch.setattr(policy_module, "_LOGITS_PER_CHUNK", 1)
+    monkeypatch.setattr(token_scores, "LOGITS_PER_CHUNK", 1)
     torch.testing.assert_close(policy.logprobs(batch).logprobs, expected, rtol=1e-6, atol=1e-6)
     assert rows.counts == [1] * COMPLETION_TOKENS
 
 
-def test_no_logits_are_kept_for_the_backward_pass():
-    policy, batch = make_policy(), random_batch()
-    vocabulary = len(policy.tokenizer)
+@BOTH_WAYS
+def test_no_logits_are_kept_for_the_backward_pass(llama):
+    policy, batch = policy_of_way(llama), random_batch()
+    head = policy.model.get_output_embeddings().weight.shape  # [V, H], which llama.py folds a norm into
+    vocabulary = head[0]
     kept = []
     parameters = {p.data_ptr() for p in policy.parameters()}
 
@@ -154,14 +179,18 @@ def test_no_logits_are_kept_for_the_backward_pass():
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         policy.logprobs(batch)
     assert kept
-    assert [shape for shape in kept if vocabulary in shape] == []
+    assert [shape for shape in kept if vocabulary in shape and shape != head] == []
 
 
+@BOTH_WAYS
 @pytest.mark.parametrize("max_tokens", [1, 20, 40])
-def test_logprobs_do_not_depend_on_the_micro_batch(max_tokens):
-    policy, batch = make_policy(), random_batch()
+def test_logprobs_do_not_depend_on_the_micro_batch(max_tokens, llama):
+    policy, batch = policy_of_way(llama), random_batch()
+    policy.max_tokens_per_micro_batch = max_tokens
     whole = policy.logprobs(batch)
-    for rows, micro in batch.micro_batches(max_tokens):
+    micro_batches = list(policy.micro_batches(batch))
+    assert len(micro_batches) > 1
+    for rows, micro in micro_batches:
         width = micro.mask.shape[1]
         scores = policy.logprobs(micro)
         torch.testing.assert_close(scores.logprobs, whole.logprobs[rows, :width], rtol=1e-5, atol=1e-6)

@@ -23,6 +23,7 @@ def small_batch(**changes):
 def test_collate_lays_out_rows():
     batch = small_batch(temperature=0.7)
     assert batch.input_ids.tolist() == [[3, 4, 5, 6, 1], [2, 7, 8, 9, 1]]
+    assert batch.prompts.tolist() == [0, 1]
     assert batch.prompt_lengths.tolist() == [3, 1]
     assert batch.completion_lengths.tolist() == [2, 4]
     assert batch.lengths.tolist() == [5, 5]
@@ -32,6 +33,13 @@ def test_collate_lays_out_rows():
     assert batch.old_logprobs is None
     assert batch.temperature == 0.7
     assert len(batch) == 2
+
+
+def test_rows_of_the_same_prompt_have_the_same_number():
+    prompts = [(3, 4), (3,), (3, 4), (4, 3), (3,)]
+    batch = collate([make_rollout("a", prompt=prompt) for prompt in prompts], [0.0] * len(prompts))
+    assert batch.prompts.tolist() == [0, 1, 0, 2, 1]
+    assert batch.select(torch.tensor([4, 3, 1])).prompts.tolist() == [1, 2, 1]
 
 
 def test_a_row_that_carries_no_loss_keeps_its_completion():

@@ -136,7 +136,7 @@ class PolicyModule(L.LightningModule, ABC):
         optimizer.zero_grad()
         totals: dict[str, Tensor] = {}
         with self._gradients_stay_local():
-            for _, micro in batch.micro_batches(self.policy.max_tokens_per_micro_batch):
+            for _, micro in self.policy.micro_batches(batch):
                 scores = self.policy.logprobs(micro)
                 output = self.micro_batch_loss(scores, micro)
                 self.manual_backward(output.loss / count)
@@ -159,7 +159,7 @@ class PolicyModule(L.LightningModule, ABC):
         """Each row's own loss, summed over its tokens [B], and its logprobs [B, T], under the current weights."""
         losses = torch.zeros(len(batch), dtype=torch.float64)
         logprobs = torch.zeros_like(batch.sampling_logprobs)
-        for rows, micro in batch.micro_batches(self.policy.max_tokens_per_micro_batch):
+        for rows, micro in self.policy.micro_batches(batch):
             scores = self.policy.logprobs(micro)
             logprobs[rows, : micro.mask.shape[1]] = scores.logprobs
             for place, row in enumerate(rows.tolist()):
@@ -315,7 +315,7 @@ class Algorithm(PolicyModule):
     @torch.no_grad()
     def _with_old_logprobs(self, batch: RolloutBatch) -> RolloutBatch:
         old_logprobs = torch.zeros_like(batch.sampling_logprobs)
-        for rows, micro in batch.micro_batches(self.policy.max_tokens_per_micro_batch):
+        for rows, micro in self.policy.micro_batches(batch):
             old_logprobs[rows, : micro.mask.shape[1]] = self.policy.logprobs(micro).logprobs
         return replace(batch, old_logprobs=old_logprobs)
 

@@ -48,6 +48,10 @@ class RolloutEngine(ABC):
             seed=seed,
         )
 
+    def misfits_with(self, policy: Policy) -> list[str]:
+        """What of the settings can't work with this policy, a line each, with the flag and what to do."""
+        return []
+
     @abstractmethod
     def bind(self, policy: Policy) -> None:
         """Generate with this policy from now on."""

@@ -11,28 +11,31 @@ Rows (one row = one rollout) are decoded together in waves of at most `max_rows`
                 others together is cheaper than computing them on
     collect     one transfer to the host, one call of the tokenizer
 
-`row_cache` holds keys and values without the copy per token that Hugging Face's own cache makes; `sample_tokens` draws
-from the logits. What waits for the device is one count of the unfinished rows per token.
+rows.py computes the logits of the rows, `sample_tokens` draws from them. What waits for the device is one count of the
+unfinished rows per token.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from rloop_lightning.engines.base import RolloutEngine
-from rloop_lightning.engines.row_cache import row_cache
+from rloop_lightning.engines.rows import open_rows
 from rloop_lightning.policy import Policy
 from rloop_lightning.types import Problem, Rollout, SamplingParams
 
 # Finished rows stay until a quarter of the batch is idle. A compaction copies the live rows' cache, about what one
 # decode step reads; at this threshold all the compactions of a wave together copy three times the first cache.
 _COMPACT_BELOW = 0.75
+
+# Tokens whose weights are summed first when one is drawn.
+_BLOCK_TOKENS = 128
 
 
 class TorchEngine(RolloutEngine):
@@ -45,6 +48,9 @@ class TorchEngine(RolloutEngine):
         top_p: sample among the most likely tokens that together reach this probability; 1 among all.
         max_rows: rollouts decoded at once. Bounds memory: each needs 2 * layers * kv_heads * head_dim numbers of KV
             cache per token of prompt and completion, up to half of it more in reserve.
+        dtype: of the computation and the KV cache; `auto`, that of the policy's weights, is all that a model that is
+            not Llama-like takes. With bfloat16 the sampling logprobs differ from those of a float32 update by
+            hundredths of a nat (policy/engine_gap_nats_max).
     """
 
     def __init__(
@@ -55,6 +61,7 @@ class TorchEngine(RolloutEngine):
         top_k: int = 0,
         top_p: float = 1.0,
         max_rows: int = 512,
+        dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     ) -> None:
         problems = [] if max_rows >= 1 else [f"--engine.max_rows must be at least 1, got {max_rows}"]
         try:
@@ -64,11 +71,21 @@ class TorchEngine(RolloutEngine):
         if problems:
             raise ValueError("\n".join(problems))
         self.max_rows = max_rows
+        self.dtype = dtype
         self._policy: Policy | None = None
 
     def bind(self, policy: Policy) -> None:
         """Generate with this policy from now on."""
         self._policy = policy
+
+    def misfits_with(self, policy: Policy) -> list[str]:
+        """A dtype that is not that of the weights, where the model's own forward computes in no other."""
+        if policy.llama is not None or self._compute_dtype(policy) == policy.model.dtype:
+            return []
+        return [
+            f"--engine.dtype {self.dtype}: {type(policy.model).__name__} is not Llama-like and generates in the dtype "
+            "of its weights; leave --engine.dtype at auto, or set --policy.dtype"
+        ]
 
     def sync(self) -> None:
         """Nothing to do: the engine runs the very tensors that the optimizer updates."""
@@ -91,6 +108,7 @@ class TorchEngine(RolloutEngine):
         prompts = [policy.encode(problem.prompt) for problem in problems]
         _check_prompts(problems, prompts, sampling, policy.model.config.get_text_config())
         prompt_ids = [np.array(prompt, dtype=np.int64) for prompt in prompts]
+        dtype = self._compute_dtype(policy)
         generator = torch.Generator().manual_seed(sampling.seed)
         rollouts: list[Rollout] = []
         for start, end in _waves(len(problems), n, self.max_rows):
@@ -98,10 +116,13 @@ class TorchEngine(RolloutEngine):
             uniforms = torch.rand(end - start, sampling.max_new_tokens, generator=generator).to(policy.device)
             first, last = start // n, (end - 1) // n
             prompt_of_row = torch.arange(start, end, device=policy.device) // n - first
-            wave = _decode(policy, prompts[first : last + 1], prompt_of_row, uniforms, sampling)
+            wave = _decode(policy, prompts[first : last + 1], prompt_of_row, uniforms, sampling, dtype)
             sources = [(problems[row // n], prompt_ids[row // n]) for row in range(start, end)]
             rollouts += _collect(policy, sources, *wave)
         return rollouts
+
+    def _compute_dtype(self, policy: Policy) -> torch.dtype:
+        return policy.model.dtype if self.dtype == "auto" else getattr(torch, self.dtype)
 
 
 def _check_prompts(
@@ -133,7 +154,12 @@ def _waves(problems: int, n: int, max_rows: int) -> Iterator[tuple[int, int]]:
 
 
 def _decode(
-    policy: Policy, prompts: list[list[int]], prompt_of_row: Tensor, uniforms: Tensor, sampling: SamplingParams
+    policy: Policy,
+    prompts: list[list[int]],
+    prompt_of_row: Tensor,
+    uniforms: Tensor,
+    sampling: SamplingParams,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sample a completion for every row of a wave.
 
@@ -153,7 +179,7 @@ def _decode(
     rows = torch.arange(len(prompt_of_row), device=device)  # [B], those in the batch ...
     live = torch.ones_like(rows, dtype=torch.bool)  # [B], ... and whether they still need tokens
 
-    batch = _Batch(policy.model, prompts, sampling.max_new_tokens, device)
+    batch = open_rows(policy, prompts, sampling.max_new_tokens, dtype)
     batch.select(prompt_of_row)
     for step in range(sampling.max_new_tokens):
         token, logprob = sample_tokens(batch.logits, uniforms[rows, step], sampling)  # [B], [B]
@@ -168,51 +194,6 @@ def _decode(
             rows, live, token = rows[kept], live[kept], token[kept]
         batch.append(token)
     return tokens, logprobs, torch.isin(tokens, stop_token_ids)
-
-
-class _Batch:
-    """Token sequences that grow by one token at a time, and the logits [B, V] of what follows each.
-
-    Sequences end in the same column; shorter prompts are padded on the left, and the padding is masked.
-    """
-
-    def __init__(self, model: Any, prompts: list[list[int]], max_new_tokens: int, device: torch.device) -> None:
-        self._model = model
-        self._cache = row_cache(model.config)
-        self._lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)  # [B]
-        self._columns = max(map(len, prompts))
-        padding = self._columns - self._lengths[:, None]  # [B, 1]
-        columns = torch.arange(self._columns + max_new_tokens, device=device)
-        self._mask = columns >= padding  # [B, columns at the end]
-        # Without a mask, attention takes its fastest kernel.
-        self._padded = min(map(len, prompts)) < self._columns
-        input_ids = torch.zeros(len(prompts), self._columns, dtype=torch.int64, device=device)
-        input_ids[self._mask[:, : self._columns]] = torch.tensor(list(chain.from_iterable(prompts)), device=device)
-        self.logits = self._forward(input_ids, (columns[: self._columns] - padding).clamp(min=0))
-
-    def select(self, rows: Tensor) -> None:
-        """Go on with these rows, which may repeat."""
-        self._cache.reorder_cache(rows)  # type: ignore[arg-type]  # declared for LongTensor, which int64 tensors are
-        self._lengths, self._mask, self.logits = self._lengths[rows], self._mask[rows], self.logits[rows]
-
-    def append(self, token: Tensor) -> None:
-        """Add one token [B] to the sequences."""
-        self._columns += 1
-        self._lengths += 1
-        self.logits = self._forward(token[:, None], self._lengths[:, None] - 1)
-
-    def _forward(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
-        output = self._model(
-            input_ids=input_ids,
-            attention_mask=self._mask[:, : self._columns] if self._padded else None,
-            position_ids=position_ids,
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        if getattr(output, "past_key_values", None) is not self._cache:
-            raise TypeError(f"TorchEngine needs a model with a KV cache; {type(self._model).__name__} ignores it")
-        return output.logits[:, -1]
 
 
 def _collect(
@@ -257,18 +238,35 @@ def sample_tokens(logits: Tensor, uniforms: Tensor, sampling: SamplingParams) ->
         was sampled from, renormalised after temperature, top-k and top-p; when greedy, under the softmax of the logits.
     """
     logits = logits.float()
+    if sampling.temperature not in (0, 1):
+        logits = logits / sampling.temperature
+    if sampling.temperature != 0:
+        logits = _restrict(logits, sampling.top_k, sampling.top_p)
+    weights = (logits - logits.amax(-1, keepdim=True)).exp_()  # [B, V], the largest is 1
     if sampling.temperature == 0:
-        logprobs = logits.log_softmax(-1)
-        tokens = logits.argmax(-1, keepdim=True)
+        tokens, total = logits.argmax(-1, keepdim=True), weights.sum(-1, keepdim=True)
     else:
-        logprobs = _restrict(logits / sampling.temperature, sampling.top_k, sampling.top_p).log_softmax(-1)  # [B, V]
-        probabilities = logprobs.exp()
-        tokens = torch.searchsorted(probabilities.cumsum(-1), uniforms[:, None], right=True)
-        tokens = tokens.clamp(max=logits.shape[-1] - 1)
-        # The sum may round to less than a uniform, and a parallel sum may step at an impossible token: one draw in
-        # millions, which goes to the most likely token.
-        tokens = torch.where(probabilities.gather(-1, tokens) > 0, tokens, logits.argmax(-1, keepdim=True))
-    return tokens.squeeze(-1), logprobs.gather(-1, tokens).squeeze(-1)
+        tokens, total = _invert(weights, uniforms[:, None])
+    return tokens.squeeze(-1), (weights.gather(-1, tokens) / total).log().squeeze(-1)
+
+
+def _invert(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the cumulative weights pass the share `uniforms` [B, 1] of their total, and that total, both [B, 1].
+
+    First among blocks of tokens, then inside one: a running sum over a whole vocabulary is the slowest way through it.
+    """
+    weights = pad(weights, (0, -weights.shape[-1] % _BLOCK_TOKENS)).unflatten(-1, (-1, _BLOCK_TOKENS))
+    blocks = weights.sum(-1).cumsum(-1)  # [B, blocks]
+    total = blocks[:, -1:]
+    # Below the total whatever the rounding, so that some block's weights take the sum past it.
+    wanted = (uniforms * total).minimum(torch.nextafter(total, torch.zeros_like(total)))
+    block = torch.searchsorted(blocks, wanted, right=True)  # [B, 1]
+    inside = weights.gather(1, block[:, :, None].expand(-1, -1, _BLOCK_TOKENS)).squeeze(1)  # [B, block]
+    before = torch.where(block > 0, blocks.gather(-1, (block - 1).clamp(min=0)), 0.0)
+    place = torch.searchsorted(inside.cumsum(-1), wanted - before, right=True).clamp(max=_BLOCK_TOKENS - 1)
+    # Rounding may end at a token of weight 0: one draw in millions, which goes to the block's most likely token.
+    place = torch.where(inside.gather(-1, place) > 0, place, inside.argmax(-1, keepdim=True))
+    return block * _BLOCK_TOKENS + place, total
 
 
 def _restrict(logits: Tensor, top_k: int, top_p: float) -> Tensor:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ import transformers
 from torch import Tensor
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
-from rloop_lightning.engines import ENGINES, torch_engine
+from rloop_lightning.engines import ENGINES, rows, torch_engine
 from rloop_lightning.engines.base import RolloutEngine
 from rloop_lightning.engines.row_cache import RowLayer, row_cache
 from rloop_lightning.engines.torch_engine import TorchEngine, sample_tokens
@@ -39,13 +40,22 @@ def completions(rollouts: list[Rollout]) -> list[list[int]]:
     return [rollout.completion_ids.tolist() for rollout in rollouts]
 
 
-def record_inputs(policy: Policy) -> list[Tensor]:
-    """The `input_ids` of every later forward pass."""
-    seen: list[Tensor] = []
-    policy.model.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(kwargs["input_ids"]), with_kwargs=True
-    )
+def record_tokens(policy: Policy) -> list[int]:
+    """How many tokens each later forward pass computes."""
+    seen: list[int] = []
+    policy.model.get_input_embeddings().register_forward_pre_hook(lambda module, args: seen.append(args[0].numel()))
     return seen
+
+
+# Both kinds of rows compute the same model here: llama.py's forward, and Hugging Face's.
+BOTH_KINDS = pytest.mark.parametrize("llama", [True, False], ids=["llama", "hugging face"])
+
+
+def policy_of_kind(make_policy: MakePolicy, llama: bool) -> Policy:
+    policy = make_policy()
+    assert policy.llama is not None
+    policy.llama = policy.llama if llama else None
+    return policy
 
 
 @torch.no_grad()
@@ -213,6 +223,52 @@ def test_the_largest_uniform_never_leaves_the_possible_tokens() -> None:
     assert logprobs.isfinite().all()
 
 
+# Below, at and above the size of a block, whole blocks and not.
+VOCABULARIES = pytest.mark.parametrize("vocabulary", [1, 5, 127, 128, 129, 256, 300, 1000])
+LARGEST_UNIFORM = 1 - 2**-24
+
+
+@VOCABULARIES
+def test_inversion_equals_that_of_a_plain_running_sum(vocabulary: int) -> None:
+    generator = torch.Generator().manual_seed(vocabulary)
+    weights = (torch.randn(4000, vocabulary, generator=generator) * 2).exp()
+    weights[torch.rand(weights.shape, generator=generator) < 0.3] = 0
+    weights[:, vocabulary // 2] += 1e-3
+    uniforms = torch.rand(4000, 1, generator=generator)
+    tokens, total = torch_engine._invert(weights, uniforms)
+    sums = weights.double().cumsum(-1)
+    wanted = uniforms.double() * sums[:, -1:]
+    torch.testing.assert_close(total.double(), sums[:, -1:], rtol=1e-5, atol=0)
+    assert (weights.gather(-1, tokens) > 0).all()
+    expected = torch.searchsorted(sums, wanted, right=True)
+    assert float((tokens == expected).double().mean()) > 0.999
+    # The others are neighbours: what is wanted lies at the edge of their share but for rounding.
+    after = sums.gather(-1, tokens)
+    before = after - weights.double().gather(-1, tokens)
+    rounding = 1e-6 * sums[:, -1:]
+    assert ((before - rounding <= wanted) & (wanted <= after + rounding)).all()
+
+
+@VOCABULARIES
+@pytest.mark.parametrize("uniform", [0.0, 0.5, LARGEST_UNIFORM])
+@pytest.mark.parametrize("weight", [1.0, 0.1, 1e-30])
+def test_inversion_finds_the_only_token_there_is(vocabulary: int, uniform: float, weight: float) -> None:
+    tokens, total = torch_engine._invert(weight * torch.eye(vocabulary), torch.full((vocabulary, 1), uniform))
+    assert tokens.flatten().tolist() == list(range(vocabulary))
+    torch.testing.assert_close(total, torch.full((vocabulary, 1), weight), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("uniform", [0.0, 0.5, LARGEST_UNIFORM])
+@pytest.mark.parametrize("density", [0.01, 0.5])
+def test_inversion_never_gives_a_token_of_weight_zero(uniform: float, density: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weights = (torch.randn(5000, 700, generator=generator) * 8).exp()  # over thirty orders of magnitude
+    weights[torch.rand(weights.shape, generator=generator) > density] = 0
+    weights = weights[weights.amax(-1) > 0]
+    tokens, _ = torch_engine._invert(weights, torch.full((len(weights), 1), uniform))
+    assert (weights.gather(-1, tokens) > 0).all()
+
+
 def test_top_p_is_the_smallest_set_that_reaches_p() -> None:
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(1000, 4)
     uniforms = torch.arange(1000) / 1000
@@ -280,53 +336,103 @@ def test_rollouts_do_not_depend_on_compaction(
 # --- what is computed
 
 
-def test_a_prompt_is_computed_once_per_problem(make_policy: MakePolicy) -> None:
-    policy = make_policy()
-    seen = record_inputs(policy)
+@BOTH_KINDS
+def test_a_prompt_is_computed_once_per_problem(make_policy: MakePolicy, llama: bool) -> None:
+    policy = policy_of_kind(make_policy, llama)
+    seen = record_tokens(policy)
     run(policy, n=6)
-    assert seen[0].shape == (len(PROMPTS), max(map(len, PROMPTS)))
-    assert int((seen[0] != 0).sum()) == sum(map(len, PROMPTS))
-    assert all(ids.shape[1] == 1 for ids in seen[1:])
+    assert seen[0] == len(PROMPTS) * max(map(len, PROMPTS))
+    assert all(count <= 6 * len(PROMPTS) for count in seen[1:])
 
 
+@BOTH_KINDS
 @pytest.mark.parametrize(("n", "max_rows", "prefills"), [(4, 8, [2, 2, 2, 2, 2]), (4, 11, [2] * 5), (20, 8, [1] * 30)])
 def test_waves_are_whole_problems_where_they_fit(
-    make_policy: MakePolicy, n: int, max_rows: int, prefills: list[int]
+    make_policy: MakePolicy, llama: bool, n: int, max_rows: int, prefills: list[int]
 ) -> None:
-    policy = make_policy()
+    policy = policy_of_kind(make_policy, llama)
     policy.stop_token_ids = frozenset()
-    seen = record_inputs(policy)
-    run(policy, n=n, max_rows=max_rows, max_new_tokens=2)
-    # Two tokens, so that one forward pass over the prompts and one over single tokens alternate.
-    assert [len(ids) for ids in seen[::2]] == prefills
-    assert max(len(ids) for ids in seen) <= max_rows
+    seen = record_tokens(policy)
+    problems = [Problem(id=f"p{i}", prompt="abc"[: i % 2 + 2] + "de"[i % 2 :], answer="") for i in range(len(PROMPTS))]
+    run(policy, problems, n=n, max_rows=max_rows, max_new_tokens=2)
+    # Two tokens, so that one forward pass over the prompts, of four tokens each, and one over single tokens alternate.
+    assert seen[::2] == [4 * count for count in prefills]
+    assert max(seen[1::2]) <= max_rows
 
 
-def test_finished_rows_leave_the_batch(make_policy: MakePolicy) -> None:
-    policy = make_policy()
+@BOTH_KINDS
+def test_finished_rows_leave_the_batch(make_policy: MakePolicy, llama: bool) -> None:
+    policy = policy_of_kind(make_policy, llama)
     policy.stop_token_ids = frozenset(range(1, 5))
-    seen = record_inputs(policy)
+    seen = record_tokens(policy)
     rollouts = run(policy, n=20, temperature=1.5)
     lengths = np.array([rollout.length for rollout in rollouts])
     assert (lengths < 20).mean() > 0.3, "too few rows stop early to see anything"
-    for step, ids in enumerate(seen[1:], start=1):
+    for step, count in enumerate(seen[1:], start=1):
         live = int((lengths > step).sum())
-        assert live <= len(ids) <= live / 0.75 + 1
+        assert live <= count <= live / 0.75 + 1
     # The batch ends with its longest row; nobody samples behind the last token.
     assert len(seen) == lengths.max()
 
 
-def test_equal_prompts_need_no_mask(make_policy: MakePolicy) -> None:
-    policy = make_policy()
+def test_equal_prompts_need_no_mask(make_policy: MakePolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the decode steps of llama.py's rows, whose queries are one a row, and in all of Hugging Face's."""
     masks: list[Tensor | None] = []
-    policy.model.register_forward_pre_hook(
+
+    def attention(query: Tensor, *args: Any, attn_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+        if len(query) == 8:
+            masks.append(attn_mask)
+        return torch.nn.functional.scaled_dot_product_attention(query, *args, attn_mask=attn_mask, **kwargs)
+
+    monkeypatch.setattr(rows, "scaled_dot_product_attention", attention)
+    theirs = policy_of_kind(make_policy, llama=False)
+    theirs.model.register_forward_pre_hook(
         lambda module, args, kwargs: masks.append(kwargs["attention_mask"]), with_kwargs=True
     )
-    run(policy, [PROBLEMS[0], PROBLEMS[3]], max_new_tokens=4)
-    assert masks == [None] * len(masks)
-    masks.clear()
-    run(policy, PROBLEMS[:2], max_new_tokens=4)
-    assert all(mask is not None for mask in masks)
+    for policy in (make_policy(), theirs):
+        run(policy, [PROBLEMS[0], PROBLEMS[3]], max_new_tokens=4)
+        assert masks
+        assert masks == [None] * len(masks)
+        masks.clear()
+        run(policy, PROBLEMS[:2], max_new_tokens=4)
+        assert masks
+        assert all(mask is not None for mask in masks)
+        masks.clear()
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "llama"])
+def test_both_kinds_of_rows_write_the_same_completions(make_policy: MakePolicy, architecture: str) -> None:
+    policy = make_policy(architecture)
+    ours = run(policy, temperature=1.5)
+    policy.llama = None
+    theirs = run(policy, temperature=1.5)
+    assert completions(ours) == completions(theirs)
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(one.sampling_logprobs, other.sampling_logprobs, rtol=0, atol=1e-4)
+
+
+def test_prompts_that_are_computed_in_pieces_give_the_same(
+    make_policy: MakePolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = make_policy()
+    expected = completions(run(policy, temperature=1.5))
+    seen = record_tokens(policy)
+    monkeypatch.setattr(rows, "_PREFILL_TOKENS", 3 * max(map(len, PROMPTS)))
+    assert completions(run(policy, temperature=1.5)) == expected
+    assert [count // max(map(len, PROMPTS)) for count in seen[:4]] == [3, 3, 3, 1]
+
+
+def test_a_bfloat16_engine_computes_a_float32_policy_in_bfloat16(make_policy: MakePolicy) -> None:
+    policy = make_policy()
+    exact = run(policy, n=8)
+    rounded = run(policy, n=8, dtype="bfloat16")
+    assert policy.model.dtype == torch.float32
+    assert all(rollout.sampling_logprobs.dtype == np.float32 for rollout in rounded)
+    first = np.array([[a.sampling_logprobs[0], b.sampling_logprobs[0]] for a, b in zip(exact, rounded, strict=True)])
+    same = [a.completion_ids[0] == b.completion_ids[0] for a, b in zip(exact, rounded, strict=True)]
+    gap = np.abs(first[same, 0] - first[same, 1])
+    assert gap.max() > 1e-4
+    assert np.median(gap) < 0.1
 
 
 def test_layers_of_plain_attention_are_row_layers(make_policy: MakePolicy) -> None:
@@ -362,7 +468,7 @@ def test_row_layer_appends_without_copying() -> None:
 
 def test_prompts_that_do_not_fit_are_named_before_any_work(make_policy: MakePolicy) -> None:
     policy = make_policy(max_position_embeddings=30)
-    seen = record_inputs(policy)
+    seen = record_tokens(policy)
     problems = [
         Problem(id="fits", prompt="a" * 6, answer=""),
         Problem(id="too-long", prompt="a" * 7, answer=""),
@@ -389,6 +495,17 @@ def test_constructor_gathers_all_problems() -> None:
         TorchEngine(max_rows=-2)
 
 
+def test_a_dtype_that_the_model_cannot_generate_in_is_a_misfit(make_policy: MakePolicy) -> None:
+    mixture = make_policy("qwen3_moe")
+    assert TorchEngine(dtype="bfloat16").misfits_with(mixture) == [
+        "--engine.dtype bfloat16: Qwen3MoeForCausalLM is not Llama-like and generates in the dtype of its weights; "
+        "leave --engine.dtype at auto, or set --policy.dtype"
+    ]
+    assert TorchEngine(dtype="float32").misfits_with(mixture) == []
+    assert TorchEngine().misfits_with(mixture) == []
+    assert TorchEngine(dtype="bfloat16").misfits_with(make_policy("qwen2")) == []
+
+
 def test_generate_without_a_policy_is_an_error() -> None:
     engine = TorchEngine()
     with pytest.raises(RuntimeError, match="bind"):
@@ -398,7 +515,7 @@ def test_generate_without_a_policy_is_an_error() -> None:
 def test_a_model_without_a_kv_cache_is_an_error(make_policy: MakePolicy) -> None:
     policy = make_policy()
     config = transformers.MambaConfig(vocab_size=38, hidden_size=32, num_hidden_layers=2)
-    policy.model = transformers.MambaForCausalLM(config).eval()
+    policy.model, policy.llama = transformers.MambaForCausalLM(config).eval(), None
     with pytest.raises(TypeError, match="MambaForCausalLM"):
         run(policy)
 

@@ -1,0 +1,183 @@
+"""Rows of tokens that a model continues: what `TorchEngine` decodes with.
+
+    rows = open_rows(policy, prompts, max_new_tokens, dtype)
+    rows.logits                     # [R, V], of what follows each row
+    rows.select(prompt_of_row)      # go on with these rows, which may repeat
+    rows.append(tokens)             # one token more in each row
+
+`LlamaRows` computes Llama-like models by llama.py, `HuggingFaceRows` any other causal LM by its own forward. In both,
+rows end in the same column: shorter prompts are padded on the left, and the padding is masked.
+"""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear, scaled_dot_product_attention
+
+from rloop_lightning.engines.row_cache import row_cache
+from rloop_lightning.llama import Llama
+from rloop_lightning.policy import Policy
+
+# Padded prompt tokens that go through the model at once; bounds the memory of the prefill.
+_PREFILL_TOKENS = 16384
+
+
+class Rows(Protocol):
+    """Rows that grow by one token at a time."""
+
+    logits: Tensor  # [R, V]
+
+    def select(self, rows: Tensor) -> None:
+        """Go on with these rows, which may repeat."""
+
+    def append(self, tokens: Tensor) -> None:
+        """Add one token [R] to the rows."""
+
+
+def open_rows(policy: Policy, prompts: list[list[int]], max_new_tokens: int, dtype: torch.dtype) -> Rows:
+    """A row for each prompt, with the policy's current weights, computed in `dtype` where the model is Llama-like."""
+    if policy.llama is not None:
+        return LlamaRows(policy.llama, prompts, max_new_tokens, dtype, policy.device)
+    return HuggingFaceRows(policy.model, prompts, max_new_tokens, policy.device)
+
+
+class _Columns:
+    """Prompts as left-padded columns, and which of them each row sees."""
+
+    def __init__(self, prompts: list[list[int]], max_new_tokens: int, device: torch.device) -> None:
+        self.lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)  # [R], tokens
+        self.count = max(map(len, prompts))
+        padding = self.count - self.lengths[:, None]  # [R, 1]
+        columns = torch.arange(self.count + max_new_tokens, device=device)
+        self._seen = columns >= padding  # [R, columns at the end]
+        # Without a mask, attention takes its fastest kernel.
+        self._padded = min(map(len, prompts)) < self.count
+        self.input_ids = torch.zeros(len(prompts), self.count, dtype=torch.int64, device=device)
+        self.input_ids[self._seen[:, : self.count]] = torch.tensor(list(chain.from_iterable(prompts)), device=device)
+        self.positions = (columns[: self.count] - padding).clamp(min=0)
+
+    @property
+    def seen(self) -> Tensor | None:
+        """Which columns so far hold a token of the row [R, columns]; None where all do."""
+        return self._seen[:, : self.count] if self._padded else None
+
+    def select(self, rows: Tensor) -> None:
+        self.lengths, self._seen = self.lengths[rows], self._seen[rows]
+
+    def append(self) -> Tensor:
+        """Open one more column; gives the rows' positions in it [R]."""
+        self.count += 1
+        self.lengths = self.lengths + 1
+        return self.lengths - 1
+
+
+class LlamaRows:
+    """Rows of a Llama-like model, by llama.py, in a cache that grows by half when it is full."""
+
+    def __init__(
+        self, llama: Llama, prompts: list[list[int]], max_new_tokens: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self._llama = llama
+        self._weights = llama.weights(dtype)
+        self._columns = _Columns(prompts, max_new_tokens, device)
+        shape = (len(self._weights.layers), 2, len(prompts), self._columns.count, llama.kv_heads, llama.head_dim)
+        self._cache = torch.empty(shape, dtype=dtype, device=device)  # keys and values of each layer
+        self.logits = torch.cat(
+            [self._prefill(rows) for rows in _ranges(len(prompts), max(1, _PREFILL_TOKENS // self._columns.count))]
+        )
+
+    def select(self, rows: Tensor) -> None:
+        self._columns.select(rows)
+        self._cache, self.logits = self._cache_of(rows), self.logits[rows]
+
+    def append(self, tokens: Tensor) -> None:
+        column = self._columns.count
+        if column == self._cache.shape[3]:
+            self._cache = self._cache_of(torch.arange(len(tokens), device=tokens.device))
+        positions = self._columns.append()
+        seen = self._columns.seen
+        mask = None if seen is None else seen[:, None, None]  # [R, 1, 1, columns]
+
+        def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            cache = self._cache[layer]
+            cache[0, :, column], cache[1, :, column] = keys, values
+            shared = queries.unflatten(1, (self._llama.kv_heads, -1))  # [R, kv_heads, heads that share one, D]
+            cached_keys, cached_values = cache[:, :, : column + 1].transpose(2, 3)  # [R, kv_heads, columns, D] each
+            scale = self._llama.scale
+            return scaled_dot_product_attention(
+                shared, cached_keys, cached_values, attn_mask=mask, scale=scale
+            ).flatten(1)
+
+        self.logits = self._head(self._llama(self._weights, tokens, positions, attend))
+
+    def _cache_of(self, rows: Tensor) -> Tensor:
+        """A copy of the cache for these rows, with room for half as many columns again."""
+        used = self._columns.count
+        layers, kinds, _, _, *head = self._cache.shape
+        cache = self._cache.new_empty(layers, kinds, len(rows), used + max(32, used // 2), *head)
+        for old, new in zip(self._cache.flatten(0, 1), cache.flatten(0, 1), strict=True):
+            new[:, :used] = old[:, :used].index_select(0, rows)
+        return cache
+
+    def _prefill(self, rows: slice) -> Tensor:
+        """The logits of what follows the prompts of these rows; their keys and values go to the cache."""
+        input_ids, positions = self._columns.input_ids[rows], self._columns.positions[rows]
+        count, length = input_ids.shape
+        mask = torch.ones(length, length, dtype=torch.bool, device=input_ids.device).tril()[None, None]
+        if self._columns.seen is not None:
+            # A padding column sees itself, so that its softmax is not over nothing.
+            mask = mask & self._columns.seen[rows, None, None] | torch.eye(length, dtype=torch.bool, device=mask.device)
+
+        def attend(layer: int, *qkv: Tensor) -> Tensor:
+            queries, keys, values = (part.unflatten(0, (count, length)).transpose(1, 2) for part in qkv)
+            self._cache[layer, 0, rows], self._cache[layer, 1, rows] = keys.transpose(1, 2), values.transpose(1, 2)
+            sharing = self._llama.heads // self._llama.kv_heads
+            keys, values = (part.repeat_interleave(sharing, dim=1) for part in (keys, values))
+            found = scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=self._llama.scale)
+            return found.transpose(1, 2).reshape(count * length, -1)
+
+        hidden = self._llama(self._weights, input_ids.flatten(), positions.flatten(), attend)
+        return self._head(hidden.unflatten(0, (count, length))[:, -1])
+
+    def _head(self, hidden: Tensor) -> Tensor:
+        return linear(hidden.to(self._weights.head.dtype), self._weights.head)
+
+
+class HuggingFaceRows:
+    """Rows of any causal LM with a KV cache, by its own forward, in the dtype of its weights."""
+
+    def __init__(self, model: Any, prompts: list[list[int]], max_new_tokens: int, device: torch.device) -> None:
+        self._model = model
+        self._cache = row_cache(model.config)
+        self._columns = _Columns(prompts, max_new_tokens, device)
+        self.logits = self._forward(self._columns.input_ids, self._columns.positions)
+
+    def select(self, rows: Tensor) -> None:
+        self._cache.reorder_cache(rows)  # type: ignore[arg-type]  # declared for LongTensor, which int64 tensors are
+        self._columns.select(rows)
+        self.logits = self.logits[rows]
+
+    def append(self, tokens: Tensor) -> None:
+        positions = self._columns.append()
+        self.logits = self._forward(tokens[:, None], positions[:, None])
+
+    def _forward(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
+        output = self._model(
+            input_ids=input_ids,
+            attention_mask=self._columns.seen,
+            position_ids=position_ids,
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        if getattr(output, "past_key_values", None) is not self._cache:
+            raise TypeError(f"TorchEngine needs a model with a KV cache; {type(self._model).__name__} ignores it")
+        return output.logits[:, -1]
+
+
+def _ranges(count: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
