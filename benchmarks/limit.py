@@ -91,7 +91,8 @@ def _copy_rate(options: Options) -> float:
 def _seconds(work: Callable[[], object], options: Options) -> float:
     """Of one call: the best of several bursts, each long enough for the clock."""
     work()
-    calls, bursts = 1, []
+    calls = 1
+    bursts: list[float] = []
     while len(bursts) < (1 if options.toy else 10):
         started = now(options.device)
         for _ in range(calls):

@@ -65,10 +65,14 @@ def run(options: Options) -> Result:
 
 def grown(base: Task, size: Size, options: Options) -> Iterator[tuple[str, int, Task, Size]]:
     """What grows, to how much, and the task and model that it gives; all else stays as it is."""
-    points = {"problems": (8, 16, 32, 64), "group": (4, 8, 16, 32), "completion": (32, 64, 128, 256),
-              "vocabulary": (1000, 4000, 16_000, 64_000)}  # fmt: skip
-    if options.toy:
-        points = {"vocabulary": (100,)}
+    points: dict[str, tuple[int, ...]] = {"vocabulary": (100,)}
+    if not options.toy:
+        points = {
+            "problems": (8, 16, 32, 64),
+            "group": (4, 8, 16, 32),
+            "completion": (32, 64, 128, 256),
+            "vocabulary": (1000, 4000, 16_000, 64_000),
+        }
     for what, values in points.items():
         for value in values:
             if what == "problems":
@@ -83,7 +87,8 @@ def grown(base: Task, size: Size, options: Options) -> Iterator[tuple[str, int, 
 
 def _base(options: Options) -> tuple[Task, str]:
     """What every size grows from; completions all reach the limit."""
-    task = replace(random_task("", options), **({} if options.toy else {"problems_per_step": 16}))
+    task = random_task("", options)
+    task = replace(task, problems_per_step=min(16, task.problems_per_step))
     return task, options.sizes_or(cpu=("0.86M",), cuda=("0.5B",))[0]
 
 

@@ -65,7 +65,7 @@ def run(options: Options) -> Result:
 
 def random_task(model: str, options: Options) -> Task:
     """The task on random prompts, at the size that the options ask for."""
-    prompts = {"data": "benchmarks.models.RandomPrompts", "data_settings": {"count": 512}}
+    prompts: dict[str, Any] = {"data": "benchmarks.models.RandomPrompts", "data_settings": {"count": 512}}
     if options.toy:
         return Task(model, **prompts, problems_per_step=2, rollouts_per_problem=4, max_new_tokens=8)
     return Task(model, **prompts, max_new_tokens=1024 if options.device == "cuda" else 64)
