@@ -30,7 +30,7 @@ from rloop_lightning.policy import Policy, load_tokenizer
 from rloop_lightning.types import Problem
 
 ENGINE: Mapping[str, Mapping[str, Any]] = {
-    "cpu": {"policy.attn_implementation": "eager", "engine.max_rows": 1024},
+    "cpu": {"engine.max_rows": 1024},
     "cuda": {"engine.max_rows": 1024},
 }
 """By device: the flags of `rloop-fit` that a user would choose for speed."""

@@ -1,22 +1,13 @@
 """A pool as large as one likes, to measure what reads pools: the filter of 10 million rollouts, say.
 
-    python -m benchmarks.pool_of_rollouts /tmp/pool --rollouts 10_000_000
-    python -m benchmarks.pool_of_rollouts /tmp/pool --rollouts 10_000_000 --filter expert.parquet
-
 The shards are those that exploration writes: the same columns, row groups and compression, a shard a rollout step, and
 failures and successes, tokens and texts in it that fit together. The success rates of the problems are spread evenly
 over (0, 1), so that a tenth is hard, and successes repeat as they do in a run. One shard is held in memory at a time;
-the seed decides every byte. The second command also filters the pool, in a process of its own.
+the seed decides every byte.
 """
 
 from __future__ import annotations
 
-import argparse
-import resource
-import subprocess
-import sys
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,14 +19,6 @@ from rloop_lightning.pool import FEW_SUCCESSES, LOGPROBS, POOL_SCHEMA, TOKEN_IDS
 _LETTERS = np.frombuffer(b"abcdefghijklmnopqrstuvwxyz0123456789+-*/=()", dtype=np.uint8)
 
 _FAILURES = 1 << 40  # ways in which a problem can be failed, or copies would be many
-
-_FILTER = """
-import sys
-from pathlib import Path
-from rloop_lightning.filter import FilterConfig, build_expert_set
-from rloop_lightning.pool import RolloutPool
-print(build_expert_set(RolloutPool(Path(sys.argv[1])), Path(sys.argv[2]), FilterConfig(), seed=0))
-"""
 
 
 @dataclass(frozen=True)
@@ -54,7 +37,7 @@ class PoolShape:
 
     rollouts: int = 10_000_000
     problems: int = 10_000
-    problems_per_step: int = 128
+    problems_per_step: int = 125
     rollouts_per_problem: int = 8
     min_tokens: int = 32
     max_tokens: int = 64
@@ -66,10 +49,16 @@ class PoolShape:
 
 
 def write_pool(folder: Path, shape: PoolShape, seed: int = 0) -> None:
-    """Write the shards `step-000000.parquet` and so on into `folder`."""
+    """Write the shards `step-000001.parquet` and so on into `folder`, as far as they are not there.
+
+    The pool of more rollouts is that of fewer with further shards.
+    """
     rates = np.random.default_rng(seed).permutation((np.arange(shape.problems) + 0.5) / shape.problems)
     ids = pa.array([f"problem-{number:06d}" for number in range(shape.problems)])
     for step in range(shape.steps):
+        path = folder / f"step-{step + 1:06d}.parquet"
+        if path.exists():
+            continue
         rng = np.random.default_rng([seed, step])
         first = step * shape.problems_per_step
         taken = np.arange(first, first + shape.problems_per_step) % shape.problems
@@ -83,7 +72,7 @@ def write_pool(folder: Path, shape: PoolShape, seed: int = 0) -> None:
             for kind, good in ((success & few, True), (success & ~few, True), (~success, False))
             if kind.any()
         ]
-        write_shard(folder / f"step-{step:06d}.parquet", tables, rollout_step=step)
+        write_shard(path, tables, rollout_step=step)
 
 
 def _table(
@@ -126,43 +115,3 @@ def _mixed(numbers: np.ndarray) -> np.ndarray:
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return mixed ^ (mixed >> np.uint64(31))
-
-
-@dataclass(frozen=True)
-class Filtered:
-    """What it took to filter a pool, the start of the process and all imports included."""
-
-    seconds: float
-    cpu_seconds: float
-    peak_mb: float
-
-
-def measure_filter(pool: Path, out: Path) -> Filtered:
-    """Filter the pool in a process of its own, whose memory is nobody else's."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    started = time.perf_counter()
-    subprocess.run([sys.executable, "-c", _FILTER, str(pool), str(out)], check=True)
-    seconds = time.perf_counter() - started
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Filtered(seconds, cpu, after.ru_maxrss / 1024)  # Linux reports KiB
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="of the pool; one that holds shards already is taken as it is")
-    for field, default in vars(PoolShape()).items():
-        parser.add_argument(f"--{field}", type=int, default=default)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--filter", type=Path, help="also filter the pool into this file, and say what it took")
-    arguments = parser.parse_args(argv)
-    shape = PoolShape(**{field: getattr(arguments, field) for field in vars(PoolShape())})
-    if not any(arguments.folder.glob("*.parquet")):
-        write_pool(arguments.folder, shape, arguments.seed)
-    if arguments.filter:
-        taken = measure_filter(arguments.folder, arguments.filter)
-        print(f"{taken.seconds:.1f} s, {taken.cpu_seconds:.1f} s of CPU time, at most {taken.peak_mb:.0f} MB of memory")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,8 +1,8 @@
 """How time and memory grow: of a rollout step with its sizes, of the pool filter with the pool, and start-up time.
 
 A rollout step is measured once for each size of rollouts, group, completion and vocabulary, in a process of its own,
-after a step that is not counted. The filter works on pools that are generated here: random rollouts, a few hundred a
-problem, whose success rates reach from none to all. Its process is measured whole. Start-up is that of `rloop-fit`
+after a step that is not counted. The filter works on pools that are generated for it (pool_of_rollouts.py). Its process
+is measured whole. Start-up is that of `rloop-fit`
 itself: until `--help` has ended, and until the first rollout is in the pool's folder.
 """
 
@@ -20,22 +20,18 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks.measure import ROOT, peak_bytes, side_environment
 from benchmarks.models import SIZES, Size, save_model
 from benchmarks.options import Options
+from benchmarks.pool_of_rollouts import PoolShape, write_pool
 from benchmarks.report import Result, Table, size_text
 from benchmarks.step_vs_trl import open_side, random_task
 from benchmarks.task import OURS, Task, variants
 from rloop_lightning.filter import FilterConfig, build_expert_set
 from rloop_lightning.pool import RolloutPool
-from rloop_lightning.types import Group, Problem, Rollout
 
 _BARS = "Bars: 10 million rollouts in less than 60 s and 1 GB; `--help` in less than 3 s."
-_SHARD_ROLLOUTS = 8192
-_GROUP = 8
-_FIT = "import sys; from rloop_lightning.cli import main; sys.exit(main())"
+_FIT = "import sys; from rloop_lightning.commands import rloop_fit; sys.exit(rloop_fit())"
 
 
 def run(options: Options) -> Result:
@@ -116,13 +112,11 @@ def _steps(options: Options, work: Path) -> tuple[list[list[str]], list[dict[str
 def _filters(options: Options, work: Path) -> tuple[list[list[str]], list[dict[str, Any]]]:
     """The filter on pools of growing size; a larger pool is the smaller one and more."""
     pool = RolloutPool(work / "pool")
-    rows, raw, written, shards = [], [], 0, 0
+    rows, raw = [], []
     for rollouts in sorted(
         {max(1, options.filter_rollouts // part) for part in ((10, 1) if options.toy else (1000, 100, 10, 1))}
     ):
-        while written < rollouts:
-            written += write_shard(pool, shards, min(_SHARD_ROLLOUTS, rollouts - written))
-            shards += 1
+        write_pool(pool.folder, PoolShape(rollouts=rollouts))
         command = [sys.executable, "-m", "benchmarks.scaling", str(pool.folder), str(work / "expert.parquet")]
         found = json.loads(_output(command))
         disk = sum(path.stat().st_size for path in pool.shards())
@@ -130,36 +124,6 @@ def _filters(options: Options, work: Path) -> tuple[list[list[str]], list[dict[s
         rows.append([*row, size_text(disk), f"{found['kept']:,}"])
         raw.append(found)
     return rows, raw
-
-
-def write_shard(pool: RolloutPool, number: int, rollouts: int) -> int:
-    """Write a shard of random rollouts, as a rollout step does; gives how many."""
-    rng = np.random.default_rng(number)
-    lengths = rng.integers(8, 64, rollouts)
-    ids = rng.integers(0, 50, int(lengths.sum()))
-    logprobs = -rng.random(len(ids), dtype=np.float32)
-    ends = np.cumsum(lengths)
-    groups = []
-    for start in range(0, rollouts, _GROUP):
-        # Every 32nd shard has the same problems again. Half of the success rates that their numbers give are below 0.1.
-        problem = number % 32 * _SHARD_ROLLOUTS + start
-        rate = (problem // _GROUP * 7919 % 1000 / 1000) ** 3
-        members = [
-            Rollout(
-                problem_id=f"problem-{problem}",
-                prompt_ids=ids[:1],
-                completion_ids=ids[ends[i] - lengths[i] : ends[i]],
-                sampling_logprobs=logprobs[ends[i] - lengths[i] : ends[i]],
-                text="x" * int(lengths[i]),
-                finish_reason="stop",
-                reward=float(right := rng.random() < rate),
-                success=bool(right),
-            )
-            for i in range(start, min(start + _GROUP, rollouts))
-        ]
-        groups.append(Group(Problem(f"problem-{problem}", "", ""), tuple(members)))
-    pool.write(f"step-{number + 1:06d}", groups, round=0, rollout_step=number, run_id="benchmark")
-    return rollouts
 
 
 def _start_up(options: Options, work: Path) -> dict[str, list[float]]:

@@ -12,20 +12,16 @@ from typing import Any
 
 from benchmarks.options import Options
 
-_CPU = {
-    "policy.attn_implementation": "eager",  # the fastest for short sequences on a CPU
-    "policy.max_tokens_per_micro_batch": 2048,  # what fits a CPU core's cache
-    "engine.max_rows": 1024,
-}
+_CPU = {"policy.max_tokens_per_micro_batch": 16_384, "engine.max_rows": 1024}
 _CUDA = {"policy.max_tokens_per_micro_batch": 65_536, "engine.max_rows": 1024}
 
 OURS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "cpu": {
         "fp32": {**_CPU, "trainer.precision": "32-true"},
-        "bf16": {**_CPU, "trainer.precision": "bf16-mixed"},
+        "bf16": {**_CPU, "trainer.precision": "bf16-mixed", "engine.dtype": "bfloat16"},
     },
     "cuda": {
-        "bf16": {**_CUDA, "trainer.precision": "bf16-mixed"},
+        "bf16": {**_CUDA, "trainer.precision": "bf16-mixed", "engine.dtype": "bfloat16"},
         "bf16 weights": {**_CUDA, "policy.dtype": "bfloat16"},
     },
 }

@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks import generate_vs_hf, limit, measure, options, report, same_gradient, scaling, step_vs_trl, task
+from benchmarks import generate_vs_hf, limit, measure, options, report, same_gradient, step_vs_trl, task
 from benchmarks.__main__ import main
 from benchmarks.models import SIZES, EvenLetters, RandomPrompts, save_model
-from rloop_lightning.pool import RolloutPool
+from benchmarks.pool_of_rollouts import PoolShape, write_pool
 
 
 @pytest.fixture(scope="module")
@@ -129,18 +129,26 @@ def test_limit_names_every_ceiling(tmp_path: Path) -> None:
 
 def test_scaling_filters_the_pools_that_it_wrote_and_starts_the_command(tmp_path: Path) -> None:
     main(["scaling", "--toy", "--out", str(tmp_path)])
-    assert list(table(tmp_path, "scaling", "The pool filter")) == ["200", "2,000"]
+    assert list(table(tmp_path, "scaling", "The pool filter")) == ["1,000", "2,000"]
     assert set(table(tmp_path, "scaling", "Start-up")) == {"rloop-fit --help", "to the first rollout"}
     assert set(table(tmp_path, "scaling", "A rollout step as it grows")) == {"vocabulary"}
 
 
-def test_a_pool_that_scaling_writes_has_all_success_rates(tmp_path: Path) -> None:
-    pool = RolloutPool(tmp_path)
-    scaling.write_shard(pool, 0, 4096)
-    rows = pq.read_table(pool.shards()[0]).to_pylist()
-    assert len(rows) == 4096
-    assert len({row["problem_id"] for row in rows}) == 512
-    assert np.mean([row["success"] for row in rows]) == pytest.approx(0.25, abs=0.05)  # of u^3, u uniform
+def test_a_generated_pool_has_all_success_rates_and_repeats_its_successes(tmp_path: Path) -> None:
+    write_pool(tmp_path / "small", PoolShape(rollouts=4000, problems=125))
+    write_pool(tmp_path / "large", PoolShape(rollouts=2000, problems=125))
+    write_pool(tmp_path / "large", PoolShape(rollouts=4000, problems=125))
+    small, large = (pq.read_table(tmp_path / name).to_pylist() for name in ("small", "large"))
+    assert small == large  # a larger pool is the smaller one and more
+    assert len(small) == 4000
+    rates = sorted(
+        np.mean([row["success"] for row in small if row["problem_id"] == f"problem-{i:06d}"]) for i in range(125)
+    )
+    assert np.mean(np.array(rates) < 0.1) == pytest.approx(0.1, abs=0.06)
+    assert rates[-1] > 0.9
+    successes = [(row["problem_id"], row["text"]) for row in small if row["success"]]
+    assert len(set(successes)) < len(successes)
+    assert all(row["length"] == len(row["completion_ids"]) == len(row["text"]) for row in small)
 
 
 def test_answers_are_checked_as_often_as_there_are_responses(tmp_path: Path) -> None:
