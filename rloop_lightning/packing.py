@@ -125,32 +125,35 @@ class PackedAttention:
         self._places = packed.places
         self._shape = (kv_heads, heads // kv_heads)
         self._scale = scale
-        # The same in every layer. Query heads that share a key head stand one after the other, as more queries.
-        self._blocks = [
-            (block, block.bias.to(dtype).repeat(1, heads // kv_heads, 1).expand(kv_heads, -1, -1, -1))
-            for block in packed.blocks
-        ]
+        longest = max(block.shape[2] for block in packed.blocks)
+        self._uses_products = packed.input_ids.device.type == "cpu" and longest <= _LONGEST_FOR_PRODUCTS
+        self._blocks = [(block, self._bias(block, dtype)) for block in packed.blocks]  # the same in every layer
 
     def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Queries [N, heads, D], keys and values [N, kv_heads, D] to [N, heads * D]."""
         queries = queries.unflatten(1, self._shape).permute(1, 2, 0, 3)  # [kv_heads, heads that share one, N, D]
         keys, values = keys.transpose(0, 1), values.transpose(0, 1)  # [kv_heads, N, D]
-        longest = max(block.shape[2] for block, _ in self._blocks)
-        if queries.device.type == "cpu" and longest <= _LONGEST_FOR_PRODUCTS:
+        if self._uses_products:
             found = _ProductAttention.apply(queries, keys, values, self._blocks, self._scale)
         else:
-            found = self._fused(queries, keys, values)
+            found = torch.cat([self._fused(block, bias, queries, keys, values) for block, bias in self._blocks])
         return found.index_select(0, self._places)
 
-    def _fused(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """PyTorch's kernel, block by block."""
-        found = []
-        for block, bias in self._blocks:
-            query, key, value = _gathered(block, queries, keys, values)
-            found.append(
-                _by_token(block, scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=self._scale))
-            )
-        return torch.cat(found)
+    def _bias(self, block: Block, dtype: torch.dtype) -> Tensor:
+        """As the products add it, [kv_heads, R, heads that share one * T, S], or as the kernel does, [R, 1, T, S]."""
+        bias = block.bias.to(dtype)
+        kv_heads, sharing = self._shape
+        return bias.repeat(1, sharing, 1).expand(kv_heads, -1, -1, -1) if self._uses_products else bias[:, None]
+
+    def _fused(self, block: Block, bias: Tensor, *qkv: Tensor) -> Tensor:
+        """What a block's queries gather, [R * T, heads * D], by PyTorch's kernel, which never holds all scores."""
+        rows, length, _ = block.shape
+        sharing = self._shape[1]
+        query, key, value = (part.transpose(0, 1) for part in _gathered(block, *qkv))  # [R, kv_heads, ..., D]
+        query = query.unflatten(2, (sharing, length)).flatten(1, 2)  # [R, heads, T, D]
+        key, value = (part.repeat_interleave(sharing, dim=1) for part in (key, value))
+        found = scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=self._scale)
+        return found.transpose(1, 2).reshape(rows * length, -1)
 
 
 class _ProductAttention(torch.autograd.Function):
