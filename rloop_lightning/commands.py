@@ -1,8 +1,8 @@
 """The console commands `rloop-fit` and `rloop-data`: how they start.
 
 Importing Lightning, torch and what they bring takes nearly all of the time until a command answers. It makes more than
-half a million objects that stay to the end, and Python would look through them for garbage again and again: a sixth of
-that time. So the imports run without garbage collection, and what they made is left out of every later one.
+half a million objects that stay to the end, and Python would look through them for garbage again and again: a seventh
+of that time. So the imports run without garbage collection, and what they made is left out of every later one.
 """
 
 from __future__ import annotations

@@ -191,7 +191,7 @@ class _ProductAttention(torch.autograd.Function):
             _add_queries(block, grads[0], torch.bmm(grad_scores, key))
             _add_keys(block, grads[1], torch.bmm(grad_scores.transpose(1, 2), query))
             _add_keys(block, grads[2], torch.bmm(weights.transpose(1, 2), grad_found))
-        return *grads, None, None  # type: ignore[return-value]
+        return *grads, None, None  # type: ignore[return-value]  # a list of three
 
 
 def _gathered(block: Block, queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:

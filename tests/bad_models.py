@@ -21,6 +21,14 @@ NORM = "model.norm.weight"
 
 
 def make_models(folder: Path) -> None:
+    make_good_model(folder / "good")
+    for name, spoil in SPOILED.items():
+        shutil.copytree(folder / "good", folder / name)
+        spoil(folder / name)
+
+
+def make_good_model(folder: Path) -> None:
+    """A tiny random model that takes any text, with a chat template."""
     tokenizer = byte_tokenizer()
     make_model(
         vocab_size=len(tokenizer) + 1,  # reading it again adds a token
@@ -28,11 +36,8 @@ def make_models(folder: Path) -> None:
         dtype=torch.float32,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-    ).save_pretrained(folder / "good")
-    tokenizer.save_pretrained(folder / "good")
-    for name, spoil in SPOILED.items():
-        shutil.copytree(folder / "good", folder / name)
-        spoil(folder / name)
+    ).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def with_text(name: str, text: str) -> Spoil:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from builders import make_model
+from bad_models import make_good_model
 from problem_files import ROWS, byte_tokenizer, write_rows
 from shared_data import shared
 
@@ -35,18 +35,8 @@ class AnyAnswer(Reward):
 @pytest.fixture(scope="module")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model of two layers with a byte-level tokenizer that has a chat template."""
-    import torch
-
     folder = tmp_path_factory.mktemp("model")
-    tokenizer = byte_tokenizer()
-    make_model(
-        vocab_size=len(tokenizer) + 1,  # reading it again adds a token
-        max_position_embeddings=2048,
-        dtype=torch.float32,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    ).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    make_good_model(folder)
     return folder
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from rloop_lightning.faults import DamagedError
 from rloop_lightning.handover import select_policy
 from rloop_lightning.state import Budget, LoopConfig, LoopState, Stage, StageOutcome, plan
 
@@ -60,3 +61,13 @@ def test_which_policy_is_handed_over(select: str, expected: str) -> None:
 def test_all_wrong_sizes_are_named_at_once() -> None:
     with pytest.raises(ValueError, match=r"--loop.rounds must be at least 1, got 0\n.*explore_steps.*\n.*checkpoint"):
         LoopConfig(rounds=0, explore_steps=-1, checkpoint_every_n_steps=-1)
+
+
+def test_a_state_that_was_changed_by_hand_is_damaged(tmp_path: Path) -> None:
+    """Valid JSON, every key there: the checksum alone tells."""
+    path = tmp_path / "state.json"
+    LoopState("abc", stages_done=3).save(path)
+    assert LoopState.load(path).stages_done == 3
+    path.write_text(path.read_text().replace('"stages_done": 3', '"stages_done": 4'))
+    with pytest.raises(DamagedError, match=r"state\.json does not hold what was written to it"):
+        LoopState.load(path)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 from sympy import Basic, Integer, MatrixBase  # type: ignore[import-untyped]  # sympy ships no types
-from sympy.core.random import seed as seed_sympy  # type: ignore[import-untyped]
+from sympy.core.random import seed as seed_sympy  # type: ignore[import-untyped]  # likewise
 
 Verdict = Literal["right", "wrong", "unparsable"]
 
