@@ -94,7 +94,7 @@ def gradient_of_ours(request: dict[str, Any], seen: list[dict[str, Tensor]]) -> 
     scores = policy.logprobs(batch)
     # Strictly on-policy: the logprobs of the policy that generated are these.
     output = algorithm.loss(scores, replace(batch, old_logprobs=scores.logprobs.detach()))
-    (output.loss / algorithm.loss_count(batch)).backward()
+    ((output.loss * batch.mask).sum() / algorithm.loss_count(batch)).backward()
     return _gradient(policy.model)
 
 

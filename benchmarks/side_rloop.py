@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 
 from benchmarks.measure import Gate
-from rloop_lightning.algorithms.base import PolicyModule
+from rloop_lightning.algorithms.policy_module import PolicyModule
 from rloop_lightning.cli import RLoopCLI
 from rloop_lightning.engines.base import RolloutEngine
 from rloop_lightning.policy import Policy

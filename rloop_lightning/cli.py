@@ -27,7 +27,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from rloop_lightning.algorithms.base import PolicyModule
+from rloop_lightning.algorithms.policy_module import PolicyModule
 from rloop_lightning.arguments import SWAPPABLE, Arguments, Choice, UsageError
 from rloop_lightning.callbacks.capture import CaptureConfig
 from rloop_lightning.callbacks.gradient_norm import GradientConfig

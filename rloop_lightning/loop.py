@@ -23,7 +23,7 @@ import numpy as np
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from rloop_lightning.algorithms.base import PolicyModule
+from rloop_lightning.algorithms.policy_module import PolicyModule
 from rloop_lightning.atomic import derive_seed
 from rloop_lightning.callbacks.capture import RolloutCapture
 from rloop_lightning.callbacks.evaluation import InsideEvaluation
@@ -134,6 +134,7 @@ class LoopRunner:
         self._use(self._initial(stage))
         algorithm = copy.deepcopy(self.parts.algorithm)
         algorithm.policy = self.policy
+        algorithm.pools = self.folder.pools(stage)
         seed = derive_seed(self.parts.seed, "explore", stage.round)
         stream = RolloutStream(
             self.sampler,

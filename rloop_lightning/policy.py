@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -157,6 +158,23 @@ class Policy(nn.Module):
         places = batch.completion_mask.nonzero(as_tuple=True)
         empty = logprobs.new_zeros(batch.mask.shape)
         return TokenScores(logprobs=empty.index_put(places, logprobs), entropy=empty.index_put(places, entropy))
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether an adapter (LoRA, by PEFT) is what is trained."""
+        return isinstance(getattr(self.model, "peft_config", None), dict)
+
+    def without_adapter(self) -> AbstractContextManager[None]:
+        """Within it, the policy is what it was before it got its adapter."""
+        return self.model.disable_adapter()
+
+    @torch.no_grad()
+    def frozen_logprobs(self, batch: RolloutBatch) -> Tensor:
+        """Logprobs of a batch of any size, without gradients, [B, T]."""
+        logprobs = torch.zeros_like(batch.sampling_logprobs)
+        for rows, micro in self.micro_batches(batch):
+            logprobs[rows, : micro.mask.shape[1]] = self.logprobs(micro).logprobs.to(logprobs.dtype)
+        return logprobs
 
     def _packed_scores(self, llama: Llama, batch: RolloutBatch, temperature: float) -> tuple[Tensor, Tensor]:
         """Logprobs and entropies of the completion tokens, row by row, both [N]; a Llama-like model's."""

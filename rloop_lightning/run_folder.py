@@ -53,6 +53,10 @@ class RunFolder:
         """Of the stage's round."""
         return RolloutPool(self.round(stage) / "pool")
 
+    def pools(self, stage: Stage) -> list[Path]:
+        """The folders of the pools up to that of the stage's round."""
+        return [self.out / f"round-{number}" / "pool" for number in range(stage.round + 1)]
+
     def expert_set(self, stage: Stage) -> Path:
         """Of the stage's round."""
         return self.round(stage) / "expert.parquet"

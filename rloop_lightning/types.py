@@ -68,6 +68,7 @@ class Rollout:
     reward: float = float("nan")
     success: bool = False
     reward_parts: Mapping[str, float] = field(default_factory=dict)  # by name, what a combined reward is made of
+    replayed: bool = False  # drawn from a pool: its ratio is taken against the sampling logprobs it was recorded with
 
     @property
     def length(self) -> int:
@@ -92,7 +93,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Group:
-    """The G rollouts of one problem in one rollout step."""
+    """The G rollouts of one problem in one rollout step, and those of an earlier one that are replayed with them."""
 
     problem: Problem
     rollouts: tuple[Rollout, ...]
@@ -117,9 +118,13 @@ class RolloutBatch:
     sampling_logprobs: Tensor  # [B, T] float32, nats, 0 behind the completion
     mask: Tensor  # [B, T] bool, the completion tokens that carry loss
     advantages: Tensor  # [B] float32
+    replayed: Tensor  # [B] bool, rows from a pool
+    rows: Tensor  # [B] int64, which of the training step's rollouts each row is
+    groups: Tensor | None = None  # [B] int64, rows of equal number are of one group
+    rewards: Tensor | None = None  # [B] float64, shaped, what the advantages came from
     old_logprobs: Tensor | None = None  # [B, T] float32, nats
     temperature: float = 1.0
-    rows: Tensor | None = None  # [B] int64, which of the training step's rollouts each row is
+    max_new_tokens: int = 0  # completion length limit that they were sampled with
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]
@@ -143,6 +148,10 @@ class RolloutBatch:
             if isinstance(value := getattr(self, f.name), Tensor)
         }
         return replace(self, **moved)
+
+    def recorded_or(self, logprobs: Tensor) -> Tensor:
+        """Old logprobs [B, T] where these are the generating policy's: of replayed rows those they were recorded with."""
+        return torch.where(self.replayed[:, None], self.sampling_logprobs, logprobs)
 
     def select(self, rows: Tensor) -> Self:
         """The given rows, trimmed to their longest sequence and longest completion."""
@@ -188,12 +197,13 @@ class RolloutStep:
 
 @dataclass(frozen=True)
 class LossOutput:
-    """What a loss gives for a micro-batch.
+    """What a loss gives for a micro-batch: numbers of each token, [B, T], or of each row, [B, 1].
+
+    The trainer masks and sums them, and divides by what is known of the whole mini-batch before its first micro-batch.
 
     Args:
-        loss: the *sum* over the micro-batch, a scalar with gradients; the trainer divides it by the global count.
-        metrics: sums over the micro-batch's tokens in the loss, detached scalars; the trainer divides them by the
-            number of those tokens.
+        loss: with gradients.
+        metrics: detached; means over the mini-batch's tokens in the loss come of them, or, of `..._max`, the largest.
     """
 
     loss: Tensor
@@ -214,6 +224,7 @@ def collate(
     *,
     carries_loss: Sequence[bool] | None = None,
     temperature: float = 1.0,
+    max_new_tokens: int = 0,
 ) -> RolloutBatch:
     """Rollouts as one padded batch on the CPU, in their order.
 
@@ -222,6 +233,7 @@ def collate(
         advantages: [B]; the weights, in maximum likelihood.
         carries_loss: [B], false masks a whole row; default all true.
         temperature: that they were sampled with; logprobs are taken at the same one.
+        max_new_tokens: completion length limit that they were sampled with.
     """
     rows = len(rollouts)
     prompt_lengths = torch.tensor([len(r.prompt_ids) for r in rollouts])
@@ -246,6 +258,8 @@ def collate(
         sampling_logprobs=torch.from_numpy(sampling_logprobs),
         mask=mask,
         advantages=torch.as_tensor(advantages, dtype=torch.float32),
-        temperature=temperature,
+        replayed=torch.tensor([rollout.replayed for rollout in rollouts]),
         rows=torch.arange(rows),
+        temperature=temperature,
+        max_new_tokens=max_new_tokens,
     )

@@ -27,7 +27,7 @@ class NaNLoss(DAPO):
         output = super().loss(scores, batch)
         if self.trainer.global_step != self.at:
             return output
-        bad = torch.where(batch.advantages >= 0.5, float("nan"), 0.0).sum()
+        bad = torch.where(batch.advantages >= 0.5, float("nan"), 0.0)[:, None]
         return LossOutput(output.loss + bad, output.metrics)
 
 

@@ -19,7 +19,7 @@ LAYERS = (
     {"advantages", "losses", "metrics", "llama", "packing", "token_scores"},
     {"hub_access", "model_folder"},
     {"policy", "rewards", "pool", "filter", "data", "engines", "run_metrics", "report"},
-    {"evaluation"},
+    {"evaluation", "reference", "replay_buffer"},
     {"algorithms", "callbacks"},
     {"loop", "state", "parts", "handover", "run_folder", "resume", "registry", "arguments", "diagnosis", "run_start"},
     {"cli", "data_cli"},

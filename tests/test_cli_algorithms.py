@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from rloop_lightning.advantages import centred
@@ -35,7 +36,7 @@ class WithoutClip(Algorithm):
     def loss(self, scores: TokenScores, batch: RolloutBatch) -> LossOutput:
         assert batch.old_logprobs is not None
         token_loss = -ratio(scores.logprobs, batch.old_logprobs) * batch.advantages[:, None]
-        return LossOutput(loss=(token_loss * batch.mask).sum(), metrics={"policy/scale": batch.mask.sum() * self.scale})
+        return LossOutput(token_loss, {"policy/scale": torch.full_like(token_loss, self.scale)})
 
 
 def test_it_runs_by_its_class_path(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def test_to_moves_every_tensor():
     batch = replace(random_batch(), old_logprobs=torch.zeros(8, 12))
     moved = batch.to("meta")
     tensors = [f.name for f in fields(batch) if isinstance(getattr(batch, f.name), torch.Tensor)]
-    assert len(tensors) == 9
+    assert len(tensors) == 10
     assert all(getattr(moved, name).is_meta for name in tensors)
     assert not any(getattr(batch, name).is_meta for name in tensors)
     step = RolloutStep(3, (make_group(make_rollout()),), batch, {"x": 1.0})

@@ -7,6 +7,12 @@ Class paths are text so that a list of names costs no import.
 
 ALGORITHMS = {
     "dapo": "rloop_lightning.algorithms.dapo.DAPO",
+    "dr-grpo": "rloop_lightning.algorithms.dr_grpo.DrGRPO",
+    "grpo": "rloop_lightning.algorithms.grpo.GRPO",
+    "gspo": "rloop_lightning.algorithms.gspo.GSPO",
+    "kl": "rloop_lightning.algorithms.kl.KLConstrained",
+    "minirl": "rloop_lightning.algorithms.minirl.MiniRL",
+    "replay": "rloop_lightning.algorithms.replay.Replay",
 }
 
 CONSOLIDATIONS = {

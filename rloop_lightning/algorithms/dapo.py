@@ -9,21 +9,17 @@ import torch
 from torch import Tensor
 
 from rloop_lightning.advantages import group_normalised
-from rloop_lightning.algorithms.base import Algorithm
-from rloop_lightning.losses import clipped, clipped_surrogate
-from rloop_lightning.policy import TokenScores
-from rloop_lightning.types import Group, LossOutput, Rollout, RolloutBatch, SamplingParams
+from rloop_lightning.algorithms.clipped import ClippedAlgorithm
+from rloop_lightning.types import Group, Rollout, SamplingParams
 
 
-class DAPO(Algorithm):
+class DAPO(ClippedAlgorithm):
     """Clip-higher, token mean over the mini-batch, dynamic sampling, overlong shaping; no KL term.
 
     Defaults are the paper's, for its rollout steps of 512 problems x 16 rollouts: mini-batches of 512 rollouts.
 
     Args:
-        clip_eps_low: the ratio's gradient ends below 1 - clip_eps_low where the advantage is negative.
         clip_eps_high: the ratio's gradient ends above 1 + clip_eps_high where the advantage is positive.
-        dual_clip: a token of negative advantage A loses at most -dual_clip * A (10 in verl's DAPO script); null is off.
         dynamic_sampling: train only on problems that some but not all rollouts solved, and sample on until enough
             such groups are there.
         max_generation_batches: problems that a rollout step may sample for that before it gives up, in multiples of
@@ -33,14 +29,10 @@ class DAPO(Algorithm):
             the length limit; 0 is off.
     """
 
-    min_rollouts_per_problem = 2
-
     def __init__(
         self,
         *,
-        clip_eps_low: float = 0.2,
         clip_eps_high: float = 0.28,
-        dual_clip: float | None = None,
         dynamic_sampling: bool = True,
         max_generation_batches: int = 10,
         mask_truncated: bool = False,
@@ -48,17 +40,11 @@ class DAPO(Algorithm):
         updates_per_step: int = 16,
         **kwargs: Any,
     ) -> None:
-        super().__init__(updates_per_step=updates_per_step, **kwargs)
-        self.clip_eps_low = clip_eps_low
-        self.clip_eps_high = clip_eps_high
-        self.dual_clip = dual_clip
+        super().__init__(clip_eps_high=clip_eps_high, updates_per_step=updates_per_step, **kwargs)
         self.dynamic_sampling = dynamic_sampling
         self.max_generation_batches = max_generation_batches if dynamic_sampling else 1
         self.mask_truncated = mask_truncated
         self.overlong_buffer_tokens = overlong_buffer_tokens
-        self.require(0 < clip_eps_low < 1, "clip_eps_low", "must be in (0, 1)", clip_eps_low)
-        self.require(clip_eps_high > 0, "clip_eps_high", "must be > 0", clip_eps_high)
-        self.require(dual_clip is None or dual_clip > 1, "dual_clip", "must be > 1 or null", dual_clip)
         self.require(
             max_generation_batches >= 1, "max_generation_batches", "must be at least 1", max_generation_batches
         )
@@ -80,7 +66,7 @@ class DAPO(Algorithm):
         rewards = super().rewards(groups, sampling)
         if not self.overlong_buffer_tokens:
             return rewards
-        lengths = torch.tensor([[rollout.length for rollout in group.rollouts] for group in groups])
+        lengths = torch.tensor([rollout.length for group in groups for rollout in group.rollouts])
         return rewards + soft_overlong_punishment(
             lengths, max_tokens=sampling.max_new_tokens, buffer_tokens=self.overlong_buffer_tokens
         )
@@ -90,28 +76,6 @@ class DAPO(Algorithm):
 
     def advantages(self, rewards: Tensor) -> Tensor:
         return group_normalised(rewards)
-
-    def loss(self, scores: TokenScores, batch: RolloutBatch) -> LossOutput:
-        assert batch.old_logprobs is not None
-        token_loss = clipped_surrogate(
-            scores.logprobs,
-            batch.old_logprobs,
-            batch.advantages,
-            clip_eps_low=self.clip_eps_low,
-            clip_eps_high=self.clip_eps_high,
-            dual_clip=self.dual_clip,
-        )
-        was_clipped = clipped(
-            scores.logprobs.detach(),
-            batch.old_logprobs,
-            batch.advantages,
-            clip_eps_low=self.clip_eps_low,
-            clip_eps_high=self.clip_eps_high,
-        )
-        return LossOutput(
-            loss=(token_loss * batch.mask).sum(),
-            metrics={"policy/clip_fraction": (was_clipped & batch.mask).sum()},
-        )
 
 
 def soft_overlong_punishment(lengths: Tensor, *, max_tokens: int, buffer_tokens: int) -> Tensor:

@@ -45,11 +45,12 @@ class FaultyRollouts:
             step: training step of the phase, from 1.
             update: of the step, from 1.
         """
-        assert batch.rows is not None
         losses, logprobs = module.row_losses(batch)
         chosen = [_with_text(module, rollouts[row]) for row in batch.rows.tolist()]
         # Until its first optimizer step, the policy still is the one that generated.
-        old_logprobs = logprobs if batch.old_logprobs is None else batch.old_logprobs
+        old_logprobs = batch.old_logprobs
+        if old_logprobs is None:
+            old_logprobs = batch.recorded_or(logprobs)
         further = {
             "advantage": pa.array(batch.advantages.tolist(), pa.float32()),  # the weight, in a consolidation
             "in_loss": pa.array(batch.mask.any(dim=1).tolist()),

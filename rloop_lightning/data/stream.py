@@ -35,6 +35,8 @@ class Explorer(Protocol):
 
     def keeps(self, group: Group) -> bool: ...
 
+    def replayed(self, groups: Sequence[Group], sampling: SamplingParams) -> Sequence[Group]: ...
+
     def make_batch(self, groups: Sequence[Group], sampling: SamplingParams) -> RolloutBatch: ...
 
 
@@ -120,7 +122,7 @@ class RolloutStream:
             kept += [group for group in groups if self.explorer.keeps(group)]
             self.share_kept = max(len(kept), 1) / len(generated)
         self._add_cost(cost)
-        trained = kept[: self.problems_per_step]
+        trained = self.explorer.replayed(kept[: self.problems_per_step], sampling)
         batch = self.explorer.make_batch(trained, sampling)
         counts = {f"reward/{name}": value for name, value in self.sampler.reward.metrics().items()}
         metrics = {**_step_metrics(generated, kept, cost), **counts}

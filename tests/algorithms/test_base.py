@@ -359,8 +359,8 @@ class Reinforce(Algorithm):
 
     def loss(self, scores, batch):
         token_loss = negative_log_likelihood(scores.logprobs, batch.advantages)
-        metrics = {"reinforce/tokens": batch.mask.sum(), "reinforce/length_max": batch.completion_lengths.max().float()}
-        return LossOutput(loss=(token_loss * batch.mask).sum(), metrics=metrics)
+        lengths = batch.completion_lengths[:, None]
+        return LossOutput(token_loss, {"reinforce/tokens": batch.mask, "reinforce/length_max": lengths})
 
 
 def test_a_new_algorithm_is_two_methods():

@@ -157,10 +157,10 @@ def test_the_punishment_is_added_before_advantages_are_taken():
     rollouts = [make_rollout("a", range(2, 2 + n), reward=1.0) for n in (6, 8, 10)]
     group = make_group(*rollouts)
     module = DAPO(overlong_buffer_tokens=4)
-    assert module.rewards([group], SAMPLING).tolist() == [[1.0, 0.5, 0.0]]
+    assert module.rewards([group], SAMPLING).tolist() == [1.0, 0.5, 0.0]
     # mean 1/2, std 1/2
     assert module.make_batch([group], SAMPLING).advantages.tolist() == pytest.approx([1.0, 0.0, -1.0], abs=1e-5)
-    assert DAPO().rewards([group], SAMPLING).tolist() == [[1.0, 1.0, 1.0]]
+    assert DAPO().rewards([group], SAMPLING).tolist() == [1.0, 1.0, 1.0]
     assert DAPO().make_batch([group], SAMPLING).advantages.tolist() == [0.0, 0.0, 0.0]
     assert [rollout.reward for rollout in group.rollouts] == [1.0, 1.0, 1.0]
 

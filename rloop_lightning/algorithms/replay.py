@@ -1,0 +1,149 @@
+"""Experience replay: DAPO on new rollouts and on stored ones of the same problems (RLEP, RePO, ExGRPO)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from rloop_lightning.algorithms.dapo import DAPO
+from rloop_lightning.atomic import derive_seed
+from rloop_lightning.pool import RolloutPool
+from rloop_lightning.replay_buffer import ReplayBuffer, Selection, StoredRollout
+from rloop_lightning.types import Group, Rollout, RolloutBatch, SamplingParams
+
+
+class Replay(DAPO):
+    """Adds stored rollouts of its problems to a rollout step; their ratios are taken against their sampling logprobs.
+
+    The defaults are RLEP's (arXiv 2507.07451): two stored successes of a problem join its group. RePO's (arXiv
+    2506.09340) are `replay_advantages split`, `replay_successes_only false` and one of its selections; ExGRPO's (arXiv
+    2510.02245) `replay_per_problem 1`, `replay_share 0.5`, `replay_selection low-entropy`, `replay_buckets true` and
+    `replay_start_success_rate 0.35`. Unlike there, which problems a step has is the stream's choice in all of them.
+
+    Args:
+        replay_per_problem: M, stored rollouts that are added for a problem; 0 is DAPO. Problems with fewer get none.
+        replay_share: largest share of a step's problems that replay is added to.
+        replay_selection: which of a problem's stored rollouts: the most `recent`, `random` ones, those of
+            `low-entropy`, or those whose rewards have `max-variance`.
+        replay_buckets: choose problems at random, each with the weight of a normal distribution around half its group's
+            rollouts, standard deviation 1, at its number of successes; those that are all right or all wrong never.
+        replay_advantages: take advantages of new and stored rollouts together, `joint`, or apart, `split`.
+        replay_successes_only: store nothing else.
+        replay_start_success_rate: no replay before this share of a rollout step's rollouts succeeded.
+        replay_stored_per_problem: how many distinct rollouts of a problem are stored, the newest (RePO's 16).
+        replay_pool: replay from the pools of another run: its folder, or one of its pools; null is the run's own.
+    """
+
+    def __init__(
+        self,
+        *,
+        replay_per_problem: int = 2,
+        replay_share: float = 1.0,
+        replay_selection: Selection = "random",
+        replay_buckets: bool = False,
+        replay_advantages: Literal["joint", "split"] = "joint",
+        replay_successes_only: bool = True,
+        replay_start_success_rate: float = 0.0,
+        replay_stored_per_problem: int = 16,
+        replay_pool: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.replay_per_problem = replay_per_problem
+        self.replay_share = replay_share
+        self.replay_selection = replay_selection
+        self.replay_buckets = replay_buckets
+        self.replay_advantages = replay_advantages
+        self.replay_start_success_rate = replay_start_success_rate
+        self.replay_pools = None if replay_pool is None else pools_of(Path(replay_pool).expanduser())
+        self.buffer = ReplayBuffer(successes_only=replay_successes_only, per_problem=replay_stored_per_problem)
+        self._check(replay_successes_only, replay_stored_per_problem, replay_pool)
+
+    def _check(self, successes_only: bool, stored: int, pool: str | None) -> None:
+        self.require(self.replay_per_problem >= 0, "replay_per_problem", "must be >= 0", self.replay_per_problem)
+        self.require(0 < self.replay_share <= 1, "replay_share", "must be in (0, 1]", self.replay_share)
+        rate = self.replay_start_success_rate
+        self.require(0 <= rate <= 1, "replay_start_success_rate", "must be in [0, 1]", rate)
+        self.require(
+            stored >= max(1, self.replay_per_problem),
+            "replay_stored_per_problem",
+            f"must be at least 1 and --algo.replay_per_problem {self.replay_per_problem}",
+            stored,
+        )
+        apart = self.replay_advantages == "split"
+        self.require(
+            not (apart and successes_only),
+            "replay_advantages",
+            "apart are all 0 where only successes are stored; set --algo.replay_successes_only false",
+            "split",
+        )
+        self.require(
+            not apart or self.replay_per_problem != 1, "replay_per_problem", "must be >= 2 with split advantages", 1
+        )
+        self.require(
+            not (self.replay_selection == "max-variance" and successes_only),
+            "replay_selection",
+            "has no variance where only successes are stored; set --algo.replay_successes_only false",
+            "max-variance",
+        )
+        self.require(self.replay_pools != [], "replay_pool", "must be a run or a pool with shards", pool)
+        self.require(pool is None or rate == 0, "replay_start_success_rate", "must be 0 with --algo.replay_pool", rate)
+
+    def replayed(self, groups: Sequence[Group], sampling: SamplingParams) -> Sequence[Group]:
+        """The groups with stored rollouts in them or, where advantages are split, behind them."""
+        self.buffer.read(self.pools if self.replay_pools is None else self.replay_pools)
+        if self.replay_per_problem == 0 or self.buffer.best_success_rate < self.replay_start_success_rate:
+            return groups
+        rng = np.random.default_rng(derive_seed(sampling.seed, "replay"))
+        together: list[Group] = list(groups)
+        apart: list[Group] = []
+        for number in self._choose(groups, rng):
+            group = groups[number]
+            stored = self.buffer.select(group.problem.id, self.replay_per_problem, self.replay_selection, rng)
+            again = tuple(_again(rollout, group) for rollout in stored)
+            if self.replay_advantages == "joint":
+                together[number] = Group(group.problem, group.rollouts + again)
+            elif again:
+                apart.append(Group(group.problem, again))
+        return together + apart
+
+    def _choose(self, groups: Sequence[Group], rng: np.random.Generator) -> list[int]:
+        """The numbers of the groups that replay is added to, in their order."""
+        sizes = np.array([len(group.rollouts) for group in groups])
+        successes = np.array([group.success_count for group in groups])
+        weights = np.ones(len(groups))
+        if self.replay_buckets:
+            weights = np.exp(-((successes - sizes / 2) ** 2) / 2) * ((successes > 0) & (successes < sizes))
+        count = min(int(self.replay_share * len(groups)), int(np.count_nonzero(weights)))
+        if count == 0:
+            return []
+        return sorted(rng.choice(len(groups), size=count, replace=False, p=weights / weights.sum()).tolist())
+
+    def prepare(self, batch: RolloutBatch) -> RolloutBatch:
+        self.record({"replay/share": batch.replayed.float().mean(), "replay/stored": float(len(self.buffer))})
+        return super().prepare(batch)
+
+
+def pools_of(folder: Path) -> list[Path]:
+    """The pools in the folder of a run, or the folder itself where it is a pool; none where it is neither."""
+    if RolloutPool(folder).shards():
+        return [folder]
+    return [pool for pool in sorted(folder.glob("round-*/pool")) if RolloutPool(pool).shards()]
+
+
+def _again(stored: StoredRollout, group: Group) -> Rollout:
+    """A stored rollout of the group's problem, to be trained on again."""
+    return Rollout(
+        problem_id=group.problem.id,
+        prompt_ids=group.rollouts[0].prompt_ids,
+        completion_ids=stored.completion_ids,
+        sampling_logprobs=stored.sampling_logprobs,
+        text="",
+        finish_reason=stored.finish_reason,
+        reward=stored.reward,
+        success=stored.success,
+        replayed=True,
+    )
