@@ -15,8 +15,8 @@ _LARGEST_ERROR = 0.2
 class KLConstrained(KLPenalty, DAPO):
     """DAPO with a KL term against the round's initial policy, a KL target, and resets of the reference.
 
-    0.04 with k3 in the loss is GRPO's (arXiv 2402.03300); the target is held as in arXiv 1909.08593, the reference reset
-    as in ProRL (arXiv 2505.24864), which gives no number of steps.
+    0.04 with k3 in the loss is GRPO's (arXiv 2402.03300); the target is held as in arXiv 1909.08593, the reference
+    reset as in ProRL (arXiv 2505.24864), which gives no number of steps.
 
     Args:
         kl_beta: weight of the KL term; where it starts, if there is a target.
