@@ -13,6 +13,7 @@ from benchmarks.measure import ROOT
 from benchmarks.models import SIZES
 
 PARTS = ("step_vs_trl", "same_learning", "generate_vs_hf", "limit", "scaling", "reward_throughput")
+STUDIES = ("learning", "minirl_on_experts")
 _RESPONSES = Path(os.environ.get("RLOOP_SHARED", ROOT.parent / "shared")) / "data" / "gsm8k_responses.jsonl"
 
 
@@ -27,6 +28,9 @@ class Options:
         rounds: turns of each side.
         sizes: models by name; empty takes those of each part for the device.
         learn_steps: rollout steps of the comparison of what both trainers learn.
+        study_steps: rollout steps of each run of a study.
+        seeds: runs of each variant in a study.
+        keep: folder for the runs of studies, which are not made again where they are complete; none keeps nothing.
         filter_rollouts: the largest pool that is filtered.
         vllm_python: an interpreter that has vLLM; empty leaves it out.
         responses: answers for reward_throughput; it is left out where there is no such file.
@@ -39,6 +43,9 @@ class Options:
     rounds: int
     sizes: tuple[str, ...]
     learn_steps: int
+    study_steps: int
+    seeds: int
+    keep: Path | None
     filter_rollouts: int
     vllm_python: str
     responses: Path
@@ -56,11 +63,21 @@ def parse(argv: Sequence[str] | None) -> Options:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description="Measures this machine; writes results.md and results.json."
     )
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all without any")
+    parser.add_argument(
+        "parts",
+        nargs="*",
+        metavar="PART",
+        help=f"of {', '.join(PARTS)}, which are all without any; studies: {', '.join(STUDIES)}",
+    )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each side (default: %(default)s)")
     parser.add_argument("--sizes", nargs="+", default=[], metavar="SIZE", help=f"models, of {', '.join(SIZES)}")
     parser.add_argument("--learn-steps", type=int, default=40, help="rollout steps of the learning comparison")
+    parser.add_argument("--study-steps", type=int, default=100, help="rollout steps of each run of a study")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each variant in a study (default: %(default)s)")
+    parser.add_argument(
+        "--keep", type=Path, default=None, help="folder for the runs of studies; complete ones are reused"
+    )
     parser.add_argument("--filter-rollouts", type=int, default=10_000_000, help="the largest pool that is filtered")
     parser.add_argument("--vllm-python", default=os.environ.get("VLLM_PYTHON", ""), help="interpreter that has vLLM")
     parser.add_argument("--responses", type=Path, default=_RESPONSES, help="GSM8K responses (docs/performance.md)")
@@ -68,9 +85,10 @@ def parse(argv: Sequence[str] | None) -> Options:
     parser.add_argument("--toy", action="store_true", help="only see that everything runs; needs --out")
     given = parser.parse_args(argv)
     parts = given.parts or list(PARTS)
-    wrong = [f"no part {name!r}; parts are {', '.join(PARTS)}" for name in parts if name not in PARTS]
+    known = (*PARTS, *STUDIES)
+    wrong = [f"no part {name!r}; parts are {', '.join(known)}" for name in parts if name not in known]
     wrong += [f"--sizes: no size {name!r}; sizes are {', '.join(SIZES)}" for name in given.sizes if name not in SIZES]
-    for flag in ("rounds", "learn_steps", "filter_rollouts"):
+    for flag in ("rounds", "learn_steps", "study_steps", "seeds", "filter_rollouts"):
         if getattr(given, flag) < 1:
             wrong.append(f"--{flag.replace('_', '-')} must be at least 1, got {getattr(given, flag)}")
     if given.toy and given.out is None:
@@ -90,6 +108,9 @@ def parse(argv: Sequence[str] | None) -> Options:
         rounds=1 if given.toy else given.rounds,
         sizes=tuple(given.sizes),
         learn_steps=2 if given.toy else given.learn_steps,
+        study_steps=2 if given.toy else given.study_steps,
+        seeds=1 if given.toy else given.seeds,
+        keep=given.keep.resolve() if given.keep else None,
         filter_rollouts=2000 if given.toy else given.filter_rollouts,
         vllm_python=given.vllm_python,
         responses=given.responses,

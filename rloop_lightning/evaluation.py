@@ -60,7 +60,9 @@ class Evaluator:
         self.seed = seed
 
     def __call__(self, names: Sequence[str], cost: SamplingCost) -> dict[str, float]:
-        """Metrics `eval/SET/pass@K`, `eval/SET/entropy_nats`, `eval/SET/length_tokens` of the named sets."""
+        """Metrics of the named sets: `eval/SET/pass@K`, `.../entropy_nats`, `.../length_tokens`, and
+        `.../pass@1_stderr`, the standard error of pass@1 over problems (none where there is but one).
+        """
         return {key: value for name in names for key, value in self._evaluate(name, cost).items()}
 
     def _evaluate(self, name: str, cost: SamplingCost) -> dict[str, float]:
@@ -68,11 +70,14 @@ class Evaluator:
         sampling = self.sampler.engine.sampling(derive_seed(self.seed, "evaluate", name))
         groups = self.sampler.sample(problems, self.config.samples, sampling, cost)
         pass_at_k = PassAtK(sorted({1, *self.config.k}))  # pass@1 is what progress bars show and choices are made on
-        pass_at_k.update(torch.tensor([group.success_count for group in groups]), self.config.samples)
+        successes = torch.tensor([group.success_count for group in groups])
+        pass_at_k.update(successes, self.config.samples)
         rollouts = [rollout for group in groups for rollout in group.rollouts]
         # The mean surprise of sampled tokens estimates the entropy of the distribution that they were sampled from.
         surprise = -np.concatenate([rollout.sampling_logprobs for rollout in rollouts]).mean(dtype=np.float64)
         metrics = {key: float(value) for key, value in pass_at_k.compute().items()}
+        if len(groups) > 1:
+            metrics["pass@1_stderr"] = float((successes / self.config.samples).double().std() / len(groups) ** 0.5)
         metrics["entropy_nats"] = float(surprise)
         metrics["length_tokens"] = float(np.mean([rollout.length for rollout in rollouts]))
         return {f"eval/{name}/{key}": value for key, value in metrics.items()}

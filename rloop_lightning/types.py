@@ -150,7 +150,7 @@ class RolloutBatch:
         return replace(self, **moved)
 
     def recorded_or(self, logprobs: Tensor) -> Tensor:
-        """Old logprobs [B, T] from the generating policy's: of replayed rows those they were recorded with."""
+        """Old logprobs [B, T] from those of the generating policy: replayed rows keep what they were recorded with."""
         return torch.where(self.replayed[:, None], self.sampling_logprobs, logprobs)
 
     def select(self, rows: Tensor) -> Self:

@@ -1,6 +1,7 @@
 """The built-in countdown policy: how the model that ships in `rloop_lightning/assets/countdown-policy` is made.
 
     python -m rloop_lightning.data.countdown_policy --out DIR
+    python -m rloop_lightning.data.countdown_policy --out DIR --experts 8     # a mixture of experts, for studies
 
 A Qwen2-architecture model of 0.86 M parameters with a character tokenizer, fine-tuned by maximum likelihood on random
 derivations of problems that are in none of the sets of `Countdown`. It knows the form of a solution well and the search
@@ -14,12 +15,20 @@ import argparse
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import AddedToken
 from torch import Tensor
 from torch.nn import functional
-from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+from transformers import (
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2Tokenizer,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 from rloop_lightning.data.countdown import Countdown, Family, Solution, draw_solution, set_of
 
@@ -50,22 +59,32 @@ def make_tokenizer() -> Qwen2Tokenizer:
     return tokenizer
 
 
-def make_model(tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
-    """The untrained model, float32, weights drawn from torch's global generator."""
-    config = Qwen2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=CONTEXT_TOKENS,
-        tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-    )
-    model = Qwen2ForCausalLM(config).float()
+def make_model(tokenizer: Qwen2Tokenizer, experts: int = 0) -> PreTrainedModel:
+    """The untrained model, float32, weights drawn from torch's global generator.
+
+    Args:
+        experts: of each layer, two of which compute a token, in a Qwen3-MoE model of 0.6 M parameters with 8 of them; 0
+            is the dense Qwen2 model.
+    """
+    common: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": CONTEXT_TOKENS,
+        "tie_word_embeddings": True,
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": None,
+    }
+    sizes: dict[str, Any]
+    model: PreTrainedModel
+    if experts:
+        sizes = {"hidden_size": 96, "head_dim": 24, "moe_intermediate_size": 64, "num_hidden_layers": 3}
+        routing: dict[str, Any] = {"num_experts": experts, "num_experts_per_tok": 2, "norm_topk_prob": True}
+        model = Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes, **routing, **common)).float()
+    else:
+        sizes = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4}
+        model = Qwen2ForCausalLM(Qwen2Config(**sizes, **common)).float()
     model.generation_config.update(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=None, do_sample=True
     )
@@ -96,7 +115,7 @@ def make_batch(tokenizer: Qwen2Tokenizer, examples: list[Solution]) -> tuple[Ten
 
 
 def train(
-    model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, *, steps: int, batch_size: int, lr: float, seed: int
+    model: PreTrainedModel, tokenizer: Qwen2Tokenizer, *, steps: int, batch_size: int, lr: float, seed: int
 ) -> float:
     """AdamW with a linear warm-up over the first 5 % and a linear decay to 0. Returns the last loss, nats per token."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.01)
@@ -135,10 +154,11 @@ def _model_card(arguments: argparse.Namespace, loss: float) -> str:
     command = "python -m rloop_lightning.data.countdown_policy --out DIR" + "".join(
         f" --{name.replace('_', '-')} {value}" for name, value in vars(arguments).items() if name != "out"
     )
+    architecture = "Qwen3-MoE" if arguments.experts else "Qwen2"
     return (
         "---\nlicense: apache-2.0\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n\n"
         "# Countdown policy\n\n"
-        "The built-in starting policy of rloop-lightning: a Qwen2-architecture model with a character tokenizer that\n"
+        f"A starting policy of rloop-lightning: a {architecture} model with a character tokenizer that\n"
         "writes solutions of countdown problems. It is a start for reinforcement learning, not a good solver.\n\n"
         "    prompt      3 7 12=33:\n"
         "    completion  7*3=21;21+12=33;\\boxed{7*3+12}\n\n"
@@ -156,15 +176,18 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=1000, help="optimizer steps")
     parser.add_argument("--batch-size", type=int, default=64, help="solutions per optimizer step, at least 2")
     parser.add_argument("--lr", type=float, default=2e-3, help="highest learning rate of AdamW")
+    parser.add_argument("--experts", type=int, default=0, help="experts of each layer, at least 2; 0 is a dense model")
     parser.add_argument("--seed", type=int, default=0, help="of weights and data")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; their number changes the last bits")
     arguments = parser.parse_args(argv)
     if arguments.steps < 1 or arguments.batch_size < 2 or arguments.lr <= 0 or arguments.threads < 1:
         parser.error("--steps and --threads must be >= 1, --batch-size >= 2, --lr > 0")
+    if arguments.experts != 0 and arguments.experts < 2:
+        parser.error("--experts must be 0 or at least 2")
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
     tokenizer = make_tokenizer()
-    model = make_model(tokenizer)
+    model = make_model(tokenizer, arguments.experts)
     loss = train(
         model,
         tokenizer,

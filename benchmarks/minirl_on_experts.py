@@ -1,0 +1,90 @@
+"""MiniRL's parts on a mixture of experts: updates a rollout step, routing replay, and what each part is worth.
+
+The policy is a small Qwen3-MoE model that `rloop_lightning.data.countdown_policy --experts 8` makes. The engine computes
+in bfloat16, so that its probabilities and its routing differ from the trainer's, as they do where it is another program.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.learning import spread_text
+from benchmarks.options import Options
+from benchmarks.report import Result, Table
+from benchmarks.studies import Outcome, run_all
+from rloop_lightning.data import countdown_policy
+
+_PARTS = {
+    "MiniRL": [],
+    "no importance weight": ["--algo.importance_weight", "false"],
+    "no clip": ["--algo.clip", "false"],
+    "length normalised": ["--algo.length_normalised", "true"],
+}
+_UPDATES = (1, 4)
+_REPLAYS = ("none", "r2", "r3")
+_SIZES = [
+    "--loop.problems_per_step",
+    "16",
+    "--eval.every_n_steps",
+    "0",
+    "--eval.sets",
+    "[test]",
+    "--eval.samples",
+    "16",
+]
+_TOY = ["--loop.problems_per_step", "4", "--eval.samples", "2", "--eval.max_problems", "4"]
+
+
+def run(options: Options) -> Result:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = (options.keep or Path(temporary)) / "minirl_on_experts"
+        model = folder / "policy"
+        if not (model / "README.md").is_file():
+            steps = "2" if options.toy else "1500"
+            countdown_policy.main(["--out", str(model), "--experts", "8", "--steps", steps])
+        common = ["--config", "countdown", "--policy.model", str(model), "--algo", "minirl", "--consolidate", "none"]
+        common += ["--engine.dtype", "bfloat16"]
+        common += ["--loop.rounds", "1", "--loop.explore_steps", str(options.study_steps), *_SIZES]
+        common += ["--eval.k", "[1,2]" if options.toy else "[1,16]", *(_TOY if options.toy else [])]
+        variants = {
+            f"{part}, N = {updates}, {replay}": [
+                *flags,
+                *["--algo.updates_per_step", str(updates), "--policy.routing_replay", replay],
+            ]
+            for part, flags in _PARTS.items()
+            for updates in _UPDATES
+            for replay in _REPLAYS
+        }
+        outcomes = run_all(variants, common, seeds=options.seeds, folder=folder)
+    rows = [[name, *_cells(runs)] for name, runs in outcomes.items()]
+    columns = ["", "pass@1 before", "after", "largest gradient norm", "entropy at the end, nats", "clipped"]
+    columns += ["rerouted since", "rerouted by the engine"]
+    note = (
+        f"{options.study_steps} rollout steps of 16 problems x 8 rollouts, N optimizer steps each; mean over "
+        f"{options.seeds} seeds (standard deviation). *clipped*: share of tokens whose gradient the clip mask drops. "
+        "*rerouted since*: share of routings in which the current policy would choose other experts than the old one, "
+        "*by the engine*: in which the old policy would have chosen others than the engine did; empty where it was not "
+        "recorded."
+    )
+    raw = {name: [vars(outcome) | {"metrics": {}} for outcome in runs] for name, runs in outcomes.items()}
+    return Result([Table("MiniRL on a mixture of experts, set `test`", columns, rows, [note])], raw)
+
+
+def _cells(runs: Sequence[Outcome]) -> list[str]:
+    return [
+        spread_text([run.before for run in runs]),
+        spread_text([run.after for run in runs]),
+        spread_text([max(run.metrics["grad/norm_preclip_max"]) for run in runs]),
+        spread_text([run.metrics["policy/entropy_nats"][-1] for run in runs]),
+        _mean_of("policy/clip_fraction", runs),
+        _mean_of("routing/old_current_mismatch", runs),
+        _mean_of("routing/engine_old_mismatch", runs),
+    ]
+
+
+def _mean_of(metric: str, runs: Sequence[Outcome]) -> str:
+    values = [value for run in runs for value in run.metrics.get(metric, ())]
+    return f"{statistics.mean(values):.2%}" if values else ""
