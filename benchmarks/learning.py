@@ -16,13 +16,13 @@ from benchmarks.report import Result, Table
 from benchmarks.studies import Outcome, run_all
 from rloop_lightning.algorithms import ALGORITHMS
 
-_SIZES = ["--loop.problems_per_step", "16", "--eval.every_n_steps", "0", "--eval.sets", "[test]"]
-_TOY = ["--loop.problems_per_step", "4", "--eval.samples", "2", "--eval.k", "[1,2]", "--eval.max_problems", "4"]
+COMMON = ["--config", "countdown", "--consolidate", "none", "--loop.rounds", "1", "--loop.problems_per_step", "16"]
+COMMON += ["--eval.every_n_steps", "0", "--eval.sets", "[test]"]
+TOY = ["--loop.problems_per_step", "4", "--eval.samples", "2", "--eval.k", "[1,2]", "--eval.max_problems", "4"]
 
 
 def run(options: Options) -> Result:
-    common = ["--config", "countdown", "--consolidate", "none", "--loop.rounds", "1", *_SIZES]
-    common += ["--loop.explore_steps", str(options.study_steps), *(_TOY if options.toy else [])]
+    common = [*COMMON, "--loop.explore_steps", str(options.study_steps), *(TOY if options.toy else [])]
     variants = {name: ["--algo", name] for name in ALGORITHMS}
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.keep or Path(temporary)

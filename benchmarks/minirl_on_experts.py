@@ -1,7 +1,8 @@
 """MiniRL's parts on a mixture of experts: updates a rollout step, routing replay, and what each part is worth.
 
-The policy is a small Qwen3-MoE model that `rloop_lightning.data.countdown_policy --experts 8` makes. The engine computes
-in bfloat16, so that its probabilities and its routing differ from the trainer's, as they do where it is another program.
+The policy is a small Qwen3-MoE model that `rloop_lightning.data.countdown_policy --experts 8` makes. The engine
+computes in bfloat16, so that its probabilities and its routing differ from the trainer's, as they do where it is
+another program.
 """
 
 from __future__ import annotations
