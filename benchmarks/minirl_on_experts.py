@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.learning import spread_text
+from benchmarks.learning import COMMON, TOY, spread_text
 from benchmarks.options import Options
 from benchmarks.report import Result, Table
 from benchmarks.studies import Outcome, run_all
@@ -26,17 +26,6 @@ _PARTS = {
 }
 _UPDATES = (1, 4)
 _REPLAYS = ("none", "r2", "r3")
-_SIZES = [
-    "--loop.problems_per_step",
-    "16",
-    "--eval.every_n_steps",
-    "0",
-    "--eval.sets",
-    "[test]",
-    "--eval.samples",
-    "16",
-]
-_TOY = ["--loop.problems_per_step", "4", "--eval.samples", "2", "--eval.max_problems", "4"]
 
 
 def run(options: Options) -> Result:
@@ -46,10 +35,8 @@ def run(options: Options) -> Result:
         if not (model / "README.md").is_file():
             steps = "2" if options.toy else "1500"
             countdown_policy.main(["--out", str(model), "--experts", "8", "--steps", steps])
-        common = ["--config", "countdown", "--policy.model", str(model), "--algo", "minirl", "--consolidate", "none"]
-        common += ["--engine.dtype", "bfloat16"]
-        common += ["--loop.rounds", "1", "--loop.explore_steps", str(options.study_steps), *_SIZES]
-        common += ["--eval.k", "[1,2]" if options.toy else "[1,16]", *(_TOY if options.toy else [])]
+        common = [*COMMON, "--policy.model", str(model), "--engine.dtype", "bfloat16", "--algo", "minirl"]
+        common += ["--loop.explore_steps", str(options.study_steps), *(TOY if options.toy else [])]
         variants = {
             f"{part}, N = {updates}, {replay}": [
                 *flags,

@@ -13,7 +13,7 @@ from benchmarks.measure import ROOT
 from benchmarks.models import SIZES
 
 PARTS = ("step_vs_trl", "same_learning", "generate_vs_hf", "limit", "scaling", "reward_throughput")
-STUDIES = ("learning", "minirl_on_experts")
+STUDIES = ("learning", "precision", "minirl_on_experts")
 _RESPONSES = Path(os.environ.get("RLOOP_SHARED", ROOT.parent / "shared")) / "data" / "gsm8k_responses.jsonl"
 
 
