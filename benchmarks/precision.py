@@ -30,8 +30,8 @@ def run(options: Options) -> Result:
     rows = [[name, *_cells(runs)] for name, runs in outcomes.items()]
     note = (
         f"DAPO, {options.study_steps} rollout steps of 16 problems x 8 rollouts; mean over {options.seeds} seeds "
-        "(standard deviation). *KL* and *gap*: between the engine's and the trainer's policy, the mean over all tokens, "
-        "and the largest difference of two logprobs."
+        "(standard deviation). *KL* and *gap*: between the engine's and the trainer's policy, mean over all tokens "
+        "and largest difference of two logprobs."
     )
     columns = ["", "reward of the last 10 steps", "pass@1 after", "pass@32 after", "KL, nats", "gap, nats"]
     raw = {name: [vars(outcome) | {"metrics": {}} for outcome in runs] for name, runs in outcomes.items()}
