@@ -11,10 +11,22 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks import generate_vs_hf, limit, measure, options, report, same_gradient, step_vs_trl, task
+from benchmarks import (
+    generate_vs_hf,
+    learning,
+    limit,
+    measure,
+    options,
+    report,
+    same_gradient,
+    step_vs_trl,
+    studies,
+    task,
+)
 from benchmarks.__main__ import main
 from benchmarks.models import SIZES, EvenLetters, RandomPrompts, save_model
 from benchmarks.pool_of_rollouts import PoolShape, write_pool
+from rloop_lightning.run_metrics import read_metrics
 
 
 @pytest.fixture(scope="module")
@@ -218,3 +230,29 @@ def test_wrong_options_are_refused_before_anything_is_measured(
         options.parse(argv)
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_study_of_learning_reads_what_its_runs_left_and_keeps_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learning, "ALGORITHMS", {"gspo": ""})
+    command = ["learning", "--toy", "--out", str(tmp_path), "--keep", str(tmp_path / "runs")]
+    main(command)
+    (rows,) = [list(table(tmp_path, "learning", "Every algorithm").items())]
+    (outcome,) = results(tmp_path)["learning on cpu"]["raw"]["gspo"]
+    assert rows[0][0] == "gspo"
+    assert rows[0][1]["gain"] == f"{outcome['after'] - outcome['before']:.3f}"
+    run = tmp_path / "runs" / "learning" / "gspo-seed-0"
+    steps = [row for row in read_metrics(run / "metrics.csv") if row["phase"] == "explore"]
+    assert len(steps) == 2
+    assert outcome["stderr"] > 0
+    # A run that is complete is read, not made again: neither its log nor its table is written a second time.
+    before = {path: path.stat().st_mtime_ns for path in (run.with_suffix(".log"), run / "results.md")}
+    main(command)
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    assert results(tmp_path)["learning on cpu"]["raw"]["gspo"] == [outcome]
+
+
+def test_a_study_names_the_run_that_failed(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"--loop.rounds 0 .* exit code 2:[\s\S]*--loop.rounds must be at least 1"):
+        studies.run_all({"none": ["--loop.rounds", "0"]}, [], seeds=1, folder=tmp_path)
