@@ -29,7 +29,7 @@ def run(options: Options) -> Result:
         outcomes = run_all(_VARIANTS, common, seeds=options.seeds, folder=folder / "precision")
     rows = [[name, *_cells(runs)] for name, runs in outcomes.items()]
     note = (
-        f"DAPO, {options.study_steps} rollout steps of 16 problems x 8 rollouts; mean over {options.seeds} seeds "
+        f"DAPO, {options.study_steps} rollout steps of 32 problems x 8 rollouts; mean over {options.seeds} seeds "
         "(standard deviation). *KL* and *gap*: between the engine's and the trainer's policy, mean over all tokens "
         "and largest difference of two logprobs."
     )
