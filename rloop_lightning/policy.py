@@ -180,6 +180,8 @@ class Policy(nn.Module):
         the backward pass computes anew: `[B, T, V]` never exists. The batch's experts are replayed, if it has any;
         with gradients, inside of `replaying(batch)` alone.
         """
+        if batch.experts is not None and self.routing is None:
+            raise ValueError("the batch has experts to replay, which a policy of --policy.routing_replay none can't do")
         experts = None
         if self.llama is not None:
             logprobs, entropy = self._packed_scores(self.llama, batch, batch.temperature or 1.0)

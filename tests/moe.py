@@ -60,7 +60,8 @@ def perturb(policy: Policy, size: float = 0.1, seed: int = 1) -> Policy:
     """Move every weight, as an optimizer step would; far enough that routers change their minds."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in policy.parameters():
-        parameter.add_(size * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        parameter.add_(size * noise.to(parameter.dtype))
     return policy
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from builders import gradients, make_model, make_rollout, make_tokenizer, random_batch, relative_difference
+from builders import gradients, make_model, make_policy, make_rollout, make_tokenizer, random_batch, relative_difference
 from moe import (
     ARCHITECTURES,
     EXPERTS,
@@ -29,7 +30,7 @@ from moe import (
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from rloop_lightning.policy import Policy
+from rloop_lightning.policy import Policy, PolicyConfig, policy_faults
 from rloop_lightning.routers import KNOWN
 from rloop_lightning.routing import RoutingError, routing_count
 from rloop_lightning.types import RolloutBatch
@@ -138,6 +139,12 @@ def test_without_routing_replay_a_policy_has_no_hooks_and_the_same_logprobs() ->
     assert torch.equal(scores.logprobs, replaying.logprobs(random_batch()).logprobs)
 
 
+def test_a_policy_without_routing_replay_refuses_experts() -> None:
+    batch = recorded(make_moe_policy())
+    with pytest.raises(ValueError, match=r"which a policy of --policy.routing_replay none can't do"):
+        make_moe_policy(routing_replay="none").logprobs(batch)
+
+
 def layers_of(policy: Policy) -> Any:
     return policy.model.model.layers
 
@@ -166,6 +173,7 @@ RECOMPUTE = {"torch": by_torch(False), "torch reentrant": by_torch(True), "huggi
 
 @EVERY_ARCHITECTURE
 @pytest.mark.parametrize("recompute", RECOMPUTE)
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`:FutureWarning")
 def test_recomputed_layers_find_the_same_experts_in_any_order_of_micro_batches(
     architecture: str, recompute: str
 ) -> None:
@@ -371,6 +379,24 @@ def test_a_model_without_known_routers_is_refused() -> None:
         Policy(make_model(), make_tokenizer(), routing_replay="r2")
     with pytest.raises(ValueError, match=r"no layer has a router \(Qwen3MoeTopKRouter\)"):
         make_moe_policy(mlp_only_layers=[0, 1])
+
+
+def test_load_takes_the_mode_and_refuses_a_dense_model_before_its_weights_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_moe_policy("Olmoe", "none", dtype=torch.float32).save(tmp_path / "moe")
+    make_policy(dtype=torch.float32).save(tmp_path / "dense")
+    policy = Policy.load(PolicyConfig(str(tmp_path / "moe"), routing_replay="r3"))
+    assert policy.routing is not None
+    assert (policy.routing.mode, policy.routing.layers, policy.routing.expert_count) == ("r3", 2, EXPERTS)
+    assert Policy.load(PolicyConfig(str(tmp_path / "moe"))).routing is None
+    monkeypatch.setattr("rloop_lightning.policy.load_model", None)
+    dense = PolicyConfig(str(tmp_path / "dense"), routing_replay="r2")
+    with pytest.raises(ValueError, match="no routers are known of a model of type 'qwen2'"):
+        Policy.load(dense)
+    assert len(policy_faults(dense)) == 1
+    assert policy_faults(PolicyConfig(str(tmp_path / "dense"))) == []
+    assert policy_faults(PolicyConfig(str(tmp_path / "moe"), routing_replay="r2")) == []
 
 
 def test_routers_that_weigh_in_an_unknown_way_are_refused() -> None:
