@@ -205,6 +205,17 @@ class Policy(nn.Module):
         return self.routing.covering(batch)
 
     @property
+    def wants_experts(self) -> bool:
+        """Whether rollouts must come with the experts that they were generated with: routing replay R3."""
+        return self.routing is not None and self.routing.mode == "r3"
+
+    def routing_mismatches(self, batch: RolloutBatch, scores: TokenScores) -> dict[str, Tensor]:
+        """How often routers chose otherwise than what was replayed; nothing where nothing was."""
+        if self.routing is None or scores.experts is None:
+            return {}
+        return self.routing.mismatches(batch, scores.experts)
+
+    @property
     def has_adapter(self) -> bool:
         """Whether an adapter (LoRA, by PEFT) is what is trained."""
         return isinstance(getattr(self.model, "peft_config", None), dict)
@@ -214,12 +225,16 @@ class Policy(nn.Module):
         return self.model.disable_adapter()
 
     @torch.no_grad()
-    def frozen_logprobs(self, batch: RolloutBatch) -> Tensor:
-        """Logprobs of a batch of any size, without gradients, [B, T]."""
-        logprobs = torch.zeros_like(batch.sampling_logprobs)
+    def frozen_scores(self, batch: RolloutBatch) -> TokenScores:
+        """`logprobs` of a batch of any size, without gradients."""
+        logprobs, entropy = torch.zeros_like(batch.sampling_logprobs), torch.zeros_like(batch.sampling_logprobs)
+        experts = None if self.routing is None else self.routing.empty_record(batch)
         for rows, micro in self.micro_batches(batch):
-            logprobs[rows, : micro.mask.shape[1]] = self.logprobs(micro).logprobs.to(logprobs.dtype)
-        return logprobs
+            scores, width = self.logprobs(micro), micro.mask.shape[1]
+            logprobs[rows, :width], entropy[rows, :width] = scores.logprobs, scores.entropy
+            if experts is not None and scores.experts is not None:
+                experts[rows, : micro.input_ids.shape[1]] = scores.experts
+        return TokenScores(logprobs, entropy, experts)
 
     def _packed_scores(self, llama: Llama, batch: RolloutBatch, temperature: float) -> tuple[Tensor, Tensor]:
         """Logprobs and entropies of the completion tokens, row by row, both [N]; a Llama-like model's."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from rloop_lightning.faults import RunFault
 from rloop_lightning.routers import find_routers, gate_weights
-from rloop_lightning.types import Rollout, RolloutBatch
+from rloop_lightning.types import RolloutBatch
 
 
 class RoutingError(RunFault):
@@ -175,26 +176,36 @@ class RoutingReplay:
         taken = torch.where(recorded[:, None], replayed, chosen)
         return logits, gate_weights(router, args[0], taken).to(weights.dtype), taken
 
-    def check(self, rollouts: Sequence[Rollout]) -> None:
-        """Make sure that rollouts come with experts of this model.
+    def admitted(self, batch: RolloutBatch) -> RolloutBatch:
+        """A rollout step's batch with the engine's experts under R3, without any under R2.
 
         Raises:
-            RoutingError: says what is wrong with the first that doesn't.
+            RoutingError: there are none, or they are not of this model.
         """
-        for rollout in rollouts:
-            experts, shape = rollout.experts, (self.layers, self.top_k)
-            if experts is None:
-                wrong = "without its experts, which this --engine does not report"
-            elif experts.shape[1:] != shape:
-                wrong = f"with {experts.shape[1:]} layers and experts of a token, where the policy has {shape}"
-            elif not (experts.min() >= 0 and experts.max() < self.expert_count):
-                wrong = f"with experts {experts.min()} to {experts.max()}, where the policy has {self.expert_count}"
-            else:
-                continue
-            raise RoutingError(
-                f"--policy.routing_replay r3: a rollout of problem {rollout.problem_id!r} came {wrong}; take another "
-                "--engine, or set --policy.routing_replay r2"
-            )
+        if self.mode == "r2":
+            return replace(batch, experts=None)
+        experts, shape = batch.experts, (self.layers, self.top_k)
+        if experts is None:
+            wrong = "without their experts"
+        elif experts.shape[2:] != shape:
+            wrong = f"with {tuple(experts.shape[2:])} layers and experts of a token, where the policy has {shape}"
+        elif not (experts.min() >= 0 and experts.max() < self.expert_count):
+            wrong = f"with experts {experts.min()} to {experts.max()}, where the policy has {self.expert_count}"
+        else:
+            return batch
+        raise RoutingError(
+            f"--policy.routing_replay r3: rollouts came {wrong}; take another --engine, or set --policy.routing_replay "
+            "r2 in a new run"
+        )
+
+    def empty_record(self, batch: RolloutBatch) -> Tensor:
+        """Room for what routers choose in a batch [B, L, layers, top_k]."""
+        shape = (*batch.input_ids.shape, self.layers, self.top_k)
+        return torch.zeros(shape, dtype=self.dtype, device=batch.input_ids.device)
+
+    def recorded(self, batch: RolloutBatch, old_experts: Tensor) -> RolloutBatch:
+        """The batch with what the old policy's routers chose: to replay, or beside what the engine used."""
+        return replace(batch, experts=old_experts) if self.mode == "r2" else replace(batch, old_experts=old_experts)
 
     def mismatches(self, batch: RolloutBatch, own: Tensor) -> dict[str, Tensor]:
         """How many routings differ between engine, old and current policy; `routing_count` makes shares of it.
@@ -207,11 +218,13 @@ class RoutingReplay:
             return {}
         if self.mode == "r2":
             return {"routing/old_current_mismatch": differing(batch, batch.experts, own)}
-        old = own if batch.old_experts is None else batch.old_experts
+        from_engine = differing(batch, batch.experts, own)
+        if batch.old_experts is None:  # no update yet: the current policy is the old one
+            return {"routing/engine_old_mismatch": from_engine, "routing/engine_current_mismatch": from_engine}
         return {
-            "routing/engine_old_mismatch": differing(batch, batch.experts, old),
-            "routing/old_current_mismatch": differing(batch, old, own),
-            "routing/engine_current_mismatch": differing(batch, batch.experts, own),
+            "routing/engine_old_mismatch": differing(batch, batch.experts, batch.old_experts),
+            "routing/old_current_mismatch": differing(batch, batch.old_experts, own),
+            "routing/engine_current_mismatch": from_engine,
         }
 
 

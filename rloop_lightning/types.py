@@ -46,6 +46,8 @@ class SamplingParams:
         top_k: keep the k most likely tokens; 0 keeps all.
         top_p: keep the smallest set of tokens whose probability reaches p; 1 keeps all.
         seed: the same seed, weights and engine give the same rollouts.
+        report_experts: whether rollouts come with the experts they were computed with, where routing replay R3 wants
+            those; whoever does not train on them saves the memory.
     """
 
     max_new_tokens: int
@@ -53,6 +55,7 @@ class SamplingParams:
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
+    report_experts: bool = True
 
 
 @dataclass(frozen=True)

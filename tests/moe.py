@@ -81,10 +81,14 @@ def rows_of(batch: RolloutBatch, tokens: Tensor) -> list[Tensor]:
 def watched(policy: Policy) -> Iterator[list[tuple[Tensor, Tensor, Tensor]]]:
     """Hidden states [N, H], indices and weights [N, top_k] that each call of an experts module was given."""
     seen: list[tuple[Tensor, Tensor, Tensor]] = []
-    hooks = [
-        module.register_forward_pre_hook(lambda module, args: seen.append(tuple(a.detach().clone() for a in args)))
-        for module in modules_named(policy.model, "Experts")
-    ]
+    modules = modules_named(policy.model, "Experts")
+
+    def look(module: Any, args: tuple[Tensor, Tensor, Tensor]) -> None:
+        if any(module is own for own in modules):  # a copy of the policy has copies of its hooks
+            hidden, indices, weights = (value.detach().clone() for value in args)
+            seen.append((hidden, indices, weights))
+
+    hooks = [module.register_forward_pre_hook(look) for module in modules]
     yield seen
     for hook in hooks:
         hook.remove()

@@ -8,10 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from builders import gradients, make_model, make_policy, make_rollout, make_tokenizer, random_batch, relative_difference
+from builders import gradients, make_model, make_policy, make_tokenizer, random_batch, relative_difference
 from moe import (
     ARCHITECTURES,
     EXPERTS,
@@ -44,7 +43,6 @@ def same_sets(first: Tensor, second: Tensor) -> Tensor:
 
 def coefficients(batch: RolloutBatch) -> Tensor:
     """A different weight for every row and place, the same however the batch is cut."""
-    assert batch.rows is not None
     places = torch.arange(batch.mask.shape[1])
     return torch.sin(1.0 + 7 * batch.rows[:, None] + 3 * places).double() * batch.mask
 
@@ -340,37 +338,32 @@ def test_mismatches_are_counted_as_sets_over_recorded_positions() -> None:
         return {name.removeprefix("routing/"): int(value) for name, value in found.items()}
 
     assert counts(r2.mismatches(batch, own)) == {"old_current_mismatch": 3}
-    engine_current = {"engine_current_mismatch": 3}
-    assert counts(r3.mismatches(batch, own)) == {"engine_old_mismatch": 3, "old_current_mismatch": 0, **engine_current}
-    with_old = replace(batch, old_experts=old)
-    assert counts(r3.mismatches(with_old, own)) == {
-        "engine_old_mismatch": 1,
-        "old_current_mismatch": 2,
-        **engine_current,
-    }
+    assert counts(r3.mismatches(batch, own)) == {"engine_old_mismatch": 3, "engine_current_mismatch": 3}
+    expected = {"engine_old_mismatch": 1, "old_current_mismatch": 2, "engine_current_mismatch": 3}
+    assert counts(r3.mismatches(replace(batch, old_experts=old), own)) == expected
     assert r3.mismatches(replace(batch, experts=None), own) == {}
 
 
-def record(*shape: int, fill: int = 0) -> np.ndarray:
-    return np.full(shape, fill, dtype=np.uint8)
+def engine_record(*shape: int, fill: int = 0) -> Tensor:
+    return torch.full((8, 16, *shape), fill, dtype=torch.int16)
 
 
 @pytest.mark.parametrize(
     ("experts", "message"),
     [
-        (None, "came without its experts, which this --engine does not report"),
-        (record(5, 3, TOP_K), r"with \(3, 2\) layers and experts of a token, where the policy has \(2, 2\)"),
-        (record(5, 2, TOP_K, fill=EXPERTS), "with experts 8 to 8, where the policy has 8"),
-        (record(5, 2, TOP_K).astype(np.int16) - 1, "with experts -1 to -1, where the policy has 8"),
+        (None, "rollouts came without their experts; take another --engine"),
+        (engine_record(3, TOP_K), r"with \(3, 2\) layers and experts of a token, where the policy has \(2, 2\)"),
+        (engine_record(2, TOP_K, fill=EXPERTS), "with experts 8 to 8, where the policy has 8"),
+        (engine_record(2, TOP_K, fill=-1), "with experts -1 to -1, where the policy has 8"),
     ],
 )
-def test_experts_that_do_not_fit_the_policy_are_refused(experts: np.ndarray | None, message: str) -> None:
+def test_experts_that_do_not_fit_the_policy_are_refused(experts: Tensor | None, message: str) -> None:
     routing = make_moe_policy(routing_replay="r3").routing
     assert routing is not None
-    good = replace(make_rollout(), experts=record(5, 2, TOP_K, fill=EXPERTS - 1))
-    routing.check([good])
-    with pytest.raises(RoutingError, match=f"--policy.routing_replay r3: a rollout of problem 'b' .*{message}"):
-        routing.check([good, replace(make_rollout("b"), experts=experts)])
+    good = replace(random_batch(), experts=engine_record(2, TOP_K, fill=EXPERTS - 1))
+    assert routing.admitted(good) is good
+    with pytest.raises(RoutingError, match=f"--policy.routing_replay r3: .*{message}"):
+        routing.admitted(replace(good, experts=experts))
 
 
 def test_a_model_without_known_routers_is_refused() -> None:

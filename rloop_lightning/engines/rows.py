@@ -31,7 +31,7 @@ class Rows(Protocol):
     """Rows that grow by one token at a time."""
 
     logits: Tensor  # [R, V]
-    experts: Tensor | None  # [R, columns of the last forward pass, layers, top_k], under R3: what it computed with
+    experts: Tensor | None  # [R, columns of the last forward pass, layers, top_k], where they are reported
 
     def select(self, rows: Tensor) -> None:
         """Go on with these rows, which may repeat."""
@@ -40,12 +40,15 @@ class Rows(Protocol):
         """Add one token [R] to the rows."""
 
 
-def open_rows(policy: Policy, prompts: list[list[int]], max_new_tokens: int, dtype: torch.dtype) -> Rows:
+def open_rows(
+    policy: Policy, prompts: list[list[int]], max_new_tokens: int, dtype: torch.dtype, *, report_experts: bool = False
+) -> Rows:
     """A row for each prompt, with the policy's current weights, computed in `dtype` where the model is Llama-like."""
     if policy.llama is not None:
         return LlamaRows(policy.llama, prompts, max_new_tokens, dtype, policy.device)
-    routing = policy.routing if policy.routing is not None and policy.routing.mode == "r3" else None
-    return HuggingFaceRows(policy.model, prompts, max_new_tokens, policy.device, routing)
+    return HuggingFaceRows(
+        policy.model, prompts, max_new_tokens, policy.device, policy.routing if report_experts else None
+    )
 
 
 class _Columns:

@@ -75,6 +75,8 @@ class TorchEngine(RolloutEngine):
         self.dtype = dtype
         self._policy: Policy | None = None
 
+    reports_experts = True
+
     def bind(self, policy: Policy) -> None:
         """Generate with this policy from now on."""
         self._policy = policy
@@ -180,7 +182,8 @@ def _decode(
     rows = torch.arange(len(prompt_of_row), device=device)  # [B], those in the batch ...
     live = torch.ones_like(rows, dtype=torch.bool)  # [B], ... and whether they still need tokens
 
-    batch = open_rows(policy, prompts, sampling.max_new_tokens, dtype)
+    report_experts = sampling.report_experts and policy.wants_experts
+    batch = open_rows(policy, prompts, sampling.max_new_tokens, dtype, report_experts=report_experts)
     record = None if batch.experts is None else ExpertRecord([len(prompt) for prompt in prompts], batch.experts)
     batch.select(prompt_of_row)
     for step in range(sampling.max_new_tokens):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -29,8 +31,7 @@ def generate(policy: Policy, **settings: int) -> list[Rollout]:
 def assert_reported_as_trained(policy: Policy, rollouts: list[Rollout]) -> None:
     """What the engine reports is what routers choose in one right-padded pass over prompts and completions."""
     assert policy.routing is not None
-    policy.routing.check(rollouts)
-    batch = collate(rollouts, [0.0] * len(rollouts))
+    batch = policy.routing.admitted(collate(rollouts, [0.0] * len(rollouts)))
     with policy.routing.forward_pass(batch.input_ids.shape) as passed:
         policy.model(batch.input_ids, use_cache=False)
     for rollout, expected in zip(rollouts, rows_of(batch, passed.experts), strict=True):
@@ -101,6 +102,10 @@ def test_sampling_is_the_same_with_and_without_a_record_and_only_r3_keeps_one() 
         assert all((rollout.experts is not None) == (mode == "r3") for rollout in rollouts)
         completions.append([rollout.completion_ids.tolist() for rollout in rollouts])
     assert completions[0] == completions[1] == completions[2]
+    engine = TorchEngine(max_new_tokens=4)
+    engine.bind(make_moe_policy("Qwen3Moe", "r3"))
+    unreported = replace(engine.sampling(0), report_experts=False)
+    assert all(rollout.experts is None for rollout in engine.generate(PROBLEMS, 2, unreported))
     dense = make_policy()
     assert dense.llama is not None
     assert all(rollout.experts is None for rollout in generate(dense))
