@@ -38,9 +38,8 @@ from rloop_lightning.evaluation import EvaluationConfig
 from rloop_lightning.faults import RunFault, StateError, Stopped
 from rloop_lightning.filter import FilterConfig
 from rloop_lightning.loop import LoopRunner
-from rloop_lightning.model_folder import model_faults
 from rloop_lightning.parts import Parts
-from rloop_lightning.policy import Policy, PolicyConfig, model_source
+from rloop_lightning.policy import Policy, PolicyConfig, policy_faults
 from rloop_lightning.registry import NONE, names
 from rloop_lightning.rewards.workers import WorkerStartError
 from rloop_lightning.run_start import RunFolderError, begin, changed_settings, new_run_faults
@@ -236,7 +235,7 @@ class RLoopCLI(LightningCLI):
         else:  # which has been told
             wrong = []
         if policy is not None:
-            wrong += [f"--policy.model {policy.model}: {fault}" for fault in model_faults(model_source(policy.model))]
+            wrong += [f"--policy.model {policy.model}: {fault}" for fault in policy_faults(policy)]
         if data is not None:
             try:
                 data.train(), data.evaluation()

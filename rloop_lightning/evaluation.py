@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -68,6 +68,7 @@ class Evaluator:
     def _evaluate(self, name: str, cost: SamplingCost) -> dict[str, float]:
         problems = self.sets[name][: self.config.max_problems or None]
         sampling = self.sampler.engine.sampling(derive_seed(self.seed, "evaluate", name))
+        sampling = replace(sampling, report_experts=False)
         groups = self.sampler.sample(problems, self.config.samples, sampling, cost)
         pass_at_k = PassAtK(sorted({1, *self.config.k}))  # pass@1 is what progress bars show and choices are made on
         successes = torch.tensor([group.success_count for group in groups])

@@ -39,6 +39,14 @@ def load_tokenizer(name: str) -> Any:
     return AutoTokenizer.from_pretrained(name, trust_remote_code=False, local_files_only=_local(name))
 
 
+def model_type(name: str) -> str:
+    """What config.json of a folder or hub name calls the architecture: `qwen3_moe`, say."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(name, trust_remote_code=False, local_files_only=_local(name))
+    return config.get_text_config().model_type
+
+
 def load_model(name: str, **settings: Any) -> Any:
     """The causal LM of a folder or of a hub name.
 

@@ -93,7 +93,26 @@ class Parts:
 
     def misfits_with(self, policy: Policy) -> list[str]:
         """What can't work with this policy once problems are rendered."""
-        return [*self.engine.misfits_with(policy), *self._too_few_problems(), *self._too_long_prompts(policy)]
+        return [
+            *self.engine.misfits_with(policy),
+            *self._misfit_routing(policy),
+            *self._too_few_problems(),
+            *self._too_long_prompts(policy),
+        ]
+
+    def _misfit_routing(self, policy: Policy) -> Iterator[str]:
+        """What routing replay R3 needs and does not get: the experts that every rollout was generated with."""
+        if not policy.wants_experts:
+            return
+        if not self.engine.reports_experts:
+            engine = type(self.engine).__name__
+            yield f"--policy.routing_replay r3: {engine} does not report its experts; take --engine torch, or r2"
+        if self.algorithm.trains_on_stored:
+            algorithm = type(self.algorithm).__name__
+            yield (
+                f"--policy.routing_replay r3: the stored rollouts of {algorithm} have no record of their experts; take "
+                "another --algo, or r2"
+            )
 
     def _too_long_prompts(self, policy: Policy) -> list[str]:
         """Problems whose prompt and completion exceed the policy's context."""

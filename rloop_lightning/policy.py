@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,10 +26,21 @@ from rloop_lightning.atomic import atomic_path
 from rloop_lightning.checksums import write_checksums
 from rloop_lightning.faults import RunFault
 from rloop_lightning.llama import Llama
-from rloop_lightning.model_folder import is_folder, load_model, load_tokenizer, model_faults, vocabulary_faults
+from rloop_lightning.model_folder import (
+    is_folder,
+    load_model,
+    load_tokenizer,
+    model_faults,
+    model_type,
+    vocabulary_faults,
+)
 from rloop_lightning.packing import PackedAttention, pack, packed_micro_batches
+from rloop_lightning.routers import unknown_routers
+from rloop_lightning.routing import RoutingReplay
 from rloop_lightning.token_scores import rows_per_chunk, token_scores
 from rloop_lightning.types import RolloutBatch
+
+RoutingReplayMode = Literal["none", "r2", "r3"]
 
 EMBEDDED_MODEL = "countdown"
 """`--policy.model countdown` names the small policy that the package carries."""
@@ -59,12 +70,16 @@ class PolicyConfig:
             rollouts share it; of any other, padded tokens of prompt and completion.
         attn_implementation: the attention kernel of a model that is not Llama-like, for generation and training;
             `eager` is the fastest for short sequences on a CPU, `flash_attention_2` needs a GPU and its package.
+        routing_replay: of a mixture of experts, which experts the updates of a rollout step compute with: those that
+            the current policy chooses (`none`), that the policy chose which generated, when its old logprobs were
+            computed (`r2`), or that the rollout engine generated with (`r3`).
     """
 
     model: str = EMBEDDED_MODEL
     dtype: Literal["float32", "bfloat16"] = "float32"
     max_tokens_per_micro_batch: int = 16384
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    routing_replay: RoutingReplayMode = "none"
 
     def __post_init__(self) -> None:
         if self.max_tokens_per_micro_batch < 1:
@@ -79,6 +94,7 @@ class TokenScores:
 
     logprobs: Tensor  # [B, T] float32, nats, with gradients
     entropy: Tensor  # [B, T] float32, nats, detached
+    experts: Tensor | None = None  # [B, L, layers, top_k], the routers' own choice; None without routing replay
 
 
 class Policy(nn.Module):
@@ -89,9 +105,20 @@ class Policy(nn.Module):
         tokenizer: its tokenizer, with an EOS token.
         max_tokens_per_micro_batch: tokens that go through the model at once, as PolicyConfig counts them.
         source: folder or hub name that the weights came from.
+        routing_replay: as in PolicyConfig.
+
+    Raises:
+        ValueError: the model can't be a policy, or its routing can't be replayed.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, max_tokens_per_micro_batch: int = 16384, source: str = "") -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        max_tokens_per_micro_batch: int = 16384,
+        source: str = "",
+        routing_replay: RoutingReplayMode = "none",
+    ) -> None:
         super().__init__()
         self.source = source
         self.model = model.eval()
@@ -101,6 +128,7 @@ class Policy(nn.Module):
         self.llama = Llama.of(model)
         if self.llama is None:
             self._check_head()
+        self.routing = None if routing_replay == "none" else RoutingReplay(model, routing_replay)
 
     @classmethod
     def load(cls, config: PolicyConfig) -> Policy:
@@ -110,13 +138,13 @@ class Policy(nn.Module):
             ValueError, OSError: it can't be a policy, or can't be read; names all that is wrong.
         """
         name = model_source(config.model)
-        if wrong := model_faults(name):
+        if wrong := model_faults(name) or _routing_faults(config):
             raise ValueError("\n".join(wrong))
         model = load_model(name, dtype=getattr(torch, config.dtype), attn_implementation=config.attn_implementation)
         tokenizer = load_tokenizer(name)
         if wrong := vocabulary_faults(tokenizer, model.config.get_text_config()):  # of a hub name, only now
             raise ValueError("\n".join(wrong))
-        return cls(model, tokenizer, config.max_tokens_per_micro_batch, source=name)
+        return cls(model, tokenizer, config.max_tokens_per_micro_batch, name, config.routing_replay)
 
     @property
     def device(self) -> torch.device:
@@ -149,15 +177,43 @@ class Policy(nn.Module):
         """Logprob and entropy of every completion token, at the batch's temperature.
 
         Only the positions that predict a completion token are projected onto the vocabulary, in chunks whose logits
-        the backward pass computes anew: `[B, T, V]` never exists.
+        the backward pass computes anew: `[B, T, V]` never exists. The batch's experts are replayed, if it has any;
+        with gradients, inside of `replaying(batch)` alone.
         """
-        if self.llama is None:
-            logprobs, entropy = self._padded_scores(batch, batch.temperature or 1.0)
-        else:
+        if batch.experts is not None and self.routing is None:
+            raise ValueError("the batch has experts to replay, which a policy of --policy.routing_replay none can't do")
+        experts = None
+        if self.llama is not None:
             logprobs, entropy = self._packed_scores(self.llama, batch, batch.temperature or 1.0)
+        elif self.routing is not None:
+            with self.routing.forward_pass(batch.input_ids.shape, batch) as passed:
+                logprobs, entropy = self._padded_scores(batch, batch.temperature or 1.0)
+            experts = passed.experts
+        else:
+            logprobs, entropy = self._padded_scores(batch, batch.temperature or 1.0)
         places = batch.completion_mask.nonzero(as_tuple=True)
         empty = logprobs.new_zeros(batch.mask.shape)
-        return TokenScores(logprobs=empty.index_put(places, logprobs), entropy=empty.index_put(places, entropy))
+        return TokenScores(empty.index_put(places, logprobs), empty.index_put(places, entropy), experts)
+
+    def replaying(self, batch: RolloutBatch) -> AbstractContextManager[None]:
+        """Around `logprobs` of a micro-batch and its backward pass: both compute with the batch's experts.
+
+        Where routing is not replayed, or the batch has no experts, it does nothing.
+        """
+        if self.routing is None or batch.experts is None:
+            return nullcontext()
+        return self.routing.covering(batch)
+
+    @property
+    def wants_experts(self) -> bool:
+        """Whether rollouts must come with the experts that they were generated with: routing replay R3."""
+        return self.routing is not None and self.routing.mode == "r3"
+
+    def routing_mismatches(self, batch: RolloutBatch, scores: TokenScores) -> dict[str, Tensor]:
+        """How often routers chose otherwise than what was replayed; nothing where nothing was."""
+        if self.routing is None or scores.experts is None:
+            return {}
+        return self.routing.mismatches(batch, scores.experts)
 
     @property
     def has_adapter(self) -> bool:
@@ -169,12 +225,16 @@ class Policy(nn.Module):
         return self.model.disable_adapter()
 
     @torch.no_grad()
-    def frozen_logprobs(self, batch: RolloutBatch) -> Tensor:
-        """Logprobs of a batch of any size, without gradients, [B, T]."""
-        logprobs = torch.zeros_like(batch.sampling_logprobs)
+    def frozen_scores(self, batch: RolloutBatch) -> TokenScores:
+        """`logprobs` of a batch of any size, without gradients."""
+        logprobs, entropy = torch.zeros_like(batch.sampling_logprobs), torch.zeros_like(batch.sampling_logprobs)
+        experts = None if self.routing is None else self.routing.empty_record(batch)
         for rows, micro in self.micro_batches(batch):
-            logprobs[rows, : micro.mask.shape[1]] = self.logprobs(micro).logprobs.to(logprobs.dtype)
-        return logprobs
+            scores, width = self.logprobs(micro), micro.mask.shape[1]
+            logprobs[rows, :width], entropy[rows, :width] = scores.logprobs, scores.entropy
+            if experts is not None and scores.experts is not None:
+                experts[rows, : micro.input_ids.shape[1]] = scores.experts
+        return TokenScores(logprobs, entropy, experts)
 
     def _packed_scores(self, llama: Llama, batch: RolloutBatch, temperature: float) -> tuple[Tensor, Tensor]:
         """Logprobs and entropies of the completion tokens, row by row, both [N]; a Llama-like model's."""
@@ -272,6 +332,17 @@ class Policy(nn.Module):
                 f"{type(self.model).__name__} changes its logits behind the output embedding in a way "
                 "that is not known here; its logprobs would be wrong"
             )
+
+
+def policy_faults(config: PolicyConfig) -> list[str]:
+    """What is wrong with a policy before its weights are read, one message each; of a hub name, what shows offline."""
+    faults = model_faults(model_source(config.model))
+    return faults if faults or not is_folder(model_source(config.model)) else _routing_faults(config)
+
+
+def _routing_faults(config: PolicyConfig) -> list[str]:
+    """Whether routing replay is asked for of a model that has no known routers."""
+    return [] if config.routing_replay == "none" else unknown_routers(model_type(model_source(config.model)))
 
 
 def _stop_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -26,12 +27,13 @@ class Reference(nn.Module):
 
     @torch.no_grad()
     def logprobs(self, batch: RolloutBatch) -> Tensor:
-        """Logprobs of a batch of any size under the reference, [B, T], nats."""
+        """Logprobs of a batch of any size under the reference, [B, T], nats; with experts of its own choice."""
+        batch = replace(batch, experts=None)
         if self.has_copy:
-            return self.frozen.frozen_logprobs(batch)
+            return self.frozen.frozen_scores(batch).logprobs
         (policy,) = self._policy
         with policy.without_adapter():
-            return policy.frozen_logprobs(batch)
+            return policy.frozen_scores(batch).logprobs
 
     def reset(self) -> None:
         """Take over the policy's current weights.

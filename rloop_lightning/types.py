@@ -46,6 +46,8 @@ class SamplingParams:
         top_k: keep the k most likely tokens; 0 keeps all.
         top_p: keep the smallest set of tokens whose probability reaches p; 1 keeps all.
         seed: the same seed, weights and engine give the same rollouts.
+        report_experts: whether rollouts come with the experts they were computed with, where routing replay R3 wants
+            those; whoever does not train on them saves the memory.
     """
 
     max_new_tokens: int
@@ -53,6 +55,7 @@ class SamplingParams:
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
+    report_experts: bool = True
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ class Rollout:
     success: bool = False
     reward_parts: Mapping[str, float] = field(default_factory=dict)  # by name, what a combined reward is made of
     replayed: bool = False  # drawn from a pool: its ratio is taken against the sampling logprobs it was recorded with
+    experts: np.ndarray | None = None  # [S + T - 1, layers, top_k] uint8 or int16, those that the engine computed with
 
     @property
     def length(self) -> int:
@@ -125,6 +129,8 @@ class RolloutBatch:
     old_logprobs: Tensor | None = None  # [B, T] float32, nats
     temperature: float = 1.0
     max_new_tokens: int = 0  # completion length limit that they were sampled with
+    experts: Tensor | None = None  # [B, L, layers, top_k] uint8 or int16, to replay; not of a row's last token
+    old_experts: Tensor | None = None  # [B, L, layers, top_k], the old policy's own choice, where it isn't `experts`
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]
@@ -157,7 +163,7 @@ class RolloutBatch:
         """The given rows, trimmed to their longest sequence and longest completion."""
         length = int(self.lengths[rows].max())
         completion_length = int(self.completion_lengths[rows].max())
-        widths = {"input_ids": length}
+        widths = {"input_ids": length, "experts": length, "old_experts": length}
         chosen: dict[str, Any] = {
             f.name: value[rows] if value.dim() == 1 else value[rows, : widths.get(f.name, completion_length)]
             for f in fields(self)
@@ -229,7 +235,7 @@ def collate(
     """Rollouts as one padded batch on the CPU, in their order.
 
     Args:
-        rollouts: B rollouts, each of at least one completion token.
+        rollouts: B rollouts, each of at least one completion token; all of them with experts, or none.
         advantages: [B]; the weights, in maximum likelihood.
         carries_loss: [B], false masks a whole row; default all true.
         temperature: that they were sampled with; logprobs are taken at the same one.
@@ -262,4 +268,19 @@ def collate(
         rows=torch.arange(rows),
         temperature=temperature,
         max_new_tokens=max_new_tokens,
+        experts=_collate_experts(rollouts, input_ids.shape[1]),
     )
+
+
+def _collate_experts(rollouts: Sequence[Rollout], length: int) -> Tensor | None:
+    """The experts of rollouts as [B, L, layers, top_k], where they have any."""
+    recorded = [rollout.experts for rollout in rollouts if rollout.experts is not None]
+    if not recorded:
+        return None
+    expected = [len(r.prompt_ids) + r.length - 1 for r in rollouts]
+    if list(map(len, recorded)) != expected:
+        raise ValueError("either all rollouts of a batch or none come with experts, of every token but the last")
+    experts = np.zeros((len(rollouts), length, *recorded[0].shape[1:]), dtype=recorded[0].dtype)
+    for row, own in enumerate(recorded):
+        experts[row, : len(own)] = own
+    return torch.from_numpy(experts)

@@ -16,8 +16,8 @@ DOORS = ("algorithms", "callbacks", "configs")
 # package's own, which every import runs.
 LAYERS = (
     {"__init__", "types", "atomic", "checksums", "faults", "signals"},
-    {"advantages", "losses", "metrics", "llama", "packing", "token_scores"},
-    {"hub_access", "model_folder"},
+    {"advantages", "losses", "metrics", "llama", "packing", "token_scores", "routers"},
+    {"hub_access", "model_folder", "routing"},
     {"policy", "rewards", "pool", "filter", "data", "engines", "run_metrics", "report"},
     {"evaluation", "reference", "replay_buffer"},
     {"algorithms", "callbacks"},

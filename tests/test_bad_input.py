@@ -147,6 +147,13 @@ CASES = {
         after_loading=True,
     ),
     # models
+    "routing replay of a dense model": Case(
+        "--policy.routing_replay r2",
+        (
+            "--policy.model {models}/good: no routers are known of a model of type 'qwen2'",
+            "--policy.routing_replay takes flex_olmo, mixtral, olmoe, qwen2_moe, qwen3_moe, leave it at none",
+        ),
+    ),
     "no such model folder": Case("--policy.model {models}/none", ("--policy.model {models}/none: no such folder",)),
     "file as model": Case("--policy.model {models}/good/config.json", ("is a file; give the folder that holds it",)),
     "model name without a hub": Case(

@@ -67,6 +67,47 @@ def test_select_takes_rows_in_order_and_trims():
     assert part.advantages.tolist() == [batch.advantages[i].item() for i in (3, 2)]
 
 
+def with_experts(rollout, first, layers=3, top_k=2, dtype=np.uint8):
+    """A record that counts on from `first`."""
+    tokens = len(rollout.prompt_ids) + rollout.length - 1
+    experts = first + np.arange(tokens * layers * top_k).reshape(tokens, layers, top_k)
+    return replace(rollout, experts=experts.astype(dtype))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16])
+def test_experts_stand_at_all_tokens_but_the_last_and_are_trimmed_with_their_rows(dtype):
+    long, short = make_rollout("a", (6, 7, 8, 1), prompt=(3, 4)), make_rollout("b", (1,), prompt=(3, 4, 5))
+    rollouts = [with_experts(long, 0, dtype=dtype), with_experts(short, 100, dtype=dtype)]
+    batch = collate(rollouts, [0, 0])
+    assert batch.experts.shape == (2, 6, 3, 2)
+    assert batch.experts.dtype == torch.from_numpy(rollouts[0].experts).dtype
+    assert batch.experts[0, :5].tolist() == rollouts[0].experts.tolist()
+    assert batch.experts[1, :3].tolist() == rollouts[1].experts.tolist()
+    assert not batch.experts[0, 5:].any()
+    assert not batch.experts[1, 3:].any()
+    batch = replace(batch, old_experts=batch.experts + 1)
+    part = batch.select(torch.tensor([1]))
+    assert part.experts.tolist() == batch.experts[[1], :4].tolist()
+    assert part.old_experts.tolist() == (batch.experts[[1], :4] + 1).tolist()
+    (_, first), (_, second) = batch.micro_batches(6)
+    assert (first.experts.shape[:2], second.experts.shape[:2]) == ((1, 6), (1, 4))
+    assert batch.to("meta").experts.is_meta
+    assert batch.to("meta").old_experts.is_meta
+
+
+def test_without_experts_a_batch_has_none():
+    assert random_batch().experts is None
+    assert random_batch().select(torch.tensor([0])).experts is None
+
+
+@pytest.mark.parametrize("cut", [slice(0, 0), slice(0, 2), None])
+def test_experts_of_some_rollouts_or_of_other_lengths_are_refused(cut):
+    first, second = with_experts(make_rollout(), 0), with_experts(make_rollout(), 0)
+    spoilt = replace(second, experts=None if cut is None else second.experts[cut])
+    with pytest.raises(ValueError, match="either all rollouts of a batch or none come with experts, of every token"):
+        collate([first, spoilt], [0, 0])
+
+
 lengths = st.lists(st.tuples(st.integers(1, 8), st.integers(1, 12)), min_size=1, max_size=12)
 
 

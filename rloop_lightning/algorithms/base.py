@@ -83,6 +83,11 @@ class Algorithm(PolicyModule):
         """Whether a rollout's tokens are in the loss."""
         return True
 
+    @property
+    def trains_on_stored(self) -> bool:
+        """Whether `replayed` adds rollouts of a pool, which does not store the experts of their tokens."""
+        return False
+
     def replayed(self, groups: Sequence[Group], sampling: SamplingParams) -> Sequence[Group]:
         """The groups that a step trains on: those that it generated, and what is replayed with them."""
         return groups
@@ -122,7 +127,8 @@ class Algorithm(PolicyModule):
         """All optimizer steps of one rollout step, or those until a callback ends the phase."""
         started = perf_counter()
         updates = []
-        for batch in self._mini_batches(self.prepare(step.batch)):
+        generated = step.batch if self.policy.routing is None else self.policy.routing.admitted(step.batch)
+        for batch in self._mini_batches(self.prepare(generated)):
             updates.append(self.update(batch))
             if self.trainer.should_stop:
                 break
@@ -164,9 +170,13 @@ class Algorithm(PolicyModule):
         yield from [shares[0], *[self._with_old_logprobs(share) for share in shares[1:]]]
 
     def _with_old_logprobs(self, batch: RolloutBatch) -> RolloutBatch:
+        """The batch with what the old policy says of it, which is the current one before the first update."""
         if batch.old_logprobs is not None:
             return batch
-        return replace(batch, old_logprobs=batch.recorded_or(self.policy.frozen_logprobs(batch)))
+        old = self.policy.frozen_scores(batch)
+        if self.policy.routing is not None and old.experts is not None:
+            batch = self.policy.routing.recorded(batch, old.experts)
+        return replace(batch, old_logprobs=batch.recorded_or(old.logprobs))
 
 
 class Consolidation(PolicyModule):

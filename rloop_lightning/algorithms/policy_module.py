@@ -25,6 +25,7 @@ from torch import Tensor
 
 from rloop_lightning.losses import Aggregation, loss_count, row_weights
 from rloop_lightning.policy import Policy, TokenScores
+from rloop_lightning.routing import routing_count
 from rloop_lightning.types import LossOutput, PendingUpdate, RolloutBatch
 
 
@@ -119,8 +120,8 @@ class PolicyModule(L.LightningModule, ABC):
         The count that the loss is divided by is known before the first micro-batch and spans all ranks, and gradients
         are summed over ranks: neither micro-batch size nor world size changes the gradient.
         """
-        counts = torch.stack([self.loss_count(batch).double(), batch.mask.sum().double()])
-        count, tokens = self._sum_over_ranks(counts).float()
+        counts = [self.loss_count(batch), batch.mask.sum(), routing_count(batch)]
+        count, tokens, routings = self._sum_over_ranks(torch.stack([one.double() for one in counts])).float()
         if tokens == 0:
             return {}
         optimizer = self._optimizer()
@@ -128,13 +129,15 @@ class PolicyModule(L.LightningModule, ABC):
         totals: dict[str, Tensor] = {}
         with self._gradients_stay_local():
             for _, micro in self.policy.micro_batches(batch):
-                scores = self.policy.logprobs(micro)
-                output = self.micro_batch_loss(scores, micro)
-                loss = self._by_token(output, micro).sum()
-                self.manual_backward(loss / count)
+                with self.policy.replaying(micro):
+                    scores = self.policy.logprobs(micro)
+                    output = self.micro_batch_loss(scores, micro)
+                    loss = self._by_token(output, micro).sum()
+                    self.manual_backward(loss / count)
                 _add(totals, {"train/loss": loss.detach()}, count)
                 metrics = {"policy/entropy_nats": scores.entropy, **output.metrics}
                 _add(totals, {name: _in_loss(value, micro, name) for name, value in metrics.items()}, tokens)
+                _add(totals, self.policy.routing_mismatches(micro, scores), routings)
         self._sum_gradients_over_ranks()
         totals = self._over_ranks(totals)
         self.pending = PendingUpdate(batch, totals["train/loss"])

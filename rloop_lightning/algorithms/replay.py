@@ -92,6 +92,10 @@ class Replay(DAPO):
         self.require(self.replay_pools != [], "replay_pool", "must be a run or a pool with shards", pool)
         self.require(pool is None or rate == 0, "replay_start_success_rate", "must be 0 with --algo.replay_pool", rate)
 
+    @property
+    def trains_on_stored(self) -> bool:
+        return self.replay_per_problem > 0
+
     def replayed(self, groups: Sequence[Group], sampling: SamplingParams) -> Sequence[Group]:
         """The groups with stored rollouts in them or, where advantages are split, behind them."""
         self.buffer.read(self.pools if self.replay_pools is None else self.replay_pools)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import lightning as L
@@ -75,7 +75,7 @@ class RolloutCapture(L.Callback):
         rng = np.random.default_rng(derive_seed(self.seed, "extra problems", step))
         count = min(self.config.extra_problems or len(self.problems), len(self.problems))
         chosen = [self.problems[i] for i in rng.permutation(len(self.problems))[:count]]
-        sampling = self.sampler.engine.sampling(derive_seed(self.seed, "extra", step))
+        sampling = replace(self.sampler.engine.sampling(derive_seed(self.seed, "extra", step)), report_experts=False)
         cost = SamplingCost()
         groups = self.sampler.sample(chosen, self.config.extra_rollouts, sampling, cost)
         self._write(f"extra-{step:06d}", groups, batch.index)

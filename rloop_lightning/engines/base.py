@@ -48,6 +48,9 @@ class RolloutEngine(ABC):
             seed=seed,
         )
 
+    reports_experts = False
+    """Whether rollouts come with `Rollout.experts` where routing replay R3 wants them."""
+
     def misfits_with(self, policy: Policy) -> list[str]:
         """What of the settings can't work with this policy, a line each, with the flag and what to do."""
         return []

@@ -21,6 +21,7 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 from rloop_lightning.engines.row_cache import row_cache
 from rloop_lightning.llama import Llama
 from rloop_lightning.policy import Policy
+from rloop_lightning.routing import RoutingReplay
 
 # Padded prompt tokens that go through the model at once; bounds the memory of the prefill.
 _PREFILL_TOKENS = 16384
@@ -30,6 +31,7 @@ class Rows(Protocol):
     """Rows that grow by one token at a time."""
 
     logits: Tensor  # [R, V]
+    experts: Tensor | None  # [R, columns of the last forward pass, layers, top_k], where they are reported
 
     def select(self, rows: Tensor) -> None:
         """Go on with these rows, which may repeat."""
@@ -38,11 +40,15 @@ class Rows(Protocol):
         """Add one token [R] to the rows."""
 
 
-def open_rows(policy: Policy, prompts: list[list[int]], max_new_tokens: int, dtype: torch.dtype) -> Rows:
+def open_rows(
+    policy: Policy, prompts: list[list[int]], max_new_tokens: int, dtype: torch.dtype, *, report_experts: bool = False
+) -> Rows:
     """A row for each prompt, with the policy's current weights, computed in `dtype` where the model is Llama-like."""
     if policy.llama is not None:
         return LlamaRows(policy.llama, prompts, max_new_tokens, dtype, policy.device)
-    return HuggingFaceRows(policy.model, prompts, max_new_tokens, policy.device)
+    return HuggingFaceRows(
+        policy.model, prompts, max_new_tokens, policy.device, policy.routing if report_experts else None
+    )
 
 
 class _Columns:
@@ -77,6 +83,8 @@ class _Columns:
 
 class LlamaRows:
     """Rows of a Llama-like model, by llama.py, in a cache that grows by half when it is full."""
+
+    experts: Tensor | None = None
 
     def __init__(
         self, llama: Llama, prompts: list[list[int]], max_new_tokens: int, dtype: torch.dtype, device: torch.device
@@ -148,10 +156,23 @@ class LlamaRows:
 
 
 class HuggingFaceRows:
-    """Rows of any causal LM with a KV cache, by its own forward, in the dtype of its weights."""
+    """Rows of any causal LM with a KV cache, by its own forward, in the dtype of its weights.
 
-    def __init__(self, model: Any, prompts: list[list[int]], max_new_tokens: int, device: torch.device) -> None:
+    Args:
+        routing: notes the experts of each forward pass.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        prompts: list[list[int]],
+        max_new_tokens: int,
+        device: torch.device,
+        routing: RoutingReplay | None = None,
+    ) -> None:
         self._model = model
+        self._routing = routing
+        self.experts: Tensor | None = None
         self._cache = row_cache(model.config)
         self._columns = _Columns(prompts, max_new_tokens, device)
         self.logits = self._forward(self._columns.input_ids, self._columns.positions)
@@ -166,6 +187,14 @@ class HuggingFaceRows:
         self.logits = self._forward(tokens[:, None], positions[:, None])
 
     def _forward(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
+        if self._routing is None:
+            return self._logits(input_ids, position_ids)
+        with self._routing.forward_pass(input_ids.shape) as passed:
+            logits = self._logits(input_ids, position_ids)
+        self.experts = passed.experts
+        return logits
+
+    def _logits(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
         output = self._model(
             input_ids=input_ids,
             attention_mask=self._columns.seen,

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from rloop_lightning.engines.base import RolloutEngine
+from rloop_lightning.engines.expert_record import ExpertRecord
 from rloop_lightning.engines.rows import open_rows
 from rloop_lightning.policy import Policy
 from rloop_lightning.types import Problem, Rollout, SamplingParams
@@ -74,6 +75,8 @@ class TorchEngine(RolloutEngine):
         self.dtype = dtype
         self._policy: Policy | None = None
 
+    reports_experts = True
+
     def bind(self, policy: Policy) -> None:
         """Generate with this policy from now on."""
         self._policy = policy
@@ -118,7 +121,7 @@ class TorchEngine(RolloutEngine):
             prompt_of_row = torch.arange(start, end, device=policy.device) // n - first
             wave = _decode(policy, prompts[first : last + 1], prompt_of_row, uniforms, sampling, dtype)
             sources = [(problems[row // n], prompt_ids[row // n]) for row in range(start, end)]
-            rollouts += _collect(policy, sources, *wave)
+            rollouts += _collect(policy, sources, prompt_of_row, *wave)
         return rollouts
 
     def _compute_dtype(self, policy: Policy) -> torch.dtype:
@@ -160,7 +163,7 @@ def _decode(
     uniforms: Tensor,
     sampling: SamplingParams,
     dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, ExpertRecord | None]:
     """Sample a completion for every row of a wave.
 
     Args:
@@ -170,7 +173,7 @@ def _decode(
 
     Returns:
         Tokens [R, T] int64 and their logprobs [R, T] float32, without meaning behind a row's first stop token; and
-        which of the tokens are stop tokens [R, T] bool.
+        which of the tokens are stop tokens [R, T] bool. Under R3, also the experts that all tokens were computed with.
     """
     device = policy.device
     stop_token_ids = torch.tensor(sorted(policy.stop_token_ids), dtype=torch.int64, device=device)
@@ -179,7 +182,9 @@ def _decode(
     rows = torch.arange(len(prompt_of_row), device=device)  # [B], those in the batch ...
     live = torch.ones_like(rows, dtype=torch.bool)  # [B], ... and whether they still need tokens
 
-    batch = open_rows(policy, prompts, sampling.max_new_tokens, dtype)
+    report_experts = sampling.report_experts and policy.wants_experts
+    batch = open_rows(policy, prompts, sampling.max_new_tokens, dtype, report_experts=report_experts)
+    record = None if batch.experts is None else ExpertRecord([len(prompt) for prompt in prompts], batch.experts)
     batch.select(prompt_of_row)
     for step in range(sampling.max_new_tokens):
         token, logprob = sample_tokens(batch.logits, uniforms[rows, step], sampling)  # [B], [B]
@@ -193,23 +198,33 @@ def _decode(
             batch.select(kept)
             rows, live, token = rows[kept], live[kept], token[kept]
         batch.append(token)
-    return tokens, logprobs, torch.isin(tokens, stop_token_ids)
+        if record is not None and batch.experts is not None:
+            record.add(rows, batch.experts)
+    return tokens, logprobs, torch.isin(tokens, stop_token_ids), record
 
 
 def _collect(
-    policy: Policy, sources: list[tuple[Problem, np.ndarray]], tokens: Tensor, logprobs: Tensor, stops: Tensor
+    policy: Policy,
+    sources: list[tuple[Problem, np.ndarray]],
+    prompt_of_row: Tensor,
+    tokens: Tensor,
+    logprobs: Tensor,
+    stops: Tensor,
+    record: ExpertRecord | None,
 ) -> list[Rollout]:
     """Rollouts from the rows [R, T] of a wave, each cut behind its first stop token.
 
     Args:
         sources: R problems and prompts.
-        tokens, logprobs, stops: as `_decode` returns them.
+        prompt_of_row: [R] int64, the wave's prompt that each row continues.
+        tokens, logprobs, stops, record: as `_decode` returns them.
     """
     stopped = stops.any(-1)
     lengths = torch.where(stopped, stops.int().argmax(-1) + 1, tokens.shape[1]).tolist()
     # Copies, so that one rollout that is kept does not keep its whole wave in memory.
     completions = [row[:length].copy() for row, length in zip(tokens.cpu().numpy(), lengths, strict=True)]
     sampling_logprobs = [row[:length].copy() for row, length in zip(logprobs.cpu().numpy(), lengths, strict=True)]
+    experts = [None] * len(lengths) if record is None else record.of_rows(prompt_of_row.tolist(), lengths)
     texts = policy.decode([completion.tolist() for completion in completions])
     return [
         Rollout(
@@ -219,9 +234,10 @@ def _collect(
             sampling_logprobs=row_logprobs,
             text=text,
             finish_reason="stop" if stop else "length",
+            experts=row_experts,
         )
-        for (problem, prompt_ids), completion_ids, row_logprobs, text, stop in zip(
-            sources, completions, sampling_logprobs, texts, stopped.tolist(), strict=True
+        for (problem, prompt_ids), completion_ids, row_logprobs, text, stop, row_experts in zip(
+            sources, completions, sampling_logprobs, texts, stopped.tolist(), experts, strict=True
         )
     ]
 

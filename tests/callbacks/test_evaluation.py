@@ -30,6 +30,14 @@ def make_evaluator(seed=0, sets=None, **config):
     return Evaluator(make_sampler(write), sets, EvaluationConfig(**settings), seed)
 
 
+def test_evaluation_wants_no_record_of_experts():
+    evaluator = make_evaluator()
+    assert evaluator.sampler.engine.sampling(0).report_experts
+    evaluator(["test"], SamplingCost())
+    ((_, _, sampling),) = evaluator.sampler.engine.calls
+    assert not sampling.report_experts
+
+
 def test_metrics_equal_slow_ones():
     evaluator, cost = make_evaluator(), SamplingCost()
     metrics = evaluator(["test"], cost)
