@@ -10,10 +10,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fit test lint bench clean
+.PHONY: help setup fit test test-peers lint bench clean
 
 help: ## List the targets.
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
 setup: $(STAMP) ## Make .venv and install the project with its test and lint tools. PYTHON=python3.12 names another Python.
 
@@ -23,6 +23,10 @@ fit: $(STAMP) ## Train the embedded policy with RLoop. ARGS="--loop.rounds 1" is
 # Each process computes on one thread (tests/conftest.py).
 test: $(STAMP) ## Run the tests, in JOBS=2 processes. PYTEST_ARGS="-k losses" is handed on to pytest.
 	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
+
+# `make test` runs them, too.
+test-peers: $(STAMP) ## Run the tests against TRL: the same rollouts, advantages, losses and gradients.
+	@$(BIN)/python -m pytest $(PYTEST_ARGS) tests/peers
 
 lint: $(STAMP) ## Check rules, format and types.
 	@$(BIN)/python -m ruff check --quiet .

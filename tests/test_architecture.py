@@ -126,7 +126,7 @@ def test_a_wrong_arrow_is_found(tmp_path: Path, path: str, source: str, expected
         assert problems[0].startswith(f"{PACKAGE}/{path}: {expected}")
 
 
-@pytest.mark.parametrize("folder", ["tests", "benchmarks"])
+@pytest.mark.parametrize("folder", ["tests", "benchmarks", "examples"])
 def test_nothing_beside_the_package_imports_through_the_symlinks(folder: str) -> None:
     through = [
         f"{path.relative_to(ROOT)}: {name}"

@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import re
 import sys
+import textwrap
+from functools import cache
 from pathlib import Path
 
 import pytest
 
+from rloop_lightning.algorithms import ALGORITHMS
 from rloop_lightning.arguments import preset_folder
 from rloop_lightning.cli import RLoopCLI, main
 from rloop_lightning.run_metrics import read_metrics
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "examples").glob("*/README.md")),
+]
+
+
+@cache
+def known_options() -> set[str]:
+    """Those of the command line, with each algorithm of ours."""
+    parsers = [RLoopCLI(["--algo", name]).parser for name in ALGORITHMS]
+    return {option for parser in parsers for action in parser._actions for option in action.option_strings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -24,10 +39,9 @@ def test_links_inside_the_project_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_options_that_a_page_names_exist(page: Path) -> None:
-    known = {option for action in RLoopCLI([]).parser._actions for option in action.option_strings}
     groups = "algo|consolidate|engine|loop|filter|eval|policy|capture"
     named = set(re.findall(rf"(?<![\w-])--(?:{groups})\.\w+", page.read_text()))
-    assert named - known <= {"--algo.scale"}  # of CONTRIBUTING's own algorithm
+    assert named - known_options() <= {"--algo.scale"}  # of CONTRIBUTING's own algorithm
 
 
 def test_the_task_of_docs_extending_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,6 +59,21 @@ def test_the_task_of_docs_extending_runs(tmp_path: Path, monkeypatch: pytest.Mon
     rest = ["--algo.dynamic_sampling=false", "--eval.sets_inside=[test]", "--consolidate=none", "--debug"]
     assert main([*task, *sizes, *evaluation, *rest, "--out", str(tmp_path / "run")]) == 0
     assert {"eval/test/pass@1"} <= read_metrics(tmp_path / "run" / "metrics.csv")[0].keys()
+
+
+def test_the_algorithm_of_contributing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (indented,) = re.findall(r"```python\n( *# centred.py\n.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
+    (tmp_path / "centred.py").write_text(textwrap.dedent(indented))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "centred", raising=False)
+    mine = ["--algo", "centred.CentredReinforce", "--algo.scale", "2", "--consolidate", "none"]
+    sizes = ["--loop.rounds=1", "--loop.explore_steps=1", "--loop.problems_per_step=4", "--loop.rollouts_per_problem=4"]
+    evaluation = ["--eval.samples=2", "--eval.k=[1]", "--eval.every_n_steps=0", "--eval.sets=[test]"]
+    rest = ["--eval.sets_inside=[test]", "--eval.max_problems=4", "--debug", "--out", str(tmp_path / "run")]
+    assert main([*mine, *sizes, *evaluation, *rest]) == 0
+    row = next(row for row in read_metrics(tmp_path / "run" / "metrics.csv") if row["phase"] == "explore")
+    assert row["policy/surprise_nats"] > 0
+    assert "CentredReinforce" in (tmp_path / "run" / "config.yaml").read_text()
 
 
 def test_the_reward_and_the_settings_of_docs_rewards_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
