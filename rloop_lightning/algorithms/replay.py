@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from rloop_lightning.algorithms.dapo import DAPO
 from rloop_lightning.atomic import derive_seed
@@ -123,7 +124,8 @@ class Replay(DAPO):
         return sorted(rng.choice(len(groups), size=count, replace=False, p=weights / weights.sum()).tolist())
 
     def prepare(self, batch: RolloutBatch) -> RolloutBatch:
-        self.record({"replay/share": batch.replayed.float().mean(), "replay/stored": float(len(self.buffer))})
+        share = self.mean_over_ranks(batch.replayed.sum(), torch.tensor(len(batch), device=batch.rows.device))
+        self.record({"replay/share": share, "replay/stored": float(len(self.buffer))})
         return super().prepare(batch)
 
 
