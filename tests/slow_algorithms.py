@@ -77,7 +77,6 @@ class Slow:
     beta: float = 0.0
     estimator: str = "k3"
     kl_in: str = "loss"
-    split: bool = False  # advantages of replayed rollouts apart
 
     def update(
         self, policy: Policy, reference: Policy, groups: Sequence[Group], batch: RolloutBatch
@@ -138,12 +137,7 @@ class Slow:
                         penalty += slow_kl(old[row][t], references[row][t], self.estimator)[0]
                 rewards.append(rollout.reward - self.beta * penalty)
                 row += 1
-            new = [reward for reward, r in zip(rewards, group.rollouts, strict=True) if not r.replayed]
-            if self.split and len(new) < len(rewards):
-                found += slow_advantages(new, self.normalised)
-                found += slow_advantages(rewards[len(new) :], self.normalised)
-            else:
-                found += slow_advantages(rewards, self.normalised)
+            found += slow_advantages(rewards, self.normalised)
         return found
 
     def count(self, batch: RolloutBatch) -> float:
