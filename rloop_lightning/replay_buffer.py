@@ -25,6 +25,8 @@ Selection = Literal["recent", "random", "low-entropy", "max-variance"]
 
 _COLUMNS = ["problem_id", "completion_ids", "sampling_logprobs", "reward", "success", "finish_reason"]
 
+_ADVICE = "it can't be replayed: restore it, or remove it to go on without its rollouts"
+
 
 @dataclass(frozen=True)
 class StoredRollout:
@@ -75,7 +77,7 @@ class ReplayBuffer:
         for folder in folders:
             shards = [path for path in RolloutPool(folder).shards() if path not in self._read]
             for name, fault in damaged_files(folder, [path.name for path in shards]).items():
-                raise RunFault(f"{folder / name} {fault}; it can't be replayed")
+                raise RunFault(f"{folder / name} {fault}; {_ADVICE}")
             for path in sorted(shards, key=lambda path: (shard_step(path.name), path.name)):
                 self._take(path)
                 self._read.add(path)
@@ -149,7 +151,7 @@ def _rollouts(path: Path) -> Iterator[tuple[str, StoredRollout]]:
                         ),
                     )
     except (pa.ArrowException, OSError, KeyError) as error:
-        raise RunFault(f"{path}: not a shard of a rollout pool, or damaged ({error}); it can't be replayed") from error
+        raise RunFault(f"{path}: not a shard of a rollout pool, or damaged ({error}); {_ADVICE}") from error
 
 
 def _most_spread(stored: Sequence[StoredRollout], count: int) -> list[StoredRollout]:

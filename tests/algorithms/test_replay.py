@@ -6,11 +6,22 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from builders import StepMetrics, fit, make_group, make_policy, make_rollout, slow_logprobs
+from builders import (
+    StepMetrics,
+    fit,
+    make_group,
+    make_policy,
+    make_problems,
+    make_rollout,
+    make_sampler,
+    one_right,
+    slow_logprobs,
+)
 from slow_algorithms import SAMPLING, Slow, assert_update_is, random_groups
 
 from rloop_lightning.algorithms.replay import Replay, pools_of
 from rloop_lightning.callbacks.faults import FaultyRollouts
+from rloop_lightning.data.stream import RolloutStream
 from rloop_lightning.pool import RolloutPool
 from rloop_lightning.types import RolloutStep, SamplingParams
 
@@ -264,6 +275,28 @@ def test_every_update_takes_ratios_against_the_record(updates, tmp_path):
     on_policy = [current for replayed, _, current in spy.seen if not replayed]
     assert all(on_policy) is (updates == 1)
     assert metrics.steps[0]["replay/share"] == pytest.approx(6 / len(batch))
+
+
+@pytest.mark.parametrize("how", ["joint", "split"])
+def test_a_step_of_the_stream_trains_on_replayed_rollouts_and_counts_none_of_them_as_generated(how, tmp_path):
+    store(tmp_path, *successes("p1", 2), make_rollout("p1", (5, 1)))
+    module = make_module(tmp_path, replay_advantages=how, replay_successes_only=False)
+    stream = RolloutStream(
+        make_sampler(one_right), module, make_problems(3), problems_per_step=3, rollouts_per_problem=2, steps=1, seed=0
+    )
+    (step,) = stream
+    assert [len(group.rollouts) for group in step.groups] == [2, 2, 2]
+    assert not any(rollout.replayed for group in step.groups for rollout in group.rollouts)
+    assert step.metrics["rollout/generated_rollouts"] == 6
+    assert stream.cost.rollouts == 6
+    assert len(step.rollouts) == len(step.batch) == 8
+    assert [rollout.replayed for rollout in step.rollouts] == step.batch.replayed.tolist()
+    assert sum(step.batch.replayed.tolist()) == 2
+    for row, rollout in zip(step.batch.input_ids, step.rollouts, strict=True):
+        ids = [*rollout.prompt_ids.tolist(), *rollout.completion_ids.tolist()]
+        assert row[: len(ids)].tolist() == ids
+    again = [rollout.problem_id for rollout in step.rollouts if rollout.replayed]
+    assert again == ["p1", "p1"]
 
 
 def test_metrics_say_how_much_was_replayed_and_is_stored(tmp_path):
