@@ -2,7 +2,7 @@
 
 buffer = ReplayBuffer(successes_only=True, per_problem=16)
 buffer.read([run / "round-0" / "pool"])                     # what is new since the last time
-buffer.select("problem-7", 2, "random", rng)                # two stored rollouts, or none if it has fewer
+buffer.select("problem-7", 2, "random", rng)                # two stored rollouts of those buffer.count("problem-7")
 """
 
 from __future__ import annotations
@@ -17,12 +17,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rloop_lightning.checksums import damaged_files
 from rloop_lightning.faults import RunFault
-from rloop_lightning.pool import RolloutPool, shard_step
+from rloop_lightning.pool import POOL_SCHEMA, RolloutPool, shard_step
 
 Selection = Literal["recent", "random", "low-entropy", "max-variance"]
 
 _COLUMNS = ["problem_id", "completion_ids", "sampling_logprobs", "reward", "success", "finish_reason"]
+
+_ADVICE = "it can't be replayed: restore it, or remove it to go on without its rollouts"
 
 
 @dataclass(frozen=True)
@@ -61,32 +64,37 @@ class ReplayBuffer:
         """Rollouts stored, of all problems."""
         return sum(map(len, self._stored.values()))
 
-    def problems(self) -> list[str]:
-        """The problems of which rollouts are stored."""
-        return list(self._stored)
+    def count(self, problem_id: str) -> int:
+        """Rollouts stored of a problem."""
+        return len(self._stored.get(problem_id, ()))
 
     def read(self, folders: Sequence[Path]) -> None:
         """Take in the shards that were not there the last time, folder by folder, in the order of their steps.
 
         Raises:
-            RunFault: a shard can't be read; names it.
+            RunFault: a shard can't be read, or is not what was written to it; names it.
         """
         for folder in folders:
             shards = [path for path in RolloutPool(folder).shards() if path not in self._read]
+            for name, fault in damaged_files(folder, [path.name for path in shards]).items():
+                raise RunFault(f"{folder / name} {fault}; {_ADVICE}")
             for path in sorted(shards, key=lambda path: (shard_step(path.name), path.name)):
                 self._take(path)
                 self._read.add(path)
 
     def select(self, problem_id: str, count: int, how: Selection, rng: np.random.Generator) -> list[StoredRollout]:
-        """`count` stored rollouts of a problem; none where fewer are stored.
+        """`count` stored rollouts of a problem.
 
         Args:
             how: `recent`, the newest; `random`; `low-entropy`, those that their own policy found likeliest (ExGRPO,
                 arXiv 2510.02245); `max-variance`, those whose rewards differ most (RePO, arXiv 2506.09340).
+
+        Raises:
+            ValueError: fewer are stored.
         """
         stored = list(self._stored.get(problem_id, {}).values())
         if len(stored) < count:
-            return []
+            raise ValueError(f"{count} rollouts of problem {problem_id!r} are asked for, {len(stored)} are stored")
         if how == "recent":
             return stored[len(stored) - count :]
         if how == "random":
@@ -111,6 +119,20 @@ class ReplayBuffer:
         self.best_success_rate = max(self.best_success_rate, successes / max(rollouts, 1))
 
 
+def shard_fault(path: Path) -> str | None:
+    """Why a file is no shard that can be replayed, as far as its footer tells."""
+    try:
+        schema = pq.read_schema(path)
+    except (pa.ArrowException, OSError) as error:
+        return f"{path}: not a Parquet file, or damaged ({error})"
+    other = [name for name in _COLUMNS if name not in schema.names or schema.field(name).type != _type_of(name)]
+    return f"{path}: not a shard of a rollout pool; look at its columns {', '.join(other)}" if other else None
+
+
+def _type_of(column: str) -> pa.DataType:
+    return POOL_SCHEMA.field(column).type
+
+
 def _rollouts(path: Path) -> Iterator[tuple[str, StoredRollout]]:
     """Problem ids and rollouts of a shard, a part of it in memory at a time."""
     try:
@@ -129,7 +151,7 @@ def _rollouts(path: Path) -> Iterator[tuple[str, StoredRollout]]:
                         ),
                     )
     except (pa.ArrowException, OSError, KeyError) as error:
-        raise RunFault(f"{path}: not a shard of a rollout pool, or damaged ({error}); it can't be replayed") from error
+        raise RunFault(f"{path}: not a shard of a rollout pool, or damaged ({error}); {_ADVICE}") from error
 
 
 def _most_spread(stored: Sequence[StoredRollout], count: int) -> list[StoredRollout]:

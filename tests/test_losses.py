@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rloop_lightning.losses import clipped, clipped_surrogate, kl, negative_log_likelihood, ratio
+from rloop_lightning.losses import clipped, clipped_surrogate, negative_log_likelihood, ratio
 
 EPS = {"clip_eps_low": 0.2, "clip_eps_high": 0.28}
 
@@ -91,28 +91,6 @@ def test_clipped_marks_the_tokens_without_gradient():
     advantages = torch.tensor([1.0, -1.0, 0.0], dtype=torch.float64)
     marked = clipped(rhos, advantages, **EPS)
     assert marked.tolist() == [[True, False, False, False], [True, False, False, False], [False] * 4]
-
-
-def test_k3_by_hand():
-    # d = other - mine = 0, ln 2, -ln 2: exp(d) - d - 1 = 0, 1 - ln 2, ln 2 - 1/2
-    mine = torch.tensor([[-1.0, -1.0, -1.0]], dtype=torch.float64, requires_grad=True)
-    other = mine.detach() + torch.tensor([0.0, math.log(2), -math.log(2)])
-    estimate = kl(mine, other, "k3")
-    assert estimate[0].tolist() == pytest.approx([0.0, 1 - math.log(2), math.log(2) - 0.5], abs=1e-7)
-    # d k3 / d mine = 1 - exp(d)
-    estimate.sum().backward()
-    assert mine.grad[0].tolist() == pytest.approx([0.0, -1.0, 0.5], abs=1e-6)
-
-
-def test_k3_estimates_the_kl_divergence():
-    pi = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
-    other = torch.tensor([0.2, 0.2, 0.6], dtype=torch.float64)
-    exact = sum(float(p) * math.log(float(p) / float(q)) for p, q in zip(pi, other, strict=True))
-    assert float((pi * kl(pi.log()[None], other.log()[None], "k3")[0]).sum()) == pytest.approx(exact)
-
-
-def test_k3_of_far_distributions_is_finite():
-    assert float(kl(torch.tensor([[-500.0]]), torch.tensor([[0.0]]), "k3")) == pytest.approx(math.exp(20) - 21)
 
 
 def test_negative_log_likelihood_by_hand():

@@ -34,7 +34,7 @@ class Algorithm(PolicyModule):
             said when it drew them (truncated importance sampling): `truncate` cuts a weight at the cap, `mask` drops
             what lies above it. `none` is right where both agree (policy/engine_gap_nats_max).
         importance_level: a weight for each `token`, or one for the whole `sequence`, the product of its tokens'.
-        importance_cap: largest weight.
+        importance_cap: largest weight of a token, or of a whole sequence.
     """
 
     pools: Sequence[Path] = ()

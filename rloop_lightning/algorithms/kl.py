@@ -48,6 +48,12 @@ class KLConstrained(KLPenalty, DAPO):
         self.require(
             reference_reset_steps >= 0, "reference_reset_steps", "must be >= 0 rollout steps", reference_reset_steps
         )
+        self.require(
+            kl_beta > 0 or reference_reset_steps <= 0,
+            "reference_reset_steps",
+            "must be 0 with --algo.kl_beta 0, which has no reference",
+            reference_reset_steps,
+        )
 
     def setup(self, stage: str) -> None:
         super().setup(stage)

@@ -87,6 +87,6 @@ class KLPenalty(KLTerm, Algorithm):
         assert batch.rewards is not None
         assert batch.groups is not None
         estimate = kl(batch.old_logprobs, self.reference.logprobs(batch), self.kl_estimator) * batch.completion_mask
-        self.record({"policy/kl_nats": estimate.sum() / batch.completion_mask.sum()})
+        self.record({"policy/kl_nats": self.mean_over_ranks(estimate.sum(), batch.completion_mask.sum())})
         rewards = batch.rewards - self.kl_beta * estimate.sum(1).double()
         return replace(batch, advantages=self.group_advantages(rewards, batch.groups))

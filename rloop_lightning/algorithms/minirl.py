@@ -24,7 +24,7 @@ class MiniRL(Algorithm):
 
     Args:
         importance_weight: weigh tokens against the engine's logprobs; the paper's ablation without is `false`.
-        importance_cap: largest weight.
+        importance_cap: largest weight of a token.
         clip: drop tokens whose ratio left the clip range.
         clip_eps_low: tokens of negative advantage are dropped below a ratio of 1 - clip_eps_low.
         clip_eps_high: tokens of positive advantage are dropped above a ratio of 1 + clip_eps_high.

@@ -187,6 +187,11 @@ class PolicyModule(L.LightningModule, ABC):
             dist.all_reduce(values)
         return values
 
+    def mean_over_ranks(self, total: Tensor, count: Tensor) -> Tensor:
+        """A mean over what all ranks hold, from this rank's share of it, two scalars; for metrics outside `update`."""
+        total, count = self._sum_over_ranks(torch.stack([total.double(), count.double()]))
+        return total / count
+
     def _over_ranks(self, totals: dict[str, Tensor]) -> dict[str, Tensor]:
         """Each rank's share of the means, or its largest values, as those of all ranks."""
         if _several_ranks():

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from rloop_lightning.algorithms.dapo import DAPO
 from rloop_lightning.atomic import derive_seed
 from rloop_lightning.pool import RolloutPool
-from rloop_lightning.replay_buffer import ReplayBuffer, Selection, StoredRollout
+from rloop_lightning.replay_buffer import ReplayBuffer, Selection, StoredRollout, shard_fault
 from rloop_lightning.types import Group, Rollout, RolloutBatch, SamplingParams
 
 
@@ -90,16 +91,23 @@ class Replay(DAPO):
             "max-variance",
         )
         self.require(self.replay_pools != [], "replay_pool", "must be a run or a pool with shards", pool)
+        for fault in filter(None, map(shard_fault, self._foreign_shards())):
+            self.require(False, "replay_pool", f"can't be replayed: {fault}", pool)
         self.require(pool is None or rate == 0, "replay_start_success_rate", "must be 0 with --algo.replay_pool", rate)
 
     @property
     def trains_on_stored(self) -> bool:
         return self.replay_per_problem > 0
 
+    def _foreign_shards(self) -> list[Path]:
+        return [shard for pool in self.replay_pools or [] for shard in RolloutPool(pool).shards()]
+
     def replayed(self, groups: Sequence[Group], sampling: SamplingParams) -> Sequence[Group]:
         """The groups with stored rollouts in them or, where advantages are split, behind them."""
+        if self.replay_per_problem == 0:
+            return groups
         self.buffer.read(self.pools if self.replay_pools is None else self.replay_pools)
-        if self.replay_per_problem == 0 or self.buffer.best_success_rate < self.replay_start_success_rate:
+        if self.buffer.best_success_rate < self.replay_start_success_rate:
             return groups
         rng = np.random.default_rng(derive_seed(sampling.seed, "replay"))
         together: list[Group] = list(groups)
@@ -110,24 +118,26 @@ class Replay(DAPO):
             again = tuple(_again(rollout, group) for rollout in stored)
             if self.replay_advantages == "joint":
                 together[number] = Group(group.problem, group.rollouts + again)
-            elif again:
+            else:
                 apart.append(Group(group.problem, again))
         return together + apart
 
     def _choose(self, groups: Sequence[Group], rng: np.random.Generator) -> list[int]:
-        """The numbers of the groups that replay is added to, in their order."""
+        """The numbers of the groups that replay is added to, in their order; of those with enough stored rollouts."""
         sizes = np.array([len(group.rollouts) for group in groups])
         successes = np.array([group.success_count for group in groups])
-        weights = np.ones(len(groups))
+        stored = np.array([self.buffer.count(group.problem.id) for group in groups])
+        weights = (stored >= self.replay_per_problem).astype(float)
         if self.replay_buckets:
-            weights = np.exp(-((successes - sizes / 2) ** 2) / 2) * ((successes > 0) & (successes < sizes))
+            weights *= np.exp(-((successes - sizes / 2) ** 2) / 2) * ((successes > 0) & (successes < sizes))
         count = min(int(self.replay_share * len(groups)), int(np.count_nonzero(weights)))
         if count == 0:
             return []
         return sorted(rng.choice(len(groups), size=count, replace=False, p=weights / weights.sum()).tolist())
 
     def prepare(self, batch: RolloutBatch) -> RolloutBatch:
-        self.record({"replay/share": batch.replayed.float().mean(), "replay/stored": float(len(self.buffer))})
+        share = self.mean_over_ranks(batch.replayed.sum(), torch.tensor(len(batch), device=batch.rows.device))
+        self.record({"replay/share": share, "replay/stored": float(len(self.buffer))})
         return super().prepare(batch)
 
 

@@ -1,22 +1,14 @@
 """What every algorithm shares: the gradient of an update, how a rollout step is cut, and the learning rate.
 
-The reference is a loop over rows and tokens on float64 weights: `slow_coefficients` differentiates a token's loss by
-its logprob by cases, and the model's own forward carries that back to the weights.
+That no gradient hangs on how a mini-batch is cut is for test_invariance.py to show.
 """
 
-from collections.abc import Callable
-
-import killing  # noqa: F401 -- its fork server has the package imported
 import pytest
 import torch
 from builders import (
     GradientRecorder,
-    RankData,
-    SaveGradient,
     StepMetrics,
-    UpdateOnlyDAPO,
     fit,
-    gradients,
     make_policy,
     random_batch,
     relative_difference,
@@ -24,69 +16,15 @@ from builders import (
     slow_logprobs,
     weights,
 )
-from lightning.pytorch.strategies import DDPStrategy
+from slow_updates import slow_gradient, step_of, update_gradient
 
 from rloop_lightning.algorithms.base import Algorithm
 from rloop_lightning.algorithms.dapo import DAPO
 from rloop_lightning.algorithms.rft import RFT
 from rloop_lightning.losses import negative_log_likelihood
-from rloop_lightning.types import LossOutput, RolloutBatch, RolloutStep
+from rloop_lightning.types import LossOutput, RolloutBatch
 
 SEVERAL = ((3, 5), (1, 9), (6, 1), (4, 12), (2, 2), (5, 7), (3, 3), (7, 4), (2, 6), (3, 1), (1, 1))
-
-
-def step_of(batch: RolloutBatch, index: int = 0) -> RolloutStep:
-    return RolloutStep(index, (), batch, {"rollout/reward_mean": 0.5})
-
-
-def with_old_logprobs(batch: RolloutBatch, policy, spread: float = 0.6, seed: int = 7) -> RolloutBatch:
-    """Old logprobs around the current ones, so that ratios are clipped on both sides."""
-    noise = torch.randn(batch.mask.shape, generator=torch.Generator().manual_seed(seed)) * spread
-    old = (policy.logprobs(batch).logprobs.detach() + noise) * batch.completion_mask
-    return RolloutBatch(**{**batch.__dict__, "old_logprobs": old})
-
-
-def update_gradient(module, policy, batch: RolloutBatch, **kwargs) -> torch.Tensor:
-    """The gradient of one `update`, through Lightning."""
-    recorder = GradientRecorder()
-
-    class OneUpdate(type(module)):
-        def training_step(self, batch, batch_idx):
-            self.update(batch)
-
-    module.__class__ = OneUpdate
-    fit(module, policy, [batch], [recorder], **kwargs)
-    (gradient,) = recorder.gradients
-    return gradient
-
-
-def slow_gradient(policy, batch: RolloutBatch, slope: Callable[[int, int, float], float], count: float) -> torch.Tensor:
-    """Gradient of sum(loss) / count, where slope(row, t, logprob) is a token's d loss / d logprob."""
-    policy.zero_grad()
-    total = 0.0
-    for i, row in enumerate(slow_logprobs(policy, batch)):
-        for t in range(len(row)):
-            if batch.mask[i, t]:
-                total = total + slope(i, t, row[t].item()) * row[t]
-    (total / count).backward()
-    return gradients(policy)
-
-
-ALGORITHMS = {"dapo": lambda: DAPO(dual_clip=1.5), "rft": lambda: RFT(weight="linear")}
-
-
-@pytest.mark.parametrize("name", ALGORITHMS)
-def test_the_gradient_does_not_depend_on_the_micro_batch_size(name):
-    policy = make_policy()
-    batch = with_old_logprobs(random_batch(SEVERAL, carries_loss=[i != 2 for i in range(len(SEVERAL))]), policy)
-    cut = []
-    reference = update_gradient(ALGORITHMS[name](), policy, batch)
-    for max_tokens in (1, 13, 20, 50):
-        small = make_policy(max_tokens=max_tokens)
-        cut.append(len(list(batch.micro_batches(max_tokens))))
-        assert relative_difference(update_gradient(ALGORITHMS[name](), small, batch), reference) < 1e-5
-    assert cut[0] == len(SEVERAL)
-    assert len(set(cut)) == 4
 
 
 def test_every_update_begins_with_no_gradient():
@@ -111,27 +49,6 @@ def test_an_algorithm_may_count_otherwise():
     count = sum((i + 1) * completion for i, (_, completion) in enumerate(SEVERAL))
     expected = slow_gradient(policy, batch, lambda i, t, logprob: -(i + 1), count)
     assert relative_difference(update_gradient(SumOfWeights(), policy, batch), expected) < 1e-5
-
-
-# --- world size -------------------------------------------------------------------------------------------------------
-
-
-def test_the_gradient_does_not_depend_on_the_world_size(tmp_path):
-    """Two gloo processes, ragged: 42 tokens in 6 micro-batches on one rank, 8 in 2 on the other, one row masked."""
-    carries = [i != 2 for i in range(len(SEVERAL))]
-    policy = make_policy(max_tokens=20)
-    whole = with_old_logprobs(random_batch(SEVERAL, carries_loss=carries), policy)
-    halves = [whole.select(torch.arange(8)), whole.select(torch.arange(8, 11))]
-    assert [int(half.mask.sum()) for half in halves] == [42, 8]
-    assert [len(list(half.micro_batches(20))) for half in halves] == [6, 2]
-    reference = update_gradient(DAPO(), make_policy(max_tokens=20), whole)
-    module = UpdateOnlyDAPO(lr=0.01, warmup_steps=0)
-    strategy = DDPStrategy(process_group_backend="gloo", start_method="forkserver")
-    fit(module, policy, RankData(halves), [SaveGradient(tmp_path)], strategy=strategy, devices=2)
-    ranks = [torch.load(tmp_path / f"gradient-{rank}.pt") for rank in (0, 1)]
-    assert relative_difference(ranks[0], reference) < 1e-5
-    assert torch.equal(ranks[0], ranks[1])
-    assert torch.equal(*[torch.load(tmp_path / f"weights-{rank}.pt") for rank in (0, 1)])
 
 
 # --- rollout steps ----------------------------------------------------------------------------------------------------

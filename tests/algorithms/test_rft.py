@@ -16,6 +16,8 @@ from builders import (
     slow_entropies,
     slow_logprobs,
 )
+from slow_algorithms import slow_kl
+from slow_updates import MoveTo, moved_policy, slow_update
 
 from rloop_lightning.algorithms.rft import RFT
 from rloop_lightning.types import collate
@@ -64,6 +66,44 @@ def test_weights_scale_each_rollouts_tokens():
 def test_what_a_rollout_weighs(weighting, expected):
     module = RFT(weight=weighting)
     assert [module.weight(reward) for reward in (0.5, 1.0, 2.0, 1000.0)] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_the_temperature_scales_the_exponent(temperature):
+    module = RFT(weight="exp", weight_temperature=temperature)
+    assert [module.weight(reward) for reward in (0.5, -1.0)] == pytest.approx(
+        [math.exp(0.5 / temperature), math.exp(-1.0 / temperature)]
+    )
+
+
+@pytest.mark.parametrize("estimator", ["k2", "k3"])
+def test_a_kl_term_holds_it_near_the_initial_policy(estimator):
+    """beta 0.5 at the experts' tokens, not weighted by their rewards, against the policy that the phase began with."""
+    weights = [0.5, 0.0, 2.0, 1.0, 3.0, 0.25, 1.5, 4.0]
+    moved, batch = moved_policy(), expert_batch(weights)
+    initial = [row.tolist() for row in slow_logprobs(make_policy(), batch)]
+
+    def row_loss(i, row):
+        terms = [slow_kl(logprob, other, estimator) for logprob, other in zip(row, initial[i], strict=True)]
+        return [
+            (-weights[i] * logprob + 0.5 * value, -weights[i] + 0.5 * slope)
+            for logprob, (value, slope) in zip(row, terms, strict=True)
+        ]
+
+    expected, loss = slow_update(moved, batch, row_loss, TOKENS)
+    recorder, metrics = GradientRecorder(), StepMetrics()
+    module = RFT(kl_beta=0.5, kl_estimator=estimator)
+    fit(module, make_policy(max_tokens=30), [batch], [MoveTo(moved), recorder, metrics])
+    assert relative_difference(recorder.gradients[0], expected) < 1e-5
+    assert metrics.steps[0]["train/loss"] == pytest.approx(loss, rel=1e-5)
+    assert metrics.steps[0]["policy/kl_nats"] > 0.01
+
+
+def test_every_wrong_setting_is_named():
+    assert RFT(weight_temperature=0.0, kl_beta=-1.0).invalid() == [
+        "--consolidate.kl_beta must be >= 0, got -1.0",
+        "--consolidate.weight_temperature must be > 0, got 0.0",
+    ]
 
 
 def test_the_default_weighs_every_rollout_the_same():
