@@ -1,6 +1,6 @@
 """Whether every algorithm learns: test pass@1 on countdown before and after, through the command line.
 
-All have the packaged preset's sizes, one learning rate, and no consolidation; what is each one's own is its paper's.
+All have the packaged preset's sizes and learning rate, and no consolidation; what is each one's own is its paper's.
 """
 
 from __future__ import annotations
@@ -17,15 +17,12 @@ from rloop_lightning.algorithms import ALGORITHMS
 
 COMMON = ["--config", "countdown", "--consolidate", "none", "--loop.rounds", "1"]
 COMMON += ["--eval.every_n_steps", "0", "--eval.sets", "[test]"]
-_LR = "5e-4"
 TOY = ["--loop.problems_per_step", "4", "--eval.samples", "2", "--eval.k", "[1,2]", "--eval.max_problems", "4"]
 
 
 def run(options: Options) -> Result:
     common = [
         *COMMON,
-        "--algo.lr",
-        _LR,
         "--loop.explore_steps",
         str(options.study_steps),
         *(TOY if options.toy else []),
@@ -36,7 +33,7 @@ def run(options: Options) -> Result:
         outcomes = run_all(variants, common, seeds=options.seeds, folder=folder / "learning")
     rows = [[name, *_cells(runs)] for name, runs in outcomes.items()]
     note = (
-        f"{options.study_steps} rollout steps of 32 problems x 8 rollouts, learning rate {_LR}; mean over "
+        f"{options.study_steps} rollout steps of 32 problems x 8 rollouts; mean over "
         f"{options.seeds} seeds (standard deviation). *Standard error* is that of one run's pass@1 over its problems, "
         "the largest that was seen; *learns* says whether every seed's gain is larger."
     )

@@ -43,11 +43,11 @@ class Rows(Protocol):
 def open_rows(
     policy: Policy, prompts: list[list[int]], max_new_tokens: int, dtype: torch.dtype, *, report_experts: bool = False
 ) -> Rows:
-    """A row for each prompt, with the policy's current weights, computed in `dtype` where the model is Llama-like."""
+    """A row for each prompt, with the policy's current weights, computed in `dtype`."""
     if policy.llama is not None:
         return LlamaRows(policy.llama, prompts, max_new_tokens, dtype, policy.device)
     return HuggingFaceRows(
-        policy.model, prompts, max_new_tokens, policy.device, policy.routing if report_experts else None
+        policy.model, prompts, max_new_tokens, dtype, policy.device, policy.routing if report_experts else None
     )
 
 
@@ -156,9 +156,10 @@ class LlamaRows:
 
 
 class HuggingFaceRows:
-    """Rows of any causal LM with a KV cache, by its own forward, in the dtype of its weights.
+    """Rows of any causal LM with a KV cache, by its own forward.
 
     Args:
+        dtype: of the products, by autocast where it is not that of the weights.
         routing: notes the experts of each forward pass.
     """
 
@@ -167,10 +168,12 @@ class HuggingFaceRows:
         model: Any,
         prompts: list[list[int]],
         max_new_tokens: int,
+        dtype: torch.dtype,
         device: torch.device,
         routing: RoutingReplay | None = None,
     ) -> None:
         self._model = model
+        self._autocast = torch.autocast(device.type, dtype, enabled=dtype != model.dtype)
         self._routing = routing
         self.experts: Tensor | None = None
         self._cache = row_cache(model.config)
@@ -195,14 +198,15 @@ class HuggingFaceRows:
         return logits
 
     def _logits(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
-        output = self._model(
-            input_ids=input_ids,
-            attention_mask=self._columns.seen,
-            position_ids=position_ids,
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
+        with self._autocast:
+            output = self._model(
+                input_ids=input_ids,
+                attention_mask=self._columns.seen,
+                position_ids=position_ids,
+                past_key_values=self._cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
         if getattr(output, "past_key_values", None) is not self._cache:
             raise TypeError(f"TorchEngine needs a model with a KV cache; {type(self._model).__name__} ignores it")
         return output.logits[:, -1]

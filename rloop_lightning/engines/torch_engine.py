@@ -49,9 +49,8 @@ class TorchEngine(RolloutEngine):
         top_p: sample among the most likely tokens that together reach this probability; 1 among all.
         max_rows: rollouts decoded at once. Bounds memory: each needs 2 * layers * kv_heads * head_dim numbers of KV
             cache per token of prompt and completion, up to half of it more in reserve.
-        dtype: of the computation and the KV cache; `auto`, that of the policy's weights, is all that a model that is
-            not Llama-like takes. With bfloat16 the sampling logprobs differ from those of a float32 update by
-            hundredths of a nat (policy/engine_gap_nats_max).
+        dtype: of the computation and the KV cache; `auto` is that of the policy's weights. With bfloat16 the sampling
+            logprobs differ from those of a float32 update by hundredths of a nat (policy/engine_gap_nats_max).
     """
 
     def __init__(
@@ -82,12 +81,14 @@ class TorchEngine(RolloutEngine):
         self._policy = policy
 
     def misfits_with(self, policy: Policy) -> list[str]:
-        """A dtype that is not that of the weights, where the model's own forward computes in no other."""
-        if policy.llama is not None or self._compute_dtype(policy) == policy.model.dtype:
+        """A dtype that the model's own forward can't be cast to."""
+        dtype = self._compute_dtype(policy)
+        if policy.llama is not None or dtype in (policy.model.dtype, torch.bfloat16):
             return []
         return [
-            f"--engine.dtype {self.dtype}: {type(policy.model).__name__} is not Llama-like and generates in the dtype "
-            "of its weights; leave --engine.dtype at auto, or set --policy.dtype"
+            f"--engine.dtype {self.dtype}: {type(policy.model).__name__} is not Llama-like, and its weights of "
+            f"{policy.model.dtype} are not cast to more than they hold; leave --engine.dtype at auto, or set "
+            "--policy.dtype float32"
         ]
 
     def sync(self) -> None:

@@ -21,7 +21,7 @@ from rloop_lightning.engines.base import RolloutEngine
 from rloop_lightning.engines.row_cache import RowLayer, row_cache
 from rloop_lightning.engines.torch_engine import TorchEngine, sample_tokens
 from rloop_lightning.policy import Policy
-from rloop_lightning.types import Problem, Rollout, SamplingParams
+from rloop_lightning.types import Problem, Rollout, SamplingParams, collate
 
 MakePolicy = Callable[..., Policy]
 
@@ -497,13 +497,27 @@ def test_constructor_gathers_all_problems() -> None:
 
 def test_a_dtype_that_the_model_cannot_generate_in_is_a_misfit(make_policy: MakePolicy) -> None:
     mixture = make_policy("qwen3_moe")
-    assert TorchEngine(dtype="bfloat16").misfits_with(mixture) == [
-        "--engine.dtype bfloat16: Qwen3MoeForCausalLM is not Llama-like and generates in the dtype of its weights; "
-        "leave --engine.dtype at auto, or set --policy.dtype"
+    for dtype in ("auto", "float32", "bfloat16"):
+        assert TorchEngine(dtype=dtype).misfits_with(mixture) == []
+    mixture.model.bfloat16()
+    assert TorchEngine(dtype="float32").misfits_with(mixture) == [
+        "--engine.dtype float32: Qwen3MoeForCausalLM is not Llama-like, and its weights of torch.bfloat16 are not cast "
+        "to more than they hold; leave --engine.dtype at auto, or set --policy.dtype float32"
     ]
-    assert TorchEngine(dtype="float32").misfits_with(mixture) == []
     assert TorchEngine().misfits_with(mixture) == []
-    assert TorchEngine(dtype="bfloat16").misfits_with(make_policy("qwen2")) == []
+    assert TorchEngine(dtype="float32").misfits_with(make_policy("qwen2")) == []
+
+
+def test_any_model_generates_in_bfloat16(make_policy: MakePolicy) -> None:
+    """What the engine says of its tokens is what the float32 model says, up to rounding, and not without it."""
+    policy = make_policy("qwen3_moe")
+    rollouts = run(policy, dtype="bfloat16")
+    exact = policy.logprobs(collate(rollouts, [0.0] * len(rollouts))).logprobs
+    gap = max(
+        np.abs(row[: rollout.length].detach().numpy() - rollout.sampling_logprobs).max()
+        for row, rollout in zip(exact, rollouts, strict=True)
+    )
+    assert 1e-5 < gap < 0.2
 
 
 def test_generate_without_a_policy_is_an_error() -> None:
