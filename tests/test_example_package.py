@@ -5,17 +5,24 @@ It goes into a folder of its own, which stands for their environment; the projec
 
 from __future__ import annotations
 
+import importlib
 import json
+import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from builders import make_rollout
 from killing import run_main
 
+from rloop_lightning.policy import TokenScores
 from rloop_lightning.run_metrics import read_metrics
+from rloop_lightning.types import collate
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLE = ROOT / "examples" / "rloop-lightning-rloo"
@@ -64,11 +71,31 @@ def test_its_name_is_unknown_where_it_is_not_installed(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_advantages_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The example's module, not installed."""
     monkeypatch.syspath_prepend(EXAMPLE)
-    from rloop_lightning_rloo import leave_one_out
+    return importlib.import_module("rloop_lightning_rloo")
 
+
+def test_advantages_by_hand(example: Any) -> None:
     # Rewards 1, 0, 0, 1: the others' means are 1/3, 2/3, 2/3, 1/3. Equal ones: 0.1 minus a mean that is not quite 0.1.
-    advantages = leave_one_out(torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.1, 0.1, 0.1, 0.1]]))
+    advantages = example.leave_one_out(torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.1, 0.1, 0.1, 0.1]]))
     assert torch.allclose(advantages[0], torch.tensor([2 / 3, -2 / 3, -2 / 3, 2 / 3]))
     assert advantages[1].tolist() == [0.0] * 4
+
+
+def test_the_loss_by_hand(example: Any) -> None:
+    # L = -sg[rho] A lp and dL/dlp = -rho A, with rho = exp(lp - lp_old):
+    #  lp   rho   A    L     dL/dlp
+    #  -1   1     2    2     -2
+    #  -3   2     2   12     -4
+    #  -1   0.5  -1   -0.5    0.5
+    logprobs = torch.tensor([[-1.0, -3.0], [-1.0, 0.0]], requires_grad=True)
+    log_ratio = torch.tensor([[0.0, math.log(2)], [math.log(0.5), 0.0]])
+    batch = collate([make_rollout(completion=(6, 1)), make_rollout(completion=(1,))], [2.0, -1.0])
+    batch = replace(batch, old_logprobs=logprobs.detach() - log_ratio)
+    output = example.RLOO().loss(TokenScores(logprobs, torch.zeros(2, 2)), batch)
+    output.loss[batch.mask].sum().backward()
+    assert output.loss[batch.mask].tolist() == pytest.approx([2.0, 12.0, -0.5])
+    assert logprobs.grad.flatten().tolist() == pytest.approx([-2.0, -4.0, 0.5, 0.0])
