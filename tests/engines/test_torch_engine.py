@@ -510,14 +510,17 @@ def test_a_dtype_that_the_model_cannot_generate_in_is_a_misfit(make_policy: Make
 
 def test_any_model_generates_in_bfloat16(make_policy: MakePolicy) -> None:
     """What the engine says of its tokens is what the float32 model says, up to rounding, and not without it."""
-    policy = make_policy("qwen3_moe")
+    policy = make_policy("qwen2_sliding")
+    assert policy.llama is None
     rollouts = run(policy, dtype="bfloat16")
     exact = policy.logprobs(collate(rollouts, [0.0] * len(rollouts))).logprobs
-    gap = max(
-        np.abs(row[: rollout.length].detach().numpy() - rollout.sampling_logprobs).max()
-        for row, rollout in zip(exact, rollouts, strict=True)
+    gaps = np.concatenate(
+        [
+            np.abs(row[: rollout.length].detach().numpy() - rollout.sampling_logprobs)
+            for row, rollout in zip(exact, rollouts, strict=True)
+        ]
     )
-    assert 1e-5 < gap < 0.2
+    assert 1e-4 < gaps.mean() < 0.1
 
 
 def test_generate_without_a_policy_is_an_error() -> None:
