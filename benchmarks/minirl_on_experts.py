@@ -24,8 +24,9 @@ _PARTS = {
     "no clip": ["--algo.clip", "false"],
     "length normalised": ["--algo.length_normalised", "true"],
 }
-_UPDATES = (1, 4)
-_REPLAYS = ("none", "r2", "r3")
+# With one update a rollout step, r2 replays nothing: the policy still is the one that generated.
+_REPLAYS = {1: ("none", "r3"), 4: ("none", "r2", "r3")}
+_SIZES = ["--loop.problems_per_step", "16", "--eval.samples", "16", "--eval.k", "[1,16]"]
 
 
 def run(options: Options) -> Result:
@@ -36,22 +37,22 @@ def run(options: Options) -> Result:
             steps = "2" if options.toy else "1500"
             countdown_policy.main(["--out", str(model), "--experts", "8", "--steps", steps])
         common = [*COMMON, "--policy.model", str(model), "--engine.dtype", "bfloat16", "--algo", "minirl"]
-        common += ["--loop.explore_steps", str(options.study_steps), *(TOY if options.toy else [])]
+        common += [*_SIZES, "--loop.explore_steps", str(options.study_steps), *(TOY if options.toy else [])]
         variants = {
             f"{part}, N = {updates}, {replay}": [
                 *flags,
                 *["--algo.updates_per_step", str(updates), "--policy.routing_replay", replay],
             ]
             for part, flags in _PARTS.items()
-            for updates in _UPDATES
-            for replay in _REPLAYS
+            for updates, replays in _REPLAYS.items()
+            for replay in replays
         }
         outcomes = run_all(variants, common, seeds=options.seeds, folder=folder)
     rows = [[name, *_cells(runs)] for name, runs in outcomes.items()]
     columns = ["", "pass@1 before", "after", "largest gradient norm", "entropy at the end, nats", "clipped"]
     columns += ["rerouted since", "rerouted by the engine"]
     note = (
-        f"{options.study_steps} rollout steps of 32 problems x 8 rollouts, N optimizer steps each; mean over "
+        f"{options.study_steps} rollout steps of 16 problems x 8 rollouts, N optimizer steps each; mean over "
         f"{options.seeds} seeds (standard deviation). *clipped*: share of tokens whose gradient the clip mask drops. "
         "*rerouted since*: share of routings in which the current policy would choose other experts than the old one, "
         "*by the engine*: in which the old policy would have chosen others than the engine did; empty where it was not "
