@@ -11,18 +11,19 @@ those of like length together, each with its prompt's keys before its own.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
+from rloop_lightning.shapes import rounded_up
 from rloop_lightning.types import RolloutBatch
 
 # Blocks of rollouts: each computes attention as wide as its longest, and costs a few operations more.
 _BLOCKS = 4
-# Rows of keys of a multiple of this length are what vector units like.
+# Numbers of tokens and rows are rounded to multiples of this, which vector units like, too.
 _ALIGNMENT = 16
 # On a CPU, two batched products beat the fused kernel, backward above all, while scores fit its caches.
 _LONGEST_FOR_PRODUCTS = 512
@@ -30,7 +31,7 @@ _LONGEST_FOR_PRODUCTS = 512
 
 @dataclass(frozen=True)
 class Block:
-    """R sequences whose attention is computed together."""
+    """Sequences whose attention is computed together; some repeat the first, so that R is rounded."""
 
     queries: Tensor  # [R * T] int64, tokens of the packed row; behind a sequence's end its first token again
     keys: Tensor  # [R * S] int64
@@ -52,6 +53,13 @@ class PackedBatch:
     targets: Tensor  # [M] int64, the completion tokens
     blocks: tuple[Block, ...]
     places: Tensor  # [N] int64, where a token stands among the queries of all blocks
+
+    def padded(self) -> PackedBatch:
+        """With a rounded number of tokens; those behind are copies of the first, and predict nothing."""
+        count = len(self.input_ids)
+        behind = (0, rounded_up(count, _ALIGNMENT) - count)
+        input_ids = pad(self.input_ids, behind, value=int(self.input_ids[0]))
+        return replace(self, input_ids=input_ids, positions=pad(self.positions, behind), places=pad(self.places, behind))
 
 
 def packed_micro_batches(batch: RolloutBatch, max_tokens: int) -> Iterator[tuple[Tensor, RolloutBatch]]:
@@ -97,7 +105,7 @@ def pack(batch: RolloutBatch) -> PackedBatch:
     blocks = [_block(prompt_starts, prompt_lengths, prompt_starts, torch.zeros_like(prompt_lengths))]
     members = [torch.arange(len(prompt_lengths), device=device)]
     by_length = completion_lengths.argsort(stable=True)
-    for chosen in by_length.tensor_split(min(_BLOCKS, len(batch))):
+    for chosen in by_length.split(rounded_up(-(-len(batch) // _BLOCKS), _ALIGNMENT)):
         owner = prompt_of_row[chosen]
         own = completion_starts[chosen], completion_lengths[chosen]
         blocks.append(_block(*own, prompt_starts[owner], prompt_lengths[owner]))
@@ -249,8 +257,12 @@ def _block(starts: Tensor, lengths: Tensor, prompt_starts: Tensor, prompt_length
     Args: all [R], tokens.
     """
     device = lengths.device
-    length = int(lengths.max())
-    width = -(-(int(prompt_lengths.max()) + length) // _ALIGNMENT) * _ALIGNMENT - length  # columns of the prompts
+    repeats = rounded_up(len(lengths), _ALIGNMENT) - len(lengths)
+    starts, lengths, prompt_starts, prompt_lengths = (
+        torch.cat([part, part[:1].expand(repeats)]) for part in (starts, lengths, prompt_starts, prompt_lengths)
+    )
+    length = rounded_up(int(lengths.max()), _ALIGNMENT)
+    width = rounded_up(int(prompt_lengths.max()) + length, _ALIGNMENT) - length  # columns of the prompts
     places = torch.arange(length, device=device)
     own = starts[:, None] + places * (places < lengths[:, None])  # [R, T]
     prompt_places = torch.arange(width, device=device) - (width - prompt_lengths[:, None])  # [R, S - T]
@@ -268,6 +280,6 @@ def _places(blocks: list[Block], members: list[Tensor], sequences: Tensor, offse
     start = 0
     for block, chosen in zip(blocks, members, strict=True):
         rows, length, _ = block.shape
-        bases[chosen] = start + torch.arange(rows, device=sequences.device) * length
+        bases[chosen] = start + torch.arange(len(chosen), device=sequences.device) * length
         start += rows * length
     return bases[sequences] + offsets

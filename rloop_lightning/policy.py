@@ -161,7 +161,7 @@ class Policy(nn.Module):
     def _packed_scores(self, llama: Llama, batch: RolloutBatch, temperature: float) -> tuple[Tensor, Tensor]:
         """Logprobs and entropies of the completion tokens, row by row, both [N]; a Llama-like model's."""
         weights = llama.weights(self._compute_dtype())
-        packed = pack(batch)
+        packed = pack(batch).padded()
         attend = PackedAttention(packed, llama.heads, llama.kv_heads, llama.scale, weights.dtype)
         with torch.autocast(self.device.type, enabled=False):  # what is cast, and when, is the forward's own affair
             hidden = llama(weights, packed.input_ids, packed.positions, attend)

@@ -64,15 +64,16 @@ class _TokenScores(torch.autograd.Function):
         chunk = rows_per_chunk(len(head))
         grad_hidden = torch.empty_like(hidden)
         grad_head = torch.zeros(head.shape, dtype=normalisers.dtype, device=head.device)
-        for start in range(0, len(hidden), chunk):
-            piece = slice(start, start + chunk)
-            scale = grad[piece, None] / ctx.temperature
-            probabilities = _logits(hidden[piece], head, ctx.temperature).sub_(normalisers[piece, None]).exp_()
-            grad_logits = probabilities.mul_(-scale)
-            grad_logits.scatter_add_(-1, targets[piece, None], scale)
-            grad_logits = grad_logits.to(head.dtype)
-            grad_hidden[piece] = (grad_logits @ head).to(hidden.dtype)
-            grad_head += grad_logits.t() @ hidden[piece].to(head.dtype)
+        with torch.autocast(head.device.type, enabled=False):  # or the logits here would not be those of forward
+            for start in range(0, len(hidden), chunk):
+                piece = slice(start, start + chunk)
+                scale = grad[piece, None] / ctx.temperature
+                probabilities = _logits(hidden[piece], head, ctx.temperature).sub_(normalisers[piece, None]).exp_()
+                grad_logits = probabilities.mul_(-scale)
+                grad_logits.scatter_add_(-1, targets[piece, None], scale)
+                grad_logits = grad_logits.to(head.dtype)
+                grad_hidden[piece] = (grad_logits @ head).to(hidden.dtype)
+                grad_head += grad_logits.t() @ hidden[piece].to(head.dtype)
         return grad_hidden, grad_head.to(head.dtype), None, None
 
 

@@ -28,6 +28,7 @@ from torch.nn.functional import pad
 from rloop_lightning.engines.base import RolloutEngine
 from rloop_lightning.engines.rows import open_rows
 from rloop_lightning.policy import Policy
+from rloop_lightning.shapes import rounded_up
 from rloop_lightning.types import Problem, Rollout, SamplingParams
 
 # Finished rows stay until a quarter of the batch is idle. A compaction copies the live rows' cache, about what one
@@ -189,7 +190,7 @@ def _decode(
         if live_count == 0 or step + 1 == sampling.max_new_tokens:
             break
         if live_count <= _COMPACT_BELOW * len(live):
-            kept = live.nonzero().squeeze(1)
+            kept = live.sort(descending=True, stable=True).indices[: rounded_up(live_count)]  # with a few that finished
             batch.select(kept)
             rows, live, token = rows[kept], live[kept], token[kept]
         batch.append(token)
