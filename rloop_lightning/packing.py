@@ -139,8 +139,9 @@ class PackedAttention:
 
     def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Queries [N, heads, D], keys and values [N, kv_heads, D] to [N, heads * D]."""
-        queries = queries.unflatten(1, self._shape).permute(1, 2, 0, 3)  # [kv_heads, heads that share one, N, D]
-        keys, values = keys.transpose(0, 1), values.transpose(0, 1)  # [kv_heads, N, D]
+        # Contiguous, or each block's gathering would copy the whole first.
+        queries, keys, values = (part.transpose(0, 1).contiguous() for part in (queries, keys, values))  # [.., N, D]
+        queries = queries.unflatten(0, self._shape)  # [kv_heads, heads that share one, N, D]
         if self._uses_products:
             found = _ProductAttention.apply(queries, keys, values, self._blocks, self._scale)
         else:
