@@ -295,8 +295,10 @@ def _silu_times_up(gate_up: Tensor) -> Tensor:
 
 
 def _turned(x: Tensor, rotation: Tensor) -> Tensor:
-    pairs = torch.view_as_complex(x.to(_at_least_float32(x.dtype)).unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * rotation).flatten(-2).to(x.dtype)
+    wide = x.to(_at_least_float32(x.dtype))
+    pairs = torch.view_as_complex(wide.unflatten(-1, (-1, 2)))
+    pairs = pairs * rotation if wide is x else pairs.mul_(rotation)
+    return torch.view_as_real(pairs).flatten(-2).to(x.dtype)
 
 
 def _at_least_float32(dtype: torch.dtype) -> torch.dtype:

@@ -62,7 +62,7 @@ class PolicyConfig:
 
     model: str = EMBEDDED_MODEL
     dtype: Literal["float32", "bfloat16"] = "float32"
-    max_tokens_per_micro_batch: int = 16384
+    max_tokens_per_micro_batch: int = 4096
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
 
     def __post_init__(self) -> None:
@@ -90,7 +90,7 @@ class Policy(nn.Module):
         source: folder or hub name that the weights came from.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, max_tokens_per_micro_batch: int = 16384, source: str = "") -> None:
+    def __init__(self, model: Any, tokenizer: Any, max_tokens_per_micro_batch: int = 4096, source: str = "") -> None:
         super().__init__()
         self.source = source
         self.model = model.eval()
