@@ -256,7 +256,9 @@ def _invert(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
 
     First among blocks of tokens, then inside one: a running sum over a whole vocabulary is the slowest way through it.
     """
-    weights = pad(weights, (0, -weights.shape[-1] % _BLOCK_TOKENS)).unflatten(-1, (-1, _BLOCK_TOKENS))
+    if behind := -weights.shape[-1] % _BLOCK_TOKENS:  # `pad` copies even where it adds nothing
+        weights = pad(weights, (0, behind))
+    weights = weights.unflatten(-1, (-1, _BLOCK_TOKENS))
     blocks = weights.sum(-1).cumsum(-1)  # [B, blocks]
     total = blocks[:, -1:]
     # Below the total whatever the rounding, so that some block's weights take the sum past it.
