@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.options import Options
 
-_CPU = {"policy.max_tokens_per_micro_batch": 16_384, "engine.max_rows": 1024}
+_CPU = {"policy.max_tokens_per_micro_batch": 4096, "engine.max_rows": 1024}
 _CUDA = {"policy.max_tokens_per_micro_batch": 65_536, "engine.max_rows": 1024}
 
 OURS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {

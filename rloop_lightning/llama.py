@@ -208,7 +208,7 @@ def normalise(x: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
 
     Args: x [..., H]. Returns [..., H].
     """
-    return _Normalise.apply(x, eps, dtype)
+    return _Normalise.apply(x, eps, dtype) if torch.is_grad_enabled() else _normalised(x, eps, dtype)[0]
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
@@ -216,7 +216,7 @@ def swiglu(gate_up: Tensor) -> Tensor:
 
     Args: gate_up [N, 2 I]. Returns [N, I].
     """
-    return _SwiGLU.apply(gate_up)
+    return _SwiGLU.apply(gate_up) if torch.is_grad_enabled() else _silu_times_up(gate_up)
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
@@ -224,7 +224,10 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
 
     Args: x [N, heads, D]; rotation [N, 1, D / 2], complex. Returns [N, heads, D].
     """
-    return _Rotate.apply(x, rotation)
+    return _Rotate.apply(x, rotation) if torch.is_grad_enabled() else _turned(x, rotation)
+
+
+# Their gradients by hand. Without gradients they are left out: `apply` takes longer than a few rows' arithmetic.
 
 
 class _Normalise(torch.autograd.Function):
@@ -235,10 +238,9 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=_at_least_float32(x.dtype))
-        scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()  # [..., 1]
+        normalised, scale = _normalised(x, eps, dtype)
         ctx.save_for_backward(x, scale)
-        return (x * scale).to(dtype)
+        return normalised
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
@@ -254,8 +256,7 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate_up: Tensor) -> Tensor:
         ctx.save_for_backward(gate_up)
-        gate, up = gate_up.chunk(2, dim=-1)
-        return silu(gate).mul_(up)
+        return _silu_times_up(gate_up)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
@@ -264,7 +265,7 @@ class _SwiGLU(torch.autograd.Function):
         grad_gate_up = torch.empty_like(gate_up)
         grad_gate, grad_up = grad_gate_up.chunk(2, dim=-1)
         torch.mul(grad, silu(gate), out=grad_up)
-        grad_gate.copy_(torch.ops.aten.silu_backward(grad * up, gate))
+        torch.ops.aten.silu_backward(grad * up, gate, grad_input=grad_gate)
         return grad_gate_up
 
 
@@ -281,9 +282,23 @@ class _Rotate(torch.autograd.Function):
         return _turned(grad, ctx.saved_tensors[0].conj()), None
 
 
+def _normalised(x: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """x / rms(x) in `dtype`, and 1 / rms(x) [..., 1]."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=_at_least_float32(x.dtype))
+    scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    return (x * scale).to(dtype), scale
+
+
+def _silu_times_up(gate_up: Tensor) -> Tensor:
+    gate, up = gate_up.chunk(2, dim=-1)
+    return silu(gate).mul_(up)
+
+
 def _turned(x: Tensor, rotation: Tensor) -> Tensor:
-    pairs = torch.view_as_complex(x.to(_at_least_float32(x.dtype)).unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * rotation).flatten(-2).to(x.dtype)
+    wide = x.to(_at_least_float32(x.dtype))
+    pairs = torch.view_as_complex(wide.unflatten(-1, (-1, 2)))
+    pairs = pairs * rotation if wide is x else pairs.mul_(rotation)
+    return torch.view_as_real(pairs).flatten(-2).to(x.dtype)
 
 
 def _at_least_float32(dtype: torch.dtype) -> torch.dtype:

@@ -11,26 +11,27 @@ those of like length together, each with its prompt's keys before its own.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
+from rloop_lightning.shapes import rounded_up
 from rloop_lightning.types import RolloutBatch
 
 # Blocks of rollouts: each computes attention as wide as its longest, and costs a few operations more.
 _BLOCKS = 4
-# Rows of keys of a multiple of this length are what vector units like.
-_ALIGNMENT = 16
+# Numbers of tokens and of rows are rounded to multiples of these: vector units like it, and few shapes occur.
+_TOKENS, _ROWS = 16, 8
 # On a CPU, two batched products beat the fused kernel, backward above all, while scores fit its caches.
 _LONGEST_FOR_PRODUCTS = 512
 
 
 @dataclass(frozen=True)
 class Block:
-    """R sequences whose attention is computed together."""
+    """Sequences whose attention is computed together; some repeat the first, so that R is rounded."""
 
     queries: Tensor  # [R * T] int64, tokens of the packed row; behind a sequence's end its first token again
     keys: Tensor  # [R * S] int64
@@ -51,7 +52,19 @@ class PackedBatch:
     predicting: Tensor  # [M] int64, for each completion token the token before it
     targets: Tensor  # [M] int64, the completion tokens
     blocks: tuple[Block, ...]
-    places: Tensor  # [N] int64, where a token stands among the queries of all blocks
+    places: Tensor  # [N] int64, where a token stands among the queries of all blocks, and of what is behind them
+    slots: int  # how many places there are
+
+    def padded(self) -> PackedBatch:
+        """With a rounded number of tokens; those behind attend to nothing, and predict nothing."""
+        count = rounded_up(len(self.input_ids), _TOKENS) - len(self.input_ids)
+        return replace(
+            self,
+            input_ids=pad(self.input_ids, (0, count)),
+            positions=pad(self.positions, (0, count)),
+            places=torch.cat([self.places, self.slots + torch.arange(count, device=self.places.device)]),
+            slots=self.slots + count,
+        )
 
 
 def packed_micro_batches(batch: RolloutBatch, max_tokens: int) -> Iterator[tuple[Tensor, RolloutBatch]]:
@@ -97,7 +110,7 @@ def pack(batch: RolloutBatch) -> PackedBatch:
     blocks = [_block(prompt_starts, prompt_lengths, prompt_starts, torch.zeros_like(prompt_lengths))]
     members = [torch.arange(len(prompt_lengths), device=device)]
     by_length = completion_lengths.argsort(stable=True)
-    for chosen in by_length.tensor_split(min(_BLOCKS, len(batch))):
+    for chosen in by_length.split(rounded_up(-(-len(batch) // _BLOCKS), _ROWS)):
         owner = prompt_of_row[chosen]
         own = completion_starts[chosen], completion_lengths[chosen]
         blocks.append(_block(*own, prompt_starts[owner], prompt_lengths[owner]))
@@ -109,6 +122,7 @@ def pack(batch: RolloutBatch) -> PackedBatch:
         targets=input_ids[first:],
         blocks=tuple(blocks),
         places=_places(blocks, members, sequences, offsets),
+        slots=sum(len(block.queries) for block in blocks),
     )
 
 
@@ -122,111 +136,114 @@ class PackedAttention:
     """
 
     def __init__(self, packed: PackedBatch, heads: int, kv_heads: int, scale: float, dtype: torch.dtype) -> None:
-        self._places = packed.places
-        self._shape = (kv_heads, heads // kv_heads)
+        self._places, self._slots = packed.places, packed.slots
+        self._sharing = heads // kv_heads
         self._scale = scale
         longest = max(block.shape[2] for block in packed.blocks)
         self._uses_products = packed.input_ids.device.type == "cpu" and longest <= _LONGEST_FOR_PRODUCTS
-        self._blocks = [(block, self._bias(block, dtype)) for block in packed.blocks]  # the same in every layer
+        self._blocks = [(block, self._bias(block, kv_heads, dtype)) for block in packed.blocks]  # for every layer
 
     def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Queries [N, heads, D], keys and values [N, kv_heads, D] to [N, heads * D]."""
-        queries = queries.unflatten(1, self._shape).permute(1, 2, 0, 3)  # [kv_heads, heads that share one, N, D]
-        keys, values = keys.transpose(0, 1), values.transpose(0, 1)  # [kv_heads, N, D]
         if self._uses_products:
-            found = _ProductAttention.apply(queries, keys, values, self._blocks, self._scale)
-        else:
-            found = torch.cat([self._fused(block, bias, queries, keys, values) for block, bias in self._blocks])
-        return found.index_select(0, self._places)
+            return _ProductAttention.apply(queries, keys, values, self._blocks, self._places, self._slots, self._scale)
+        found = torch.cat([self._fused(block, bias, queries, keys, values) for block, bias in self._blocks])
+        return pad(found, (0, 0, 0, self._slots - len(found))).index_select(0, self._places)
 
-    def _bias(self, block: Block, dtype: torch.dtype) -> Tensor:
-        """As the products add it, [kv_heads, R, heads that share one * T, S], or as the kernel does, [R, 1, T, S]."""
+    def _bias(self, block: Block, kv_heads: int, dtype: torch.dtype) -> Tensor:
+        """As the products add it, [kv_heads * R, heads that share one * T, S], or as the kernel does, [R, 1, T, S]."""
         bias = block.bias.to(dtype)
-        kv_heads, sharing = self._shape
-        return bias.repeat(1, sharing, 1).expand(kv_heads, -1, -1, -1) if self._uses_products else bias[:, None]
+        return bias.repeat(kv_heads, self._sharing, 1) if self._uses_products else bias[:, None]
 
-    def _fused(self, block: Block, bias: Tensor, *qkv: Tensor) -> Tensor:
+    def _fused(self, block: Block, bias: Tensor, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """What a block's queries gather, [R * T, heads * D], by PyTorch's kernel, which never holds all scores."""
-        rows, length, _ = block.shape
-        sharing = self._shape[1]
-        query, key, value = (part.transpose(0, 1) for part in _gathered(block, *qkv))  # [R, kv_heads, ..., D]
-        query = query.unflatten(2, (sharing, length)).flatten(1, 2)  # [R, heads, T, D]
-        key, value = (part.repeat_interleave(sharing, dim=1) for part in (key, value))
+        rows, length, key_length = block.shape
+        query = queries.index_select(0, block.queries).unflatten(0, (rows, length)).transpose(1, 2)  # [R, heads, T, D]
+        key, value = (part.index_select(0, block.keys).unflatten(0, (rows, key_length)) for part in (keys, values))
+        key, value = (part.transpose(1, 2).repeat_interleave(self._sharing, dim=1) for part in (key, value))
         found = scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=self._scale)
         return found.transpose(1, 2).reshape(rows * length, -1)
 
 
 class _ProductAttention(torch.autograd.Function):
-    """Batched products and a softmax for each block, one after the other; [all queries of all blocks, heads * D].
+    """Batched products and a softmax for each block, one after the other.
 
-    Keeps the attention weights, and gathers queries, keys and values anew in the backward pass. All blocks add to the
-    same gradients there, where autograd would make and add up one for each.
+    Backward, a token's gradients lie in its slot, and in those of the rollouts that have it in their prompt.
     """
 
     @staticmethod
-    def forward(ctx: Any, queries: Tensor, keys: Tensor, values: Tensor, blocks: Any, scale: float) -> Tensor:
-        found, kept = [], []
-        for block, bias in blocks:
-            query, key, value = (part.flatten(0, 1) for part in _gathered(block, queries, keys, values))
-            weights = torch.baddbmm(bias.flatten(0, 1), query, key.transpose(1, 2), alpha=scale).softmax(-1)
-            found.append(_by_token(block, torch.bmm(weights, value).unflatten(0, (len(keys), -1))))
-            kept.append(weights)
-        ctx.save_for_backward(queries, keys, values, *kept)
-        ctx.blocks, ctx.scale = blocks, scale
-        return torch.cat(found)
+    def forward(
+        ctx: Any, queries: Tensor, keys: Tensor, values: Tensor, blocks: Any, places: Tensor, slots: int, scale: float
+    ) -> Tensor:
+        _, heads, width = queries.shape
+        shape = keys.shape[1], heads // keys.shape[1], width
+        queries, keys, values = (part.transpose(0, 1).contiguous() for part in (queries, keys, values))
+        found, kept = queries.new_zeros(slots, *shape), []
+        for (block, bias), part in zip(blocks, _parts(blocks, found), strict=True):
+            query, key, value = _gathered(block, queries.view(*shape[:2], -1, width), keys, values)
+            weights = torch.baddbmm(bias, query, key.transpose(1, 2), alpha=scale).softmax(-1)
+            part.copy_(torch.bmm(weights, value).view(part.shape))
+            kept += [query, key, value, weights]
+        ctx.save_for_backward(places, *kept)
+        ctx.blocks, ctx.shape, ctx.slots, ctx.scale = blocks, shape, slots, scale
+        return found.flatten(1).index_select(0, places)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        queries, keys, values, *kept = ctx.saved_tensors
-        grads = [torch.zeros(part.shape, dtype=part.dtype, device=part.device) for part in (queries, keys, values)]
-        start = 0
-        for (block, _), weights in zip(ctx.blocks, kept, strict=True):
-            rows, length, _ = block.shape
-            query, key, value = (part.flatten(0, 1) for part in _gathered(block, queries, keys, values))
-            end = start + rows * length
-            grad_found = _by_row(block, grad[start:end], queries.shape[:2]).flatten(0, 1)
-            start = end
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None, None]:
+        places, *kept = ctx.saved_tensors
+        kv_heads, _, width = ctx.shape
+        found, queries = (grad.new_zeros(ctx.slots, *ctx.shape) for _ in range(2))
+        keys, values = (grad.new_zeros(ctx.slots, kv_heads, 1, width) for _ in range(2))
+        prompt_keys, prompt_values = (grad.new_zeros(len(places), kv_heads, width) for _ in range(2))
+        found.flatten(1).index_copy_(0, places, grad)
+        parts = zip(*(_parts(ctx.blocks, by_slot) for by_slot in (found, queries, keys, values)), strict=True)
+        for (block, _), (found_part, query_part, key_part, value_part) in zip(ctx.blocks, parts, strict=True):
+            query, key, value, weights = kept[:4]
+            del kept[:4]
+            grad_found = found_part.reshape(query.shape)
             grad_weights = torch.bmm(grad_found, value.transpose(1, 2))
             grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype).mul_(ctx.scale)
-            _add_queries(block, grads[0], torch.bmm(grad_scores, key))
-            _add_keys(block, grads[1], torch.bmm(grad_scores.transpose(1, 2), query))
-            _add_keys(block, grads[2], torch.bmm(weights.transpose(1, 2), grad_found))
-        return *grads, None, None  # type: ignore[return-value]  # a list of three
+            query_part.copy_(torch.bmm(grad_scores, key).view(query_part.shape))
+            _add_keys(block, torch.bmm(grad_scores.transpose(1, 2), query), key_part, prompt_keys)
+            _add_keys(block, torch.bmm(weights.transpose(1, 2), grad_found), value_part, prompt_values)
+        queries, keys, values = (by_slot.flatten(1, 2).index_select(0, places) for by_slot in (queries, keys, values))
+        return queries, keys.add_(prompt_keys), values.add_(prompt_values), None, None, None, None
 
 
 def _gathered(block: Block, queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A block's queries [kv_heads, R, heads that share one * T, D], keys and values [kv_heads, R, S, D]."""
+    """A block's queries [kv_heads * R, heads that share one * T, D], keys and values [kv_heads * R, S, D].
+
+    Args: queries [kv_heads, heads that share one, N, D]; keys, values [kv_heads, N, D].
+    """
     rows, length, key_length = block.shape
     heads, sharing, _, width = queries.shape
-    query = queries.index_select(2, block.queries).view(heads, sharing, rows, length, width)
-    key, value = (part.index_select(1, block.keys).view(heads, rows, key_length, width) for part in (keys, values))
-    return query.transpose(1, 2).reshape(heads, rows, sharing * length, width), key, value
+    query = queries.index_select(2, block.queries).view(heads, sharing, rows, length, width).transpose(1, 2)
+    key, value = (part.index_select(1, block.keys).view(-1, key_length, width) for part in (keys, values))
+    return query.reshape(heads * rows, sharing * length, width), key, value
 
 
-def _by_token(block: Block, found: Tensor) -> Tensor:
-    """[kv_heads, R, heads that share one * T, D] to [R * T, heads * D]."""
-    rows, length, _ = block.shape
-    found = found.unflatten(2, (-1, length))  # [kv_heads, R, sharing, T, D]
-    return found.permute(1, 3, 0, 2, 4).reshape(rows * length, -1)
+def _parts(blocks: Any, by_slot: Tensor) -> Iterator[Tensor]:
+    """Each block's part of what all slots hold [slots, kv_heads, heads that share one, D], as its products have it."""
+    start = 0
+    for block, _ in blocks:
+        rows, length, _ = block.shape
+        part = by_slot[start : start + rows * length].unflatten(0, (rows, length))
+        yield part.permute(2, 0, 3, 1, 4)  # [kv_heads, R, heads that share one, T, D]
+        start += rows * length
 
 
-def _by_row(block: Block, found: Tensor, heads: tuple[int, int]) -> Tensor:
-    """The reverse of `_by_token`."""
-    rows, length, _ = block.shape
-    return found.view(rows, length, *heads, -1).permute(2, 0, 3, 1, 4).flatten(2, 3)
+def _add_keys(block: Block, grad: Tensor, own: Tensor, of_prompts: Tensor) -> None:
+    """Put the gradient of a block's keys or values [kv_heads * R, S, D] where it belongs.
 
-
-def _add_queries(block: Block, total: Tensor, grad: Tensor) -> None:
-    """Add the gradient of a block's queries [kv_heads * R, sharing * T, D] to that of all [kv_heads, sharing, N, D]."""
-    rows, length, _ = block.shape
-    heads, sharing, _, width = total.shape
-    by_query = grad.view(heads, rows, sharing, length, width).transpose(1, 2).reshape(heads, sharing, -1, width)
-    total.index_add_(2, block.queries, by_query)
-
-
-def _add_keys(block: Block, total: Tensor, grad: Tensor) -> None:
-    """Add the gradient of a block's keys or values [kv_heads * R, S, D] to that of all [kv_heads, N, D]."""
-    total.index_add_(1, block.keys, grad.view(len(total), -1, total.shape[-1]))
+    Args:
+        own: takes that of the rows' own, [kv_heads, R, 1, T, D].
+        of_prompts: that of their prompts is added to it, [N, kv_heads, D].
+    """
+    rows, length, key_length = block.shape
+    prompt, grad_own = grad.view(-1, rows, key_length, grad.shape[-1]).split([key_length - length, length], dim=2)
+    own.copy_(grad_own.unsqueeze(2))
+    prompt_tokens = block.keys.view(rows, key_length)[:, : key_length - length].flatten()
+    of_prompts.index_add_(0, prompt_tokens, prompt.permute(1, 2, 0, 3).flatten(0, 1))
 
 
 def _distinct(prompts: Tensor) -> tuple[Tensor, Tensor]:
@@ -249,8 +266,12 @@ def _block(starts: Tensor, lengths: Tensor, prompt_starts: Tensor, prompt_length
     Args: all [R], tokens.
     """
     device = lengths.device
-    length = int(lengths.max())
-    width = -(-(int(prompt_lengths.max()) + length) // _ALIGNMENT) * _ALIGNMENT - length  # columns of the prompts
+    repeats = rounded_up(len(lengths), _ROWS) - len(lengths)
+    starts, lengths, prompt_starts, prompt_lengths = (
+        torch.cat([part, part[:1].expand(repeats)]) for part in (starts, lengths, prompt_starts, prompt_lengths)
+    )
+    length = rounded_up(int(lengths.max()), _TOKENS)
+    width = rounded_up(int(prompt_lengths.max()) + length, _TOKENS) - length  # columns of the prompts
     places = torch.arange(length, device=device)
     own = starts[:, None] + places * (places < lengths[:, None])  # [R, T]
     prompt_places = torch.arange(width, device=device) - (width - prompt_lengths[:, None])  # [R, S - T]
@@ -268,6 +289,6 @@ def _places(blocks: list[Block], members: list[Tensor], sequences: Tensor, offse
     start = 0
     for block, chosen in zip(blocks, members, strict=True):
         rows, length, _ = block.shape
-        bases[chosen] = start + torch.arange(rows, device=sequences.device) * length
+        bases[chosen] = start + torch.arange(len(chosen), device=sequences.device) * length
         start += rows * length
     return bases[sequences] + offsets

@@ -77,7 +77,7 @@ class PolicyConfig:
 
     model: str = EMBEDDED_MODEL
     dtype: Literal["float32", "bfloat16"] = "float32"
-    max_tokens_per_micro_batch: int = 16384
+    max_tokens_per_micro_batch: int = 4096
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     routing_replay: RoutingReplayMode = "none"
 
@@ -115,7 +115,7 @@ class Policy(nn.Module):
         self,
         model: Any,
         tokenizer: Any,
-        max_tokens_per_micro_batch: int = 16384,
+        max_tokens_per_micro_batch: int = 4096,
         source: str = "",
         routing_replay: RoutingReplayMode = "none",
     ) -> None:
@@ -239,7 +239,7 @@ class Policy(nn.Module):
     def _packed_scores(self, llama: Llama, batch: RolloutBatch, temperature: float) -> tuple[Tensor, Tensor]:
         """Logprobs and entropies of the completion tokens, row by row, both [N]; a Llama-like model's."""
         weights = llama.weights(self._compute_dtype())
-        packed = pack(batch)
+        packed = pack(batch).padded()
         attend = PackedAttention(packed, llama.heads, llama.kv_heads, llama.scale, weights.dtype)
         with torch.autocast(self.device.type, enabled=False):  # what is cast, and when, is the forward's own affair
             hidden = llama(weights, packed.input_ids, packed.positions, attend)

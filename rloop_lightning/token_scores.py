@@ -2,7 +2,7 @@
 
     logprobs, entropies = token_scores(hidden, head, targets, temperature)
 
-Everything goes in chunks, forward and backward: logits [N, V] never exist as a whole.
+Everything goes in chunks, of rows forward and of the vocabulary backward: logits [N, V] never exist as a whole.
 """
 
 from __future__ import annotations
@@ -61,19 +61,24 @@ class _TokenScores(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, Tensor, None, None]:
         hidden, head, targets, normalisers = ctx.saved_tensors
-        chunk = rows_per_chunk(len(head))
-        grad_hidden = torch.empty_like(hidden)
-        grad_head = torch.zeros(head.shape, dtype=normalisers.dtype, device=head.device)
-        for start in range(0, len(hidden), chunk):
-            piece = slice(start, start + chunk)
-            scale = grad[piece, None] / ctx.temperature
-            probabilities = _logits(hidden[piece], head, ctx.temperature).sub_(normalisers[piece, None]).exp_()
-            grad_logits = probabilities.mul_(-scale)
-            grad_logits.scatter_add_(-1, targets[piece, None], scale)
-            grad_logits = grad_logits.to(head.dtype)
-            grad_hidden[piece] = (grad_logits @ head).to(hidden.dtype)
-            grad_head += grad_logits.t() @ hidden[piece].to(head.dtype)
-        return grad_hidden, grad_head.to(head.dtype), None, None
+        scale = grad[:, None] / ctx.temperature
+        states = hidden.to(head.dtype)
+        grad_hidden = torch.zeros(hidden.shape, dtype=normalisers.dtype, device=hidden.device)
+        grad_head = torch.empty_like(head)
+        # By pieces of the vocabulary, not of the rows, whose gradients of the head would have to be added up.
+        chunk = max(1, LOGITS_PER_CHUNK // max(1, len(hidden)))
+        with torch.autocast(head.device.type, enabled=False):  # or the logits here would not be those of forward
+            for start in range(0, len(head), chunk):
+                part = head[start : start + chunk]  # [v, H]
+                probabilities = _logits(states, part, ctx.temperature).sub_(normalisers[:, None]).exp_()
+                grad_logits = probabilities.mul_(-scale)  # [N, v]
+                place = targets[:, None] - start
+                inside = (place >= 0) & (place < len(part))
+                grad_logits.scatter_add_(-1, place.clamp(0, len(part) - 1), scale * inside)
+                grad_logits = grad_logits.to(head.dtype)
+                grad_hidden += grad_logits @ part
+                grad_head[start : start + chunk] = grad_logits.t() @ states
+        return grad_hidden.to(hidden.dtype), grad_head, None, None
 
 
 def _logits(hidden: Tensor, head: Tensor, temperature: float) -> Tensor:

@@ -15,7 +15,7 @@ DOORS = ("algorithms", "callbacks", "configs")
 # From the bottom up; a module imports from its own layer and from those above it in this list. `__init__` is the
 # package's own, which every import runs.
 LAYERS = (
-    {"__init__", "types", "atomic", "checksums", "faults", "signals"},
+    {"__init__", "types", "shapes", "atomic", "checksums", "faults", "signals"},
     {"advantages", "losses", "metrics", "llama", "packing", "token_scores", "routers"},
     {"hub_access", "model_folder", "routing"},
     {"policy", "rewards", "pool", "filter", "data", "engines", "run_metrics", "report"},

@@ -190,3 +190,15 @@ def test_a_prompt_is_seen_by_its_own_rollouts_alone(prompt: int, longest_for_pro
         return replace(batch, input_ids=input_ids)
 
     assert changed_rows(other_prompt, longest_for_products) == members
+
+
+@given(ragged_rows, st.integers(0, 3))
+def test_padding_leaves_the_tokens_and_shares_no_slot(rows: tuple[tuple[int, int], ...], seed: int) -> None:
+    packed = pack(shared_batch(rows, seed=seed))
+    padded, count = packed.padded(), len(packed.input_ids)
+    assert len(padded.input_ids) == len(padded.positions) == len(padded.places) == -(-count // 16) * 16
+    assert padded.input_ids[:count].tolist() == packed.input_ids.tolist()
+    assert padded.places[:count].tolist() == packed.places.tolist()
+    assert len(padded.places.unique()) == len(padded.places)
+    assert all(len(packed.blocks[0].queries) <= place for place in padded.places[count:].tolist())
+    assert padded.slots == packed.slots + len(padded.input_ids) - count

@@ -118,8 +118,8 @@ def test_a_model_that_alters_its_logits_is_refused():
         Policy(altered, make_tokenizer())
 
 
-class Rows:
-    """How many rows each call of a function that makes logits projected."""
+class Logits:
+    """How many logits each call of a function that makes them gave."""
 
     def __init__(self, policy, monkeypatch):
         self.counts = []
@@ -127,8 +127,9 @@ class Rows:
         compute = owner._logits
 
         def counted(hidden, *args):
-            self.counts.append(len(hidden))
-            return compute(hidden, *args)
+            logits = compute(hidden, *args)
+            self.counts.append(logits.numel())
+            return logits
 
         monkeypatch.setattr(owner, "_logits", counted)
 
@@ -136,17 +137,18 @@ class Rows:
 @BOTH_WAYS
 def test_only_completion_positions_are_projected_and_in_chunks(monkeypatch, llama):
     policy, batch = policy_of_way(llama), random_batch()
-    rows = Rows(policy, monkeypatch)
+    made = Logits(policy, monkeypatch)
     whole = fast_gradient(policy, batch)
     scores = policy.logprobs(batch)
-    rows.counts.clear()
-    monkeypatch.setattr(token_scores, "LOGITS_PER_CHUNK", 5 * len(policy.tokenizer))
+    made.counts.clear()
+    vocabulary = policy.model.config.vocab_size
+    monkeypatch.setattr(token_scores, "LOGITS_PER_CHUNK", 5 * vocabulary)
     chunked_scores = policy.logprobs(batch)
-    assert max(rows.counts) == 5
-    assert sum(rows.counts) == COMPLETION_TOKENS == 43
+    assert max(made.counts) == 5 * vocabulary
+    assert sum(made.counts) == COMPLETION_TOKENS * vocabulary == 43 * vocabulary
     chunked_scores.logprobs.sum().backward()
-    assert max(rows.counts) == 5
-    assert sum(rows.counts) == 2 * COMPLETION_TOKENS  # the backward pass computed each chunk anew
+    assert max(made.counts) == 5 * vocabulary
+    assert sum(made.counts) == 2 * COMPLETION_TOKENS * vocabulary  # the backward pass computed each chunk anew
     torch.testing.assert_close(chunked_scores.logprobs, scores.logprobs, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(chunked_scores.entropy, scores.entropy, rtol=1e-6, atol=1e-6)
     assert relative_difference(fast_gradient(policy, batch), whole) < 1e-6
@@ -155,12 +157,12 @@ def test_only_completion_positions_are_projected_and_in_chunks(monkeypatch, llam
 @BOTH_WAYS
 def test_a_chunk_holds_at_least_one_row(monkeypatch, llama):
     policy, batch = policy_of_way(llama), random_batch()
-    rows = Rows(policy, monkeypatch)
+    made = Logits(policy, monkeypatch)
     expected = policy.logprobs(batch).logprobs
-    rows.counts.clear()
+    made.counts.clear()
     monkeypatch.setattr(token_scores, "LOGITS_PER_CHUNK", 1)
     torch.testing.assert_close(policy.logprobs(batch).logprobs, expected, rtol=1e-6, atol=1e-6)
-    assert rows.counts == [1] * COMPLETION_TOKENS
+    assert made.counts == [policy.model.config.vocab_size] * COMPLETION_TOKENS
 
 
 @BOTH_WAYS

@@ -71,3 +71,14 @@ def test_a_bfloat16_head_rounds_and_keeps_the_dtypes_of_its_gradients(hidden_dty
     for actual, expected in zip(found, slow_gradients(hidden, head, targets, 1.0), strict=True):
         similarity = torch.cosine_similarity(actual.double().flatten(), expected.double().flatten(), dim=0)
         assert float(similarity) > 0.999
+
+
+def test_backward_computes_the_same_logits_under_autocast() -> None:
+    def gradients(*, autocast: bool) -> tuple[Tensor, ...]:
+        hidden, head, targets = inputs(torch.float32)
+        logprobs, _ = token_scores(hidden, head, targets, 1.0)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            return torch.autograd.grad((COEFFICIENTS.float() * logprobs).sum(), (hidden, head))
+
+    for inside, outside in zip(gradients(autocast=True), gradients(autocast=False), strict=True):
+        torch.testing.assert_close(inside, outside, rtol=0, atol=0)

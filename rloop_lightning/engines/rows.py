@@ -92,44 +92,44 @@ class LlamaRows:
         self._llama = llama
         self._weights = llama.weights(dtype)
         self._columns = _Columns(prompts, max_new_tokens, device)
-        shape = (len(self._weights.layers), 2, len(prompts), self._columns.count, llama.kv_heads, llama.head_dim)
-        self._cache = torch.empty(shape, dtype=dtype, device=device)  # keys and values of each layer
+        shape = (2, len(prompts), self._columns.count, llama.kv_heads, llama.head_dim)  # keys and values
+        self._caches = [torch.empty(shape, dtype=dtype, device=device) for _ in self._weights.layers]
         self.logits = torch.cat(
             [self._prefill(rows) for rows in _ranges(len(prompts), max(1, _PREFILL_TOKENS // self._columns.count))]
         )
 
     def select(self, rows: Tensor) -> None:
         self._columns.select(rows)
-        self._cache, self.logits = self._cache_of(rows), self.logits[rows]
+        self._copy_caches(rows)
+        self.logits = self.logits[rows]
 
     def append(self, tokens: Tensor) -> None:
         column = self._columns.count
-        if column == self._cache.shape[3]:
-            self._cache = self._cache_of(torch.arange(len(tokens), device=tokens.device))
+        if column == self._caches[0].shape[2]:
+            self._copy_caches(torch.arange(len(tokens), device=tokens.device))
         positions = self._columns.append()
         seen = self._columns.seen
-        mask = None if seen is None else seen[:, None, None]  # [R, 1, 1, columns]
+        bias = None if seen is None else self._bias(seen)[:, None, None]  # [R, 1, 1, columns]
 
         def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            cache = self._cache[layer]
+            cache = self._caches[layer]
             cache[0, :, column], cache[1, :, column] = keys, values
             shared = queries.unflatten(1, (self._llama.kv_heads, -1))  # [R, kv_heads, heads that share one, D]
             cached_keys, cached_values = cache[:, :, : column + 1].transpose(2, 3)  # [R, kv_heads, columns, D] each
             scale = self._llama.scale
             return scaled_dot_product_attention(
-                shared, cached_keys, cached_values, attn_mask=mask, scale=scale
+                shared, cached_keys, cached_values, attn_mask=bias, scale=scale
             ).flatten(1)
 
         self.logits = self._head(self._llama(self._weights, tokens, positions, attend))
 
-    def _cache_of(self, rows: Tensor) -> Tensor:
-        """A copy of the cache for these rows, with room for half as many columns again."""
+    def _copy_caches(self, rows: Tensor) -> None:
+        """Keep these rows, with room for half as many columns again; one layer after the other, to spare memory."""
         used = self._columns.count
-        layers, kinds, _, _, *head = self._cache.shape
-        cache = self._cache.new_empty(layers, kinds, len(rows), used + max(32, used // 2), *head)
-        for old, new in zip(self._cache.flatten(0, 1), cache.flatten(0, 1), strict=True):
-            new[:, :used] = old[:, :used].index_select(0, rows)
-        return cache
+        for layer, old in enumerate(self._caches):
+            new = old.new_empty(2, len(rows), used + max(32, used // 2), *old.shape[3:])
+            torch.index_select(old[:, :, :used], 1, rows, out=new[:, :, :used])
+            self._caches[layer] = new
 
     def _prefill(self, rows: slice) -> Tensor:
         """The logits of what follows the prompts of these rows; their keys and values go to the cache."""
@@ -142,7 +142,8 @@ class LlamaRows:
 
         def attend(layer: int, *qkv: Tensor) -> Tensor:
             queries, keys, values = (part.unflatten(0, (count, length)).transpose(1, 2) for part in qkv)
-            self._cache[layer, 0, rows], self._cache[layer, 1, rows] = keys.transpose(1, 2), values.transpose(1, 2)
+            cache = self._caches[layer]
+            cache[0, rows], cache[1, rows] = keys.transpose(1, 2), values.transpose(1, 2)
             sharing = self._llama.heads // self._llama.kv_heads
             keys, values = (part.repeat_interleave(sharing, dim=1) for part in (keys, values))
             found = scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=self._llama.scale)
@@ -150,6 +151,10 @@ class LlamaRows:
 
         hidden = self._llama(self._weights, input_ids.flatten(), positions.flatten(), attend)
         return self._head(hidden.unflatten(0, (count, length))[:, -1])
+
+    def _bias(self, seen: Tensor) -> Tensor:
+        """What attention adds to the scores; from a mask it would make this anew in every layer."""
+        return torch.zeros(seen.shape, dtype=self._weights.dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
 
     def _head(self, hidden: Tensor) -> Tensor:
         return linear(hidden.to(self._weights.head.dtype), self._weights.head)

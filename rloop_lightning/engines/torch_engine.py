@@ -29,6 +29,7 @@ from rloop_lightning.engines.base import RolloutEngine
 from rloop_lightning.engines.expert_record import ExpertRecord
 from rloop_lightning.engines.rows import open_rows
 from rloop_lightning.policy import Policy
+from rloop_lightning.shapes import rounded_up
 from rloop_lightning.types import Problem, Rollout, SamplingParams
 
 # Finished rows stay until a quarter of the batch is idle. A compaction copies the live rows' cache, about what one
@@ -195,7 +196,7 @@ def _decode(
         if live_count == 0 or step + 1 == sampling.max_new_tokens:
             break
         if live_count <= _COMPACT_BELOW * len(live):
-            kept = live.nonzero().squeeze(1)
+            kept = live.sort(descending=True, stable=True).indices[: rounded_up(live_count)]  # with a few that finished
             batch.select(kept)
             rows, live, token = rows[kept], live[kept], token[kept]
         batch.append(token)
@@ -272,7 +273,9 @@ def _invert(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
 
     First among blocks of tokens, then inside one: a running sum over a whole vocabulary is the slowest way through it.
     """
-    weights = pad(weights, (0, -weights.shape[-1] % _BLOCK_TOKENS)).unflatten(-1, (-1, _BLOCK_TOKENS))
+    if behind := -weights.shape[-1] % _BLOCK_TOKENS:  # `pad` copies even where it adds nothing
+        weights = pad(weights, (0, behind))
+    weights = weights.unflatten(-1, (-1, _BLOCK_TOKENS))
     blocks = weights.sum(-1).cumsum(-1)  # [B, blocks]
     total = blocks[:, -1:]
     # Below the total whatever the rounding, so that some block's weights take the sum past it.
