@@ -1,5 +1,6 @@
 """The replay buffer on real shards: what it takes in, in which order, what it keeps, and what it gives."""
 
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -165,6 +166,18 @@ def test_max_variance_are_those_whose_rewards_differ_most(four):
     assert sorted(chosen(four, 2, "max-variance")) == [(2, 1), (4, 1)]
     assert sorted(chosen(four, 3, "max-variance")) == [(2, 1), (4, 1), (5, 1)]
     assert sorted(chosen(four, 4, "max-variance")) == [(2, 1), (3, 1), (4, 1), (5, 1)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_other_choice_has_a_larger_variance(seed, tmp_path):
+    rewards = np.random.default_rng(seed).choice([-1.0, 0.0, 0.25, 1.0, 3.0], 6).tolist()
+    for step, reward in enumerate(rewards):
+        shard(tmp_path, f"step-{step + 1:06d}", make_rollout("a", (step, 1), reward=reward))
+    buffer = buffer_of([tmp_path])
+    for count in range(1, 7):
+        found = [rollout.reward for rollout in buffer.select("a", count, "max-variance", RNG)]
+        assert len(found) == count
+        assert np.var(found) == pytest.approx(max(np.var(some) for some in combinations(rewards, count)))
 
 
 def test_random_are_distinct_and_each_as_often(four):
