@@ -26,7 +26,8 @@ _PARTS = {
 }
 # With one update a rollout step, r2 replays nothing: the policy still is the one that generated.
 _REPLAYS = {1: ("none", "r3"), 4: ("none", "r2", "r3")}
-_SIZES = ["--loop.problems_per_step", "16", "--eval.samples", "16", "--eval.k", "[1,16]"]
+_LR = "1e-3"  # high enough for parts to matter within few rollout steps
+_SIZES = ["--algo.lr", _LR, "--loop.problems_per_step", "16", "--eval.samples", "16", "--eval.k", "[1,16]"]
 
 
 def run(options: Options) -> Result:
@@ -52,11 +53,11 @@ def run(options: Options) -> Result:
     columns = ["", "pass@1 before", "after", "largest gradient norm", "entropy at the end, nats", "clipped"]
     columns += ["rerouted since", "rerouted by the engine"]
     note = (
-        f"{options.study_steps} rollout steps of 16 problems x 8 rollouts, N optimizer steps each; mean over "
-        f"{options.seeds} seeds (standard deviation). *clipped*: share of tokens whose gradient the clip mask drops. "
-        "*rerouted since*: share of routings in which the current policy would choose other experts than the old one, "
-        "*by the engine*: in which the old policy would have chosen others than the engine did; empty where it was not "
-        "recorded."
+        f"{options.study_steps} rollout steps of 16 problems x 8 rollouts, N optimizer steps each, learning rate {_LR}; "
+        f"mean over {options.seeds} seeds (standard deviation). *clipped*: share of tokens whose gradient the clip mask "
+        "drops. *rerouted since*: share of routings in which the current policy would choose other experts than the old "
+        "one, *by the engine*: in which the old policy would have chosen others than the engine did; empty where it was "
+        "not recorded."
     )
     raw = {name: [vars(outcome) | {"metrics": {}} for outcome in runs] for name, runs in outcomes.items()}
     return Result([Table("MiniRL on a mixture of experts, set `test`", columns, rows, [note])], raw)
