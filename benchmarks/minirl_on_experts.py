@@ -53,11 +53,11 @@ def run(options: Options) -> Result:
     columns = ["", "pass@1 before", "after", "largest gradient norm", "entropy at the end, nats", "clipped"]
     columns += ["rerouted since", "rerouted by the engine"]
     note = (
-        f"{options.study_steps} rollout steps of 16 problems x 8 rollouts, N optimizer steps each, learning rate {_LR}; "
-        f"mean over {options.seeds} seeds (standard deviation). *clipped*: share of tokens whose gradient the clip mask "
-        "drops. *rerouted since*: share of routings in which the current policy would choose other experts than the old "
-        "one, *by the engine*: in which the old policy would have chosen others than the engine did; empty where it was "
-        "not recorded."
+        f"{options.study_steps} rollout steps of 16 problems x 8 rollouts, N optimizer steps each, learning rate "
+        f"{_LR}; mean over {options.seeds} seeds (standard deviation). *clipped*: share of tokens whose gradient the "
+        "clip mask drops. *rerouted since*: share of routings in which the current policy would choose other experts "
+        "than the old one, *by the engine*: in which the old policy would have chosen others than the engine did; "
+        "empty where it was not recorded."
     )
     raw = {name: [vars(outcome) | {"metrics": {}} for outcome in runs] for name, runs in outcomes.items()}
     return Result([Table("MiniRL on a mixture of experts, set `test`", columns, rows, [note])], raw)
