@@ -26,7 +26,7 @@ _PARTS = {
 }
 # With one update a rollout step, r2 replays nothing: the policy still is the one that generated.
 _REPLAYS = {1: ("none", "r3"), 4: ("none", "r2", "r3")}
-_LR = "1e-3"  # high enough for parts to matter within few rollout steps
+_LR = "4e-4"  # high enough for parts to matter within few rollout steps
 _SIZES = ["--algo.lr", _LR, "--loop.problems_per_step", "16", "--eval.samples", "16", "--eval.k", "[1,16]"]
 
 
