@@ -57,6 +57,8 @@ class ReplayBuffer:
         self.per_problem = per_problem
         self.best_success_rate = 0.0
         """The largest share of successes in a rollout step that was read."""
+        self.largest_token = 0
+        """The largest token id that was read."""
         self._read: set[Path] = set()
         self._stored: dict[str, OrderedDict[bytes, StoredRollout]] = defaultdict(OrderedDict)
 
@@ -111,6 +113,7 @@ class ReplayBuffer:
             if self.successes_only and not rollout.success:
                 continue
             of_problem = self._stored[problem_id]
+            self.largest_token = max(self.largest_token, int(rollout.completion_ids.max()))
             key = rollout.completion_ids.tobytes()
             of_problem.pop(key, None)  # the same completion again is the newer one
             of_problem[key] = rollout

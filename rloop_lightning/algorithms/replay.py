@@ -11,6 +11,7 @@ import torch
 
 from rloop_lightning.algorithms.dapo import DAPO
 from rloop_lightning.atomic import derive_seed
+from rloop_lightning.faults import RunFault
 from rloop_lightning.pool import RolloutPool
 from rloop_lightning.replay_buffer import ReplayBuffer, Selection, StoredRollout, shard_fault
 from rloop_lightning.types import Group, Rollout, RolloutBatch, SamplingParams
@@ -26,7 +27,7 @@ class Replay(DAPO):
 
     Args:
         replay_per_problem: M, stored rollouts that are added for a problem; 0 is DAPO. Problems with fewer get none.
-        replay_share: largest share of a step's problems that replay is added to.
+        replay_share: largest share of a step's problems that replay is added to, one problem at least.
         replay_selection: which of a problem's stored rollouts: the most `recent`, `random` ones, those of
             `low-entropy`, or those whose rewards have `max-variance`.
         replay_buckets: choose problems at random, each with the weight of a normal distribution around half its group's
@@ -102,6 +103,23 @@ class Replay(DAPO):
     def _foreign_shards(self) -> list[Path]:
         return [shard for pool in self.replay_pools or [] for shard in RolloutPool(pool).shards()]
 
+    def setup(self, stage: str) -> None:
+        """Reads the pools of another run, if it replays those.
+
+        Raises:
+            RunFault: they hold tokens that this policy doesn't have.
+        """
+        super().setup(stage)
+        if self.replay_pools is None or self.replay_per_problem == 0:
+            return
+        self.buffer.read(self.replay_pools)
+        vocabulary = self.policy.model.config.get_text_config().vocab_size
+        if self.buffer.largest_token >= vocabulary:
+            raise RunFault(
+                f"--algo.replay_pool {self.replay_pools[0]}: token {self.buffer.largest_token} is beyond the policy's "
+                f"{vocabulary}; these rollouts come from another tokenizer, take a pool of this policy's"
+            )
+
     def replayed(self, groups: Sequence[Group], sampling: SamplingParams) -> Sequence[Group]:
         """The groups with stored rollouts in them or, where advantages are split, behind them."""
         if self.replay_per_problem == 0:
@@ -130,7 +148,7 @@ class Replay(DAPO):
         weights = (stored >= self.replay_per_problem).astype(float)
         if self.replay_buckets:
             weights *= np.exp(-((successes - sizes / 2) ** 2) / 2) * ((successes > 0) & (successes < sizes))
-        count = min(int(self.replay_share * len(groups)), int(np.count_nonzero(weights)))
+        count = min(max(1, int(self.replay_share * len(groups))), int(np.count_nonzero(weights)))
         if count == 0:
             return []
         return sorted(rng.choice(len(groups), size=count, replace=False, p=weights / weights.sum()).tolist())

@@ -5,11 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from builders import make_rollout
+from builders import fit, make_policy, make_rollout
 from replaying import make_module, new_group, store, successes
 from slow_algorithms import SAMPLING
 
 from rloop_lightning.algorithms.replay import Replay, pools_of
+from rloop_lightning.faults import RunFault
 from rloop_lightning.types import SamplingParams
 
 HALF = math.sqrt(0.5)
@@ -209,6 +210,14 @@ def test_every_wrong_setting_is_named():
 def test_what_can_not_work_is_refused(settings, said):
     (message,) = Replay(**settings).invalid()
     assert message.startswith(f"--algo.{said}")
+
+
+def test_tokens_that_the_policy_does_not_have_are_refused_before_anything_is_generated(tmp_path):
+    store(tmp_path, make_rollout("a", (5, 25, 1), reward=1.0))
+    with pytest.raises(RunFault, match=r"--algo.replay_pool .*: token 25 is beyond the policy's 25"):
+        fit(Replay(replay_pool=str(tmp_path)), make_policy(), [])
+    store(tmp_path, make_rollout("a", (5, 24, 1), reward=1.0))
+    fit(Replay(replay_pool=str(tmp_path)), make_policy(), [])
 
 
 def test_a_threshold_is_refused_with_another_runs_pool(tmp_path):
