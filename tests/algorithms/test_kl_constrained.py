@@ -225,10 +225,10 @@ def test_with_an_adapter_the_reference_is_the_policy_with_it_off():
     assert not reference.has_copy
     assert list(reference.parameters()) == []
     assert reference.state_dict() == {}
-    base = make_policy().frozen_logprobs(batch)
+    base = make_policy().frozen_scores(batch).logprobs
     torch.testing.assert_close(reference.logprobs(batch), base)
     # Outside, the adapter is on again.
-    assert float((policy.frozen_logprobs(batch) - base).abs().max()) > 0.01
+    assert float((policy.frozen_scores(batch).logprobs - base).abs().max()) > 0.01
 
 
 def test_with_an_adapter_an_update_trains_it_against_the_base_model():

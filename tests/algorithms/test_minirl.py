@@ -102,7 +102,7 @@ def test_on_policy_with_the_engines_logprobs_it_is_reinforce_with_a_centred_base
     policy, groups = make_policy(), random_groups()
     module = MiniRL()
     batch = module.make_batch(groups, SAMPLING)
-    batch.sampling_logprobs.copy_(policy.frozen_logprobs(batch))
+    batch.sampling_logprobs.copy_(policy.frozen_scores(batch).logprobs)
     total = 0.0
     rollouts = iter(slow_logprobs(policy, batch))
     for group in groups:

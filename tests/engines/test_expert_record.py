@@ -129,3 +129,22 @@ def test_grouped_products_in_single_precision_report_and_replay_too() -> None:
         policy.logprobs(batch)
     taken = torch.stack([indices.unflatten(0, batch.input_ids.shape) for _, indices, _ in seen], dim=2)
     assert int(policy.routing.mismatches(batch, taken)["routing/engine_current_mismatch"]) == 0
+
+
+def test_an_engine_in_bfloat16_reports_what_it_computed_with_not_what_the_trainer_would_choose() -> None:
+    policy = make_moe_policy("Qwen3Moe", "r3", dtype=torch.float32)
+    assert policy.routing is not None
+    engine = TorchEngine(max_new_tokens=24, dtype="bfloat16")
+    engine.bind(policy)
+    with watched(policy) as seen:
+        (rollout,) = engine.generate(PROBLEMS[2:3], 1, engine.sampling(0))
+    # One row: the passes of both layers are its prompt's, then those of its tokens, in their order.
+    computed = torch.stack([torch.cat([indices for _, indices, _ in seen[layer::2]]) for layer in (0, 1)], dim=1)
+    assert rollout.experts is not None
+    assert rollout.experts.tolist() == computed.tolist()
+    rollouts = engine.generate(PROBLEMS, N, engine.sampling(0))
+    batch = collate(rollouts, [0.0] * len(rollouts))
+    with torch.no_grad():
+        own = policy.logprobs(batch).experts
+    assert own is not None
+    assert int(policy.routing.mismatches(batch, own)["routing/engine_old_mismatch"]) > 2
