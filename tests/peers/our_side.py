@@ -23,6 +23,7 @@ class TablePolicy(Policy):
         nn.Module.__init__(self)
         self.model = None
         self.llama = None
+        self.routing = None
         self.max_tokens_per_micro_batch = max_tokens_per_micro_batch
         self.table = nn.Parameter(table.clone())  # [B, T]
 
