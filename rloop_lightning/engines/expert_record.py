@@ -1,8 +1,10 @@
 """The experts that the rows of a wave were computed with, token by token (routing replay R3).
 
-record = ExpertRecord(prompt_lengths, experts)      # of the prompts' forward pass
-record.add(rows, experts)                           # of each decode step
-record.of_rows(prompt_of_row, lengths)              # [S + T - 1, layers, top_k] a row, on the host
+    record = ExpertRecord(prompt_lengths, experts)      # of the prompts' forward pass
+    record.add(rows, experts)                           # of each decode step
+    record.of_rows(prompt_of_row, lengths)              # [S + T - 1, layers, top_k] a row, on the host
+
+A row's last token has none: no forward pass computed it.
 """
 
 from __future__ import annotations
