@@ -18,6 +18,7 @@ _CUDA = {"policy.max_tokens_per_micro_batch": 65_536, "engine.max_rows": 1024}
 OURS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "cpu": {
         "fp32": {**_CPU, "trainer.precision": "32-true"},
+        "bf16 update": {**_CPU, "trainer.precision": "bf16-mixed"},
         "bf16": {**_CPU, "trainer.precision": "bf16-mixed", "engine.dtype": "bfloat16"},
     },
     "cuda": {

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any
 
 import numpy as np
 import pytest
@@ -375,16 +374,40 @@ def test_finished_rows_leave_the_batch(make_policy: MakePolicy, llama: bool) -> 
     assert len(seen) == lengths.max()
 
 
+@pytest.mark.parametrize("sharing", [1, 3])
+@pytest.mark.parametrize("padded", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_decoding_attends_as_a_softmax_written_out(dtype: torch.dtype, padded: bool, sharing: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    queries = torch.randn(4, 2, sharing, 8, generator=generator, dtype=torch.float64).to(dtype)
+    cache = torch.randn(2, 4, 2, 9, 8, generator=generator, dtype=torch.float64).to(dtype)
+    keys, values = cache[:, :, :, :7]  # of a cache that has room left
+    bias = torch.zeros(4, 2, 1, 7, dtype=dtype)
+    if padded:
+        bias[1, :, :, :3] = -torch.inf
+    found = rows.attend_to_cache(queries, keys, values, bias if padded else None, 0.3)
+    expected = torch.zeros_like(queries, dtype=torch.float64)
+    for row, head, one in np.ndindex(4, 2, sharing):
+        seen = range(3 if padded and row == 1 else 0, 7)
+        scores = torch.stack([(queries[row, head, one].double() @ keys[row, head, s].double()) * 0.3 for s in seen])
+        weights = scores.exp() / scores.exp().sum()
+        expected[row, head, one] = sum(w * values[row, head, s].double() for w, s in zip(weights, seen, strict=True))
+    assert found.shape == queries.shape
+    assert found.dtype == dtype
+    rounding = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=rounding)
+
+
 def test_equal_prompts_need_no_mask(make_policy: MakePolicy, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the decode steps of llama.py's rows, whose queries are one a row, and in all of Hugging Face's."""
     masks: list[Tensor | None] = []
+    attend = rows.attend_to_cache
 
-    def attention(query: Tensor, *args: Any, attn_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
-        if len(query) == 8:
-            masks.append(attn_mask)
-        return torch.nn.functional.scaled_dot_product_attention(query, *args, attn_mask=attn_mask, **kwargs)
+    def attention(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+        masks.append(bias)
+        return attend(queries, keys, values, bias, scale)
 
-    monkeypatch.setattr(rows, "scaled_dot_product_attention", attention)
+    monkeypatch.setattr(rows, "attend_to_cache", attention)
     theirs = policy_of_kind(make_policy, llama=False)
     theirs.model.register_forward_pre_hook(
         lambda module, args, kwargs: masks.append(kwargs["attention_mask"]), with_kwargs=True
