@@ -37,10 +37,13 @@ from rloop_lightning.model_folder import (
 from rloop_lightning.packing import PackedAttention, pack, packed_micro_batches
 from rloop_lightning.routers import unknown_routers
 from rloop_lightning.routing import RoutingReplay
-from rloop_lightning.token_scores import rows_per_chunk, token_scores
+from rloop_lightning.token_scores import token_scores
 from rloop_lightning.types import RolloutBatch
 
 RoutingReplayMode = Literal["none", "r2", "r3"]
+
+# What a model's own head gives at once: 64 MiB in float32, whatever the vocabulary.
+_LOGITS_PER_CHUNK = 2**24
 
 EMBEDDED_MODEL = "countdown"
 """`--policy.model countdown` names the small policy that the package carries."""
@@ -257,7 +260,7 @@ class Policy(nn.Module):
         predicting = batch.prompt_lengths[rows] + columns - 1
         hidden = hidden[rows, predicting]  # [N, H]
         targets = batch.input_ids[rows, predicting + 1]  # [N]
-        chunk = rows_per_chunk(self.model.config.get_text_config().vocab_size)
+        chunk = max(1, _LOGITS_PER_CHUNK // self.model.config.get_text_config().vocab_size)  # rows
         pieces = [
             checkpoint(self._score, h, t, temperature, use_reentrant=False, preserve_rng_state=False)
             for h, t in zip(hidden.split(chunk), targets.split(chunk), strict=True)

@@ -31,12 +31,12 @@ def slow_gradients(hidden: Tensor, head: Tensor, targets: Tensor, temperature: f
     return torch.autograd.grad((COEFFICIENTS * logprobs).sum(), (hidden, head))
 
 
-@pytest.mark.parametrize("chunk", [1, 5, 23, 1000])
+@pytest.mark.parametrize("piece", [1, 5, 37, 1000])
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
 def test_values_and_gradients_equal_log_softmax(
-    monkeypatch: pytest.MonkeyPatch, temperature: float, chunk: int
+    monkeypatch: pytest.MonkeyPatch, temperature: float, piece: int
 ) -> None:
-    monkeypatch.setattr(module, "LOGITS_PER_CHUNK", chunk * VOCABULARY)
+    monkeypatch.setitem(module.LOGITS_PER_PIECE, "cpu", piece * ROWS)
     hidden, head, targets = inputs()
     logprobs, entropies = token_scores(hidden, head, targets, temperature)
     expected_logprobs, expected_entropies = slow_scores(hidden, head, targets, temperature)

@@ -30,6 +30,7 @@ from rloop_lightning.engines.expert_record import ExpertRecord
 from rloop_lightning.engines.rows import open_rows
 from rloop_lightning.policy import Policy
 from rloop_lightning.shapes import rounded_up
+from rloop_lightning.token_scores import logits_per_piece
 from rloop_lightning.types import Problem, Rollout, SamplingParams
 
 # Finished rows stay until a quarter of the batch is idle. A compaction copies the live rows' cache, about what one
@@ -255,6 +256,14 @@ def sample_tokens(logits: Tensor, uniforms: Tensor, sampling: SamplingParams) ->
         Tokens [B] int64, never one of probability 0, and their logprobs [B] float32, nats: under the distribution that
         was sampled from, renormalised after temperature, top-k and top-p; when greedy, under the softmax of the logits.
     """
+    rows = max(1, logits_per_piece(logits.device) // logits.shape[-1])
+    pieces = zip(logits.split(rows), uniforms.split(rows), strict=True)
+    tokens, logprobs = zip(*(_sample_rows(*piece, sampling) for piece in pieces), strict=True)
+    return torch.cat(tokens), torch.cat(logprobs)
+
+
+def _sample_rows(logits: Tensor, uniforms: Tensor, sampling: SamplingParams) -> tuple[Tensor, Tensor]:
+    """`sample_tokens` of few enough rows that all its copies of the logits stay small."""
     logits = logits.float()
     if sampling.temperature not in (0, 1):
         logits = logits / sampling.temperature

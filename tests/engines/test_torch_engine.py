@@ -20,6 +20,7 @@ from rloop_lightning.engines.base import RolloutEngine
 from rloop_lightning.engines.row_cache import RowLayer, row_cache
 from rloop_lightning.engines.torch_engine import TorchEngine, sample_tokens
 from rloop_lightning.policy import Policy
+from rloop_lightning.token_scores import LOGITS_PER_PIECE
 from rloop_lightning.types import Problem, Rollout, SamplingParams, collate
 
 MakePolicy = Callable[..., Policy]
@@ -372,6 +373,21 @@ def test_finished_rows_leave_the_batch(make_policy: MakePolicy, llama: bool) -> 
         assert live <= count <= live / 0.75 + 1
     # The batch ends with its longest row; nobody samples behind the last token.
     assert len(seen) == lengths.max()
+
+
+@pytest.mark.parametrize("sampling", [SamplingParams(1), SamplingParams(1, top_p=0.8, top_k=5)])
+@pytest.mark.parametrize("piece", [1, 7 * 30, 8 * 30 - 1, 10**9])
+def test_drawing_some_rows_at_a_time_draws_the_same(
+    piece: int, sampling: SamplingParams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, uniforms = torch.randn(50, 30, generator=generator) * 3, torch.rand(50, generator=generator)
+    tokens, logprobs = sample_tokens(logits, uniforms, sampling)
+    monkeypatch.setitem(LOGITS_PER_PIECE, "cpu", piece)
+    one_tokens, one_logprobs = sample_tokens(logits, uniforms, sampling)
+    assert one_tokens.tolist() == tokens.tolist()
+    assert len(set(one_tokens.tolist())) > 10
+    torch.testing.assert_close(one_logprobs, logprobs, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("sharing", [1, 3])
