@@ -8,6 +8,7 @@ of that time. So the imports run without garbage collection, and what they made 
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from rloop_lightning.signals import StopSignals
 
 def rloop_fit() -> int:
     """The `rloop-fit` command; see `cli.main`. Deals with signals from before the imports on."""
+    _find_classes_here()
     with StopSignals():
         try:
             with _no_garbage_among_imports():
@@ -30,9 +32,15 @@ def rloop_fit() -> int:
 
 def rloop_data() -> int:
     """The `rloop-data` command; see `data_cli.main`."""
+    _find_classes_here()
     with _no_garbage_among_imports():
         from rloop_lightning.data_cli import main
     return main()
+
+
+def _find_classes_here() -> None:
+    """A class path may name a module of the folder that the command is run in; what is installed comes first."""
+    sys.path.append(os.getcwd())
 
 
 @contextmanager

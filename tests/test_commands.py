@@ -46,6 +46,31 @@ def test_a_command_answers_and_its_imports_are_not_searched_for_garbage(
     assert done.stdout.splitlines()[-1].split() == [str(code), "True", "False", "True", "True", "True"]
 
 
+@pytest.mark.parametrize(
+    ("function", "arguments", "said"),
+    [
+        ("rloop_fit", ["--reward", "my_task.Coloured", "--help"], "--reward.colour"),
+        ("rloop_data", ["check", "my_task.Nothing"], "is no subclass of rloop_lightning.data.base.ProblemSource"),
+    ],
+)
+def test_a_class_path_is_found_where_the_command_is_run(
+    function: str, arguments: list[str], said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "my_task.py").write_text(
+        "from rloop_lightning.rewards.base import Reward\n\n"
+        "class Nothing: ...\n\n"
+        "class Coloured(Reward):\n"
+        "    def __init__(self, *, colour: str = 'red') -> None: ...\n"
+        "    def rewards(self, problems, texts): ...\n"
+    )
+    (tmp_path / "torch.py").write_text("raise SystemExit('a file beside the user is no package that is installed')\n")
+    script = f"import sys; from rloop_lightning.commands import {function}; sys.argv = ['command', *{arguments!r}]; "
+    script += f"sys.exit({function}())"
+    # As of an installed script, whose path does not begin with the current folder (-P).
+    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert said in done.stdout + done.stderr
+
+
 def test_the_scripts_of_the_package_are_these() -> None:
     scripts = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]["scripts"]
     found = {
