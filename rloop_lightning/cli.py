@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ProgressBar
@@ -76,6 +77,12 @@ _USAGE = "rloop-fit [--config FILE_OR_PRESET] [--algo NAME] [--consolidate NAME]
 _DESCRIPTION = """Trains a language model by reinforcement learning with verifiable rewards: rounds of exploration and
 consolidation (RLoop, arXiv 2511.04285), or one algorithm alone with --consolidate none. Without --config and
 --policy.model, the preset countdown trains the small policy that the package carries."""
+
+
+_MEMORY_ADVICE = (
+    "lower --engine.max_rows, if it was generating, or --policy.max_tokens_per_micro_batch, if it was updating, and go "
+    "on with: {go_on} --engine.max_rows N --policy.max_tokens_per_micro_batch N"
+)
 
 
 class RLoopCLI(LightningCLI):
@@ -293,6 +300,8 @@ def _fit(arguments: Sequence[str], debug: bool, signals: StopSignals) -> int:
         return _complain(error, debug, code=1)
     except (RunFault, OSError) as error:
         return _complain(error, debug, code=1, advice=f"mend the cause, then go on with: {go_on}")
+    except torch.OutOfMemoryError as error:
+        return _complain(error, debug, code=1, advice=_MEMORY_ADVICE.format(go_on=go_on))
     except (Stopped, SIGTERMException) as error:  # Lightning's own comes where a step ended the phase
         stopped = error if isinstance(error, Stopped) else Stopped(signal.SIGTERM)
         saved = stopped.saved or "what came after the newest checkpoint is repeated"

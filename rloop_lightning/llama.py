@@ -25,6 +25,9 @@ from torch.nn.functional import linear, scaled_dot_product_attention, silu
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, queries [N, heads, D], keys and values [N, kv_heads, D]) to what each token gathered, [N, heads * D]."""
 
+# Rotary embeddings whose angles depend on the longest sequence of whatever batch a token is in.
+_ROTATES_BY_LENGTH = ("dynamic", "longrope")
+
 # A head of this many weights costs nothing in float32, and its logits are where rounding shows most.
 _FLOAT32_HEAD_WEIGHTS = 2**20
 
@@ -140,9 +143,10 @@ class Llama:
     @torch.no_grad()
     def _agrees(self) -> bool:
         """Whether the model's own forward gives the same logits on a few tokens."""
-        vocabulary = self._decoder.embed_tokens.num_embeddings
+        vocabulary, context = self._decoder.embed_tokens.num_embeddings, self._model.config.max_position_embeddings
         input_ids = torch.arange(16, device=self._decoder.norm.weight.device) % vocabulary
-        positions = torch.arange(16, device=input_ids.device)
+        # As far apart as positions get, for models that do something else behind a length.
+        positions = torch.linspace(0, max(context, 16) - 1, 16, device=input_ids.device).long()
 
         def causal(_: int, *qkv: Tensor) -> Tensor:
             queries, keys, values = (part.transpose(0, 1)[None].float() for part in qkv)
@@ -153,7 +157,12 @@ class Llama:
         dtype = self._decoder.norm.weight.dtype
         weights = self.weights(dtype)
         ours = linear(self(weights, input_ids, positions, causal).to(weights.head.dtype), weights.head).float()
-        theirs = self._model(input_ids=input_ids[None], use_cache=False).logits[0].float()
+        mask = torch.ones_like(input_ids)[None]  # without it, gaps between positions mean several sequences
+        theirs = (
+            self._model(input_ids=input_ids[None], position_ids=positions[None], attention_mask=mask, use_cache=False)
+            .logits[0]
+            .float()
+        )
         rounding = 1e-3 if dtype in (torch.float32, torch.float64) else 0.1
         return bool((ours - theirs).abs().max() <= rounding * theirs.abs().max())
 
@@ -173,6 +182,7 @@ def _is_llama_like(model: Any) -> bool:
     sees_everything = set(kinds) == {"full_attention"} if kinds else getattr(config, "sliding_window", None) is None
     return (
         sees_everything
+        and getattr(decoder.rotary_emb, "rope_type", "default") not in _ROTATES_BY_LENGTH
         and getattr(config, "hidden_act", None) in ("silu", "swish")
         and _all_linear([head], biased=False)
         and eps is not None

@@ -22,6 +22,7 @@ import lightning as L
 import numpy as np
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from rloop_lightning.algorithms.policy_module import PolicyModule
 from rloop_lightning.atomic import derive_seed
@@ -272,10 +273,12 @@ class LoopRunner:
         )
         if trainer.world_size > 1:
             raise ValueError(f"--trainer.devices: a run uses one device, got {trainer.world_size}")
+        if (kind := trainer.strategy.root_device.type) not in ("cpu", "cuda"):
+            raise ValueError(f"--trainer.accelerator: {kind} is not supported; take cpu or gpu")
+        if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+            raise ValueError("--trainer.strategy: weights have to be whole on the device; leave it at auto")
         if trainer.precision in ("bf16-true", "16-true", "64-true", "16-mixed"):
-            raise ValueError(
-                f"--trainer.precision {trainer.precision} is not supported; take bf16-mixed, or set --policy.dtype"
-            )
+            raise ValueError(f"--trainer.precision {trainer.precision} is not supported; take bf16-mixed")
         return trainer
 
     def _hand_over(self, state: LoopState) -> LoopState:

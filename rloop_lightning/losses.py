@@ -146,7 +146,12 @@ def loss_count(mask: Tensor, aggregation: Aggregation, max_new_tokens: int) -> T
     """What the sum over a mini-batch is divided by, a scalar.
 
     Args: mask [B, T] bool, the tokens in the loss; max_new_tokens, the completion length limit.
+
+    Raises:
+        ValueError: the aggregation is `constant`, and rollouts come without a limit.
     """
+    if aggregation == "constant" and max_new_tokens < 1:
+        raise ValueError("the aggregation 'constant' needs the rollouts' length limit, which an expert set hasn't")
     if aggregation == "token-mean":
         return mask.sum()
     rows = mask.any(1).sum()

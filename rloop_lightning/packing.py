@@ -23,10 +23,12 @@ from rloop_lightning.types import RolloutBatch
 
 # Blocks of rollouts: each computes attention as wide as its longest, and costs a few operations more.
 _BLOCKS = 4
-# Numbers of tokens and of rows are rounded to multiples of these: vector units like it, and few shapes occur.
-_TOKENS, _ROWS = 16, 8
-# On a CPU, two batched products beat the fused kernel, backward above all, while scores fit its caches.
+# Numbers of tokens are rounded to multiples of this, which vector units and kernels like.
+_TOKENS = 16
+# On a CPU, two batched products beat the fused kernel, backward above all, while scores fit its caches; their number of
+# rows is rounded, too.
 _LONGEST_FOR_PRODUCTS = 512
+_ROWS = 8
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,16 @@ class Block:
 
     queries: Tensor  # [R * T] int64, tokens of the packed row; behind a sequence's end its first token again
     keys: Tensor  # [R * S] int64
-    bias: Tensor  # [R, T, S] float32, 0 where a query sees a key, else a very negative number
+    sees: Tensor  # [R, T, S] bool, whether a query sees a key
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """R, T and S."""
-        return self.bias.shape[0], self.bias.shape[1], self.bias.shape[2]
+        return self.sees.shape[0], self.sees.shape[1], self.sees.shape[2]
+
+    def bias(self, dtype: torch.dtype) -> Tensor:
+        """What attention adds to the scores [R, T, S]: 0 where a query sees a key, else a very negative number."""
+        return torch.zeros(self.sees.shape, dtype=dtype, device=self.sees.device).masked_fill_(~self.sees, -1e9)
 
 
 @dataclass(frozen=True)
@@ -54,10 +60,11 @@ class PackedBatch:
     blocks: tuple[Block, ...]
     places: Tensor  # [N] int64, where a token stands among the queries of all blocks, and of what is behind them
     slots: int  # how many places there are
+    uses_products: bool  # whether attention is two batched products, not PyTorch's fused kernel
 
     def padded(self) -> PackedBatch:
         """With a rounded number of tokens; those behind attend to nothing, and predict nothing."""
-        count = rounded_up(len(self.input_ids), _TOKENS) - len(self.input_ids)
+        count = rounded_up(len(self.input_ids), self.input_ids.device, _TOKENS) - len(self.input_ids)
         return replace(
             self,
             input_ids=pad(self.input_ids, (0, count)),
@@ -107,13 +114,16 @@ def pack(batch: RolloutBatch) -> PackedBatch:
     one_before = torch.arange(first, len(input_ids), device=device) - 1
     predicting = torch.where(offsets[first:] == 0, last_of_prompt[rows[first:]], one_before)
 
-    blocks = [_block(prompt_starts, prompt_lengths, prompt_starts, torch.zeros_like(prompt_lengths))]
+    longest = int(prompt_lengths.max()) + int(completion_lengths.max())
+    uses_products = device.type == "cpu" and longest <= _LONGEST_FOR_PRODUCTS
+    multiple = _ROWS if uses_products else 1
+    blocks = [_block(prompt_starts, prompt_lengths, prompt_starts, torch.zeros_like(prompt_lengths), multiple)]
     members = [torch.arange(len(prompt_lengths), device=device)]
     by_length = completion_lengths.argsort(stable=True)
-    for chosen in by_length.split(rounded_up(-(-len(batch) // _BLOCKS), _ROWS)):
+    for chosen in by_length.split(rounded_up(-(-len(batch) // _BLOCKS), device, multiple)):
         owner = prompt_of_row[chosen]
         own = completion_starts[chosen], completion_lengths[chosen]
-        blocks.append(_block(*own, prompt_starts[owner], prompt_lengths[owner]))
+        blocks.append(_block(*own, prompt_starts[owner], prompt_lengths[owner], multiple))
         members.append(len(prompt_lengths) + chosen)
     return PackedBatch(
         input_ids=input_ids,
@@ -123,6 +133,7 @@ def pack(batch: RolloutBatch) -> PackedBatch:
         blocks=tuple(blocks),
         places=_places(blocks, members, sequences, offsets),
         slots=sum(len(block.queries) for block in blocks),
+        uses_products=uses_products,
     )
 
 
@@ -139,8 +150,7 @@ class PackedAttention:
         self._places, self._slots = packed.places, packed.slots
         self._sharing = heads // kv_heads
         self._scale = scale
-        longest = max(block.shape[2] for block in packed.blocks)
-        self._uses_products = packed.input_ids.device.type == "cpu" and longest <= _LONGEST_FOR_PRODUCTS
+        self._uses_products = packed.uses_products
         self._blocks = [(block, self._bias(block, kv_heads, dtype)) for block in packed.blocks]  # for every layer
 
     def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -152,7 +162,7 @@ class PackedAttention:
 
     def _bias(self, block: Block, kv_heads: int, dtype: torch.dtype) -> Tensor:
         """As the products add it, [kv_heads * R, heads that share one * T, S], or as the kernel does, [R, 1, T, S]."""
-        bias = block.bias.to(dtype)
+        bias = block.bias(dtype)
         return bias.repeat(kv_heads, self._sharing, 1) if self._uses_products else bias[:, None]
 
     def _fused(self, block: Block, bias: Tensor, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -260,27 +270,27 @@ def _ragged(lengths: Tensor) -> tuple[Tensor, Tensor]:
     return sequences, torch.arange(len(sequences), device=lengths.device) - starts[sequences]
 
 
-def _block(starts: Tensor, lengths: Tensor, prompt_starts: Tensor, prompt_lengths: Tensor) -> Block:
+def _block(starts: Tensor, lengths: Tensor, prompt_starts: Tensor, prompt_lengths: Tensor, multiple: int) -> Block:
     """R sequences, by where they and the prompts before them start in the packed row; all prompts end in one column.
 
-    Args: all [R], tokens.
+    Args:
+        starts, lengths, prompt_starts, prompt_lengths: [R], tokens.
+        multiple: what R is rounded to.
     """
     device = lengths.device
-    repeats = rounded_up(len(lengths), _ROWS) - len(lengths)
+    repeats = rounded_up(len(lengths), device, multiple) - len(lengths)
     starts, lengths, prompt_starts, prompt_lengths = (
         torch.cat([part, part[:1].expand(repeats)]) for part in (starts, lengths, prompt_starts, prompt_lengths)
     )
-    length = rounded_up(int(lengths.max()), _TOKENS)
-    width = rounded_up(int(prompt_lengths.max()) + length, _TOKENS) - length  # columns of the prompts
+    length = rounded_up(int(lengths.max()), device, _TOKENS)
+    width = rounded_up(int(prompt_lengths.max()) + length, device, _TOKENS) - length  # columns of the prompts
     places = torch.arange(length, device=device)
     own = starts[:, None] + places * (places < lengths[:, None])  # [R, T]
     prompt_places = torch.arange(width, device=device) - (width - prompt_lengths[:, None])  # [R, S - T]
     of_prompt = (prompt_places >= 0)[:, None].expand(-1, length, -1)
     of_own = (places[:, None] >= places).expand(len(lengths), -1, -1)
-    bias = torch.zeros(len(lengths), length, width + length, device=device)
-    bias.masked_fill_(~torch.cat([of_prompt, of_own], dim=2), -1e9)
     keys = torch.cat([prompt_starts[:, None] + prompt_places.clamp(min=0), own], dim=1)
-    return Block(own.flatten(), keys.flatten(), bias)
+    return Block(own.flatten(), keys.flatten(), torch.cat([of_prompt, of_own], dim=2))
 
 
 def _places(blocks: list[Block], members: list[Tensor], sequences: Tensor, offsets: Tensor) -> Tensor:

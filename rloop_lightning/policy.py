@@ -4,8 +4,8 @@
     logprobs = policy.logprobs(batch).logprobs      # [B, T], nats, with gradients
     policy.save("folder")                           # a plain Hugging Face folder
 
-Logprobs are computed on completion positions only, in chunks: no tensor of batch x tokens x vocabulary ever exists. A
-Llama-like model is computed by llama.py over packed rollouts (packing.py), any other by its own forward.
+Logprobs are computed on completion positions only (policy_scores.py): of a Llama-like model by llama.py over packed
+rollouts, of any other by its own forward.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from rloop_lightning.atomic import atomic_path
 from rloop_lightning.checksums import write_checksums
@@ -34,16 +33,13 @@ from rloop_lightning.model_folder import (
     model_type,
     vocabulary_faults,
 )
-from rloop_lightning.packing import PackedAttention, pack, packed_micro_batches
+from rloop_lightning.packing import packed_micro_batches
+from rloop_lightning.policy_scores import check_head, packed_scores, padded_scores
 from rloop_lightning.routers import unknown_routers
 from rloop_lightning.routing import RoutingReplay
-from rloop_lightning.token_scores import token_scores
 from rloop_lightning.types import RolloutBatch
 
 RoutingReplayMode = Literal["none", "r2", "r3"]
-
-# What a model's own head gives at once: 64 MiB in float32, whatever the vocabulary.
-_LOGITS_PER_CHUNK = 2**24
 
 EMBEDDED_MODEL = "countdown"
 """`--policy.model countdown` names the small policy that the package carries."""
@@ -67,7 +63,9 @@ class PolicyConfig:
 
     Args:
         model: `countdown` for the small policy that the package carries, a Hugging Face folder, or a name on the hub.
-        dtype: of the weights and of the optimizer's state.
+        dtype: of the weights and of the optimizer's state. bfloat16 loses updates of less than a 256th of a weight in
+            rounding, which at usual learning rates are most; float32 with --trainer.precision bf16-mixed and
+            --engine.dtype bfloat16 computes as fast.
         max_tokens_per_micro_batch: tokens that go through forward and backward at once; bounds the memory of a training
             step, whatever the batch size. Of a Llama-like model, tokens without padding, a prompt once however many
             rollouts share it; of any other, padded tokens of prompt and completion.
@@ -130,7 +128,7 @@ class Policy(nn.Module):
         self.stop_token_ids = _stop_token_ids(model, tokenizer)
         self.llama = Llama.of(model)
         if self.llama is None:
-            self._check_head()
+            check_head(model)
         self.routing = None if routing_replay == "none" else RoutingReplay(model, routing_replay)
 
     @classmethod
@@ -143,11 +141,19 @@ class Policy(nn.Module):
         name = model_source(config.model)
         if wrong := model_faults(name) or _routing_faults(config):
             raise ValueError("\n".join(wrong))
-        model = load_model(name, dtype=getattr(torch, config.dtype), attn_implementation=config.attn_implementation)
+        on_gpu_alone = config.attn_implementation == "flash_attention_2"  # and models are looked at where they are read
+        attention = "sdpa" if on_gpu_alone else config.attn_implementation
+        model = load_model(name, dtype=getattr(torch, config.dtype), attn_implementation=attention)
         tokenizer = load_tokenizer(name)
         if wrong := vocabulary_faults(tokenizer, model.config.get_text_config()):  # of a hub name, only now
             raise ValueError("\n".join(wrong))
-        return cls(model, tokenizer, config.max_tokens_per_micro_batch, name, config.routing_replay)
+        policy = cls(model, tokenizer, config.max_tokens_per_micro_batch, name, config.routing_replay)
+        if on_gpu_alone and policy.llama is None:
+            try:
+                model.set_attn_implementation(config.attn_implementation)
+            except (ImportError, ValueError) as error:
+                raise ValueError(f"--policy.attn_implementation {config.attn_implementation}: {error}") from error
+        return policy
 
     @property
     def device(self) -> torch.device:
@@ -179,21 +185,19 @@ class Policy(nn.Module):
     def logprobs(self, batch: RolloutBatch) -> TokenScores:
         """Logprob and entropy of every completion token, at the batch's temperature.
 
-        Only the positions that predict a completion token are projected onto the vocabulary, in chunks whose logits
-        the backward pass computes anew: `[B, T, V]` never exists. The batch's experts are replayed, if it has any;
-        with gradients, inside of `replaying(batch)` alone.
+        The batch's experts are replayed, if it has any; with gradients, inside of `replaying(batch)` alone.
         """
         if batch.experts is not None and self.routing is None:
             raise ValueError("the batch has experts to replay, which a policy of --policy.routing_replay none can't do")
         experts = None
         if self.llama is not None:
-            logprobs, entropy = self._packed_scores(self.llama, batch, batch.temperature or 1.0)
+            logprobs, entropy = packed_scores(self.llama, batch, self._compute_dtype())
         elif self.routing is not None:
             with self.routing.forward_pass(batch.input_ids.shape, batch) as passed:
-                logprobs, entropy = self._padded_scores(batch, batch.temperature or 1.0)
+                logprobs, entropy = padded_scores(self.model, batch)
             experts = passed.experts
         else:
-            logprobs, entropy = self._padded_scores(batch, batch.temperature or 1.0)
+            logprobs, entropy = padded_scores(self.model, batch)
         places = batch.completion_mask.nonzero(as_tuple=True)
         empty = logprobs.new_zeros(batch.mask.shape)
         return TokenScores(empty.index_put(places, logprobs), empty.index_put(places, entropy), experts)
@@ -239,39 +243,14 @@ class Policy(nn.Module):
                 experts[rows, : micro.input_ids.shape[1]] = scores.experts
         return TokenScores(logprobs, entropy, experts)
 
-    def _packed_scores(self, llama: Llama, batch: RolloutBatch, temperature: float) -> tuple[Tensor, Tensor]:
-        """Logprobs and entropies of the completion tokens, row by row, both [N]; a Llama-like model's."""
-        weights = llama.weights(self._compute_dtype())
-        packed = pack(batch).padded()
-        attend = PackedAttention(packed, llama.heads, llama.kv_heads, llama.scale, weights.dtype)
-        with torch.autocast(self.device.type, enabled=False):  # what is cast, and when, is the forward's own affair
-            hidden = llama(weights, packed.input_ids, packed.positions, attend)
-            return token_scores(hidden[packed.predicting], weights.head, packed.targets, temperature)
-
     def _compute_dtype(self) -> torch.dtype:
         """bfloat16 under --trainer.precision bf16-mixed, else the weights' own."""
         device = self.device.type
         return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.model.dtype
 
-    def _padded_scores(self, batch: RolloutBatch, temperature: float) -> tuple[Tensor, Tensor]:
-        """Logprobs and entropies of the completion tokens, row by row, both [N]; any model's."""
-        hidden = self.model.get_decoder()(input_ids=batch.input_ids, use_cache=False).last_hidden_state  # [B, L, H]
-        rows, columns = batch.completion_mask.nonzero(as_tuple=True)
-        predicting = batch.prompt_lengths[rows] + columns - 1
-        hidden = hidden[rows, predicting]  # [N, H]
-        targets = batch.input_ids[rows, predicting + 1]  # [N]
-        chunk = max(1, _LOGITS_PER_CHUNK // self.model.config.get_text_config().vocab_size)  # rows
-        pieces = [
-            checkpoint(self._score, h, t, temperature, use_reentrant=False, preserve_rng_state=False)
-            for h, t in zip(hidden.split(chunk), targets.split(chunk), strict=True)
-        ]
-        logprobs, entropy = (torch.cat(parts) for parts in zip(*pieces, strict=True))
-        return logprobs, entropy
-
     def load_weights(self, folder: Path | str) -> None:
         """Take over the weights of a folder that holds the same architecture."""
-        loaded = type(self.model).from_pretrained(folder, dtype=self.model.dtype, use_safetensors=True)
-        self.model.load_state_dict(loaded.state_dict())
+        self.model.load_state_dict(load_model(str(folder), dtype=self.model.dtype).state_dict())
 
     def save(self, folder: Path) -> None:
         """Save as a plain Hugging Face folder with checksums, which appears whole or not at all.
@@ -305,36 +284,6 @@ class Policy(nn.Module):
                     "The cause is a training step since the newest checkpoint: a learning rate that is too large "
                     "(--algo.lr, --consolidate.lr), or a callback of your own (--trainer.callbacks)"
                 )
-
-    def _logits(self, hidden: Tensor) -> Tensor:
-        """The model's head, float32 [..., V], with what some architectures do to logits behind it."""
-        config = self.model.config.get_text_config()
-        logits = self.model.get_output_embeddings()(hidden).float()
-        logits = (
-            logits * (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
-        )
-        softcap = getattr(config, "final_logit_softcapping", None)
-        return logits if softcap is None else softcap * torch.tanh(logits / softcap)
-
-    def _score(self, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        """Logprobs of the targets and entropies, both [N], from hidden states [N, H]."""
-        logits = self._logits(hidden) / temperature  # [N, V]
-        logprobs = -nn.functional.cross_entropy(logits, targets, reduction="none")
-        with torch.no_grad():
-            entropy = torch.distributions.Categorical(logits=logits, validate_args=False).entropy()
-        return logprobs, entropy
-
-    @torch.no_grad()
-    def _check_head(self) -> None:
-        """Make sure that `logprobs` sees the same logits as the model's own forward, whatever the architecture."""
-        ids = torch.arange(4, device=self.device)[None]
-        expected = self.model(input_ids=ids, use_cache=False).logits.float()
-        logits = self._logits(self.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state)
-        if not torch.allclose(logits, expected, rtol=1e-2, atol=1e-3 * float(expected.abs().max())):
-            raise ValueError(
-                f"{type(self.model).__name__} changes its logits behind the output embedding in a way "
-                "that is not known here; its logprobs would be wrong"
-            )
 
 
 def policy_faults(config: PolicyConfig) -> list[str]:

@@ -59,6 +59,8 @@ class ReplayBuffer:
         """The largest share of successes in a rollout step that was read."""
         self.largest_token = 0
         """The largest token id that was read."""
+        self.longest = 0
+        """The longest completion that was read, tokens."""
         self._read: set[Path] = set()
         self._stored: dict[str, OrderedDict[bytes, StoredRollout]] = defaultdict(OrderedDict)
 
@@ -114,6 +116,7 @@ class ReplayBuffer:
                 continue
             of_problem = self._stored[problem_id]
             self.largest_token = max(self.largest_token, int(rollout.completion_ids.max()))
+            self.longest = max(self.longest, len(rollout.completion_ids))
             key = rollout.completion_ids.tobytes()
             of_problem.pop(key, None)  # the same completion again is the newer one
             of_problem[key] = rollout

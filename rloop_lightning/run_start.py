@@ -16,8 +16,19 @@ import yaml
 
 from rloop_lightning.atomic import write_text
 
-# What may differ when a run is resumed, as it has no part in what the run computes.
-_FREE_ON_RESUME = ("resume", "out", "debug", "loop.select", "loop.checkpoint_every_n_steps", "gradient.", "trainer.")
+# What may differ when a run is resumed: it has no part in what the run computes, or changes its rounding alone, as a
+# machine with less memory needs it.
+_FREE_ON_RESUME = (
+    "resume",
+    "out",
+    "debug",
+    "loop.select",
+    "loop.checkpoint_every_n_steps",
+    "gradient.",
+    "trainer.",
+    "engine.max_rows",
+    "policy.max_tokens_per_micro_batch",
+)
 
 
 class RunFolderError(OSError):

@@ -17,7 +17,7 @@ DOORS = ("algorithms", "callbacks", "configs")
 LAYERS = (
     {"__init__", "types", "shapes", "atomic", "checksums", "faults", "signals"},
     {"advantages", "losses", "metrics", "llama", "packing", "token_scores", "routers"},
-    {"hub_access", "model_folder", "routing"},
+    {"hub_access", "model_folder", "policy_scores", "routing"},
     {"policy", "rewards", "pool", "filter", "data", "engines", "run_metrics", "report"},
     {"evaluation", "reference", "replay_buffer"},
     {"algorithms", "callbacks"},

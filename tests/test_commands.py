@@ -67,7 +67,9 @@ def test_a_class_path_is_found_where_the_command_is_run(
     script = f"import sys; from rloop_lightning.commands import {function}; sys.argv = ['command', *{arguments!r}]; "
     script += f"sys.exit({function}())"
     # As of an installed script, whose path does not begin with the current folder (-P).
-    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
     assert said in done.stdout + done.stderr
 
 

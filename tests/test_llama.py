@@ -104,6 +104,7 @@ LAST_MLP = "model.layers.1.mlp.up_proj"
         ("Llama", {"attention_bias": True}, as_it_is),
         ("Llama", {"mlp_bias": True}, as_it_is),
         ("Llama", {"hidden_act": "gelu"}, as_it_is),
+        ("Llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, as_it_is),
         ("Gemma2", {}, as_it_is),
         ("GPTNeoX", {}, as_it_is),
         ("Llama", {}, swap(LAST_MLP, linear_like(Adapter, bias=False))),
@@ -126,6 +127,16 @@ def test_models_of_other_modules_are_left_alone(
     assert Llama.of(model) is None
 
 
+# Its queries grow with their positions, from the ninth on.
+SCALED_BEHIND_8_TOKENS = {
+    "rope_type": "yarn",
+    "rope_theta": 1e4,
+    "factor": 8.0,
+    "original_max_position_embeddings": 8,
+    "llama_4_scaling_beta": 5.0,
+}
+
+
 def double_the_output(path: str) -> Callable[[Any], None]:
     def change(model: Any) -> None:
         model.get_submodule(path).register_forward_hook(lambda module, inputs, output: 2 * output)
@@ -137,6 +148,7 @@ def double_the_output(path: str) -> Callable[[Any], None]:
 @pytest.mark.parametrize(
     ("architecture", "changes", "change"),
     [
+        ("Ministral3", {"rope_parameters": SCALED_BEHIND_8_TOKENS}, as_it_is),
         ("Granite", {"residual_multiplier": 0.5}, as_it_is),
         ("Granite", {"embedding_multiplier": 3.0}, as_it_is),
         ("Granite", {"logits_scaling": 4.0}, as_it_is),

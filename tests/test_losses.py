@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rloop_lightning.losses import clipped, clipped_surrogate, negative_log_likelihood, ratio
+from rloop_lightning.losses import clipped, clipped_surrogate, loss_count, negative_log_likelihood, ratio
 
 EPS = {"clip_eps_low": 0.2, "clip_eps_high": 0.28}
 
@@ -172,3 +172,10 @@ def test_equal_bounds_are_ppo(case, eps):
                 clip_eps_high=eps,
             )
             assert float(loss) == pytest.approx(ppo, abs=1e-12)
+
+
+def test_a_constant_count_needs_the_length_limit():
+    mask = torch.tensor([[True, False], [False, False], [True, True]])
+    assert loss_count(mask, "constant", 10) == 20
+    with pytest.raises(ValueError, match="'constant' needs the rollouts' length limit"):
+        loss_count(mask, "constant", 0)

@@ -74,7 +74,7 @@ def seen_by_token(packed: PackedBatch) -> list[list[int]]:
         for row in range(rows):
             for place in range(length):
                 queries.append(int(block.queries[row * length + place]))
-                seen.append(keys[row][block.bias[row, place] == 0].tolist())
+                seen.append(keys[row][block.sees[row, place]].tolist())
     found = packed.places.tolist()
     assert [queries[place] for place in found] == list(range(len(found)))
     return [seen[place] for place in found]
@@ -190,6 +190,16 @@ def test_a_prompt_is_seen_by_its_own_rollouts_alone(prompt: int, longest_for_pro
         return replace(batch, input_ids=input_ids)
 
     assert changed_rows(other_prompt, longest_for_products) == members
+
+
+def test_the_kernel_computes_no_row_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rollout of thousands of tokens comes alone; seven copies of it would cost seven times as much."""
+    batch = shared_batch()
+    sequences = len(batch) + len(set(batch.prompts.tolist()))
+    assert sum(block.shape[0] for block in pack(batch).blocks) > sequences
+    monkeypatch.setattr(packing, "_LONGEST_FOR_PRODUCTS", 0)
+    assert sum(block.shape[0] for block in pack(batch).blocks) == sequences
+    assert [block.shape[0] for block in pack(batch.select(torch.tensor([0]))).blocks] == [1, 1]
 
 
 @given(ragged_rows, st.integers(0, 3))

@@ -16,8 +16,7 @@ from builders import (
 )
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2ForCausalLM
 
-from rloop_lightning import policy as policy_module
-from rloop_lightning import token_scores
+from rloop_lightning import policy_scores, token_scores
 from rloop_lightning.algorithms.rft import RFT
 from rloop_lightning.data.countdown_policy import make_tokenizer
 from rloop_lightning.policy import Policy, PolicyConfig
@@ -124,11 +123,11 @@ class Logits:
 
     def __init__(self, policy, monkeypatch):
         self.counts = []
-        owner = policy if policy.llama is None else token_scores
+        owner = policy_scores if policy.llama is None else token_scores
         compute = owner._logits
 
-        def counted(hidden, *args):
-            logits = compute(hidden, *args)
+        def counted(*args):
+            logits = compute(*args)
             self.counts.append(logits.numel())
             return logits
 
@@ -140,7 +139,7 @@ def limit_logits(monkeypatch, count, llama):
     if llama:
         monkeypatch.setitem(token_scores.LOGITS_PER_PIECE, "cpu", count)
     else:
-        monkeypatch.setattr(policy_module, "_LOGITS_PER_CHUNK", count)
+        monkeypatch.setattr(policy_scores, "_LOGITS_PER_CHUNK", count)
 
 
 @BOTH_WAYS
@@ -310,3 +309,12 @@ def test_stop_tokens_come_from_tokenizer_and_generation_config():
 def test_a_token_budget_below_one_is_refused():
     with pytest.raises(ValueError, match=r"--policy.max_tokens_per_micro_batch must be at least 1 token, got 0"):
         PolicyConfig(max_tokens_per_micro_batch=0)
+
+
+def test_flash_attention_without_its_package_is_refused_where_it_would_be_used(tmp_path):
+    folder = tmp_path / "other"
+    make_policy("GPTNeoX", dtype=torch.float32).save(folder)
+    with pytest.raises(ValueError, match="attn_implementation flash_attention_2: "):
+        Policy.load(PolicyConfig(model=str(folder), attn_implementation="flash_attention_2"))
+    # llama.py needs no kernel of Hugging Face's.
+    assert Policy.load(PolicyConfig(attn_implementation="flash_attention_2")).llama is not None

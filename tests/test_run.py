@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pyarrow.parquet as pq
 import pytest
 import torch
+from lightning.pytorch.strategies import FSDPStrategy, SingleDeviceStrategy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rloop_lightning.cli import main
 from rloop_lightning.data.countdown import Countdown
+from rloop_lightning.loop import LoopRunner
 from rloop_lightning.policy import embedded_model_path
 from rloop_lightning.run_metrics import read_metrics
 
@@ -244,6 +247,44 @@ def test_a_resumed_run_must_have_the_settings_that_it_began_with(run: Path, caps
     message = capsys.readouterr().err
     assert "--loop.rounds was 2 when the run began and is 5 now" in message
     assert "--seed_everything was 0 when the run began and is 1 now" in message
+
+
+@pytest.mark.parametrize(
+    ("device", "strategy", "said"),
+    [
+        ("mps", SingleDeviceStrategy, "--trainer.accelerator: mps is not supported; take cpu or gpu"),
+        ("cuda", FSDPStrategy, "--trainer.strategy: weights have to be whole on the device; leave it at auto"),
+    ],
+)
+def test_devices_and_strategies_that_the_loop_does_not_know_are_refused(device: str, strategy: type, said: str) -> None:
+    """A GPU's; here is none, so Lightning would not make them."""
+    made = MagicMock(
+        world_size=1, precision="32-true", strategy=MagicMock(spec=strategy, root_device=torch.device(device))
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
+        LoopRunner._trainer(MagicMock(make_trainer=lambda **_: made))
+
+
+def test_a_resumed_run_may_take_less_memory(run: Path) -> None:
+    less = ["--engine.max_rows=8", "--policy.max_tokens_per_micro_batch=64"]
+    assert main(["--resume", str(run), *less, "--debug"]) == 0
+
+
+@pytest.mark.filterwarnings("ignore:The .* does not have many workers")
+def test_a_device_without_memory_ends_the_run_with_advice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rloop_lightning.engines.torch_engine import TorchEngine
+
+    def generate(*args: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr(TorchEngine, "generate", generate)
+    assert fit(tmp_path / "run") == 1
+    said = capsys.readouterr().err
+    assert "rloop-fit: error: CUDA out of memory." in said
+    assert "lower --engine.max_rows, if it was generating, or --policy.max_tokens_per_micro_batch" in said
+    assert f"rloop-fit --resume {tmp_path / 'run'} --engine.max_rows N" in said
 
 
 def test_resuming_a_complete_run_changes_nothing(run: Path) -> None:

@@ -132,6 +132,7 @@ class Algorithm(PolicyModule):
             updates.append(self.update(batch))
             if self.trainer.should_stop:
                 break
+        self._optimizer().zero_grad()  # generation comes next, and wants the room
         self._record_updates(updates)
         self._step_schedule()
         self.record({**step.metrics, "time/update_s": perf_counter() - started})

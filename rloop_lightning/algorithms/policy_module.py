@@ -9,6 +9,7 @@ Subclasses give the loss of each token; what it is summed to, and divided by, is
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -19,14 +20,18 @@ import lightning as L
 import torch
 import torch.distributed as dist
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 
 from rloop_lightning.losses import Aggregation, loss_count, row_weights
 from rloop_lightning.policy import Policy, TokenScores
 from rloop_lightning.routing import routing_count
 from rloop_lightning.types import LossOutput, PendingUpdate, RolloutBatch
+
+# Adam moves a weight by about the learning rate, and bfloat16 forgets what is less than a 256th of the weight, which is
+# 0.02 or so.
+_LOST_IN_BFLOAT16 = 1e-4
 
 
 class PolicyModule(L.LightningModule, ABC):
@@ -98,19 +103,24 @@ class PolicyModule(L.LightningModule, ABC):
 
     def configure_optimizers(self) -> Any:
         parameters = [p for p in self.policy.parameters() if p.requires_grad]
-        # Lightning refuses to clip behind a fused optimizer under mixed precision: it may scale gradients by itself.
-        fused = not isinstance(self.trainer.precision_plugin, MixedPrecision)
+        if self.lr < _LOST_IN_BFLOAT16 and any(p.dtype == torch.bfloat16 for p in parameters):
+            warnings.warn(
+                f"{self.flag}.lr {self.lr:g}: most updates are lost in the rounding of --policy.dtype bfloat16; leave "
+                "it at float32, and set --trainer.precision bf16-mixed and --engine.dtype bfloat16",
+                stacklevel=1,
+            )
         optimizer = torch.optim.AdamW(
-            parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, fused=fused
+            parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, fused=True
         )
         warmup = max(1, self.warmup_steps)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup))
         return [optimizer], [schedule]
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        # Callbacks have seen the gradient by now, as it was before clipping.
+        # Callbacks have seen the gradient by now, as it was before clipping. Lightning's own clipping refuses a fused
+        # optimizer under mixed precision, as one may scale gradients by itself; here nothing does.
         if self.max_grad_norm:
-            self.clip_gradients(optimizer, self.max_grad_norm, "norm")
+            clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
 
     def update(self, batch: RolloutBatch) -> dict[str, Tensor]:
         """One optimizer step on a mini-batch; gives its metrics. A mini-batch without a token in the loss is no step.
@@ -160,7 +170,9 @@ class PolicyModule(L.LightningModule, ABC):
             logprobs[rows, : micro.mask.shape[1]] = scores.logprobs
             with torch.enable_grad():  # which a loss may count on
                 own = TokenScores(scores.logprobs.requires_grad_(), scores.entropy)
-                losses[rows] = self._by_token(self.micro_batch_loss(own, micro), micro).sum(1).detach().double().cpu()
+                losses[rows.cpu()] = (
+                    self._by_token(self.micro_batch_loss(own, micro), micro).sum(1).detach().double().cpu()
+                )
         return losses, logprobs
 
     def _by_token(self, output: LossOutput, batch: RolloutBatch) -> Tensor:

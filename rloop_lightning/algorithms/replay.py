@@ -107,12 +107,17 @@ class Replay(DAPO):
         """Reads the pools of another run, if it replays those.
 
         Raises:
-            RunFault: they hold tokens that this policy doesn't have.
+            RunFault: they hold tokens that this policy doesn't have, or more of them than it takes.
         """
         super().setup(stage)
         if self.replay_pools is None or self.replay_per_problem == 0:
             return
         self.buffer.read(self.replay_pools)
+        if self.buffer.longest >= self.policy.context_tokens:
+            raise RunFault(
+                f"--algo.replay_pool {self.replay_pools[0]}: a completion of {self.buffer.longest} tokens leaves no "
+                f"room for a prompt among the policy's {self.policy.context_tokens}; take a pool of this policy's"
+            )
         vocabulary = self.policy.model.config.get_text_config().vocab_size
         if self.buffer.largest_token >= vocabulary:
             raise RunFault(
@@ -121,24 +126,26 @@ class Replay(DAPO):
             )
 
     def replayed(self, groups: Sequence[Group], sampling: SamplingParams) -> Sequence[Group]:
-        """The groups with stored rollouts in them or, where advantages are split, behind them."""
+        """The groups with stored rollouts in them or, where advantages are split, each with a group of them behind it.
+
+        So the updates of a rollout step, which take groups in their order, have like shares of stored rollouts.
+        """
         if self.replay_per_problem == 0:
             return groups
         self.buffer.read(self.pools if self.replay_pools is None else self.replay_pools)
         if self.buffer.best_success_rate < self.replay_start_success_rate:
             return groups
         rng = np.random.default_rng(derive_seed(sampling.seed, "replay"))
-        together: list[Group] = list(groups)
-        apart: list[Group] = []
+        mixed: list[list[Group]] = [[group] for group in groups]
         for number in self._choose(groups, rng):
             group = groups[number]
             stored = self.buffer.select(group.problem.id, self.replay_per_problem, self.replay_selection, rng)
             again = tuple(_again(rollout, group) for rollout in stored)
             if self.replay_advantages == "joint":
-                together[number] = Group(group.problem, group.rollouts + again)
+                mixed[number] = [Group(group.problem, group.rollouts + again)]
             else:
-                apart.append(Group(group.problem, again))
-        return together + apart
+                mixed[number].append(Group(group.problem, again))
+        return [group for several in mixed for group in several]
 
     def _choose(self, groups: Sequence[Group], rng: np.random.Generator) -> list[int]:
         """The numbers of the groups that replay is added to, in their order; of those with enough stored rollouts."""

@@ -51,6 +51,13 @@ def open_rows(
     )
 
 
+def rows_at_once(policy: Policy, prompts: list[list[int]], n: int, max_rows: int) -> int:
+    """How many rows, n of each prompt, may be opened together: `max_rows`, if their prefill has the memory."""
+    if policy.llama is not None:
+        return max_rows  # whose prefill goes in pieces
+    return min(max_rows, n * max(1, _PREFILL_TOKENS // max(map(len, prompts))))
+
+
 class _Columns:
     """Prompts as left-padded columns, and which of them each row sees."""
 

@@ -11,7 +11,7 @@ Rows (one row = one rollout) are decoded together in waves of at most `max_rows`
                 others together is cheaper than computing them on
     collect     one transfer to the host, one call of the tokenizer
 
-rows.py computes the logits of the rows, `sample_tokens` draws from them. What waits for the device is one count of the
+rows.py computes the logits of the rows, sampling.py draws from them. What waits for the device is one count of the
 unfinished rows per token.
 """
 
@@ -23,26 +23,22 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from rloop_lightning.engines.base import RolloutEngine
 from rloop_lightning.engines.expert_record import ExpertRecord
-from rloop_lightning.engines.rows import open_rows
+from rloop_lightning.engines.rows import open_rows, rows_at_once
+from rloop_lightning.engines.sampling import sample_tokens
 from rloop_lightning.policy import Policy
 from rloop_lightning.shapes import rounded_up
-from rloop_lightning.token_scores import logits_per_piece
 from rloop_lightning.types import Problem, Rollout, SamplingParams
 
 # Finished rows stay until a quarter of the batch is idle. A compaction copies the live rows' cache, about what one
 # decode step reads; at this threshold all the compactions of a wave together copy three times the first cache.
 _COMPACT_BELOW = 0.75
 
-# Tokens whose weights are summed first when one is drawn.
-_BLOCK_TOKENS = 128
-
 
 class TorchEngine(RolloutEngine):
-    """Generates with the policy's own model, so that no weights are ever copied.
+    """Generates with the policy's own model, so that there are no weights to hand over.
 
     Args:
         max_new_tokens: completion length limit, tokens.
@@ -50,9 +46,11 @@ class TorchEngine(RolloutEngine):
         top_k: sample among the k most likely tokens; 0 among all.
         top_p: sample among the most likely tokens that together reach this probability; 1 among all.
         max_rows: rollouts decoded at once. Bounds memory: each needs 2 * layers * kv_heads * head_dim numbers of KV
-            cache per token of prompt and completion, up to half of it more in reserve.
+            cache per token of prompt and completion, up to half of it more in reserve. While it generates, a Llama-like
+            model's weights are there once more, fused, in `dtype`.
         dtype: of the computation and the KV cache; `auto` is that of the policy's weights. With bfloat16 the sampling
-            logprobs differ from those of a float32 update by hundredths of a nat (policy/engine_gap_nats_max).
+            logprobs differ from those of a float32 update by hundredths of a nat, and by tenths where logits are large
+            (policy/engine_gap_nats_max).
     """
 
     def __init__(
@@ -117,7 +115,7 @@ class TorchEngine(RolloutEngine):
         dtype = self._compute_dtype(policy)
         generator = torch.Generator().manual_seed(sampling.seed)
         rollouts: list[Rollout] = []
-        for start, end in _waves(len(problems), n, self.max_rows):
+        for start, end in _waves(len(problems), n, rows_at_once(policy, prompts, n, self.max_rows)):
             # On the CPU, row by row: a row's numbers depend neither on the waves nor on the device.
             uniforms = torch.rand(end - start, sampling.max_new_tokens, generator=generator).to(policy.device)
             first, last = start // n, (end - 1) // n
@@ -197,7 +195,9 @@ def _decode(
         if live_count == 0 or step + 1 == sampling.max_new_tokens:
             break
         if live_count <= _COMPACT_BELOW * len(live):
-            kept = live.sort(descending=True, stable=True).indices[: rounded_up(live_count)]  # with a few that finished
+            kept = live.sort(descending=True, stable=True).indices[
+                : rounded_up(live_count, device)
+            ]  # with a few that finished
             batch.select(kept)
             rows, live, token = rows[kept], live[kept], token[kept]
         batch.append(token)
@@ -243,69 +243,3 @@ def _collect(
             sources, completions, sampling_logprobs, texts, stopped.tolist(), experts, strict=True
         )
     ]
-
-
-def sample_tokens(logits: Tensor, uniforms: Tensor, sampling: SamplingParams) -> tuple[Tensor, Tensor]:
-    """Draw one token per row by inverting the cumulative distribution: no sort, no global random state.
-
-    Args:
-        logits: [B, V].
-        uniforms: [B] in [0, 1), the random numbers that decide.
-
-    Returns:
-        Tokens [B] int64, never one of probability 0, and their logprobs [B] float32, nats: under the distribution that
-        was sampled from, renormalised after temperature, top-k and top-p; when greedy, under the softmax of the logits.
-    """
-    rows = max(1, logits_per_piece(logits.device) // logits.shape[-1])
-    pieces = zip(logits.split(rows), uniforms.split(rows), strict=True)
-    tokens, logprobs = zip(*(_sample_rows(*piece, sampling) for piece in pieces), strict=True)
-    return torch.cat(tokens), torch.cat(logprobs)
-
-
-def _sample_rows(logits: Tensor, uniforms: Tensor, sampling: SamplingParams) -> tuple[Tensor, Tensor]:
-    """`sample_tokens` of few enough rows that all its copies of the logits stay small."""
-    logits = logits.float()
-    if sampling.temperature not in (0, 1):
-        logits = logits / sampling.temperature
-    if sampling.temperature != 0:
-        logits = _restrict(logits, sampling.top_k, sampling.top_p)
-    weights = (logits - logits.amax(-1, keepdim=True)).exp_()  # [B, V], the largest is 1
-    if sampling.temperature == 0:
-        tokens, total = logits.argmax(-1, keepdim=True), weights.sum(-1, keepdim=True)
-    else:
-        tokens, total = _invert(weights, uniforms[:, None])
-    return tokens.squeeze(-1), (weights.gather(-1, tokens) / total).log().squeeze(-1)
-
-
-def _invert(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the cumulative weights pass the share `uniforms` [B, 1] of their total, and that total, both [B, 1].
-
-    First among blocks of tokens, then inside one: a running sum over a whole vocabulary is the slowest way through it.
-    """
-    if behind := -weights.shape[-1] % _BLOCK_TOKENS:  # `pad` copies even where it adds nothing
-        weights = pad(weights, (0, behind))
-    weights = weights.unflatten(-1, (-1, _BLOCK_TOKENS))
-    blocks = weights.sum(-1).cumsum(-1)  # [B, blocks]
-    total = blocks[:, -1:]
-    # Below the total whatever the rounding, so that some block's weights take the sum past it.
-    wanted = (uniforms * total).minimum(torch.nextafter(total, torch.zeros_like(total)))
-    block = torch.searchsorted(blocks, wanted, right=True)  # [B, 1]
-    inside = weights.gather(1, block[:, :, None].expand(-1, -1, _BLOCK_TOKENS)).squeeze(1)  # [B, block]
-    before = torch.where(block > 0, blocks.gather(-1, (block - 1).clamp(min=0)), 0.0)
-    place = torch.searchsorted(inside.cumsum(-1), wanted - before, right=True).clamp(max=_BLOCK_TOKENS - 1)
-    # Rounding may end at a token of weight 0: one draw in millions, which goes to the block's most likely token.
-    place = torch.where(inside.gather(-1, place) > 0, place, inside.argmax(-1, keepdim=True))
-    return block * _BLOCK_TOKENS + place, total
-
-
-def _restrict(logits: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Logits [B, V] with -inf for what top-k, and then top-p of what is left, exclude. Ties at the k-th are kept."""
-    if 0 < top_k < logits.shape[-1]:
-        logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -torch.inf)
-    if top_p < 1:
-        ordered, order = logits.sort(-1, descending=True)
-        probabilities = ordered.softmax(-1)
-        # A token is out when those before it already reach p.
-        out = probabilities.cumsum(-1) - probabilities >= top_p
-        logits = logits.masked_fill(out.scatter(-1, order, out), -torch.inf)
-    return logits

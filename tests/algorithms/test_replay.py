@@ -40,13 +40,13 @@ def test_stored_successes_join_the_groups_of_their_problems(tmp_path):
     assert not any(rollout.replayed for group in groups for rollout in group.rollouts)
 
 
-def test_split_rollouts_stand_behind_as_groups_of_their_own(tmp_path):
+def test_split_rollouts_stand_behind_their_problems_as_groups_of_their_own(tmp_path):
     stored = [make_rollout("b", (5, i, 1), reward=float(i)) for i in (0, 1)]
     store(tmp_path, *stored)
     groups = [new_group("a"), new_group("b"), new_group("c")]
     module = make_module(tmp_path, replay_advantages="split", replay_successes_only=False)
-    *same, apart = module.replayed(groups, SAMPLING)
-    assert same == groups
+    first, second, apart, third = module.replayed(groups, SAMPLING)
+    assert [first, second, third] == groups
     assert apart.problem is groups[1].problem
     assert sorted(rollout.reward for rollout in apart.rollouts) == [0.0, 1.0]
     assert all(rollout.replayed for rollout in apart.rollouts)
@@ -70,8 +70,8 @@ def test_split_advantages_by_hand(tmp_path):
     store(tmp_path, *[make_rollout("a", (5, i, 1), reward=float(i)) for i in (3, 1)])
     module = make_module(tmp_path, replay_advantages="split", replay_successes_only=False, replay_selection="recent")
     batch = module.make_batch(module.replayed([new_group("a", size=2), new_group("b", size=2)], SAMPLING), SAMPLING)
-    assert batch.advantages.tolist() == pytest.approx([HALF, -HALF] * 2 + [HALF, -HALF], rel=1e-5)
-    assert batch.replayed.tolist() == [False] * 4 + [True] * 2
+    assert batch.advantages.tolist() == pytest.approx([HALF, -HALF] * 3, rel=1e-5)
+    assert batch.replayed.tolist() == [False, False, True, True, False, False]
     assert batch.groups.tolist() == [0, 0, 1, 1, 2, 2]
 
 
@@ -217,6 +217,14 @@ def test_tokens_that_the_policy_does_not_have_are_refused_before_anything_is_gen
     with pytest.raises(RunFault, match=r"--algo.replay_pool .*: token 25 is beyond the policy's 25"):
         fit(Replay(replay_pool=str(tmp_path)), make_policy(), [])
     store(tmp_path, make_rollout("a", (5, 24, 1), reward=1.0))
+    fit(Replay(replay_pool=str(tmp_path)), make_policy(), [])
+
+
+def test_completions_that_the_policy_has_no_room_for_are_refused_before_anything_is_generated(tmp_path):
+    store(tmp_path, make_rollout("a", [5] * 64, reward=1.0))
+    with pytest.raises(RunFault, match=r"--algo.replay_pool .*: a completion of 64 tokens .* the policy's 64;"):
+        fit(Replay(replay_pool=str(tmp_path)), make_policy(), [])
+    store(tmp_path, make_rollout("a", [5] * 63, reward=1.0))
     fit(Replay(replay_pool=str(tmp_path)), make_policy(), [])
 
 

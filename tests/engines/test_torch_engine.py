@@ -18,10 +18,9 @@ from transformers.cache_utils import DynamicSlidingWindowLayer
 from rloop_lightning.engines import ENGINES, rows, torch_engine
 from rloop_lightning.engines.base import RolloutEngine
 from rloop_lightning.engines.row_cache import RowLayer, row_cache
-from rloop_lightning.engines.torch_engine import TorchEngine, sample_tokens
+from rloop_lightning.engines.torch_engine import TorchEngine
 from rloop_lightning.policy import Policy
-from rloop_lightning.token_scores import LOGITS_PER_PIECE
-from rloop_lightning.types import Problem, Rollout, SamplingParams, collate
+from rloop_lightning.types import Problem, Rollout, collate
 
 MakePolicy = Callable[..., Policy]
 
@@ -205,85 +204,6 @@ def test_samples_follow_the_distribution(make_policy: MakePolicy, temperature: f
     assert 1e-3 < chi_squared_p_value(tokens, distribution) < 1 - 1e-3
 
 
-def test_a_token_of_probability_zero_is_never_sampled() -> None:
-    logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 1.0, -200.0, -torch.inf]])
-    almost_one = 1 - 2**-24  # the largest that torch.rand returns
-    for uniform, token, logprob in [(0.0, 1, -math.log(1 + math.e)), (almost_one, 3, 1 - math.log(1 + math.e))]:
-        tokens, logprobs = sample_tokens(logits, torch.tensor([uniform]), SamplingParams(max_new_tokens=1))
-        assert tokens.tolist() == [token]
-        assert logprobs.tolist() == pytest.approx([logprob])
-
-
-def test_the_largest_uniform_never_leaves_the_possible_tokens() -> None:
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(5000, 300, generator=generator) * 3
-    logits[:, -40:] = -torch.inf
-    uniforms = torch.full((5000,), 1 - 2**-24)
-    _, logprobs = sample_tokens(logits, uniforms, SamplingParams(max_new_tokens=1))
-    assert logprobs.isfinite().all()
-
-
-# Below, at and above the size of a block, whole blocks and not.
-VOCABULARIES = pytest.mark.parametrize("vocabulary", [1, 5, 127, 128, 129, 256, 300, 1000])
-LARGEST_UNIFORM = 1 - 2**-24
-
-
-@VOCABULARIES
-def test_inversion_equals_that_of_a_plain_running_sum(vocabulary: int) -> None:
-    generator = torch.Generator().manual_seed(vocabulary)
-    weights = (torch.randn(4000, vocabulary, generator=generator) * 2).exp()
-    weights[torch.rand(weights.shape, generator=generator) < 0.3] = 0
-    weights[:, vocabulary // 2] += 1e-3
-    uniforms = torch.rand(4000, 1, generator=generator)
-    tokens, total = torch_engine._invert(weights, uniforms)
-    sums = weights.double().cumsum(-1)
-    wanted = uniforms.double() * sums[:, -1:]
-    torch.testing.assert_close(total.double(), sums[:, -1:], rtol=1e-5, atol=0)
-    assert (weights.gather(-1, tokens) > 0).all()
-    expected = torch.searchsorted(sums, wanted, right=True)
-    assert float((tokens == expected).double().mean()) > 0.999
-    # The others are neighbours: what is wanted lies at the edge of their share but for rounding.
-    after = sums.gather(-1, tokens)
-    before = after - weights.double().gather(-1, tokens)
-    rounding = 1e-6 * sums[:, -1:]
-    assert ((before - rounding <= wanted) & (wanted <= after + rounding)).all()
-
-
-@VOCABULARIES
-@pytest.mark.parametrize("uniform", [0.0, 0.5, LARGEST_UNIFORM])
-@pytest.mark.parametrize("weight", [1.0, 0.1, 1e-42])  # the last a subnormal number, whose shares round up to it
-def test_inversion_finds_the_only_token_there_is(vocabulary: int, uniform: float, weight: float) -> None:
-    tokens, total = torch_engine._invert(weight * torch.eye(vocabulary), torch.full((vocabulary, 1), uniform))
-    assert tokens.flatten().tolist() == list(range(vocabulary))
-    torch.testing.assert_close(total, torch.full((vocabulary, 1), weight), rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("uniform", [0.0, 0.5, LARGEST_UNIFORM])
-@pytest.mark.parametrize("density", [0.01, 0.5])
-def test_inversion_never_gives_a_token_of_weight_zero(uniform: float, density: float) -> None:
-    generator = torch.Generator().manual_seed(0)
-    weights = (torch.randn(5000, 700, generator=generator) * 8).exp()  # over thirty orders of magnitude
-    weights[torch.rand(weights.shape, generator=generator) > density] = 0
-    weights = weights[weights.amax(-1) > 0]
-    tokens, _ = torch_engine._invert(weights, torch.full((len(weights), 1), uniform))
-    assert (weights.gather(-1, tokens) > 0).all()
-
-
-def test_top_p_is_the_smallest_set_that_reaches_p() -> None:
-    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(1000, 4)
-    uniforms = torch.arange(1000) / 1000
-
-    def kept(top_p: float, top_k: int = 0) -> set[int]:
-        return set(sample_tokens(logits, uniforms, SamplingParams(1, top_p=top_p, top_k=top_k))[0].tolist())
-
-    assert kept(0.49) == {0}
-    assert kept(0.51) == {0, 1}
-    assert kept(0.81) == {0, 1, 2}
-    assert kept(0.96) == {0, 1, 2, 3}
-    # After top-k 2 the first token has 0.5 / 0.8 of what is left.
-    assert kept(0.6, top_k=2) == {0}
-
-
 # --- seeds
 
 
@@ -375,21 +295,6 @@ def test_finished_rows_leave_the_batch(make_policy: MakePolicy, llama: bool) -> 
     assert len(seen) == lengths.max()
 
 
-@pytest.mark.parametrize("sampling", [SamplingParams(1), SamplingParams(1, top_p=0.8, top_k=5)])
-@pytest.mark.parametrize("piece", [1, 7 * 30, 8 * 30 - 1, 10**9])
-def test_drawing_some_rows_at_a_time_draws_the_same(
-    piece: int, sampling: SamplingParams, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    generator = torch.Generator().manual_seed(0)
-    logits, uniforms = torch.randn(50, 30, generator=generator) * 3, torch.rand(50, generator=generator)
-    tokens, logprobs = sample_tokens(logits, uniforms, sampling)
-    monkeypatch.setitem(LOGITS_PER_PIECE, "cpu", piece)
-    one_tokens, one_logprobs = sample_tokens(logits, uniforms, sampling)
-    assert one_tokens.tolist() == tokens.tolist()
-    assert len(set(one_tokens.tolist())) > 10
-    torch.testing.assert_close(one_logprobs, logprobs, rtol=0, atol=1e-6)
-
-
 @pytest.mark.parametrize("sharing", [1, 3])
 @pytest.mark.parametrize("padded", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -412,6 +317,18 @@ def test_decoding_attends_as_a_softmax_written_out(dtype: torch.dtype, padded: b
     assert found.dtype == dtype
     rounding = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=rounding)
+
+
+def test_the_prefill_of_a_model_of_any_kind_is_bounded(
+    make_policy: MakePolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten prompts of at most seven tokens, two or three at a time: Hugging Face's forward takes whole batches."""
+    policy = policy_of_kind(make_policy, llama=False)
+    expected = run(policy, n=3)
+    monkeypatch.setattr(rows, "_PREFILL_TOKENS", 20)
+    seen = record_tokens(policy)
+    assert completions(run(policy, n=3)) == completions(expected)
+    assert max(seen) <= 20
 
 
 def test_equal_prompts_need_no_mask(make_policy: MakePolicy, monkeypatch: pytest.MonkeyPatch) -> None:
