@@ -286,14 +286,15 @@ def test_the_example_of_docs_data_runs(
     for name, rows in zip(("train", "test"), re.findall(r"```jsonl\n(.*?)```", page, re.DOTALL), strict=True):
         (tmp_path / f"{name}.jsonl").write_text(rows)
     monkeypatch.chdir(tmp_path)
-    checked, trained = (shlex.split(block) for block in re.findall(r"```console\n(.*?)```", page, re.DOTALL))
+    commands = re.findall(r"```console\n(.*?)```", page, re.DOTALL)
+    checked, trained = (shlex.split(command.replace("\\\n", " ")) for command in commands)
     assert checked.pop(0) == "rloop-data"
     assert main(checked) == 0
     out = capsys.readouterr().out
     assert "train: 3 problems of 3 rows" in out
     assert "also in train: 1" in out
     assert trained.pop(0) == "rloop-fit"
-    values = {"MODEL": str(tiny_model), "my_task.LastWord": "test_data_cli.AnyAnswer"}
+    values = {"MODEL": str(tiny_model), "512": "16"}
     assert fit(tmp_path, tiny_model, *(values.get(word, word) for word in trained), "--out", "run") == 0
 
 
