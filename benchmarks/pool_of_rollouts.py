@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from rloop_lightning.pool import FEW_SUCCESSES, LOGPROBS, POOL_SCHEMA, TOKEN_IDS, write_shard
+from rloop_lightning.rollouts.pool import FEW_SUCCESSES, LOGPROBS, POOL_SCHEMA, TOKEN_IDS, write_shard
 
 _LETTERS = np.frombuffer(b"abcdefghijklmnopqrstuvwxyz0123456789+-*/=()", dtype=np.uint8)
 

@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from rloop_lightning.atomic import write_text
+from rloop_lightning.system.files import write_text
 
 _PACKAGES = ("rloop-lightning", "torch", "transformers", "lightning", "trl", "accelerate", "pyarrow")
 

@@ -22,9 +22,9 @@ from transformers import TrainerCallback
 
 from benchmarks.side_trl import make_trainer
 from rloop_lightning.algorithms.dapo import DAPO
+from rloop_lightning.cli.registry import find_class
 from rloop_lightning.data.base import ProblemSource
-from rloop_lightning.policy import Policy, PolicyConfig
-from rloop_lightning.registry import find_class
+from rloop_lightning.model.policy import Policy, PolicyConfig
 from rloop_lightning.rewards.base import Reward
 from rloop_lightning.types import Group, Problem, Rollout, SamplingParams
 
@@ -94,7 +94,7 @@ def gradient_of_ours(request: dict[str, Any], seen: list[dict[str, Tensor]]) -> 
     scores = policy.logprobs(batch)
     # Strictly on-policy: the logprobs of the policy that generated are these.
     output = algorithm.loss(scores, replace(batch, old_logprobs=scores.logprobs.detach()))
-    ((output.loss * batch.mask).sum() / algorithm.loss_count(batch)).backward()
+    ((output.loss * batch.loss_mask).sum() / algorithm.loss_count(batch)).backward()
     return _gradient(policy.model)
 
 

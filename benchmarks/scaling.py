@@ -27,11 +27,11 @@ from benchmarks.pool_of_rollouts import PoolShape, write_pool
 from benchmarks.report import Result, Table, size_text
 from benchmarks.step_vs_trl import open_side, random_task
 from benchmarks.task import OURS, Task, variants
-from rloop_lightning.filter import FilterConfig, build_expert_set
-from rloop_lightning.pool import RolloutPool
+from rloop_lightning.rollouts.filter import FilterConfig, build_expert_set
+from rloop_lightning.rollouts.pool import RolloutPool
 
 _BARS = "Bars: 10 million rollouts in less than 60 s and 1 GB; `--help` in less than 3 s."
-_FIT = "import sys; from rloop_lightning.commands import rloop_fit; sys.exit(rloop_fit())"
+_FIT = "import sys; from rloop_lightning.cli.commands import rloop_fit; sys.exit(rloop_fit())"
 
 
 def run(options: Options) -> Result:

@@ -17,9 +17,9 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 
 from benchmarks.measure import Gate
 from rloop_lightning.algorithms.policy_module import PolicyModule
-from rloop_lightning.cli import RLoopCLI
+from rloop_lightning.cli.fit import RLoopCLI
 from rloop_lightning.engines.base import RolloutEngine
-from rloop_lightning.policy import Policy
+from rloop_lightning.model.policy import Policy
 from rloop_lightning.rewards.base import Reward
 from rloop_lightning.types import RolloutStep
 

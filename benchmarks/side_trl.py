@@ -18,9 +18,9 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from benchmarks.measure import Gate
+from rloop_lightning.cli.registry import find_class
 from rloop_lightning.data.base import ProblemSource
-from rloop_lightning.policy import EMBEDDED_MODEL, embedded_model_path, load_tokenizer
-from rloop_lightning.registry import find_class
+from rloop_lightning.model.policy import EMBEDDED_MODEL, embedded_model_path, load_tokenizer
 from rloop_lightning.rewards.base import Reward
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.measure import ROOT
-from rloop_lightning.run_metrics import read_metrics
+from rloop_lightning.run.metrics_csv import read_metrics
 
 _LOG_TAIL_CHARACTERS = 3000
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from rloop_lightning.commands import rloop_fit
+from rloop_lightning.cli.commands import rloop_fit
 
 if __name__ == "__main__":
     sys.exit(rloop_fit())

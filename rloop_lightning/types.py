@@ -46,8 +46,8 @@ class SamplingParams:
         top_k: keep the k most likely tokens; 0 keeps all.
         top_p: keep the smallest set of tokens whose probability reaches p; 1 keeps all.
         seed: the same seed, weights and engine give the same rollouts.
-        report_experts: whether rollouts come with the experts they were computed with, where routing replay R3 wants
-            those; whoever does not train on them saves the memory.
+        report_routed_experts: whether rollouts come with the experts they were computed with, where routing replay R3
+            wants those; an evaluation, which does not train on them, saves the memory.
     """
 
     max_new_tokens: int
@@ -55,7 +55,7 @@ class SamplingParams:
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
-    report_experts: bool = True
+    report_routed_experts: bool = True
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,9 @@ class Rollout:
     success: bool = False
     reward_parts: Mapping[str, float] = field(default_factory=dict)  # by name, what a combined reward is made of
     replayed: bool = False  # drawn from a pool: its ratio is taken against the sampling logprobs it was recorded with
-    experts: np.ndarray | None = None  # [S + T - 1, layers, top_k] uint8 or int16, those that the engine computed with
+    routed_experts: np.ndarray | None = (
+        None  # [S + T - 1, layers, top_k] uint8 or int16, those that the engine computed with
+    )
 
     @property
     def length(self) -> int:
@@ -120,7 +122,7 @@ class RolloutBatch:
     prompt_lengths: Tensor  # [B] int64, tokens
     completion_lengths: Tensor  # [B] int64, tokens
     sampling_logprobs: Tensor  # [B, T] float32, nats, 0 behind the completion
-    mask: Tensor  # [B, T] bool, the completion tokens that carry loss
+    loss_mask: Tensor  # [B, T] bool, the completion tokens that carry loss
     advantages: Tensor  # [B] float32
     replayed: Tensor  # [B] bool, rows from a pool
     rows: Tensor  # [B] int64, which of the training step's rollouts each row is
@@ -129,8 +131,10 @@ class RolloutBatch:
     old_logprobs: Tensor | None = None  # [B, T] float32, nats
     temperature: float = 1.0
     max_new_tokens: int = 0  # completion length limit that they were sampled with
-    experts: Tensor | None = None  # [B, L, layers, top_k] uint8 or int16, to replay; not of a row's last token
-    old_experts: Tensor | None = None  # [B, L, layers, top_k], the old policy's own choice, where it isn't `experts`
+    routed_experts: Tensor | None = None  # [B, L, layers, top_k] uint8 or int16, to replay; not of a row's last token
+    old_routed_experts: Tensor | None = (
+        None  # [B, L, layers, top_k], the old policy's own choice, where it isn't `experts`
+    )
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]
@@ -142,8 +146,8 @@ class RolloutBatch:
 
     @property
     def completion_mask(self) -> Tensor:
-        """Where a completion token stands [B, T]; `mask` is this one less what carries no loss."""
-        positions = torch.arange(self.mask.shape[1], device=self.mask.device)
+        """Where a completion token stands [B, T]; `loss_mask` is this one less what carries no loss."""
+        positions = torch.arange(self.loss_mask.shape[1], device=self.loss_mask.device)
         return positions < self.completion_lengths[:, None]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
@@ -163,7 +167,7 @@ class RolloutBatch:
         """The given rows, trimmed to their longest sequence and longest completion."""
         length = int(self.lengths[rows].max())
         completion_length = int(self.completion_lengths[rows].max())
-        widths = {"input_ids": length, "experts": length, "old_experts": length}
+        widths = {"input_ids": length, "routed_experts": length, "old_routed_experts": length}
         chosen: dict[str, Any] = {
             f.name: value[rows] if value.dim() == 1 else value[rows, : widths.get(f.name, completion_length)]
             for f in fields(self)
@@ -202,6 +206,15 @@ class RolloutStep:
 
 
 @dataclass(frozen=True)
+class TokenScores:
+    """What the policy says of a batch's completion tokens; 0 behind the completion."""
+
+    logprobs: Tensor  # [B, T] float32, nats, with gradients
+    entropy: Tensor  # [B, T] float32, nats, detached
+    routed_experts: Tensor | None = None  # [B, L, layers, top_k], the routers' own choice; None without routing replay
+
+
+@dataclass(frozen=True)
 class LossOutput:
     """What a loss gives for a micro-batch: numbers of each token, [B, T], or of each row, [B, 1].
 
@@ -228,7 +241,7 @@ def collate(
     rollouts: Sequence[Rollout],
     advantages: Sequence[float] | np.ndarray,
     *,
-    carries_loss: Sequence[bool] | None = None,
+    in_loss: Sequence[bool] | None = None,
     temperature: float = 1.0,
     max_new_tokens: int = 0,
 ) -> RolloutBatch:
@@ -237,7 +250,7 @@ def collate(
     Args:
         rollouts: B rollouts, each of at least one completion token; all of them with experts, or none.
         advantages: [B]; the weights, in maximum likelihood.
-        carries_loss: [B], false masks a whole row; default all true.
+        in_loss: [B], false masks a whole row; default all true.
         temperature: that they were sampled with; logprobs are taken at the same one.
         max_new_tokens: completion length limit that they were sampled with.
     """
@@ -253,8 +266,8 @@ def collate(
         input_ids[row, prompt:end] = rollout.completion_ids
         sampling_logprobs[row, : rollout.length] = rollout.sampling_logprobs
     mask = torch.arange(width) < completion_lengths[:, None]
-    if carries_loss is not None:
-        mask &= torch.as_tensor(carries_loss, dtype=torch.bool)[:, None]
+    if in_loss is not None:
+        mask &= torch.as_tensor(in_loss, dtype=torch.bool)[:, None]
     numbers: dict[bytes, int] = {}
     return RolloutBatch(
         input_ids=torch.from_numpy(input_ids),
@@ -262,19 +275,19 @@ def collate(
         prompt_lengths=prompt_lengths,
         completion_lengths=completion_lengths,
         sampling_logprobs=torch.from_numpy(sampling_logprobs),
-        mask=mask,
+        loss_mask=mask,
         advantages=torch.as_tensor(advantages, dtype=torch.float32),
         replayed=torch.tensor([rollout.replayed for rollout in rollouts]),
         rows=torch.arange(rows),
         temperature=temperature,
         max_new_tokens=max_new_tokens,
-        experts=_collate_experts(rollouts, input_ids.shape[1]),
+        routed_experts=_collate_routed_experts(rollouts, input_ids.shape[1]),
     )
 
 
-def _collate_experts(rollouts: Sequence[Rollout], length: int) -> Tensor | None:
+def _collate_routed_experts(rollouts: Sequence[Rollout], length: int) -> Tensor | None:
     """The experts of rollouts as [B, L, layers, top_k], where they have any."""
-    recorded = [rollout.experts for rollout in rollouts if rollout.experts is not None]
+    recorded = [rollout.routed_experts for rollout in rollouts if rollout.routed_experts is not None]
     if not recorded:
         return None
     expected = [len(r.prompt_ids) + r.length - 1 for r in rollouts]

@@ -1,4 +1,4 @@
-"""Imports point one way, from the command line down to the data types; nothing imports through the root's symlinks."""
+"""Imports point one way, room to room; nothing imports through the root's symlinks."""
 
 from __future__ import annotations
 
@@ -12,22 +12,36 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "rloop_lightning"
 DOORS = ("algorithms", "callbacks", "configs")
 
-# From the bottom up; a module imports from its own layer and from those above it in this list. `__init__` is the
-# package's own, which every import runs.
-LAYERS = (
-    {"__init__", "types", "shapes", "atomic", "checksums", "faults", "signals"},
-    {"advantages", "losses", "metrics", "llama", "packing", "token_scores", "routers"},
-    {"hub_access", "model_folder", "policy_scores", "routing"},
-    {"policy", "rewards", "pool", "filter", "data", "engines", "run_metrics", "report"},
-    {"evaluation", "reference", "replay_buffer"},
-    {"algorithms", "callbacks"},
-    {"loop", "state", "parts", "handover", "run_folder", "resume", "registry", "arguments", "diagnosis", "run_start"},
-    {"cli", "data_cli"},
-    {"commands"},
+# From the bottom up: a room imports from itself and from the rows above its own; rooms of one row do not know each
+# other. `types`, `errors` and `seeds` are files that every room knows; `__init__` names what lies in the rooms, and
+# loads it when somebody asks.
+ROWS = (
+    {"__init__", "types", "errors", "seeds"},
+    {"system"},
+    {"data", "rewards", "model"},
+    {"engines"},
+    {"rollouts"},
+    {"algorithms", "evaluation"},
+    {"callbacks"},
+    {"run"},
+    {"cli"},
     {"__main__"},
 )
-LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
-STRANGERS = ({"algorithms", "callbacks"},)  # one layer, yet none may know another
+ROOMS = {
+    "system",
+    "data",
+    "rewards",
+    "model",
+    "engines",
+    "rollouts",
+    "algorithms",
+    "evaluation",
+    "callbacks",
+    "run",
+    "cli",
+}
+ROW = {room: number for number, rooms in enumerate(ROWS) for room in rooms}
+STRANGERS = ({"algorithms", "callbacks"},)  # of two rows, and may not
 
 
 def imported_names(source: str, package: tuple[str, ...]) -> Iterator[str]:
@@ -41,16 +55,20 @@ def imported_names(source: str, package: tuple[str, ...]) -> Iterator[str]:
             yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
+def may_import(importer: str, imported: str) -> bool:
+    if importer == imported:
+        return True
+    return ROW[imported] < ROW[importer] and not any({importer, imported} <= strangers for strangers in STRANGERS)
+
+
 def wrong_arrows(root: Path) -> list[str]:
-    """One line for every import in `root`'s package that points the wrong way, and every module without a layer."""
+    """One line for every import in `root`'s package that points the wrong way, and every file that is in no room."""
     problems = []
     for path in sorted((root / PACKAGE).rglob("*.py")):
         parts = path.relative_to(root).with_suffix("").parts
         importer = parts[1]
-        if importer not in LEVEL:
-            problems.append(
-                f"{'/'.join(parts)}.py: {importer} has no layer; add it to LAYERS in tests/test_architecture.py"
-            )
+        if importer not in ROW:
+            problems.append(f"{'/'.join(parts)}.py: {importer} is no room; see ROWS in tests/test_architecture.py")
             continue
         for name in imported_names(path.read_text(encoding="utf-8"), parts[:-1]):
             top, *rest = name.split(".")
@@ -58,32 +76,51 @@ def wrong_arrows(root: Path) -> list[str]:
                 problems.append(f"{'/'.join(parts)}.py: imports {name} through a symlink; write {PACKAGE}.{name}")
             if top != PACKAGE:
                 continue
-            # A name that is no module's is defined in the package's `__init__`.
-            is_module = rest and any((root / PACKAGE / f"{rest[0]}{end}").exists() for end in ("", ".py"))
-            imported = rest[0] if is_module else "__init__"
-            strangers = any({importer, imported} <= group for group in STRANGERS) and importer != imported
-            if LEVEL.get(imported, -1) > LEVEL[importer] or strangers:
+            imported = rest[0] if rest and rest[0] in ROW else "__init__"  # where all other names are defined
+            if not may_import(importer, imported):
                 problems.append(f"{'/'.join(parts)}.py: {importer} must not import {imported} ({name})")
     return problems
 
 
 def test_imports_point_one_way() -> None:
-    assert (ROOT / PACKAGE / "types.py").is_file()  # or there would be nothing to read
     assert wrong_arrows(ROOT) == []
+
+
+def test_the_package_is_eleven_rooms_and_what_all_of_them_know() -> None:
+    folders = {path.name for path in (ROOT / PACKAGE).iterdir() if path.is_dir() and (path / "__init__.py").exists()}
+    assert folders == ROOMS
+    assert {path.stem for path in (ROOT / PACKAGE).glob("*.py")} | ROOMS == set(ROW)
+
+
+def test_a_file_has_one_subject() -> None:
+    long = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in (ROOT / PACKAGE).rglob("*.py")}
+    assert {path: lines for path, lines in long.items() if lines > 300} == {}
 
 
 @pytest.mark.parametrize(
     ("path", "source", "expected"),
     [
-        ("loop.py", "from rloop_lightning.algorithms import base", None),
-        ("policy.py", "from rloop_lightning.rewards.math import Math", None),  # the same layer
+        ("run/loop.py", "from rloop_lightning.algorithms import base", None),
         ("rewards/math.py", "from .base import Reward\nfrom ..types import Problem", None),
-        ("losses.py", "from rloop_lightning import __version__", None),
-        ("types.py", "import rloop_lightning.losses", "types must not import losses (rloop_lightning.losses)"),
-        ("losses.py", "from rloop_lightning import policy", "losses must not import policy (rloop_lightning.policy)"),
-        ("rewards/math.py", "from ..loop import X", "rewards must not import loop (rloop_lightning.loop.X)"),
-        ("rewards/__init__.py", "from .. import loop", "rewards must not import loop (rloop_lightning.loop)"),
-        ("policy.py", "def f():\n    import rloop_lightning.cli", "policy must not import cli (rloop_lightning.cli)"),
+        (
+            "data/readable.py",
+            "import rloop_lightning.rewards",
+            "data must not import rewards (rloop_lightning.rewards)",
+        ),
+        ("model/policy.py", "from rloop_lightning import __version__", None),
+        (
+            "types.py",
+            "import rloop_lightning.model.policy",
+            "types must not import model (rloop_lightning.model.policy)",
+        ),
+        ("model/policy.py", "from rloop_lightning import run", "model must not import run (rloop_lightning.run)"),
+        ("rewards/math.py", "from ..run.loop import X", "rewards must not import run (rloop_lightning.run.loop.X)"),
+        ("rewards/math.py", "import rloop_lightning.model", "rewards must not import model (rloop_lightning.model)"),
+        (
+            "engines/base.py",
+            "def f():\n    import rloop_lightning.cli",
+            "engines must not import cli (rloop_lightning.cli)",
+        ),
         (
             "algorithms/dapo.py",
             "if TYPE_CHECKING:\n    from rloop_lightning.callbacks import capture",
@@ -94,30 +131,14 @@ def test_imports_point_one_way() -> None:
             "from rloop_lightning.algorithms.dapo import DAPO",
             "callbacks must not import algorithms (rloop_lightning.algorithms.dapo.DAPO)",
         ),
-        (
-            "__init__.py",
-            "from .policy import Policy",
-            "__init__ must not import policy (rloop_lightning.policy.Policy)",
-        ),
-        ("loop.py", "import algorithms.dapo", "imports algorithms.dapo through a symlink; write "),
-        ("elsewhere.py", "", "elsewhere has no layer; add it to LAYERS"),
+        ("run/loop.py", "import algorithms.dapo", "imports algorithms.dapo through a symlink; write "),
+        ("elsewhere.py", "", "elsewhere is no room; see ROWS"),
     ],
 )
 def test_a_wrong_arrow_is_found(tmp_path: Path, path: str, source: str, expected: str | None) -> None:
-    for module in (
-        "types",
-        "losses",
-        "policy",
-        "loop",
-        "cli",
-        "rewards/__init__",
-        "algorithms/__init__",
-        "callbacks/__init__",
-    ):
-        file = tmp_path / PACKAGE / f"{module}.py"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch()
-    (tmp_path / PACKAGE / path).write_text(source, encoding="utf-8")
+    file = tmp_path / PACKAGE / path
+    file.parent.mkdir(parents=True)
+    file.write_text(source, encoding="utf-8")
     problems = wrong_arrows(tmp_path)
     if expected is None:
         assert problems == []

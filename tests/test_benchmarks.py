@@ -26,7 +26,7 @@ from benchmarks import (
 from benchmarks.__main__ import main
 from benchmarks.models import SIZES, EvenLetters, RandomPrompts, save_model
 from benchmarks.pool_of_rollouts import PoolShape, write_pool
-from rloop_lightning.run_metrics import read_metrics
+from rloop_lightning.run.metrics_csv import read_metrics
 
 
 @pytest.fixture(scope="module")

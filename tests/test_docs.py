@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from rloop_lightning.algorithms import ALGORITHMS
-from rloop_lightning.arguments import preset_folder
-from rloop_lightning.cli import RLoopCLI, main
-from rloop_lightning.run_metrics import read_metrics
+from rloop_lightning.cli.arguments import preset_folder
+from rloop_lightning.cli.fit import RLoopCLI, main
+from rloop_lightning.run.metrics_csv import read_metrics
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",

@@ -20,9 +20,8 @@ import torch
 from builders import make_rollout
 from killing import run_main
 
-from rloop_lightning.policy import TokenScores
-from rloop_lightning.run_metrics import read_metrics
-from rloop_lightning.types import collate
+from rloop_lightning.run.metrics_csv import read_metrics
+from rloop_lightning.types import TokenScores, collate
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLE = ROOT / "examples" / "rloop-lightning-rloo"
@@ -96,6 +95,6 @@ def test_the_loss_by_hand(example: Any) -> None:
     batch = collate([make_rollout(completion=(6, 1)), make_rollout(completion=(1,))], [2.0, -1.0])
     batch = replace(batch, old_logprobs=logprobs.detach() - log_ratio)
     output = example.RLOO().loss(TokenScores(logprobs, torch.zeros(2, 2)), batch)
-    output.loss[batch.mask].sum().backward()
-    assert output.loss[batch.mask].tolist() == pytest.approx([2.0, 12.0, -0.5])
+    output.loss[batch.loss_mask].sum().backward()
+    assert output.loss[batch.loss_mask].tolist() == pytest.approx([2.0, 12.0, -0.5])
     assert logprobs.grad.flatten().tolist() == pytest.approx([-2.0, -4.0, 0.5, 0.0])

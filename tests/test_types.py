@@ -28,7 +28,7 @@ def test_collate_lays_out_rows():
     assert batch.completion_lengths.tolist() == [2, 4]
     assert batch.lengths.tolist() == [5, 5]
     assert batch.sampling_logprobs.tolist() == [[-0.5, -0.25, 0, 0], [-1, -2, -3, -4]]
-    assert batch.mask.tolist() == [[True, True, False, False], [True] * 4]
+    assert batch.loss_mask.tolist() == [[True, True, False, False], [True] * 4]
     assert batch.advantages.tolist() == [0.5, -1.5]
     assert batch.old_logprobs is None
     assert batch.temperature == 0.7
@@ -43,8 +43,8 @@ def test_rows_of_the_same_prompt_have_the_same_number():
 
 
 def test_a_row_that_carries_no_loss_keeps_its_completion():
-    batch = small_batch(carries_loss=[True, False])
-    assert batch.mask.tolist() == [[True, True, False, False], [False] * 4]
+    batch = small_batch(in_loss=[True, False])
+    assert batch.loss_mask.tolist() == [[True, True, False, False], [False] * 4]
     assert batch.completion_mask.tolist() == [[True, True, False, False], [True] * 4]
 
 
@@ -63,7 +63,7 @@ def test_select_takes_rows_in_order_and_trims():
     assert part.completion_lengths.tolist() == [2, 1]
     assert part.sampling_logprobs.tolist() == [batch.sampling_logprobs[i, :2].tolist() for i in (3, 2)]
     assert part.old_logprobs.tolist() == [[27.0, 28.0], [18.0, 19.0]]
-    assert part.mask.tolist() == [[True, True], [True, False]]
+    assert part.loss_mask.tolist() == [[True, True], [True, False]]
     assert part.advantages.tolist() == [batch.advantages[i].item() for i in (3, 2)]
 
 
@@ -71,7 +71,7 @@ def with_experts(rollout, first, layers=3, top_k=2, dtype=np.uint8):
     """A record that counts on from `first`."""
     tokens = len(rollout.prompt_ids) + rollout.length - 1
     experts = first + np.arange(tokens * layers * top_k).reshape(tokens, layers, top_k)
-    return replace(rollout, experts=experts.astype(dtype))
+    return replace(rollout, routed_experts=experts.astype(dtype))
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16])
@@ -79,31 +79,31 @@ def test_experts_stand_at_all_tokens_but_the_last_and_are_trimmed_with_their_row
     long, short = make_rollout("a", (6, 7, 8, 1), prompt=(3, 4)), make_rollout("b", (1,), prompt=(3, 4, 5))
     rollouts = [with_experts(long, 0, dtype=dtype), with_experts(short, 100, dtype=dtype)]
     batch = collate(rollouts, [0, 0])
-    assert batch.experts.shape == (2, 6, 3, 2)
-    assert batch.experts.dtype == torch.from_numpy(rollouts[0].experts).dtype
-    assert batch.experts[0, :5].tolist() == rollouts[0].experts.tolist()
-    assert batch.experts[1, :3].tolist() == rollouts[1].experts.tolist()
-    assert not batch.experts[0, 5:].any()
-    assert not batch.experts[1, 3:].any()
-    batch = replace(batch, old_experts=batch.experts + 1)
+    assert batch.routed_experts.shape == (2, 6, 3, 2)
+    assert batch.routed_experts.dtype == torch.from_numpy(rollouts[0].routed_experts).dtype
+    assert batch.routed_experts[0, :5].tolist() == rollouts[0].routed_experts.tolist()
+    assert batch.routed_experts[1, :3].tolist() == rollouts[1].routed_experts.tolist()
+    assert not batch.routed_experts[0, 5:].any()
+    assert not batch.routed_experts[1, 3:].any()
+    batch = replace(batch, old_routed_experts=batch.routed_experts + 1)
     part = batch.select(torch.tensor([1]))
-    assert part.experts.tolist() == batch.experts[[1], :4].tolist()
-    assert part.old_experts.tolist() == (batch.experts[[1], :4] + 1).tolist()
+    assert part.routed_experts.tolist() == batch.routed_experts[[1], :4].tolist()
+    assert part.old_routed_experts.tolist() == (batch.routed_experts[[1], :4] + 1).tolist()
     (_, first), (_, second) = batch.micro_batches(6)
-    assert (first.experts.shape[:2], second.experts.shape[:2]) == ((1, 6), (1, 4))
-    assert batch.to("meta").experts.is_meta
-    assert batch.to("meta").old_experts.is_meta
+    assert (first.routed_experts.shape[:2], second.routed_experts.shape[:2]) == ((1, 6), (1, 4))
+    assert batch.to("meta").routed_experts.is_meta
+    assert batch.to("meta").old_routed_experts.is_meta
 
 
 def test_without_experts_a_batch_has_none():
-    assert random_batch().experts is None
-    assert random_batch().select(torch.tensor([0])).experts is None
+    assert random_batch().routed_experts is None
+    assert random_batch().select(torch.tensor([0])).routed_experts is None
 
 
 @pytest.mark.parametrize("cut", [slice(0, 0), slice(0, 2), None])
 def test_experts_of_some_rollouts_or_of_other_lengths_are_refused(cut):
     first, second = with_experts(make_rollout(), 0), with_experts(make_rollout(), 0)
-    spoilt = replace(second, experts=None if cut is None else second.experts[cut])
+    spoilt = replace(second, routed_experts=None if cut is None else second.routed_experts[cut])
     with pytest.raises(ValueError, match="either all rollouts of a batch or none come with experts, of every token"):
         collate([first, spoilt], [0, 0])
 
@@ -118,11 +118,11 @@ def test_micro_batches_hold_every_row_once_within_the_budget(lengths, max_tokens
     for rows, micro in batch.micro_batches(max_tokens):
         assert micro.input_ids.numel() <= max_tokens or len(micro) == 1
         assert micro.input_ids.shape[1] == int(micro.lengths.max())
-        assert micro.mask.shape[1] == int(micro.completion_lengths.max())
+        assert micro.loss_mask.shape[1] == int(micro.completion_lengths.max())
         for row, number in enumerate(rows.tolist()):
             length, completion = sum(lengths[number]), lengths[number][1]
             assert micro.input_ids[row, :length].tolist() == batch.input_ids[number, :length].tolist()
-            assert micro.mask[row].sum() == completion
+            assert micro.loss_mask[row].sum() == completion
             assert micro.advantages[row] == batch.advantages[number]
             assert previous is None or previous >= length
             previous = length
@@ -161,5 +161,5 @@ def test_success_count_and_length():
 def test_collate_keeps_dtypes():
     batch = collate([make_rollout()], np.array([0.1], dtype=np.float64))
     assert (batch.input_ids.dtype, batch.advantages.dtype) == (torch.int64, torch.float32)
-    assert (batch.sampling_logprobs.dtype, batch.mask.dtype) == (torch.float32, torch.bool)
+    assert (batch.sampling_logprobs.dtype, batch.loss_mask.dtype) == (torch.float32, torch.bool)
     assert batch.advantages.tolist() == [pytest.approx(0.1)]

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from rloop_lightning.algorithms.kl_term import KLPenalty
-from rloop_lightning.losses import policy_gradient, ratio
-from rloop_lightning.policy import TokenScores
-from rloop_lightning.types import LossOutput, RolloutBatch
+from rloop_lightning.algorithms.losses import policy_gradient, ratio
+from rloop_lightning.types import LossOutput, RolloutBatch, TokenScores
 
 
 class RLOO(KLPenalty):

@@ -19,10 +19,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from rloop_lightning.algorithms.losses import importance_weights, kl
 from rloop_lightning.algorithms.policy_module import PolicyModule
-from rloop_lightning.losses import importance_weights, kl
-from rloop_lightning.policy import TokenScores
-from rloop_lightning.types import Group, LossOutput, Rollout, RolloutBatch, RolloutStep, SamplingParams, collate
+from rloop_lightning.types import (
+    Group,
+    LossOutput,
+    Rollout,
+    RolloutBatch,
+    RolloutStep,
+    SamplingParams,
+    TokenScores,
+    collate,
+)
 
 
 class Algorithm(PolicyModule):
@@ -61,17 +69,17 @@ class Algorithm(PolicyModule):
     """How small a group may be for `advantages` to mean something."""
 
     max_generation_batches = 1
-    """How many problems a rollout step may sample for groups that `keeps` lets through, in multiples of its own P."""
+    """Problems that a rollout step may sample for groups that `keep_group` lets through, in multiples of its own P."""
 
     @abstractmethod
     def advantages(self, rewards: Tensor) -> Tensor:
         """Rewards [P, G] to advantages [P, G]."""
 
-    def keeps(self, group: Group) -> bool:
+    def keep_group(self, group: Group) -> bool:
         """Whether a group is trained on; the rollout step samples on until it has enough that are."""
         return True
 
-    def unfit(self, sampling: SamplingParams) -> list[str]:
+    def validate(self, sampling: SamplingParams) -> list[str]:
         """What does not work with this sampling, one message each."""
         return []
 
@@ -79,7 +87,7 @@ class Algorithm(PolicyModule):
         """The rewards [B] that advantages are computed from, group by group; the pool keeps those without shaping."""
         return torch.tensor([rollout.reward for group in groups for rollout in group.rollouts], dtype=torch.float64)
 
-    def carries_loss(self, rollout: Rollout) -> bool:
+    def in_loss(self, rollout: Rollout) -> bool:
         """Whether a rollout's tokens are in the loss."""
         return True
 
@@ -100,7 +108,7 @@ class Algorithm(PolicyModule):
         batch = collate(
             rollouts,
             self.group_advantages(rewards, numbers).numpy(),
-            carries_loss=[self.carries_loss(rollout) for rollout in rollouts],
+            in_loss=[self.in_loss(rollout) for rollout in rollouts],
             temperature=sampling.temperature,
             max_new_tokens=sampling.max_new_tokens,
         )
@@ -166,7 +174,7 @@ class Algorithm(PolicyModule):
 
         The first share needs no old logprobs: until its optimizer step, the policy still is the one that generated.
         """
-        rows = torch.arange(len(batch), device=batch.mask.device).tensor_split(self.updates_per_step)
+        rows = torch.arange(len(batch), device=batch.loss_mask.device).tensor_split(self.updates_per_step)
         shares = [batch.select(share) for share in rows]
         yield from [shares[0], *[self._with_old_logprobs(share) for share in shares[1:]]]
 
@@ -174,9 +182,9 @@ class Algorithm(PolicyModule):
         """The batch with what the old policy says of it, which is the current one before the first update."""
         if batch.old_logprobs is not None:
             return batch
-        old = self.policy.frozen_scores(batch)
-        if self.policy.routing is not None and old.experts is not None:
-            batch = self.policy.routing.recorded(batch, old.experts)
+        old = self.policy.scores_no_grad(batch)
+        if self.policy.routing is not None and old.routed_experts is not None:
+            batch = self.policy.routing.recorded(batch, old.routed_experts)
         return replace(batch, old_logprobs=batch.recorded_or(old.logprobs))
 
 

@@ -7,9 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from rloop_lightning.algorithms.base import Algorithm
-from rloop_lightning.losses import clipped, clipped_surrogate, ratio
-from rloop_lightning.policy import TokenScores
-from rloop_lightning.types import LossOutput, RolloutBatch
+from rloop_lightning.algorithms.losses import clipped, clipped_surrogate, ratio
+from rloop_lightning.types import LossOutput, RolloutBatch, TokenScores
 
 
 class ClippedAlgorithm(Algorithm):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rloop_lightning.advantages import group_normalised
+from rloop_lightning.algorithms.advantages import group_normalised
 from rloop_lightning.algorithms.clipped import ClippedAlgorithm
 from rloop_lightning.types import Group, Rollout, SamplingParams
 
@@ -52,11 +52,11 @@ class DAPO(ClippedAlgorithm):
             overlong_buffer_tokens >= 0, "overlong_buffer_tokens", "must be >= 0 tokens", overlong_buffer_tokens
         )
 
-    def keeps(self, group: Group) -> bool:
+    def keep_group(self, group: Group) -> bool:
         """Dynamic sampling looks at correctness: shaped rewards differ inside a group that is all wrong, too."""
         return not self.dynamic_sampling or 0 < group.success_count < len(group.rollouts)
 
-    def unfit(self, sampling: SamplingParams) -> list[str]:
+    def validate(self, sampling: SamplingParams) -> list[str]:
         if self.overlong_buffer_tokens < sampling.max_new_tokens:
             return []
         limit = f"--engine.max_new_tokens {sampling.max_new_tokens}"
@@ -71,7 +71,7 @@ class DAPO(ClippedAlgorithm):
             lengths, max_tokens=sampling.max_new_tokens, buffer_tokens=self.overlong_buffer_tokens
         )
 
-    def carries_loss(self, rollout: Rollout) -> bool:
+    def in_loss(self, rollout: Rollout) -> bool:
         return not (self.mask_truncated and rollout.finish_reason == "length")
 
     def advantages(self, rewards: Tensor) -> Tensor:

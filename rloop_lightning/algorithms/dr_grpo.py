@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from rloop_lightning.advantages import centred
+from rloop_lightning.algorithms.advantages import centred
 from rloop_lightning.algorithms.clipped import ClippedAlgorithm
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from rloop_lightning.advantages import group_normalised
+from rloop_lightning.algorithms.advantages import group_normalised
 from rloop_lightning.algorithms.clipped import ClippedAlgorithm
 from rloop_lightning.algorithms.kl_term import KLPenalty
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from rloop_lightning.advantages import group_normalised
+from rloop_lightning.algorithms.advantages import group_normalised
 from rloop_lightning.algorithms.clipped import ClippedAlgorithm
-from rloop_lightning.losses import sequence_ratio
+from rloop_lightning.algorithms.losses import sequence_ratio
 from rloop_lightning.types import RolloutBatch
 
 
@@ -43,4 +43,4 @@ class GSPO(ClippedAlgorithm):
 
     def ratio(self, logprobs: Tensor, batch: RolloutBatch) -> Tensor:
         assert batch.old_logprobs is not None
-        return sequence_ratio(logprobs, batch.old_logprobs, batch.mask)
+        return sequence_ratio(logprobs, batch.old_logprobs, batch.loss_mask)

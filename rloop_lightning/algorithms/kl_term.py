@@ -12,11 +12,10 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from rloop_lightning.algorithms.base import Algorithm
+from rloop_lightning.algorithms.losses import KLEstimator, kl
 from rloop_lightning.algorithms.policy_module import PolicyModule
-from rloop_lightning.losses import KLEstimator, kl
-from rloop_lightning.policy import TokenScores
-from rloop_lightning.reference import Reference
-from rloop_lightning.types import LossOutput, RolloutBatch
+from rloop_lightning.algorithms.reference import Reference
+from rloop_lightning.types import LossOutput, RolloutBatch, TokenScores
 
 
 class KLTerm(PolicyModule):

@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rloop_lightning.advantages import centred
+from rloop_lightning.algorithms.advantages import centred
 from rloop_lightning.algorithms.base import Algorithm
-from rloop_lightning.losses import clipped, policy_gradient, ratio
-from rloop_lightning.policy import TokenScores
-from rloop_lightning.types import LossOutput, RolloutBatch
+from rloop_lightning.algorithms.losses import clipped, policy_gradient, ratio
+from rloop_lightning.types import LossOutput, RolloutBatch, TokenScores
 
 
 class MiniRL(Algorithm):

@@ -24,10 +24,10 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from rloop_lightning.losses import Aggregation, loss_count, row_weights
-from rloop_lightning.policy import Policy, TokenScores
-from rloop_lightning.routing import routing_count
-from rloop_lightning.types import LossOutput, PendingUpdate, RolloutBatch
+from rloop_lightning.algorithms.losses import Aggregation, loss_count, row_weights
+from rloop_lightning.model.policy import Policy
+from rloop_lightning.model.routing_replay import routing_count
+from rloop_lightning.types import LossOutput, PendingUpdate, RolloutBatch, TokenScores
 
 # Adam moves a weight by about the learning rate, and bfloat16 forgets what is less than a 256th of the weight, which is
 # 0.02 or so.
@@ -99,7 +99,7 @@ class PolicyModule(L.LightningModule, ABC):
 
     def loss_count(self, batch: RolloutBatch) -> Tensor:
         """What the summed loss of a mini-batch is divided by, a scalar."""
-        return loss_count(batch.mask, self.aggregation, batch.max_new_tokens)
+        return loss_count(batch.loss_mask, self.aggregation, batch.max_new_tokens)
 
     def configure_optimizers(self) -> Any:
         parameters = [p for p in self.policy.parameters() if p.requires_grad]
@@ -130,7 +130,7 @@ class PolicyModule(L.LightningModule, ABC):
         The count that the loss is divided by is known before the first micro-batch and spans all ranks, and gradients
         are summed over ranks: neither micro-batch size nor world size changes the gradient.
         """
-        counts = [self.loss_count(batch), batch.mask.sum(), routing_count(batch)]
+        counts = [self.loss_count(batch), batch.loss_mask.sum(), routing_count(batch)]
         count, tokens, routings = self._sum_over_ranks(torch.stack([one.double() for one in counts])).float()
         if tokens == 0:
             return {}
@@ -167,7 +167,7 @@ class PolicyModule(L.LightningModule, ABC):
         logprobs = torch.zeros_like(batch.sampling_logprobs)
         for rows, micro in self.policy.micro_batches(batch):
             scores = self.policy.logprobs(micro)
-            logprobs[rows, : micro.mask.shape[1]] = scores.logprobs
+            logprobs[rows, : micro.loss_mask.shape[1]] = scores.logprobs
             with torch.enable_grad():  # which a loss may count on
                 own = TokenScores(scores.logprobs.requires_grad_(), scores.entropy)
                 losses[rows.cpu()] = (
@@ -177,13 +177,13 @@ class PolicyModule(L.LightningModule, ABC):
 
     def _by_token(self, output: LossOutput, batch: RolloutBatch) -> Tensor:
         """What each token adds to the sum over the mini-batch [B, T], 0 where it carries no loss."""
-        if output.loss.shape not in (batch.mask.shape, (len(batch), 1)):
+        if output.loss.shape not in (batch.loss_mask.shape, (len(batch), 1)):
             raise ValueError(
-                f"{type(self).__name__}.loss must give the loss of each token {tuple(batch.mask.shape)} or row "
+                f"{type(self).__name__}.loss must give the loss of each token {tuple(batch.loss_mask.shape)} or row "
                 f"({len(batch)}, 1), not of shape {tuple(output.loss.shape)}; masking and summing is the trainer's"
             )
-        weighted = output.loss * row_weights(batch.mask, self.aggregation)[:, None]
-        return weighted.expand(batch.mask.shape).masked_fill(~batch.mask, 0.0)
+        weighted = output.loss * row_weights(batch.loss_mask, self.aggregation)[:, None]
+        return weighted.expand(batch.loss_mask.shape).masked_fill(~batch.loss_mask, 0.0)
 
     def micro_batch_loss(self, scores: TokenScores, batch: RolloutBatch) -> LossOutput:
         """`loss`, and whatever a kind of module does to it for all its algorithms."""
@@ -267,5 +267,5 @@ def _add(totals: dict[str, Tensor], sums: Mapping[str, Tensor], count: Tensor) -
 
 def _in_loss(metric: Tensor, batch: RolloutBatch, name: str) -> Tensor:
     """A metric's sum over the tokens in the loss; of `..._max`, its largest value."""
-    values = metric.float().expand(batch.mask.shape).masked_fill(~batch.mask, 0.0)
+    values = metric.float().expand(batch.loss_mask.shape).masked_fill(~batch.loss_mask, 0.0)
     return values.max() if name.endswith("_max") else values.sum()

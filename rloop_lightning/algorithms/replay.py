@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from rloop_lightning.algorithms.dapo import DAPO
-from rloop_lightning.atomic import derive_seed
-from rloop_lightning.faults import RunFault
-from rloop_lightning.pool import RolloutPool
-from rloop_lightning.replay_buffer import ReplayBuffer, Selection, StoredRollout, shard_fault
+from rloop_lightning.errors import RunFault
+from rloop_lightning.rollouts.pool import RolloutPool
+from rloop_lightning.rollouts.replay_buffer import ReplayBuffer, Selection, StoredRollout, shard_fault
+from rloop_lightning.seeds import derive_seed
 from rloop_lightning.types import Group, Rollout, RolloutBatch, SamplingParams
 
 

@@ -7,9 +7,8 @@ from typing import Any, Literal
 
 from rloop_lightning.algorithms.base import Consolidation
 from rloop_lightning.algorithms.kl_term import KLTerm
-from rloop_lightning.losses import negative_log_likelihood
-from rloop_lightning.policy import TokenScores
-from rloop_lightning.types import LossOutput, RolloutBatch
+from rloop_lightning.algorithms.losses import negative_log_likelihood
+from rloop_lightning.types import LossOutput, RolloutBatch, TokenScores
 
 
 class RFT(KLTerm, Consolidation):

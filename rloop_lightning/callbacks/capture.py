@@ -9,9 +9,9 @@ from typing import Any
 import lightning as L
 import numpy as np
 
-from rloop_lightning.atomic import derive_seed
-from rloop_lightning.data.sampler import GroupSampler, SamplingCost
-from rloop_lightning.pool import RolloutPool
+from rloop_lightning.rollouts.pool import RolloutPool
+from rloop_lightning.rollouts.sampler import GroupSampler, SamplingCost
+from rloop_lightning.seeds import derive_seed
 from rloop_lightning.types import Problem, RolloutStep
 
 
@@ -75,7 +75,9 @@ class RolloutCapture(L.Callback):
         rng = np.random.default_rng(derive_seed(self.seed, "extra problems", step))
         count = min(self.config.extra_problems or len(self.problems), len(self.problems))
         chosen = [self.problems[i] for i in rng.permutation(len(self.problems))[:count]]
-        sampling = replace(self.sampler.engine.sampling(derive_seed(self.seed, "extra", step)), report_experts=False)
+        sampling = replace(
+            self.sampler.engine.sampling(derive_seed(self.seed, "extra", step)), report_routed_experts=False
+        )
         cost = SamplingCost()
         groups = self.sampler.sample(chosen, self.config.extra_rollouts, sampling, cost)
         self._write(f"extra-{step:06d}", groups, batch.index)

@@ -7,8 +7,8 @@ from typing import Any
 
 import lightning as L
 
-from rloop_lightning.data.sampler import SamplingCost
-from rloop_lightning.evaluation import Evaluator
+from rloop_lightning.evaluation.evaluator import Evaluator
+from rloop_lightning.rollouts.sampler import SamplingCost
 
 
 class InsideEvaluation(L.Callback):

@@ -11,7 +11,7 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
-from rloop_lightning.callbacks.faults import FaultyRollouts
+from rloop_lightning.callbacks.faulty_rollouts import FaultyRollouts
 from rloop_lightning.types import Rollout, RolloutStep
 
 

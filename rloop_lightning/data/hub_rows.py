@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rloop_lightning.data.rows import BadRow, Row
-from rloop_lightning.hub_access import hub_answers, unreachable_hub
+from rloop_lightning.system.hub import hub_answers, unreachable_hub
 
 _SPEC = re.compile(
     r"(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^:@\s]+))?"

@@ -12,7 +12,7 @@ from typing import Any
 
 from rloop_lightning.data.presets import Extract, Preset, any_gold, gold_text, look_up
 from rloop_lightning.data.rows import BadRow, Row
-from rloop_lightning.data.text import one_line
+from rloop_lightning.system.terminal import one_line
 from rloop_lightning.types import Problem
 
 _SHOWN = 5  # places or ids that a message names, of all that it is about

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rloop_lightning.data.base import ProblemSource
-from rloop_lightning.data.text import one_line
+from rloop_lightning.system.terminal import one_line
 from rloop_lightning.types import Problem
 
 _SHOWN = 5  # problems that a message names, of all that it is about

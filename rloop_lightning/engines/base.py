@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-from rloop_lightning.policy import Policy
+from rloop_lightning.model.policy import Policy
 from rloop_lightning.types import Problem, Rollout, SamplingParams
 
 
@@ -48,10 +48,10 @@ class RolloutEngine(ABC):
             seed=seed,
         )
 
-    reports_experts = False
-    """Whether rollouts come with `Rollout.experts` where routing replay R3 wants them."""
+    reports_routed_experts = False
+    """Whether rollouts come with `Rollout.routed_experts` where routing replay R3 wants them."""
 
-    def misfits_with(self, policy: Policy) -> list[str]:
+    def validate_with(self, policy: Policy) -> list[str]:
         """What of the settings can't work with this policy, a line each, with the flag and what to do."""
         return []
 

@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
 
 from rloop_lightning.engines.row_cache import row_cache
-from rloop_lightning.llama import Llama
-from rloop_lightning.policy import Policy
-from rloop_lightning.routing import RoutingReplay
+from rloop_lightning.model.llama import Llama
+from rloop_lightning.model.policy import Policy
+from rloop_lightning.model.routing_replay import RoutingReplay
 
 # Padded prompt tokens that go through the model at once; bounds the memory of the prefill.
 _PREFILL_TOKENS = 16384
@@ -31,7 +31,7 @@ class Rows(Protocol):
     """Rows that grow by one token at a time."""
 
     logits: Tensor  # [R, V]
-    experts: Tensor | None  # [R, columns of the last forward pass, layers, top_k], where they are reported
+    routed_experts: Tensor | None  # [R, columns of the last forward pass, layers, top_k], where they are reported
 
     def select(self, rows: Tensor) -> None:
         """Go on with these rows, which may repeat."""
@@ -41,13 +41,18 @@ class Rows(Protocol):
 
 
 def open_rows(
-    policy: Policy, prompts: list[list[int]], max_new_tokens: int, dtype: torch.dtype, *, report_experts: bool = False
+    policy: Policy,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    dtype: torch.dtype,
+    *,
+    report_routed_experts: bool = False,
 ) -> Rows:
     """A row for each prompt, with the policy's current weights, computed in `dtype`."""
     if policy.llama is not None:
         return LlamaRows(policy.llama, prompts, max_new_tokens, dtype, policy.device)
     return HuggingFaceRows(
-        policy.model, prompts, max_new_tokens, dtype, policy.device, policy.routing if report_experts else None
+        policy.model, prompts, max_new_tokens, dtype, policy.device, policy.routing if report_routed_experts else None
     )
 
 
@@ -91,7 +96,7 @@ class _Columns:
 class LlamaRows:
     """Rows of a Llama-like model, by llama.py, in a cache that grows by half when it is full."""
 
-    experts: Tensor | None = None
+    routed_experts: Tensor | None = None
 
     def __init__(
         self, llama: Llama, prompts: list[list[int]], max_new_tokens: int, dtype: torch.dtype, device: torch.device
@@ -208,7 +213,7 @@ class HuggingFaceRows:
         self._model = model
         self._autocast = torch.autocast(device.type, dtype, enabled=dtype != model.dtype)
         self._routing = routing
-        self.experts: Tensor | None = None
+        self.routed_experts: Tensor | None = None
         self._cache = row_cache(model.config)
         self._columns = _Columns(prompts, max_new_tokens, device)
         self.logits = self._forward(self._columns.input_ids, self._columns.positions)
@@ -227,7 +232,7 @@ class HuggingFaceRows:
             return self._logits(input_ids, position_ids)
         with self._routing.forward_pass(input_ids.shape) as passed:
             logits = self._logits(input_ids, position_ids)
-        self.experts = passed.experts
+        self.routed_experts = passed.routed_experts
         return logits
 
     def _logits(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from rloop_lightning.token_scores import logits_per_piece
+from rloop_lightning.model.token_scores import logits_per_piece
 from rloop_lightning.types import SamplingParams
 
 # Tokens whose weights are summed first when one is drawn.

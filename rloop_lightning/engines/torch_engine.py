@@ -25,11 +25,11 @@ import torch
 from torch import Tensor
 
 from rloop_lightning.engines.base import RolloutEngine
-from rloop_lightning.engines.expert_record import ExpertRecord
+from rloop_lightning.engines.routed_experts import RoutedExpertsRecord
 from rloop_lightning.engines.rows import open_rows, rows_at_once
 from rloop_lightning.engines.sampling import sample_tokens
-from rloop_lightning.policy import Policy
-from rloop_lightning.shapes import rounded_up
+from rloop_lightning.model.policy import Policy
+from rloop_lightning.model.shapes import rounded_up
 from rloop_lightning.types import Problem, Rollout, SamplingParams
 
 # Finished rows stay until a quarter of the batch is idle. A compaction copies the live rows' cache, about what one
@@ -74,13 +74,13 @@ class TorchEngine(RolloutEngine):
         self.dtype = dtype
         self._policy: Policy | None = None
 
-    reports_experts = True
+    reports_routed_experts = True
 
     def bind(self, policy: Policy) -> None:
         """Generate with this policy from now on."""
         self._policy = policy
 
-    def misfits_with(self, policy: Policy) -> list[str]:
+    def validate_with(self, policy: Policy) -> list[str]:
         """A dtype that the model's own forward can't be cast to."""
         dtype = self._compute_dtype(policy)
         if policy.llama is not None or dtype in (policy.model.dtype, torch.bfloat16):
@@ -164,7 +164,7 @@ def _decode(
     uniforms: Tensor,
     sampling: SamplingParams,
     dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, ExpertRecord | None]:
+) -> tuple[Tensor, Tensor, Tensor, RoutedExpertsRecord | None]:
     """Sample a completion for every row of a wave.
 
     Args:
@@ -183,9 +183,13 @@ def _decode(
     rows = torch.arange(len(prompt_of_row), device=device)  # [B], those in the batch ...
     live = torch.ones_like(rows, dtype=torch.bool)  # [B], ... and whether they still need tokens
 
-    report_experts = sampling.report_experts and policy.wants_experts
-    batch = open_rows(policy, prompts, sampling.max_new_tokens, dtype, report_experts=report_experts)
-    record = None if batch.experts is None else ExpertRecord([len(prompt) for prompt in prompts], batch.experts)
+    report_routed_experts = sampling.report_routed_experts and policy.wants_routed_experts
+    batch = open_rows(policy, prompts, sampling.max_new_tokens, dtype, report_routed_experts=report_routed_experts)
+    record = (
+        None
+        if batch.routed_experts is None
+        else RoutedExpertsRecord([len(prompt) for prompt in prompts], batch.routed_experts)
+    )
     batch.select(prompt_of_row)
     for step in range(sampling.max_new_tokens):
         token, logprob = sample_tokens(batch.logits, uniforms[rows, step], sampling)  # [B], [B]
@@ -201,8 +205,8 @@ def _decode(
             batch.select(kept)
             rows, live, token = rows[kept], live[kept], token[kept]
         batch.append(token)
-        if record is not None and batch.experts is not None:
-            record.add(rows, batch.experts)
+        if record is not None and batch.routed_experts is not None:
+            record.add(rows, batch.routed_experts)
     return tokens, logprobs, torch.isin(tokens, stop_token_ids), record
 
 
@@ -213,7 +217,7 @@ def _collect(
     tokens: Tensor,
     logprobs: Tensor,
     stops: Tensor,
-    record: ExpertRecord | None,
+    record: RoutedExpertsRecord | None,
 ) -> list[Rollout]:
     """Rollouts from the rows [R, T] of a wave, each cut behind its first stop token.
 
@@ -237,7 +241,7 @@ def _collect(
             sampling_logprobs=row_logprobs,
             text=text,
             finish_reason="stop" if stop else "length",
-            experts=row_experts,
+            routed_experts=row_experts,
         )
         for (problem, prompt_ids), completion_ids, row_logprobs, text, stop, row_experts in zip(
             sources, completions, sampling_logprobs, texts, stopped.tolist(), experts, strict=True

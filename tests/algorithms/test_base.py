@@ -20,8 +20,8 @@ from slow_updates import slow_gradient, step_of, update_gradient
 
 from rloop_lightning.algorithms.base import Algorithm
 from rloop_lightning.algorithms.dapo import DAPO
+from rloop_lightning.algorithms.losses import negative_log_likelihood
 from rloop_lightning.algorithms.rft import RFT
-from rloop_lightning.losses import negative_log_likelihood
 from rloop_lightning.types import LossOutput, RolloutBatch
 
 SEVERAL = ((3, 5), (1, 9), (6, 1), (4, 12), (2, 2), (5, 7), (3, 3), (7, 4), (2, 6), (3, 1), (1, 1))
@@ -39,7 +39,7 @@ class SumOfWeights(RFT):
     """Divided by the weights instead of the tokens."""
 
     def loss_count(self, batch):
-        return (batch.mask * batch.advantages[:, None]).sum()
+        return (batch.loss_mask * batch.advantages[:, None]).sum()
 
 
 def test_an_algorithm_may_count_otherwise():
@@ -103,7 +103,7 @@ def test_uneven_shares_hold_every_row_once():
 
 def test_metrics_are_means_over_the_tokens_in_the_loss():
     policy = make_policy(max_tokens=16)
-    batch = random_batch(SEVERAL[:8], carries_loss=[i != 3 for i in range(8)])
+    batch = random_batch(SEVERAL[:8], in_loss=[i != 3 for i in range(8)])
     batch.sampling_logprobs[3] = -50.0  # the row that is masked must not be the largest gap
     logprobs, entropies = slow_logprobs(policy, batch), slow_entropies(policy, batch)
     in_loss = [i for i in range(8) if i != 3]
@@ -140,7 +140,7 @@ def test_metrics_of_several_updates_are_their_means_and_largest_values():
 def test_a_mini_batch_without_a_token_in_the_loss_is_no_step():
     policy, before = make_policy(), weights(make_policy())
     recorder, metrics = GradientRecorder(), StepMetrics()
-    batch = random_batch(SEVERAL[:4], carries_loss=[False] * 4)
+    batch = random_batch(SEVERAL[:4], in_loss=[False] * 4)
     trainer = fit(DAPO(updates_per_step=2, lr=0.1), policy, [step_of(batch)], [recorder, metrics])
     assert trainer.global_step == 0
     assert recorder.gradients == []
@@ -150,7 +150,7 @@ def test_a_mini_batch_without_a_token_in_the_loss_is_no_step():
 
 
 def test_one_empty_share_leaves_the_others_their_steps():
-    batch = random_batch(SEVERAL[:4], carries_loss=[True, True, False, False])
+    batch = random_batch(SEVERAL[:4], in_loss=[True, True, False, False])
     policy = make_policy()
     recorder = GradientRecorder()
     trainer = fit(DAPO(updates_per_step=2), policy, [step_of(batch)], [recorder])
@@ -277,12 +277,12 @@ class Reinforce(Algorithm):
     def loss(self, scores, batch):
         token_loss = negative_log_likelihood(scores.logprobs, batch.advantages)
         lengths = batch.completion_lengths[:, None]
-        return LossOutput(token_loss, {"reinforce/tokens": batch.mask, "reinforce/length_max": lengths})
+        return LossOutput(token_loss, {"reinforce/tokens": batch.loss_mask, "reinforce/length_max": lengths})
 
 
 def test_a_new_algorithm_is_two_methods():
     policy, batch, recorder, metrics = make_policy(), random_batch(), GradientRecorder(), StepMetrics()
-    expected = slow_gradient(policy, batch, lambda i, t, _: -float(batch.advantages[i]), int(batch.mask.sum()))
+    expected = slow_gradient(policy, batch, lambda i, t, _: -float(batch.advantages[i]), int(batch.loss_mask.sum()))
     fit(Reinforce(), make_policy(), [step_of(batch)], [recorder, metrics])
     assert relative_difference(recorder.gradients[0], expected) < 1e-5
     assert metrics.steps[0]["reinforce/tokens"] == 1.0

@@ -111,7 +111,7 @@ def test_an_update_equals_the_slow_implementation(low, high, dual, mask_truncate
     )
     batch = module.make_batch(groups, SAMPLING)
     # Off the policy by up to 0.5 nats, so that ratios pass every bound.
-    noise = torch.rand(batch.mask.shape, generator=torch.Generator().manual_seed(5)) - 0.5
+    noise = torch.rand(batch.loss_mask.shape, generator=torch.Generator().manual_seed(5)) - 0.5
     old_logprobs = (policy.logprobs(batch).logprobs.detach() + noise) * batch.completion_mask
     batch = RolloutBatch(**{**batch.__dict__, "old_logprobs": old_logprobs})
     old = [old_logprobs[i, : int(n)].tolist() for i, n in enumerate(batch.completion_lengths)]
@@ -169,8 +169,8 @@ def test_the_punishment_is_added_before_advantages_are_taken():
 def test_dynamic_sampling_looks_at_success_not_at_reward(successes, kept):
     for rewards in ((0.1, 0.2, 0.3), (0.5, 0.5, 0.5)):
         group = make_group(*[make_rollout(reward=r, success=i in successes) for i, r in enumerate(rewards)])
-        assert DAPO().keeps(group) is kept
-        assert DAPO(dynamic_sampling=False).keeps(group)
+        assert DAPO().keep_group(group) is kept
+        assert DAPO(dynamic_sampling=False).keep_group(group)
 
 
 def test_without_dynamic_sampling_there_is_one_generation_batch():
@@ -181,11 +181,11 @@ def test_without_dynamic_sampling_there_is_one_generation_batch():
 
 def test_overlong_filtering_masks_truncated_rollouts_alone():
     cut, whole = make_rollout(finish_reason="length"), make_rollout(completion=(6, 1), reward=1.0)
-    assert DAPO(mask_truncated=True).make_batch([make_group(cut, whole)], SAMPLING).mask.tolist() == [
+    assert DAPO(mask_truncated=True).make_batch([make_group(cut, whole)], SAMPLING).loss_mask.tolist() == [
         [False, False, False],
         [True, True, False],
     ]
-    assert DAPO().make_batch([make_group(cut, whole)], SAMPLING).mask.tolist() == [[True] * 3, [True, True, False]]
+    assert DAPO().make_batch([make_group(cut, whole)], SAMPLING).loss_mask.tolist() == [[True] * 3, [True, True, False]]
 
 
 def test_a_batch_is_problem_major_and_at_the_sampling_temperature():

@@ -24,7 +24,7 @@ from rloop_lightning.algorithms.grpo import GRPO
 from rloop_lightning.algorithms.kl import KLConstrained
 from rloop_lightning.algorithms.replay import Replay
 from rloop_lightning.algorithms.rft import RFT
-from rloop_lightning.registry import find_class
+from rloop_lightning.cli.registry import find_class
 from rloop_lightning.types import RolloutStep
 
 EXPLORERS = {case: spec for case, spec in CASES.items() if spec[0] == "algorithms"}

@@ -69,7 +69,7 @@ def test_the_number_of_processes_does_not_change_the_gradient(tmp_path):
     batch = make_batch()
     rows = torch.arange(len(batch))
     halves = [batch.select(rows[:FIRST_RANK]), batch.select(rows[FIRST_RANK:])]
-    assert [int(half.mask.sum()) for half in halves] == [42, 8]
+    assert [int(half.loss_mask.sum()) for half in halves] == [42, 8]
     policy = make_policy(max_tokens=40)
     assert len({len(list(policy.micro_batches(half))) for half in halves}) == 2
     strategy = DDPStrategy(process_group_backend="gloo", start_method="forkserver")
@@ -88,7 +88,7 @@ def test_the_number_of_processes_does_not_change_the_gradient(tmp_path):
 def test_the_batch_is_worth_the_test():
     """Rows that carry no loss, that are replayed, and ratios on both sides of every clip."""
     batch = make_batch()
-    assert not batch.mask[WITHOUT_LOSS].any()
+    assert not batch.loss_mask[WITHOUT_LOSS].any()
     assert batch.replayed.nonzero().flatten().tolist() == list(REPLAYED)
     for case, (_, name, _) in CASES.items():
         metrics = whole(case)[1]

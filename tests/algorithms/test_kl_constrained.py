@@ -22,9 +22,9 @@ from slow_updates import MoveTo, moved_policy, slow_update, step_of
 from rloop_lightning.algorithms.dapo import DAPO
 from rloop_lightning.algorithms.grpo import GRPO
 from rloop_lightning.algorithms.kl import KLConstrained, adapted
-from rloop_lightning.callbacks.phase_record import PhaseCheckpoint, checkpoints
-from rloop_lightning.policy import Policy
-from rloop_lightning.reference import Reference
+from rloop_lightning.algorithms.reference import Reference
+from rloop_lightning.callbacks.checkpoint import PhaseCheckpoint, checkpoints
+from rloop_lightning.model.policy import Policy
 from rloop_lightning.types import RolloutStep
 
 FAST = {"updates_per_step": 2, "lr": 0.02, "warmup_steps": 0}
@@ -225,10 +225,10 @@ def test_with_an_adapter_the_reference_is_the_policy_with_it_off():
     assert not reference.has_copy
     assert list(reference.parameters()) == []
     assert reference.state_dict() == {}
-    base = make_policy().frozen_scores(batch).logprobs
+    base = make_policy().scores_no_grad(batch).logprobs
     torch.testing.assert_close(reference.logprobs(batch), base)
     # Outside, the adapter is on again.
-    assert float((policy.frozen_scores(batch).logprobs - base).abs().max()) > 0.01
+    assert float((policy.scores_no_grad(batch).logprobs - base).abs().max()) > 0.01
 
 
 def test_with_an_adapter_an_update_trains_it_against_the_base_model():
@@ -240,7 +240,7 @@ def test_with_an_adapter_an_update_trains_it_against_the_base_model():
         terms = [slow_kl(logprob, other, "k3") for logprob, other in zip(row, reference[i], strict=True)]
         return [(0.5 * value, 0.5 * slope) for value, slope in terms]
 
-    expected, loss = slow_update(policy, batch, row_loss, int(batch.mask.sum()))
+    expected, loss = slow_update(policy, batch, row_loss, int(batch.loss_mask.sum()))
     recorder, metrics = GradientRecorder(), StepMetrics()
     fit(KLConstrained(kl_beta=0.5, updates_per_step=1), lora_policy(), [step_of(batch)], [recorder, metrics])
     assert relative_difference(recorder.gradients[0], expected) < 1e-5

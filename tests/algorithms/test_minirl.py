@@ -10,8 +10,7 @@ from slow_algorithms import SAMPLING, Slow, assert_update_is, random_groups
 from slow_updates import step_of
 
 from rloop_lightning.algorithms.minirl import MiniRL
-from rloop_lightning.policy import TokenScores
-from rloop_lightning.types import RolloutStep
+from rloop_lightning.types import RolloutStep, TokenScores
 
 LN2 = math.log(2)
 
@@ -102,7 +101,7 @@ def test_on_policy_with_the_engines_logprobs_it_is_reinforce_with_a_centred_base
     policy, groups = make_policy(), random_groups()
     module = MiniRL()
     batch = module.make_batch(groups, SAMPLING)
-    batch.sampling_logprobs.copy_(policy.frozen_scores(batch).logprobs)
+    batch.sampling_logprobs.copy_(policy.scores_no_grad(batch).logprobs)
     total = 0.0
     rollouts = iter(slow_logprobs(policy, batch))
     for group in groups:

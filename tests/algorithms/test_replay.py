@@ -10,7 +10,7 @@ from replaying import make_module, new_group, store, successes
 from slow_algorithms import SAMPLING
 
 from rloop_lightning.algorithms.replay import Replay, pools_of
-from rloop_lightning.faults import RunFault
+from rloop_lightning.errors import RunFault
 from rloop_lightning.types import SamplingParams
 
 HALF = math.sqrt(0.5)
@@ -81,7 +81,7 @@ def test_shaping_and_masking_hold_for_replayed_rollouts(tmp_path):
     module = make_module(tmp_path, overlong_buffer_tokens=4, mask_truncated=True, replay_selection="recent")
     groups = module.replayed([new_group("a")], SAMPLING)
     assert module.rewards(groups, SAMPLING).tolist() == [1.0, 0.0, 0.0, 0.0, 0.0, 1.0]
-    assert module.make_batch(groups, SAMPLING).mask.any(1).tolist() == [True] * 4 + [False, True]
+    assert module.make_batch(groups, SAMPLING).loss_mask.any(1).tolist() == [True] * 4 + [False, True]
 
 
 # --- to which problems ------------------------------------------------------------------------------------------------

@@ -8,8 +8,8 @@ from replaying import make_module, new_group, store, successes
 from slow_algorithms import SAMPLING, Slow, assert_update_is, random_groups
 
 from rloop_lightning.algorithms.replay import Replay
-from rloop_lightning.callbacks.faults import FaultyRollouts
-from rloop_lightning.data.stream import RolloutStream
+from rloop_lightning.callbacks.faulty_rollouts import FaultyRollouts
+from rloop_lightning.rollouts.stream import RolloutStream
 from rloop_lightning.types import RolloutStep
 
 

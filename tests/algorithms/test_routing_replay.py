@@ -16,10 +16,10 @@ from rloop_lightning.algorithms import ALGORITHMS
 from rloop_lightning.algorithms.base import Algorithm
 from rloop_lightning.algorithms.dapo import DAPO
 from rloop_lightning.algorithms.grpo import GRPO
-from rloop_lightning.policy import Policy
-from rloop_lightning.reference import Reference
-from rloop_lightning.registry import find_class
-from rloop_lightning.routing import RoutingError
+from rloop_lightning.algorithms.reference import Reference
+from rloop_lightning.cli.registry import find_class
+from rloop_lightning.model.policy import Policy
+from rloop_lightning.model.routing_replay import RoutingError
 from rloop_lightning.types import RolloutBatch, RolloutStep
 
 SHARES = 2
@@ -32,7 +32,7 @@ def step_of(batch: RolloutBatch) -> RolloutStep:
 def with_engine_experts(batch: RolloutBatch, seed: int = 0) -> RolloutBatch:
     """Experts at random, two different ones a routing: an engine that no policy here would agree with."""
     scores = torch.rand(*batch.input_ids.shape, 2, EXPERTS, generator=torch.Generator().manual_seed(seed))
-    return replace(batch, experts=scores.topk(TOP_K).indices.to(torch.uint8))
+    return replace(batch, routed_experts=scores.topk(TOP_K).indices.to(torch.uint8))
 
 
 def taken_in(seen: Sequence[tuple[Tensor, ...]], batch: RolloutBatch) -> list[list[Any]]:
@@ -61,8 +61,8 @@ def test_r2_replays_in_an_update_what_the_old_policy_chose_before_the_first() ->
     first, second = (TWINS.select(torch.tensor([row])) for row in (0, 1))
     old, update_1, update_2 = taken_in(seen, first)
     with torch.no_grad():
-        chosen = before.logprobs(second).experts
-        now = policy.logprobs(second).experts
+        chosen = before.logprobs(second).routed_experts
+        now = policy.logprobs(second).routed_experts
     assert chosen is not None
     assert now is not None
     expected = [row.tolist() for row in rows_of(second, chosen)]
@@ -92,9 +92,9 @@ def test_r2_does_not_replay_what_an_engine_reports_unasked() -> None:
 def test_r3_replays_the_engines_experts_in_the_old_pass_and_in_every_update() -> None:
     policy = make_moe_policy(routing_replay="r3")
     batch = with_engine_experts(TWINS)
-    assert batch.experts is not None
+    assert batch.routed_experts is not None
     seen, metrics = run(policy, batch)
-    first, second = ([row.tolist()] for row in rows_of(batch, batch.experts))
+    first, second = ([row.tolist()] for row in rows_of(batch, batch.routed_experts))
     assert taken_in(seen, batch.select(torch.tensor([0]))) == [second, first, second]
     assert metrics["routing/engine_old_mismatch"] > 0.5
     assert metrics["routing/engine_current_mismatch"] > 0.5
@@ -105,16 +105,16 @@ def test_the_mismatches_of_r3_are_shares_of_token_and_layer() -> None:
     """At a learning rate that changes nothing, by counting sets in Python."""
     policy = make_moe_policy(routing_replay="r3")
     batch = with_engine_experts(random_batch())
-    assert batch.experts is not None
+    assert batch.routed_experts is not None
     with torch.no_grad():
-        own = policy.logprobs(batch).experts
+        own = policy.logprobs(batch).routed_experts
     assert own is not None
     shares = []
     for rows in torch.arange(len(batch)).tensor_split(SHARES):
         pairs = [
             (set(engine.tolist()), set(chosen.tolist()))
             for row in rows.tolist()
-            for engine_row, own_row in [(rows_of(batch, batch.experts)[row], rows_of(batch, own)[row])]
+            for engine_row, own_row in [(rows_of(batch, batch.routed_experts)[row], rows_of(batch, own)[row])]
             for engine, chosen in zip(engine_row.flatten(0, 1), own_row.flatten(0, 1), strict=True)
         ]
         shares.append(sum(engine != chosen for engine, chosen in pairs) / len(pairs))
@@ -166,7 +166,7 @@ def test_the_reference_of_a_kl_term_computes_with_experts_of_its_own_choice() ->
     batch = with_engine_experts(TWINS)
     reference = Reference(policy)
     with torch.no_grad():
-        alone = policy.logprobs(replace(batch, experts=None)).logprobs
+        alone = policy.logprobs(replace(batch, routed_experts=None)).logprobs
         replayed = policy.logprobs(batch).logprobs
     perturb(policy)
     with policy.replaying(batch):

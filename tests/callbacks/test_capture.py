@@ -9,8 +9,8 @@ from builders import StepMetrics, fit, make_policy, make_problems, make_sampler
 
 from rloop_lightning.algorithms.dapo import DAPO
 from rloop_lightning.callbacks.capture import CaptureConfig, RolloutCapture
-from rloop_lightning.data.stream import RolloutStream
-from rloop_lightning.pool import RolloutPool
+from rloop_lightning.rollouts.pool import RolloutPool
+from rloop_lightning.rollouts.stream import RolloutStream
 
 
 def write(problem, g, call):

@@ -7,8 +7,8 @@ from builders import StepMetrics, fit, make_policy, make_problems, make_sampler,
 
 from rloop_lightning.algorithms.dapo import DAPO
 from rloop_lightning.callbacks.evaluation import InsideEvaluation
-from rloop_lightning.data.sampler import SamplingCost
-from rloop_lightning.evaluation import EvaluationConfig, Evaluator
+from rloop_lightning.evaluation.evaluator import EvaluationConfig, Evaluator
+from rloop_lightning.rollouts.sampler import SamplingCost
 from rloop_lightning.types import RolloutStep
 
 
@@ -32,10 +32,10 @@ def make_evaluator(seed=0, sets=None, **config):
 
 def test_evaluation_wants_no_record_of_experts():
     evaluator = make_evaluator()
-    assert evaluator.sampler.engine.sampling(0).report_experts
+    assert evaluator.sampler.engine.sampling(0).report_routed_experts
     evaluator(["test"], SamplingCost())
     ((_, _, sampling),) = evaluator.sampler.engine.calls
-    assert not sampling.report_experts
+    assert not sampling.report_routed_experts
 
 
 def test_metrics_equal_slow_ones():

@@ -9,8 +9,9 @@ from builders import fit, make_policy, make_problems, make_sampler, one_right, w
 from lightning.pytorch.loggers import CSVLogger
 
 from rloop_lightning.algorithms.dapo import DAPO
-from rloop_lightning.callbacks.phase_record import PhaseCheckpoint, StepRecord, checkpoint_step, checkpoints
-from rloop_lightning.data.stream import RolloutStream
+from rloop_lightning.callbacks.checkpoint import PhaseCheckpoint, checkpoint_step, checkpoints
+from rloop_lightning.callbacks.phase_record import StepRecord
+from rloop_lightning.rollouts.stream import RolloutStream
 
 
 def make_stream(algorithm, steps):

@@ -10,11 +10,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import rloop_lightning
 from rloop_lightning.data.countdown import Countdown, Family
 from rloop_lightning.data.countdown_policy import CONTEXT_TOKENS, main, make_batch, make_tokenizer, solutions
-from rloop_lightning.data.sampler import GroupSampler, SamplingCost
 from rloop_lightning.engines.torch_engine import TorchEngine
-from rloop_lightning.evaluation import EvaluationConfig, Evaluator
-from rloop_lightning.policy import Policy, PolicyConfig
+from rloop_lightning.evaluation.evaluator import EvaluationConfig, Evaluator
+from rloop_lightning.model.policy import Policy, PolicyConfig
 from rloop_lightning.rewards.countdown import CountdownReward
+from rloop_lightning.rollouts.sampler import GroupSampler, SamplingCost
 
 SHIPPED = Path(rloop_lightning.__file__).parent / "assets" / "countdown-policy"
 

@@ -12,7 +12,8 @@ from shared_data import shared
 from rloop_lightning.data.countdown import Countdown
 from rloop_lightning.data.files import ProblemFiles
 from rloop_lightning.data.render import overlap_count, prompt_texts, rendered, token_count
-from rloop_lightning.data.text import normalised, one_line, printable
+from rloop_lightning.data.text import normalised
+from rloop_lightning.system.terminal import one_line, printable
 from rloop_lightning.types import Problem
 
 

@@ -14,7 +14,7 @@ from tokenizers.decoders import Fuse
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 
-from rloop_lightning.policy import Policy
+from rloop_lightning.model.policy import Policy
 
 ALPHABET = string.ascii_lowercase + string.digits
 

@@ -9,7 +9,7 @@ import torch
 
 from rloop_lightning.engines import sampling as module
 from rloop_lightning.engines.sampling import sample_tokens
-from rloop_lightning.token_scores import LOGITS_PER_PIECE
+from rloop_lightning.model.token_scores import LOGITS_PER_PIECE
 from rloop_lightning.types import SamplingParams
 
 

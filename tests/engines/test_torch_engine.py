@@ -19,7 +19,7 @@ from rloop_lightning.engines import ENGINES, rows, torch_engine
 from rloop_lightning.engines.base import RolloutEngine
 from rloop_lightning.engines.row_cache import RowLayer, row_cache
 from rloop_lightning.engines.torch_engine import TorchEngine
-from rloop_lightning.policy import Policy
+from rloop_lightning.model.policy import Policy
 from rloop_lightning.types import Problem, Rollout, collate
 
 MakePolicy = Callable[..., Policy]
@@ -451,17 +451,17 @@ def test_constructor_gathers_all_problems() -> None:
         TorchEngine(max_rows=-2)
 
 
-def test_a_dtype_that_the_model_cannot_generate_in_is_a_misfit(make_policy: MakePolicy) -> None:
+def test_a_dtype_that_the_model_cannot_generate_in_is_refused(make_policy: MakePolicy) -> None:
     mixture = make_policy("qwen3_moe")
     for dtype in ("auto", "float32", "bfloat16"):
-        assert TorchEngine(dtype=dtype).misfits_with(mixture) == []
+        assert TorchEngine(dtype=dtype).validate_with(mixture) == []
     mixture.model.bfloat16()
-    assert TorchEngine(dtype="float32").misfits_with(mixture) == [
+    assert TorchEngine(dtype="float32").validate_with(mixture) == [
         "--engine.dtype float32: Qwen3MoeForCausalLM is not Llama-like, and its weights of torch.bfloat16 are not cast "
         "to more than they hold; leave --engine.dtype at auto, or set --policy.dtype float32"
     ]
-    assert TorchEngine().misfits_with(mixture) == []
-    assert TorchEngine(dtype="float32").misfits_with(make_policy("qwen2")) == []
+    assert TorchEngine().validate_with(mixture) == []
+    assert TorchEngine(dtype="float32").validate_with(make_policy("qwen2")) == []
 
 
 def test_any_model_generates_in_bfloat16(make_policy: MakePolicy) -> None:

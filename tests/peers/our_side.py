@@ -12,8 +12,8 @@ from peers.tables import Computed, Tables
 from torch import Tensor, nn
 
 from rloop_lightning.algorithms.base import Algorithm
-from rloop_lightning.policy import Policy, TokenScores
-from rloop_lightning.types import RolloutBatch, RolloutStep, SamplingParams
+from rloop_lightning.model.policy import Policy
+from rloop_lightning.types import RolloutBatch, RolloutStep, SamplingParams, TokenScores
 
 
 class TablePolicy(Policy):
@@ -28,7 +28,7 @@ class TablePolicy(Policy):
         self.table = nn.Parameter(table.clone())  # [B, T]
 
     def logprobs(self, batch: RolloutBatch) -> TokenScores:
-        scores = self.table[batch.rows, : batch.mask.shape[1]] * batch.completion_mask
+        scores = self.table[batch.rows, : batch.loss_mask.shape[1]] * batch.completion_mask
         return TokenScores(scores, torch.zeros_like(scores.detach()))
 
 

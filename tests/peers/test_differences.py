@@ -82,7 +82,7 @@ def test_rollouts_without_a_token_in_the_loss_are_counted_there(tmp_path: Path, 
     class Masking(DrGRPO):
         aggregation = "sequence-mean" if loss_type == "grpo" else "constant"
 
-        def carries_loss(self, rollout):
+        def in_loss(self, rollout):
             return rollout.finish_reason != "length"
 
     ours = ours_beside(theirs, Masking(updates_per_step=2, **CLIP), TABLES, scaled=False)

@@ -24,8 +24,8 @@ from rloop_lightning.algorithms.dapo import DAPO
 from rloop_lightning.algorithms.dr_grpo import DrGRPO
 from rloop_lightning.algorithms.grpo import GRPO
 from rloop_lightning.algorithms.gspo import GSPO
+from rloop_lightning.algorithms.losses import clipped, importance_weights, ratio, sequence_ratio
 from rloop_lightning.algorithms.minirl import MiniRL
-from rloop_lightning.losses import clipped, importance_weights, ratio, sequence_ratio
 
 UPDATES = 2
 TABLES = (random_tables(1), random_tables(2), random_tables(3, on_policy=True))

@@ -1,0 +1,262 @@
+"""The command line before there is a parser: configuration files, and the classes of the parts that can be swapped.
+
+`--algo NAME` decides which fields `--algo.FIELD` may set. So the names are looked up first, on the command line and in
+the configuration files; the parser is then built for the classes that they mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, get_loader
+
+from rloop_lightning.algorithms.base import Algorithm, Consolidation
+from rloop_lightning.cli.registry import NONE, find_class, names
+from rloop_lightning.data.base import ProblemSource
+from rloop_lightning.data.hub_rows import parse_hub_name
+from rloop_lightning.data.rows import looks_like_a_file
+from rloop_lightning.engines.base import RolloutEngine
+from rloop_lightning.rewards.base import Reward
+from rloop_lightning.run.start import resume_faults
+
+DEFAULT_PRESET = "countdown"
+
+
+class UsageError(Exception):
+    """Something is wrong with what the user gave; the message says what and what to do, a line for each thing."""
+
+
+@dataclass(frozen=True)
+class Swappable:
+    """A group of the command line whose class the user chooses.
+
+    Args:
+        registry: where short names are looked up.
+        base: what the class must be.
+        default: the short name that holds without another.
+        what: for the help.
+    """
+
+    registry: str
+    base: type
+    default: str
+    what: str
+
+
+SWAPPABLE = {
+    "algo": Swappable("algorithms", Algorithm, "dapo", "the algorithm that explores"),
+    "consolidate": Swappable("consolidations", Consolidation, "rft", "what is done with the expert set, or none"),
+    "engine": Swappable("engines", RolloutEngine, "torch", "what generates rollouts"),
+    "data": Swappable("data", ProblemSource, "countdown", "the problem sets"),
+    "reward": Swappable("rewards", Reward, "the data's own", "how completions are scored"),
+}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the user chose for a swappable group; `cls` is None for `none`, and for a name that means nothing."""
+
+    name: str
+    cls: type | None
+
+
+class Arguments:
+    """The command line, taken apart. What is wrong with it is collected, so that all of it can be told at once.
+
+    Attributes:
+        choices: the class for each swappable group.
+        configuration: the configuration files as one, for a parser that is built for these classes.
+        flags: the rest of the command line, for the same parser.
+        wrong: files that can't be read, and names that mean nothing.
+        resumable: whether the run that --resume names can be read.
+        undecided: groups whose class is not known for that.
+    """
+
+    def __init__(self, argv: Sequence[str]) -> None:
+        self.wrong: list[str] = []
+        self.resumable = True
+        self.flags: list[str] = []
+        self._names: list[str] = []
+        self._named: dict[str, str] = {}
+        for flag, value in pairs(argv):
+            self._take(flag, value)
+        if not self._names and not any(flag.startswith("--policy.model") for flag in self.flags):
+            self._names.append(DEFAULT_PRESET)
+        self._configs = [self._read_config(name) for name in self._names]
+        self.choices = {group: self._choose(group) for group in SWAPPABLE if group != "reward"}
+        self._named.setdefault("reward", self._named_in("reward") or _reward_of(self.choices["data"].cls))
+        self.choices["reward"] = self._choose("reward")
+        self.undecided = frozenset(
+            group for group, choice in self.choices.items() if choice.cls is None and choice.name != NONE
+        )
+        self.configuration = _merge(self._configs, self.choices)
+        self.flags = [*(f"--{group}.name={choice.name}" for group, choice in self.choices.items()), *self.flags]
+
+    def file_of(self, key: str) -> str:
+        """The configuration file that sets a key; of several the last, which wins."""
+        holders = [name for name, config in zip(self._names, self._configs, strict=True) if _holds(config, key)]
+        return holders[-1] if holders else self._names[-1]
+
+    def _take(self, flag: str, value: str | None) -> None:
+        group = flag.removeprefix("--").removesuffix(".name")
+        swaps = flag.startswith("--") and group in SWAPPABLE
+        if value is None and (swaps or flag in ("--config", "-c", "--resume")):
+            self.wrong.append(f"{flag} needs a value")
+        elif value is None:
+            self.flags.append(flag)
+        elif flag in ("--config", "-c"):
+            self._names.append(value)
+        elif swaps:
+            settings = expand(group, value)
+            self._named[group] = settings.pop("name")
+            self.flags += [f"--{group}.{field}={where}" for field, where in settings.items()]
+        else:
+            if flag == "--resume":
+                self._names.append(str(Path(value) / "config.yaml"))
+                faults = resume_faults(Path(value))
+                self.resumable = not faults
+                self.wrong += faults
+            self.flags.append(f"{flag}={value}")
+
+    def _read_config(self, name: str) -> dict[str, Any]:
+        try:
+            return _read_config(name)
+        except UsageError as error:
+            if self.resumable:  # else that has been told
+                self.wrong.append(str(error))
+            self.resumable = False
+            return {}
+
+    def _choose(self, group: str) -> Choice:
+        """The command line's name for a part, else the last configuration file's, else the default."""
+        swappable = SWAPPABLE[group]
+        name = self._named.get(group) or self._named_in(group) or swappable.default
+        if name == NONE and group == "consolidate":
+            return Choice(name, None)
+        try:
+            return Choice(name, find_class(swappable.registry, name, swappable.base))
+        except ValueError as error:
+            self.wrong.append(f"--{group}: {error}")
+            return Choice(name, None)
+
+    def _named_in(self, group: str) -> str | None:
+        """The name that the last configuration file to name a part gives it."""
+        groups = [config[group] for config in self._configs if isinstance(config.get(group), dict)]
+        given = [str(settings["name"]) for settings in groups if "name" in settings]
+        return given[-1] if given else None
+
+
+def preset_folder() -> Path:
+    """Where the packaged presets are."""
+    return Path(__file__).parents[1] / "configs"
+
+
+def pairs(argv: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+    """Flags with their values; `--flag value` and `--flag=value` are the same."""
+    arguments = list(argv)
+    while arguments:
+        flag = arguments.pop(0)
+        if "=" in flag:
+            flag, _, value = flag.partition("=")
+            yield flag, value
+        elif arguments and (not arguments[0].startswith("-") or _is_number(arguments[0])):
+            yield flag, arguments.pop(0)
+        else:
+            yield flag, None
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _read_config(name: str) -> dict[str, Any]:
+    """A configuration file, or a preset of the package by its name."""
+    path = Path(name) if Path(name).is_file() else preset_folder() / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in preset_folder().glob("*.yaml")))
+        raise UsageError(f"--config: no file {name!r}, and no preset of that name; presets are {known}")
+    try:
+        settings = get_loader("yaml")(path.read_text(encoding="utf-8"))
+    except Exception as error:  # whatever the YAML parser raises
+        raise UsageError(f"--config {name}: not valid YAML: {error}") from error
+    if not isinstance(settings, dict):
+        raise UsageError(f"--config {name}: expected groups of settings such as `loop:`, got {type(settings).__name__}")
+    for group in SWAPPABLE:
+        if isinstance(settings.get(group), str):
+            settings[group] = {"name": settings[group]}
+        if isinstance(settings.get(group), dict) and isinstance(name := settings[group].get("name"), str):
+            settings[group] |= expand(group, name)
+    return settings
+
+
+def expand(group: str, name: str) -> dict[str, str]:
+    """A part's name as settings: `--data train.jsonl` is `--data files --data.path train.jsonl`.
+
+    A file or folder means `files`, `organisation/name` means `hub`; all else is a short name or a class path.
+    """
+    if group != "data" or name in names(SWAPPABLE[group].registry):
+        return {"name": name}
+    if looks_like_a_file(name):
+        return {"name": "files", "path": name}
+    if hub := parse_hub_name(name, "train"):
+        given = {"dataset": hub.dataset, "config": hub.config, "split": hub.split, "revision": hub.revision}
+        return {"name": "hub", **{field: value for field, value in given.items() if value is not None}}
+    return {"name": name}
+
+
+def _reward_of(source: type | None) -> str:
+    """The reward that suits a source of problems."""
+    return source.reward if source is not None and issubclass(source, ProblemSource) else ProblemSource.reward
+
+
+def _holds(config: Mapping[str, Any], key: str) -> bool:
+    settings: Any = config
+    for name in key.split("."):
+        if not isinstance(settings, Mapping) or name not in settings:
+            return False
+        settings = settings[name]
+    return True
+
+
+def _merge(configs: Sequence[Mapping[str, Any]], choices: Mapping[str, Choice]) -> dict[str, Any]:
+    """The configuration files as one, the later ones winning key by key.
+
+    What a file says of a part counts where it is the part that was chosen; else only the fields that the chosen one
+    has, too: `--config countdown --algo grpo` keeps the preset's learning rate and forgets DAPO's own fields.
+    """
+    merged: dict[str, Any] = {}
+    for config in configs:
+        for group, values in config.items():
+            if values is None:  # a group without a setting under it
+                continue
+            if not isinstance(values, dict):
+                merged[group] = values
+                continue
+            choice = choices.get(group)
+            if choice is not None and values.get("name", choice.name) != choice.name:
+                forgotten = _fields_of(group, values["name"]) - _fields(choice.cls)
+                values = {key: value for key, value in values.items() if key not in forgotten}
+            merged.setdefault(group, {}).update({key: value for key, value in values.items() if key != "name"})
+    return merged
+
+
+def _fields_of(group: str, name: str) -> set[str]:
+    """The fields of the class that a name means; none where it means nothing."""
+    try:
+        return _fields(find_class(SWAPPABLE[group].registry, name, SWAPPABLE[group].base))
+    except ValueError:
+        return set()
+
+
+def _fields(cls: type | None) -> set[str]:
+    """The names of a class's arguments, inherited ones included."""
+    if cls is None:
+        return set()
+    return {name.partition(".")[2] for name in ArgumentParser(exit_on_error=False).add_class_arguments(cls, "part")}

@@ -1,0 +1,185 @@
+"""`rloop-data`: what a problem set contains, before a run is begun with it.
+
+    rloop-data check train.jsonl --data.preset gsm8k --data.eval test.jsonl --policy.model Qwen/Qwen2.5-0.5B
+
+The options are those of `rloop-fit`. No model is loaded, only its tokenizer. What the set holds is data of others:
+nothing reaches the terminal unescaped.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jsonargparse import ArgumentParser, Namespace
+
+from rloop_lightning.cli.arguments import SWAPPABLE, UsageError, expand, pairs
+from rloop_lightning.cli.parse_errors import parse
+from rloop_lightning.cli.registry import find_class, names
+from rloop_lightning.data.base import ProblemSource
+from rloop_lightning.data.files import ProblemFiles
+from rloop_lightning.data.problem_set import ProblemSet
+from rloop_lightning.data.read import ReadProblems
+from rloop_lightning.data.readable import refusals
+from rloop_lightning.data.render import overlap_count, token_count
+from rloop_lightning.data.text import normalised
+from rloop_lightning.model.loading import load_tokenizer
+from rloop_lightning.model.policy import model_source
+from rloop_lightning.rewards.base import Reward
+from rloop_lightning.system.terminal import one_line, printable
+from rloop_lightning.types import Problem
+
+_EXAMPLES = 5
+_CHARACTERS_SHOWN = 2000  # of an example
+_IDS_SHOWN = 20
+
+_USAGE = "rloop-data check PATH_OR_NAME [--data.FIELD VALUE ...] [--policy.model NAME_OR_PATH] [--reward NAME]"
+_DESCRIPTION = """Prints what a problem set contains: counts, prompt lengths, gold answers that can't be read,
+duplicates, problems that are in the training and in an evaluation set, and five examples as the policy will see them.
+Exit code 2 if a run would refuse the set, else 0."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The `rloop-data` command. Exit codes: 0 the set can be used, 2 it can't or the input is wrong."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        settings, source = _parse(arguments)
+        tokenizer = load_tokenizer(model_source(settings.policy.model)) if settings.policy.model else None
+        reward = _reward(settings.reward)
+        sets, wrong = _read(source)
+        unreadable = {} if reward is None else {name: reward.unusable(found) for name, found in sets.items()}
+        if not source.skip_unreadable:
+            flag = f"--reward {type(reward).__name__}"
+            wrong += refusals(unreadable, flag, source.skip_unreadable, shown=_IDS_SHOWN)
+        for line in _report(source, sets, unreadable, tokenizer):
+            print(line)
+    except BrokenPipeError:  # whoever reads has read enough
+        sys.stdout = None  # or the interpreter would flush into the pipe again
+        return 0
+    except (UsageError, ValueError, OSError) as error:
+        wrong = str(error).splitlines()
+    for line in wrong:
+        print(f"rloop-data: error: {line}", file=sys.stderr)
+    return 2 if wrong else 0
+
+
+def _parse(arguments: list[str]) -> tuple[Namespace, ProblemSource]:
+    """The settings, and the source that they mean.
+
+    Raises:
+        UsageError: a problem set that means nothing, or settings that can't be; names all.
+    """
+    if not arguments or {"-h", "--help"} & set(arguments[:2]):
+        _parser(ProblemFiles).parse_args(["--help"])
+    command, *rest = arguments
+    if command != "check" or not rest or rest[0].startswith("-"):
+        raise UsageError(f"give a problem set: {_USAGE}")
+    given = expand("data", rest.pop(0))
+    try:
+        cls = find_class("data", given.pop("name"), SWAPPABLE["data"].base)
+    except ValueError as error:
+        raise UsageError(f"{error}; or a file, a folder or organisation/name") from error
+    parser = _parser(cls)
+    flags = [flag if value is None else f"{flag}={value}" for flag, value in pairs(rest)]
+    settings, wrong = parse(parser, {}, [*(f"--data.{field}={value}" for field, value in given.items()), *flags])
+    source = None
+    if settings is not None:
+        try:
+            source = parser.instantiate(Namespace(data=settings.data)).data
+        except ValueError as error:
+            wrong += str(error).splitlines()
+    if settings is None or source is None or wrong:
+        raise UsageError("\n".join(wrong))
+    return settings, source
+
+
+def _parser(source: type) -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="rloop-data", usage=_USAGE, description=_DESCRIPTION, exit_on_error=False, allow_abbrev=False
+    )
+    parser.add_class_arguments(source, "data")
+    parser.add_argument(
+        "--policy.model", type=str, default=None, help="count in tokens of, and render for, this model's tokenizer"
+    )
+    parser.add_argument("--reward", type=str, default=None, help="whether this reward can read the gold answers, too")
+    return parser
+
+
+def _reward(name: str | None) -> Reward | None:
+    """The reward that the gold answers are for; where none is named, `math` if there is one."""
+    if name is None and "math" not in names("rewards"):
+        return None
+    return find_class("rewards", name or "math", SWAPPABLE["reward"].base)()
+
+
+def _read(source: ProblemSource) -> tuple[Mapping[str, Sequence[Problem]], list[str]]:
+    """All sets, as far as they can be read, and what is wrong with them."""
+    if not isinstance(source, ReadProblems):
+        return {"train": source.train(), **source.evaluation()}, []
+    try:
+        return {"train": source.train(), **source.evaluation()}, []
+    except ValueError as error:
+        return {name: found.problems for name, found in source.sets.items()}, str(error).splitlines()
+
+
+def _report(
+    source: ProblemSource,
+    sets: Mapping[str, Sequence[Problem]],
+    unreadable: Mapping[str, Mapping[str, str]],
+    tokenizer: Any,
+) -> Iterator[str]:
+    """The lines to print."""
+    for name, problems in sets.items():
+        read = source.sets.get(name) if isinstance(source, ReadProblems) else None
+        yield f"{one_line(name)}: {len(problems):,} problems" + (f" of {read.rows:,} rows" if read else "")
+        if read is not None:
+            yield from _reading(read)
+        if ids := list(unreadable.get(name, {})):
+            yield f"  the reward can't read the gold answer of: {len(ids):,} ({_some(ids)})"
+        if problems:
+            yield f"  repeated problems: {_repeated(problems):,}"
+            yield f"  prompt length, {_lengths(source, problems, tokenizer)}"
+        if name != "train":
+            yield f"  also in train: {overlap_count(sets['train'], problems):,}"
+    if not sets["train"]:
+        return
+    shown = sets["train"][:_EXAMPLES]
+    prompts = _prompts(source, shown, tokenizer)
+    how = "as the policy will see them" if tokenizer else "without a template; --policy.model names one's tokenizer"
+    yield f"\nfirst {len(shown)} of train, {how}:"
+    for problem, prompt in zip(shown, prompts, strict=True):
+        yield f"\n--- {one_line(problem.id)}, answer: {one_line(problem.answer, limit=200)}"
+        yield printable(prompt, limit=_CHARACTERS_SHOWN)
+
+
+def _reading(read: ProblemSet) -> Iterator[str]:
+    if read.repeats:
+        yield f"  repeated rows, left out: {read.repeats:,}"
+    ids = read.unreadable_golds
+    yield f"  unreadable gold answers: {len(ids):,}" + (f" ({_some(ids)})" if ids else "")
+    yield f"  duplicate ids: {len(read.duplicate_ids):,}"
+
+
+def _some(ids: Sequence[str]) -> str:
+    return ", ".join(map(one_line, ids[:_IDS_SHOWN])) + (" ..." if len(ids) > _IDS_SHOWN else "")
+
+
+def _repeated(problems: Sequence[Problem]) -> int:
+    """Problems whose normalised text another one before them has."""
+    return len(problems) - len({normalised(problem.prompt) for problem in problems})
+
+
+def _prompts(source: ProblemSource, problems: Sequence[Problem], tokenizer: Any) -> list[str]:
+    return source.render(problems, tokenizer) if tokenizer else [problem.prompt for problem in problems]
+
+
+def _lengths(source: ProblemSource, problems: Sequence[Problem], tokenizer: Any) -> str:
+    prompts = _prompts(source, problems, tokenizer)
+    lengths = np.array([token_count(prompt, tokenizer) if tokenizer else len(prompt) for prompt in prompts])
+    quantiles = np.quantile(lengths, [0, 0.5, 0.95, 1], method="nearest").astype(int)
+    said = ", ".join(f"{what} {n:,}" for what, n in zip(("min", "median", "p95", "max"), quantiles, strict=True))
+    limit = source.max_prompt_tokens
+    over = f"; {int((lengths > limit).sum()):,} over --data.max_prompt_tokens {limit}" if limit and tokenizer else ""
+    return f"{'tokens' if tokenizer else 'characters'}: {said}{over}"

@@ -1,0 +1,331 @@
+"""`rloop-fit`: the command line, a LightningCLI whose groups are the parts of a run.
+
+    rloop-fit --algo dapo --consolidate rft
+    rloop-fit --config countdown --algo.clip_eps_high 0.3 --trainer.accelerator gpu
+    rloop-fit --resume runs/NAME
+
+A part that can be swapped takes a short name or a class path, and its own fields are ordinary options, checked and in
+`--help` (arguments.py).
+"""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from rloop_lightning.algorithms.policy_module import PolicyModule
+from rloop_lightning.callbacks.capture import CaptureConfig
+from rloop_lightning.callbacks.gradient_norm import GradientConfig
+from rloop_lightning.cli.arguments import SWAPPABLE, Arguments, Choice, UsageError
+from rloop_lightning.cli.parse_errors import Context, parse
+from rloop_lightning.cli.registry import NONE, names
+from rloop_lightning.data.base import ProblemSource
+from rloop_lightning.errors import RunFault, StateError, Stopped
+from rloop_lightning.evaluation.evaluator import EvaluationConfig
+from rloop_lightning.model.policy import Policy, PolicyConfig, policy_faults
+from rloop_lightning.rewards.workers import WorkerStartError
+from rloop_lightning.rollouts.filter import FilterConfig
+from rloop_lightning.rollouts.stream import NotEnoughGroupsError
+from rloop_lightning.run.loop import LoopRunner
+from rloop_lightning.run.parts import Parts
+from rloop_lightning.run.start import RunFolderError, begin, changed_settings, new_run_faults
+from rloop_lightning.run.state import LoopConfig
+from rloop_lightning.system.signals import StopSignals
+
+FIXED = {
+    "policy": PolicyConfig,
+    "loop": LoopConfig,
+    "filter": FilterConfig,
+    "capture": CaptureConfig,
+    "gradient": GradientConfig,
+    "eval": EvaluationConfig,
+}
+
+# The loop sets these itself: a phase is one pass over its stream, by manual optimization, recorded in the run folder.
+_TRAINER_FLAGS_OF_THE_LOOP = {
+    "max_epochs",
+    "min_epochs",
+    "accumulate_grad_batches",
+    "gradient_clip_val",
+    "gradient_clip_algorithm",
+    "log_every_n_steps",
+    "num_sanity_val_steps",
+    "use_distributed_sampler",
+    "enable_checkpointing",
+    "enable_model_summary",
+    "default_root_dir",
+    "reload_dataloaders_every_n_epochs",
+}
+
+_USAGE = "rloop-fit [--config FILE_OR_PRESET] [--algo NAME] [--consolidate NAME] [--GROUP.FIELD VALUE ...] [--out RUN]"
+
+_DESCRIPTION = """Trains a language model by reinforcement learning with verifiable rewards: rounds of exploration and
+consolidation (RLoop, arXiv 2511.04285), or one algorithm alone with --consolidate none. Without --config and
+--policy.model, the preset countdown trains the small policy that the package carries."""
+
+
+_MEMORY_ADVICE = (
+    "lower --engine.max_rows, if it was generating, or --policy.max_tokens_per_micro_batch, if it was updating, and go "
+    "on with: {go_on} --engine.max_rows N --policy.max_tokens_per_micro_batch N"
+)
+
+
+class RLoopCLI(LightningCLI):
+    """Parses the command line and the configuration files into the parts of a run.
+
+    Args:
+        argv: command line arguments, without the program's name.
+
+    Raises:
+        UsageError: names all that is wrong with the settings.
+        SystemExit: 0, after `--help` and `--print_config`.
+    """
+
+    def __init__(self, argv: Sequence[str]) -> None:
+        self.arguments = Arguments(argv)
+        self.choices = self.arguments.choices
+        super().__init__(
+            args=self.arguments.flags,
+            run=False,
+            save_config_callback=None,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            parser_kwargs={
+                "prog": "rloop-fit",
+                "description": _DESCRIPTION,
+                "usage": _USAGE,
+                "exit_on_error": False,
+                "allow_abbrev": False,
+            },
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        given = self.arguments
+        reserved = {f"trainer.{name}": "the loop sets this itself; leave it out" for name in _TRAINER_FLAGS_OF_THE_LOOP}
+        context = Context(given.file_of, reserved, given.undecided)
+        config, wrong = parse(parser, given.configuration, given.flags, context)
+        self.wrong = [*given.wrong, *wrong]
+        if config is None:
+            raise UsageError("\n".join(self.wrong))
+        self.config = config
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--seed_everything", type=int, default=0, help="seed that everything random derives from")
+        parser.add_argument("--out", type=str, default=None, help="run folder (default: runs/DATE-ALGO-CONSOLIDATE)")
+        parser.add_argument("--resume", type=str, default=None, help="run folder to go on with, where it was left")
+        parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        for group, choice in self.choices.items():
+            _add_swappable(parser, group, choice)
+        for group, config in FIXED.items():
+            parser.add_class_arguments(config, group, instantiate=False)
+        parser.add_class_arguments(
+            L.Trainer, "trainer", instantiate=False, fail_untyped=False, skip=_TRAINER_FLAGS_OF_THE_LOOP
+        )
+        parser.set_defaults({"trainer.devices": 1})
+
+    def instantiate_classes(self) -> None:
+        """Make every part, and say all that is wrong with them at once."""
+        made: dict[str, Any] = {"consolidate": None}
+        wrong = list(self.wrong)
+        chosen = {group: choice.cls for group, choice in self.choices.items() if choice.cls is not None}
+        for group, cls in {**chosen, **FIXED}.items():
+            settings = self._arguments_of(group)
+            settings.pop("name", None)
+            try:
+                made[group] = cls(**settings)
+            except ValueError as error:
+                wrong += str(error).splitlines()
+        wrong += [message for part in made.values() if isinstance(part, PolicyModule) for message in part.invalid()]
+        if wrong:
+            _refuse([*wrong, *self._faults_outside(self._run_folder(), made.get("policy"), made.get("data"))])
+        self.policy_config: PolicyConfig = made["policy"]
+        self.parts = Parts(
+            engine=made["engine"],
+            data=made["data"],
+            reward=made["reward"],
+            algorithm=made["algo"],
+            consolidation=made["consolidate"],
+            loop=made["loop"],
+            filter=made["filter"],
+            capture=made["capture"],
+            gradient=made["gradient"],
+            evaluation=made["eval"],
+            seed=self.config.seed_everything,
+        )
+
+    def _arguments_of(self, group: str) -> dict[str, Any]:
+        """The arguments of a group's class; those that are objects themselves are made anew."""
+        # With its groups, the parser would make every class in it, those of all other groups without arguments.
+        settings = Namespace({group: self.config[group].clone()})
+        return dict(self.parser.instantiate(settings, instantiate_groups=False)[group])
+
+    def make_trainer(self, **kwargs: Any) -> L.Trainer:
+        """A fresh Trainer with the user's flags; the user's callbacks and loggers come before those of the loop."""
+        given = self._arguments_of("trainer")
+        for several in ("callbacks", "logger"):
+            users = given.pop(several, None)
+            users = users if isinstance(users, list) else [users]
+            kwargs[several] = [*(one for one in users if one and one is not True), *kwargs.get(several, [])]
+        bars = [callback for callback in kwargs["callbacks"] if isinstance(callback, ProgressBar)]
+        shown = [] if given.get("enable_progress_bar") is False else bars[:1]  # the user's own, if there is one
+        kwargs["callbacks"] = [
+            callback for callback in kwargs["callbacks"] if callback not in bars or callback in shown
+        ]
+        return L.Trainer(**{**given, **kwargs})
+
+    def prepare(self) -> tuple[LoopRunner, Policy]:
+        """The loop and the base policy, with everything checked that can be, and the run folder begun.
+
+        Raises:
+            UsageError: names all that is wrong.
+            RunFolderError: the run folder can't be written.
+        """
+        out = self._run_folder()
+        wrong = self._faults_outside(out, self.policy_config, None)
+        try:
+            parts, unreadable = self.parts.readable()
+            wrong += [*parts.validate(), *unreadable]
+        except ValueError as error:
+            wrong += str(error).splitlines()
+        try:
+            runner = LoopRunner(out, self.parts, self.make_trainer)
+        except (ValueError, MisconfigurationException) as error:
+            wrong += str(error).splitlines()
+        _refuse(wrong)
+        try:
+            policy = Policy.load(self.policy_config)
+        except (ValueError, OSError) as error:
+            _refuse([f"--policy.model {self.policy_config.model}: {line}" for line in str(error).splitlines()])
+        try:
+            runner.parts = parts.rendered(policy)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        _refuse(runner.parts.validate_with(policy))
+        if not self.config.resume:
+            begin(out, self._settings())
+        return runner, policy
+
+    def _run_folder(self) -> Path:
+        if self.config.resume:
+            return Path(self.config.resume)
+        chosen = (self.choices[group].name.rpartition(".")[2] for group in ("algo", "consolidate"))
+        return Path(self.config.out or "runs/" + "-".join([time.strftime("%Y%m%d-%H%M%S"), *chosen]))
+
+    def _settings(self) -> str:
+        """All settings as YAML."""
+        return self.parser.dump(self.config, skip_unset=False)
+
+    def _faults_outside(self, out: Path, policy: PolicyConfig | None, data: ProblemSource | None) -> list[str]:
+        """What is wrong with the run folder, the model's folder and the problem sets that the settings name."""
+        if not self.config.resume:
+            wrong = new_run_faults(out)
+        elif self.arguments.resumable:
+            wrong = changed_settings(out, self._settings())
+        else:  # which has been told
+            wrong = []
+        if policy is not None:
+            wrong += [f"--policy.model {policy.model}: {fault}" for fault in policy_faults(policy)]
+        if data is not None:
+            try:
+                data.train(), data.evaluation()
+            except ValueError as error:
+                wrong += str(error).splitlines()
+        return wrong
+
+
+def _refuse(wrong: Sequence[str]) -> None:
+    """End here if something is wrong."""
+    if wrong:
+        raise UsageError("\n".join(dict.fromkeys(wrong)))
+
+
+def _add_swappable(parser: LightningArgumentParser, group: str, choice: Choice) -> None:
+    """`--GROUP NAME`, and the fields of the class that was chosen."""
+    swappable = SWAPPABLE[group]
+    known = ", ".join([*sorted(names(swappable.registry)), *([NONE] if group == "consolidate" else [])])
+    what = f"{swappable.what}: {known}, or a class path (default: {swappable.default})"
+    if choice.cls is not None:
+        parser.add_class_arguments(choice.cls, group, instantiate=False)
+        action = next(action for action in parser._actions if f"--{group}" in action.option_strings)
+        action.metavar, action.help = "NAME", what
+    parser.add_argument(f"--{group}.name", type=str, default=choice.name, help=what, metavar="NAME")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The `rloop-fit` command.
+
+    Exit codes: 0 done, 1 a fault during the run, 2 wrong input, 130 or 143 stopped by Ctrl-C or SIGTERM.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    _quieten()
+    with StopSignals() as signals:
+        try:
+            return _fit(arguments, "--debug" in arguments, signals)
+        except Stopped as stopped:
+            print(f"\nrloop-fit: {stopped}; no run was begun", file=sys.stderr)
+            return stopped.exit_code
+
+
+def _fit(arguments: Sequence[str], debug: bool, signals: StopSignals) -> int:
+    try:
+        runner, policy = RLoopCLI(arguments).prepare()
+    except UsageError as error:
+        return _complain(error, debug, code=2)
+    except RunFolderError as error:
+        return _complain(error, debug, code=1)
+    go_on = f"rloop-fit --resume {shlex.quote(str(runner.out))}"
+    try:
+        state = runner.run(policy, signals)
+    except StateError as error:
+        return _complain(error, debug, code=2)
+    except (NotEnoughGroupsError, WorkerStartError) as error:
+        return _complain(error, debug, code=1)
+    except (RunFault, OSError) as error:
+        return _complain(error, debug, code=1, advice=f"mend the cause, then go on with: {go_on}")
+    except torch.OutOfMemoryError as error:
+        return _complain(error, debug, code=1, advice=_MEMORY_ADVICE.format(go_on=go_on))
+    except (Stopped, SIGTERMException) as error:  # Lightning's own comes where a step ended the phase
+        stopped = error if isinstance(error, Stopped) else Stopped(signal.SIGTERM)
+        saved = stopped.saved or "what came after the newest checkpoint is repeated"
+        print(f"\nrloop-fit: {stopped}; {saved}; go on with: {go_on}", file=sys.stderr)
+        return stopped.exit_code
+    out = runner.out
+    print(f"\n{(out / 'results.md').read_text(encoding='utf-8')}")
+    print(f"{state.selected} is in {out / 'final'}; table, plots, metrics.csv and TensorBoard logs are in {out}")
+    return 0
+
+
+def _complain(error: Exception, debug: bool, code: int, advice: str = "") -> int:
+    if debug:
+        raise error
+    for line in [*str(error).splitlines(), *([advice] if advice else [])]:
+        print(f"rloop-fit: error: {line}", file=sys.stderr)
+    return code
+
+
+def _quieten() -> None:
+    """Our messages, without what libraries say at every phase; their warnings stay."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("rloop_lightning").setLevel(logging.INFO)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # Lightning's own use of torch, which a user can do nothing about.
+    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)", category=FutureWarning)

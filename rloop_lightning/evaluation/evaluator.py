@@ -1,0 +1,84 @@
+"""Evaluation of a policy on named problem sets: pass@1 and unbiased pass@k, entropy, length."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from rloop_lightning.evaluation import PassAtK
+from rloop_lightning.rollouts.sampler import GroupSampler, SamplingCost
+from rloop_lightning.seeds import derive_seed
+from rloop_lightning.types import Problem
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How policies are evaluated, between phases and inside them.
+
+    Args:
+        every_n_steps: rollout steps between evaluations inside an exploration; 0 evaluates between phases only.
+        samples: rollouts of each problem.
+        k: the k of pass@k, each at most `samples`; pass@1 is always measured.
+        sets: evaluation sets that every policy is evaluated on between phases; null takes all that the data has.
+        sets_inside: those evaluated inside an exploration.
+        max_problems: the first so many problems of a set are used; 0 uses all.
+    """
+
+    every_n_steps: int = 0
+    samples: int = 32
+    k: tuple[int, ...] = (1, 8, 32)
+    sets: list[str] | None = None
+    sets_inside: list[str] | None = None
+    max_problems: int = 0
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.every_n_steps < 0:
+            problems.append(f"--eval.every_n_steps must be >= 0 rollout steps, got {self.every_n_steps}")
+        if self.samples < 1:
+            problems.append(f"--eval.samples must be at least 1, got {self.samples}")
+        if not self.k or min(self.k) < 1 or max(self.k) > self.samples:
+            problems.append(f"--eval.k must lie between 1 and --eval.samples ({self.samples}), got {list(self.k)}")
+        if self.max_problems < 0:
+            problems.append(f"--eval.max_problems must be >= 0, got {self.max_problems}")
+        if problems:
+            raise ValueError("\n".join(problems))
+
+
+class Evaluator:
+    """Evaluates the current policy. The same seed every time, so that policies meet the same draws."""
+
+    def __init__(
+        self, sampler: GroupSampler, sets: Mapping[str, Sequence[Problem]], config: EvaluationConfig, seed: int
+    ) -> None:
+        self.sampler = sampler
+        self.sets = sets
+        self.config = config
+        self.seed = seed
+
+    def __call__(self, names: Sequence[str], cost: SamplingCost) -> dict[str, float]:
+        """Metrics of the named sets: `eval/SET/pass@K`, `.../entropy_nats`, `.../length_tokens`, and
+        `.../pass@1_stderr`, the standard error of pass@1 over problems (none where there is but one).
+        """
+        return {key: value for name in names for key, value in self._evaluate(name, cost).items()}
+
+    def _evaluate(self, name: str, cost: SamplingCost) -> dict[str, float]:
+        problems = self.sets[name][: self.config.max_problems or None]
+        sampling = self.sampler.engine.sampling(derive_seed(self.seed, "evaluate", name))
+        sampling = replace(sampling, report_routed_experts=False)
+        groups = self.sampler.sample(problems, self.config.samples, sampling, cost)
+        pass_at_k = PassAtK(sorted({1, *self.config.k}))  # pass@1 is what progress bars show and choices are made on
+        successes = torch.tensor([group.success_count for group in groups])
+        pass_at_k.update(successes, self.config.samples)
+        rollouts = [rollout for group in groups for rollout in group.rollouts]
+        # The mean surprise of sampled tokens estimates the entropy of the distribution that they were sampled from.
+        surprise = -np.concatenate([rollout.sampling_logprobs for rollout in rollouts]).mean(dtype=np.float64)
+        metrics = {key: float(value) for key, value in pass_at_k.compute().items()}
+        if len(groups) > 1:
+            metrics["pass@1_stderr"] = float((successes / self.config.samples).double().std() / len(groups) ** 0.5)
+        metrics["entropy_nats"] = float(surprise)
+        metrics["length_tokens"] = float(np.mean([rollout.length for rollout in rollouts]))
+        return {f"eval/{name}/{key}": value for key, value in metrics.items()}

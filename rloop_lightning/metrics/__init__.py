@@ -1,7 +1,0 @@
-"""What is measured of a policy and of its rollouts, as pure functions and as torchmetrics."""
-
-from rloop_lightning.metrics.forgetting import forgetting_rate
-from rloop_lightning.metrics.pass_at_k import PassAtK, pass_at_k
-from rloop_lightning.metrics.similarity import Similarity, ngram_similarity
-
-__all__ = ["PassAtK", "Similarity", "forgetting_rate", "ngram_similarity", "pass_at_k"]

@@ -1,0 +1,254 @@
+"""Routing replay for mixture-of-experts policies (arXiv 2512.01374): forward passes that take recorded experts.
+
+    routing = RoutingReplay(model, "r2")
+    with routing.covering(batch):                                   # forward and backward of a micro-batch
+        with routing.forward_pass(batch.input_ids.shape, batch) as passed:
+            model(batch.input_ids)
+        ...backward()
+    passed.routed_experts              # [B, L, layers, top_k], what routers chose by themselves
+
+What is replayed are indices; their gate weights are the current router's (routers.py). A router sees the tokens of a
+pass as one list, row by row, so an index is looked up by layer, row and position: a layer that the backward pass
+computes anew finds the same ones, in whatever order. `layers` are those that have a router.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from rloop_lightning.errors import RunFault
+from rloop_lightning.model.routers import find_routers, gate_weights
+from rloop_lightning.types import RolloutBatch
+
+
+class RoutingError(RunFault):
+    """Recorded experts that don't fit a forward pass; going on would train on others."""
+
+
+class ForwardPass:
+    """What the routers of a model chose by themselves in one forward pass, each of them called once.
+
+    Args:
+        routers: their names, for messages.
+        shape: rows and columns of the pass.
+        dtype: of the indices.
+    """
+
+    def __init__(self, routers: Sequence[str], shape: tuple[int, int], dtype: torch.dtype) -> None:
+        self._routers = routers
+        self._shape = shape
+        self._dtype = dtype
+        self._chosen: dict[int, Tensor] = {}
+
+    @property
+    def routed_experts(self) -> Tensor:
+        """What routers would have taken, had nothing been replayed in their own layer [B, L, layers, top_k]."""
+        chosen = [self._chosen[layer] for layer in range(len(self._routers))]
+        return torch.stack(chosen, dim=1).unflatten(0, self._shape)
+
+    def take(self, layer: int, chosen: Tensor) -> None:
+        """Note a router's choice [B * L, top_k].
+
+        Raises:
+            RoutingError: not every position came, or they came before.
+        """
+        if len(chosen) != self._shape[0] * self._shape[1]:
+            raise RoutingError(
+                f"the router {self._routers[layer]} got {len(chosen)} tokens in a forward pass of {self._shape[0]} x "
+                f"{self._shape[1]}: which positions they are is not known; set --policy.routing_replay none"
+            )
+        if layer in self._chosen:
+            raise RoutingError(
+                f"the router {self._routers[layer]} was called twice in a forward pass, and every recorded position "
+                "must be used exactly once; set --policy.routing_replay none"
+            )
+        self._chosen[layer] = chosen.to(self._dtype)
+
+    def finish(self) -> None:
+        """Make sure that every router was called.
+
+        Raises:
+            RoutingError: names those that weren't.
+        """
+        if missing := [name for layer, name in enumerate(self._routers) if layer not in self._chosen]:
+            raise RoutingError(
+                f"a forward pass left out {', '.join(missing)}, and every recorded position must be used exactly once; "
+                "set --policy.routing_replay none"
+            )
+
+
+class RoutingReplay:
+    """Has the routers of a model take recorded experts, and notes what they choose by themselves.
+
+    Outside of the two contexts the model is as it was.
+
+    Args:
+        model: a Hugging Face causal LM.
+        mode: whose experts are replayed: the old policy's in the training engine (r2), or the rollout engine's (r3).
+
+    Raises:
+        ValueError: the model has no routers that are known.
+    """
+
+    def __init__(self, model: Any, mode: Literal["r2", "r3"]) -> None:
+        routers = find_routers(model)
+        self.mode = mode
+        self._routers = list(routers)
+        first = next(iter(routers.values()))
+        self.expert_count, self.top_k = len(first.weight), int(first.top_k)
+        self.dtype = torch.uint8 if self.expert_count <= 256 else torch.int16
+        self._replayed: RolloutBatch | None = None
+        self._pass: ForwardPass | None = None
+        for layer, router in enumerate(routers.values()):
+            # A hook: another `forward` would still be the original's in a deep copy of the model.
+            router.register_forward_hook(partial(self._route, layer))
+
+    @property
+    def layers(self) -> int:
+        """Layers that have a router."""
+        return len(self._routers)
+
+    @contextmanager
+    def covering(self, batch: RolloutBatch) -> Iterator[None]:
+        """Around forward and backward of a micro-batch whose experts are replayed: recomputed layers find them, too.
+
+        Raises:
+            RoutingError: another micro-batch is not through yet.
+        """
+        if self._replayed is not None:
+            raise RoutingError("two micro-batches can't replay their experts at once; one must be through its backward")
+        self._replayed = batch
+        try:
+            yield
+        finally:
+            self._replayed = None
+
+    @contextmanager
+    def forward_pass(self, shape: Sequence[int], batch: RolloutBatch | None = None) -> Iterator[ForwardPass]:
+        """Around one forward pass.
+
+        Args:
+            shape: rows and columns of its tokens.
+            batch: whose experts are replayed, where it has any.
+
+        Raises:
+            RoutingError: a router was not called exactly once for every position; or gradients are on and `covering`
+                does not cover this batch, so that a backward pass would not find its experts.
+        """
+        covered = self._replayed
+        replayed = None if batch is None or batch.routed_experts is None else batch
+        if covered is not None and replayed is not None and covered.routed_experts is replayed.routed_experts:
+            replayed = covered
+        if torch.is_grad_enabled() and replayed is not covered:
+            raise RoutingError(
+                "with gradients, experts are replayed inside of Policy.replaying alone, which covers the backward "
+                "pass, too; and only those of the batch that it was given"
+            )
+        passing = ForwardPass(self._routers, (shape[0], shape[1]), self.dtype)
+        self._replayed, self._pass = replayed, passing
+        try:
+            yield passing
+            passing.finish()
+        finally:
+            self._replayed, self._pass = covered, None
+
+    def _route(self, layer: int, router: Any, args: tuple[Tensor, ...], output: tuple[Tensor, Tensor, Tensor]) -> Any:
+        """What a router gives, as a forward hook: logits [N, experts], gate weights and indices [N, top_k]."""
+        logits, weights, chosen = output
+        if self._pass is not None:  # None where a layer is computed anew, or nothing asked for
+            self._pass.take(layer, chosen)
+        if self._replayed is None or self._replayed.routed_experts is None:
+            return None
+        recorded = recorded_positions(self._replayed).flatten()  # [N]
+        if len(recorded) != len(chosen):
+            raise RoutingError(
+                f"the router {self._routers[layer]} got {len(chosen)} tokens under the experts of {len(recorded)}; a "
+                "batch's forward and backward passes belong inside of its own Policy.replaying"
+            )
+        replayed = self._replayed.routed_experts[:, :, layer].flatten(0, 1).long()
+        taken = torch.where(recorded[:, None], replayed, chosen)
+        return logits, gate_weights(router, args[0], taken).to(weights.dtype), taken
+
+    def admitted(self, batch: RolloutBatch) -> RolloutBatch:
+        """A rollout step's batch with the engine's experts under R3, without any under R2.
+
+        Raises:
+            RoutingError: there are none, or they are not of this model.
+        """
+        if self.mode == "r2":
+            return replace(batch, routed_experts=None)
+        experts, shape = batch.routed_experts, (self.layers, self.top_k)
+        if experts is None:
+            wrong = "without their experts"
+        elif experts.shape[2:] != shape:
+            wrong = f"with {tuple(experts.shape[2:])} layers and experts of a token, where the policy has {shape}"
+        elif not (experts.min() >= 0 and experts.max() < self.expert_count):
+            wrong = f"with experts {experts.min()} to {experts.max()}, where the policy has {self.expert_count}"
+        else:
+            return batch
+        raise RoutingError(
+            f"--policy.routing_replay r3: rollouts came {wrong}; take another --engine, or set --policy.routing_replay "
+            "r2 in a new run"
+        )
+
+    def empty_record(self, batch: RolloutBatch) -> Tensor:
+        """Room for what routers choose in a batch [B, L, layers, top_k]."""
+        shape = (*batch.input_ids.shape, self.layers, self.top_k)
+        return torch.zeros(shape, dtype=self.dtype, device=batch.input_ids.device)
+
+    def recorded(self, batch: RolloutBatch, old_routed_experts: Tensor) -> RolloutBatch:
+        """The batch with what the old policy's routers chose: to replay, or beside what the engine used."""
+        return (
+            replace(batch, routed_experts=old_routed_experts)
+            if self.mode == "r2"
+            else replace(batch, old_routed_experts=old_routed_experts)
+        )
+
+    def mismatches(self, batch: RolloutBatch, own: Tensor) -> dict[str, Tensor]:
+        """How many routings differ between engine, old and current policy; `routing_count` makes shares of it.
+
+        Args:
+            batch: with the experts that were replayed.
+            own: [B, L, layers, top_k], what the current policy's routers chose by themselves.
+        """
+        if batch.routed_experts is None:
+            return {}
+        if self.mode == "r2":
+            return {"routing/old_current_mismatch": differing(batch, batch.routed_experts, own)}
+        from_engine = differing(batch, batch.routed_experts, own)
+        if batch.old_routed_experts is None:  # no update yet: the current policy is the old one
+            return {"routing/engine_old_mismatch": from_engine, "routing/engine_current_mismatch": from_engine}
+        return {
+            "routing/engine_old_mismatch": differing(batch, batch.routed_experts, batch.old_routed_experts),
+            "routing/old_current_mismatch": differing(batch, batch.old_routed_experts, own),
+            "routing/engine_current_mismatch": from_engine,
+        }
+
+
+def recorded_positions(batch: RolloutBatch) -> Tensor:
+    """Where experts are recorded [B, L]: the tokens but the last, whose routing no logprob depends on."""
+    positions = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device)
+    return positions < batch.lengths[:, None] - 1
+
+
+def differing(batch: RolloutBatch, first: Tensor, second: Tensor) -> Tensor:
+    """How many recorded routings, a token in a layer each, are another set of experts; a scalar.
+
+    Args:
+        first, second: [B, L, layers, top_k].
+    """
+    others = (first.sort(-1).values != second.sort(-1).values).any(-1)  # [B, L, layers]
+    return (others & recorded_positions(batch)[:, :, None]).sum()
+
+
+def routing_count(batch: RolloutBatch) -> Tensor:
+    """The recorded routings of a batch, tokens x layers; a scalar."""
+    layers = 0 if batch.routed_experts is None else batch.routed_experts.shape[2]
+    return (batch.lengths - 1).sum() * layers

@@ -1,0 +1,213 @@
+"""The rollout pool: every rollout of a round's exploration, as append-only Parquet shards in one folder.
+
+    pool = RolloutPool(run / "round-0" / "pool")
+    pool.write("step-000012", groups, round=0, rollout_step=12, run_id="...")
+    pool.shards()  # -> [.../step-000012.parquet]
+
+A shard appears by atomic rename or not at all, so a reader never meets half of one; its checksum then goes to
+`_SHA256SUMS` (checksums.py). Whatever reads Parquet reads the pool: `pandas.read_parquet(folder)`. `filter.py` makes
+the expert set from it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rloop_lightning.system.checksums import add_checksum, checksums, damaged_files, keep_checksums
+from rloop_lightning.system.files import atomic_path
+from rloop_lightning.types import Group, Rollout
+
+TOKEN_IDS = pa.list_(pa.field("element", pa.int32(), nullable=False))
+LOGPROBS = pa.list_(pa.field("element", pa.float32(), nullable=False))  # nats
+
+POOL_SCHEMA = pa.schema(
+    [
+        pa.field(name, type_, nullable=False)  # which spares the reader the decoding of what is null
+        for name, type_ in {
+            "round": pa.int32(),
+            "rollout_step": pa.int32(),
+            "problem_id": pa.string(),
+            "completion_ids": TOKEN_IDS,  # the stop token included
+            "text": pa.string(),
+            "reward": pa.float64(),
+            "success": pa.bool_(),
+            "finish_reason": pa.dictionary(pa.int8(), pa.string()),
+            "length": pa.int32(),  # tokens
+            "sampling_logprob_sum": pa.float64(),  # nats
+            "sampling_logprobs": LOGPROBS,
+            "run_id": pa.string(),
+        }.items()
+    ]
+)
+
+# The columns whose values repeat; a dictionary of logprobs or texts takes more room than it saves.
+_DICTIONARIES = [
+    "round",
+    "rollout_step",
+    "problem_id",
+    "completion_ids.list.element",
+    "reward",
+    "finish_reason",
+    "run_id",
+]
+
+# Few successes of a group, as a fraction: at a success rate of a tenth a group of eight has more in 4 % of all cases.
+FEW_SUCCESSES = 0.25
+
+# Bounds what a reader holds at a time: 1024 completions of 8k tokens are 64 MB of token ids and logprobs.
+ROW_GROUP_ROWS = 1024
+_STEP_KEY = b"rollout_step"
+
+
+class RolloutPool:
+    """The shards of one folder, which is made by the first write."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+
+    def write(self, name: str, groups: Sequence[Group], *, round: int, rollout_step: int, run_id: str) -> Path:
+        """Write the groups' rollouts as the shard `name`, whole or not at all.
+
+        The same name again replaces the shard: a resumed run repeats its last steps. Successes stand in row groups of
+        their own before the rest, so that the filter never decodes the tokens of a failure; those of groups with few
+        come first, also by themselves, so that it rarely decodes those of an easy problem. Lone surrogates in a text
+        become "?", as Parquet holds UTF-8 only.
+
+        Args:
+            name: shard name without suffix, `step-000012`.
+            groups: rollouts that the reward has checked.
+            round: round of the run, from 0.
+            rollout_step: rollout step inside the phase; `drop_after` goes by it.
+            run_id: of the run that generated them.
+
+        Raises:
+            ValueError: a rollout has no reward yet, or not one logprob a token.
+        """
+        _check([rollout for group in groups for rollout in group.rollouts])
+        tables = [
+            rollout_table(rows, POOL_SCHEMA, round=round, rollout_step=rollout_step, run_id=run_id)
+            for rows in _kinds(groups)
+            if rows
+        ]
+        path = self.folder / f"{name}.parquet"
+        if path.exists():
+            keep_checksums(self.folder, {shard.name for shard in self.shards()} - {path.name})
+        write_shard(path, tables, rollout_step=rollout_step)
+        add_checksum(path)
+        return path
+
+    def shards(self) -> list[Path]:
+        """The shards that are there, sorted by name."""
+        return sorted(self.folder.glob("*.parquet"))
+
+    def damaged(self, rollout_steps: int | None = None) -> dict[str, str]:
+        """What is wrong with which shards: missing, changed, or without a checksum.
+
+        Args:
+            rollout_steps: look at the shards of the first so many rollout steps, all of which must be there; at all
+                shards, if not given.
+        """
+        names = {path.name for path in self.shards()} | checksums(self.folder).keys()
+        if rollout_steps is not None:
+            names = {name for name in names if shard_step(name) <= rollout_steps}
+            names |= {f"step-{step:06d}.parquet" for step in range(1, rollout_steps + 1)}
+        return damaged_files(self.folder, sorted(names))
+
+    def drop_after(self, rollout_step: int) -> None:
+        """Remove the shards of `rollout_step` and later, and those whose footer can't be read.
+
+        A run that resumes there generates them again.
+        """
+        for path in self.shards():
+            try:
+                step = int(pq.read_schema(path).metadata[_STEP_KEY])
+            except (pa.ArrowException, OSError, TypeError, KeyError, ValueError):
+                step = rollout_step
+            if step >= rollout_step:
+                path.unlink()
+        keep_checksums(self.folder, [path.name for path in self.shards()])
+
+
+def shard_step(name: str) -> int:
+    """The rollout step, counted from 1, that a shard's file name ends in; 0 if it ends in none."""
+    match = re.search(r"-(\d+)\.parquet$", name)
+    return int(match[1]) if match else 0
+
+
+def _kinds(groups: Sequence[Group]) -> list[list[Rollout]]:
+    """The successes of groups with few, the other successes, the failures."""
+    few: list[Rollout] = []
+    other: list[Rollout] = []
+    failures: list[Rollout] = []
+    for group in groups:
+        successes = [rollout for rollout in group.rollouts if rollout.success]
+        (few if len(successes) <= FEW_SUCCESSES * len(group.rollouts) else other).extend(successes)
+        failures.extend(rollout for rollout in group.rollouts if not rollout.success)
+    return [few, other, failures]
+
+
+def write_shard(path: Path, tables: Sequence[pa.Table], *, rollout_step: int) -> None:
+    """Write rows of `POOL_SCHEMA` as a shard, whole or not at all; no row group holds rows of two tables."""
+    schema = POOL_SCHEMA.with_metadata({_STEP_KEY: str(rollout_step)})
+    with (
+        atomic_path(path) as partial,
+        pq.ParquetWriter(partial, schema, compression="zstd", use_dictionary=_DICTIONARIES) as writer,
+    ):
+        for table in tables:
+            writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
+
+
+def _check(rollouts: Sequence[Rollout]) -> None:
+    for rollout in rollouts:
+        if math.isnan(rollout.reward):
+            raise ValueError(f"a rollout of problem {rollout.problem_id!r} has no reward; check it before the pool")
+        if len(rollout.sampling_logprobs) != rollout.length:
+            raise ValueError(
+                f"a rollout of problem {rollout.problem_id!r} has {rollout.length} tokens and "
+                f"{len(rollout.sampling_logprobs)} sampling logprobs"
+            )
+
+
+def rollout_table(
+    rollouts: Sequence[Rollout], schema: pa.Schema, *, round: int, rollout_step: int, run_id: str
+) -> pa.Table:
+    """Rollouts as rows of the pool's schema."""
+    rows = len(rollouts)
+    lengths = [rollout.length for rollout in rollouts]
+    columns = {
+        "round": np.full(rows, round, dtype=np.int32),
+        "rollout_step": np.full(rows, rollout_step, dtype=np.int32),
+        "problem_id": [rollout.problem_id for rollout in rollouts],
+        "completion_ids": list_array([rollout.completion_ids for rollout in rollouts], TOKEN_IDS),
+        "text": [rollout.text.encode(errors="replace").decode() for rollout in rollouts],
+        "reward": [float(rollout.reward) for rollout in rollouts],
+        "success": [bool(rollout.success) for rollout in rollouts],
+        "finish_reason": [rollout.finish_reason for rollout in rollouts],
+        "length": lengths,
+        "sampling_logprob_sum": [float(r.sampling_logprobs.sum(dtype=np.float64)) for r in rollouts],
+        "sampling_logprobs": list_array([rollout.sampling_logprobs for rollout in rollouts], LOGPROBS),
+        "run_id": [run_id] * rows,
+    }
+    return pa.Table.from_arrays(
+        [_array(columns[field.name], field.type) for field in schema],
+        schema=schema,
+    )
+
+
+def _array(values: object, type_: pa.DataType) -> pa.Array:
+    return values if isinstance(values, pa.Array) else pa.array(values, type=type_)
+
+
+def list_array(rows: Sequence[np.ndarray], type_: pa.ListType) -> pa.ListArray:
+    """Arrays of different lengths as one Arrow list column."""
+    offsets = np.fromiter(itertools.accumulate(map(len, rows), initial=0), dtype=np.int32, count=len(rows) + 1)
+    values = (np.concatenate(rows) if rows else np.empty(0)).astype(type_.value_type.to_pandas_dtype())
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values), type=type_)

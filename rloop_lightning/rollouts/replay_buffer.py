@@ -1,0 +1,167 @@
+"""Stored rollouts by problem, read from the shards of pools, for experience replay.
+
+buffer = ReplayBuffer(successes_only=True, per_problem=16)
+buffer.read([run / "round-0" / "pool"])                     # what is new since the last time
+buffer.select("problem-7", 2, "random", rng)                # two stored rollouts of those buffer.count("problem-7")
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rloop_lightning.errors import RunFault
+from rloop_lightning.rollouts.pool import POOL_SCHEMA, RolloutPool, shard_step
+from rloop_lightning.system.checksums import damaged_files
+
+Selection = Literal["recent", "random", "low-entropy", "max-variance"]
+
+_COLUMNS = ["problem_id", "completion_ids", "sampling_logprobs", "reward", "success", "finish_reason"]
+
+_ADVICE = "it can't be replayed: restore it, or remove it to go on without its rollouts"
+
+
+@dataclass(frozen=True)
+class StoredRollout:
+    """What replay needs of a rollout in a pool."""
+
+    completion_ids: np.ndarray  # [T] int64
+    sampling_logprobs: np.ndarray  # [T] float32, nats
+    reward: float
+    success: bool
+    finish_reason: Literal["stop", "length"]
+
+    @property
+    def entropy(self) -> float:
+        """Estimate of the entropy of the policy that drew it, nats a token: minus the mean of its logprobs."""
+        return -float(self.sampling_logprobs.mean(dtype=np.float64))
+
+
+class ReplayBuffer:
+    """The newest distinct rollouts of each problem.
+
+    Args:
+        successes_only: leave out rollouts that did not succeed.
+        per_problem: how many of a problem are kept, the newest.
+    """
+
+    def __init__(self, *, successes_only: bool, per_problem: int) -> None:
+        self.successes_only = successes_only
+        self.per_problem = per_problem
+        self.best_success_rate = 0.0
+        """The largest share of successes in a rollout step that was read."""
+        self.largest_token = 0
+        """The largest token id that was read."""
+        self.longest = 0
+        """The longest completion that was read, tokens."""
+        self._read: set[Path] = set()
+        self._stored: dict[str, OrderedDict[bytes, StoredRollout]] = defaultdict(OrderedDict)
+
+    def __len__(self) -> int:
+        """Rollouts stored, of all problems."""
+        return sum(map(len, self._stored.values()))
+
+    def count(self, problem_id: str) -> int:
+        """Rollouts stored of a problem."""
+        return len(self._stored.get(problem_id, ()))
+
+    def read(self, folders: Sequence[Path]) -> None:
+        """Take in the shards that were not there the last time, folder by folder, in the order of their steps.
+
+        Raises:
+            RunFault: a shard can't be read, or is not what was written to it; names it.
+        """
+        for folder in folders:
+            shards = [path for path in RolloutPool(folder).shards() if path not in self._read]
+            for name, fault in damaged_files(folder, [path.name for path in shards]).items():
+                raise RunFault(f"{folder / name} {fault}; {_ADVICE}")
+            for path in sorted(shards, key=lambda path: (shard_step(path.name), path.name)):
+                self._take(path)
+                self._read.add(path)
+
+    def select(self, problem_id: str, count: int, how: Selection, rng: np.random.Generator) -> list[StoredRollout]:
+        """`count` stored rollouts of a problem.
+
+        Args:
+            how: `recent`, the newest; `random`; `low-entropy`, those that their own policy found likeliest (ExGRPO,
+                arXiv 2510.02245); `max-variance`, those whose rewards differ most (RePO, arXiv 2506.09340).
+
+        Raises:
+            ValueError: fewer are stored.
+        """
+        stored = list(self._stored.get(problem_id, {}).values())
+        if len(stored) < count:
+            raise ValueError(f"{count} rollouts of problem {problem_id!r} are asked for, {len(stored)} are stored")
+        if how == "recent":
+            return stored[len(stored) - count :]
+        if how == "random":
+            return [stored[i] for i in rng.permutation(len(stored))[:count]]
+        if how == "low-entropy":
+            return sorted(stored, key=lambda rollout: rollout.entropy)[:count]
+        return _most_spread(stored, count)
+
+    def _take(self, path: Path) -> None:
+        successes = rollouts = 0
+        for problem_id, rollout in _rollouts(path):
+            rollouts += 1
+            successes += rollout.success
+            if self.successes_only and not rollout.success:
+                continue
+            of_problem = self._stored[problem_id]
+            self.largest_token = max(self.largest_token, int(rollout.completion_ids.max()))
+            self.longest = max(self.longest, len(rollout.completion_ids))
+            key = rollout.completion_ids.tobytes()
+            of_problem.pop(key, None)  # the same completion again is the newer one
+            of_problem[key] = rollout
+            if len(of_problem) > self.per_problem:
+                of_problem.popitem(last=False)
+        self.best_success_rate = max(self.best_success_rate, successes / max(rollouts, 1))
+
+
+def shard_fault(path: Path) -> str | None:
+    """Why a file is no shard that can be replayed, as far as its footer tells."""
+    try:
+        schema = pq.read_schema(path)
+    except (pa.ArrowException, OSError) as error:
+        return f"{path}: not a Parquet file, or damaged ({error})"
+    other = [name for name in _COLUMNS if name not in schema.names or schema.field(name).type != _type_of(name)]
+    return f"{path}: not a shard of a rollout pool; look at its columns {', '.join(other)}" if other else None
+
+
+def _type_of(column: str) -> pa.DataType:
+    return POOL_SCHEMA.field(column).type
+
+
+def _rollouts(path: Path) -> Iterator[tuple[str, StoredRollout]]:
+    """Problem ids and rollouts of a shard, a part of it in memory at a time."""
+    try:
+        with pq.ParquetFile(path) as shard:
+            for part in shard.iter_batches(columns=_COLUMNS):
+                columns = [part.column(name) for name in _COLUMNS]
+                for problem_id, ids, logprobs, reward, success, finish_reason in zip(*columns, strict=True):
+                    yield (
+                        problem_id.as_py(),
+                        StoredRollout(
+                            completion_ids=ids.values.to_numpy().astype(np.int64),
+                            sampling_logprobs=logprobs.values.to_numpy().copy(),
+                            reward=reward.as_py(),
+                            success=success.as_py(),
+                            finish_reason=finish_reason.as_py(),
+                        ),
+                    )
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise RunFault(f"{path}: not a shard of a rollout pool, or damaged ({error}); {_ADVICE}") from error
+
+
+def _most_spread(stored: Sequence[StoredRollout], count: int) -> list[StoredRollout]:
+    """Those `count` whose rewards have the largest variance: some of the lowest, and some of the highest."""
+    ordered = sorted(stored, key=lambda rollout: rollout.reward)
+    candidates = [ordered[:low] + ordered[len(ordered) - (count - low) :] for low in range(count + 1)]
+    return max(candidates, key=lambda rollouts: float(np.var([rollout.reward for rollout in rollouts])))

@@ -1,0 +1,220 @@
+"""The training data of a phase, as loaders that Lightning can checkpoint in the middle.
+
+    RolloutStream   rollout steps, generated with the current policy when Lightning asks for the next one
+    ExpertStream    mini-batches of the expert set
+
+Both know their length, so that Lightning does not fetch a batch ahead: a rollout step generated before the update would
+come from an old policy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from rloop_lightning.errors import RunFault
+from rloop_lightning.rollouts.sampler import GroupSampler, SamplingCost
+from rloop_lightning.seeds import derive_seed
+from rloop_lightning.types import Group, Problem, Rollout, RolloutBatch, RolloutStep, SamplingParams, collate
+
+# Ask for a little more groups than seem to be needed: another call of the engine costs more than a few spare ones.
+_HEADROOM = 1.1
+# Where hardly a group is kept, the share of those that are is a poor guess: ask for no more at once than this.
+_MOST_STEPS_PER_CALL = 4
+
+
+class Explorer(Protocol):
+    """What a stream needs of an algorithm."""
+
+    max_generation_batches: int
+
+    def keep_group(self, group: Group) -> bool: ...
+
+    def replayed(self, groups: Sequence[Group], sampling: SamplingParams) -> Sequence[Group]: ...
+
+    def make_batch(self, groups: Sequence[Group], sampling: SamplingParams) -> RolloutBatch: ...
+
+
+class NotEnoughGroupsError(RunFault):
+    """Dynamic sampling reached its cap before it had the groups that a rollout step trains on."""
+
+
+class RolloutStream:
+    """The rollout steps of one exploration.
+
+    A step depends on the policy's weights and on (seed, position) alone, so that a resumed run repeats it exactly.
+
+    Args:
+        problems: the training set; each pass over it comes in a new seeded order.
+        problems_per_step: P, groups in the batch of a step.
+        rollouts_per_problem: G.
+        steps: rollout steps in the phase.
+        seed: of the problem order and of all sampling.
+    """
+
+    def __init__(
+        self,
+        sampler: GroupSampler,
+        explorer: Explorer,
+        problems: Sequence[Problem],
+        *,
+        problems_per_step: int,
+        rollouts_per_problem: int,
+        steps: int,
+        seed: int,
+    ) -> None:
+        self.sampler = sampler
+        self.explorer = explorer
+        self.problems = problems
+        self.problems_per_step = problems_per_step
+        self.rollouts_per_problem = rollouts_per_problem
+        self.steps = steps
+        self.seed = seed
+        self.position = 0  # rollout steps given out
+        self.drawn = 0  # problems drawn so far, over all passes
+        self.share_kept = 1.0  # of the groups that were generated last; says how many to ask for
+        self.cost = SamplingCost()
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[RolloutStep]:
+        while self.position < self.steps:
+            step = self._generate_step()
+            self.position += 1
+            yield step
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream stands; Lightning puts it into checkpoints."""
+        return {
+            "position": self.position,
+            "drawn": self.drawn,
+            "share_kept": self.share_kept,
+            "cost": asdict(self.cost),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.position = state["position"]
+        self.drawn = state["drawn"]
+        self.share_kept = state["share_kept"]
+        self.cost = SamplingCost(**state["cost"])
+
+    def _generate_step(self) -> RolloutStep:
+        """Sample until enough groups may be trained on, asking for as many as should give them."""
+        generated: list[Group] = []
+        kept: list[Group] = []
+        cost = SamplingCost()
+        self.sampler.reward.metrics()  # what an evaluation counted is not of this step
+        most = self.problems_per_step * self.explorer.max_generation_batches
+        while (missing := self.problems_per_step - len(kept)) > 0:
+            if len(generated) >= most:
+                raise NotEnoughGroupsError(self._too_few(len(kept), len(generated)))
+            wanted = missing if self.share_kept == 1 else math.ceil(_HEADROOM * missing / self.share_kept)
+            wanted = min(wanted, _MOST_STEPS_PER_CALL * self.problems_per_step, most - len(generated))
+            sampling = self.sampler.engine.sampling(derive_seed(self.seed, self.position, len(generated)))
+            groups = self.sampler.sample(self._draw(wanted), self.rollouts_per_problem, sampling, cost)
+            generated += groups
+            kept += [group for group in groups if self.explorer.keep_group(group)]
+            self.share_kept = max(len(kept), 1) / len(generated)
+        self._add_cost(cost)
+        trained = self.explorer.replayed(kept[: self.problems_per_step], sampling)
+        batch = self.explorer.make_batch(trained, sampling)
+        counts = {f"reward/{name}": value for name, value in self.sampler.reward.metrics().items()}
+        metrics = {**_step_metrics(generated, kept, cost), **counts}
+        rollouts = tuple(rollout for group in trained for rollout in group.rollouts)
+        return RolloutStep(self.position, tuple(generated), batch, metrics, rollouts)
+
+    def _too_few(self, kept: int, generated: int) -> str:
+        return (
+            f"rollout step {self.position + 1}: of {generated} problems only {kept} gave a group that holds both right "
+            f"and wrong rollouts; the step needs {self.problems_per_step}. The problems are too hard or too easy for "
+            "this policy: change --data, raise --loop.rollouts_per_problem or --algo.max_generation_batches, or set "
+            "--algo.dynamic_sampling false"
+        )
+
+    def _draw(self, count: int) -> list[Problem]:
+        """The next problems; a pass over the training set ends before the next one, in another order, begins."""
+        drawn = []
+        for number in range(self.drawn, self.drawn + count):
+            epoch, place = divmod(number, len(self.problems))
+            if place == 0 or number == self.drawn:
+                order = np.random.default_rng(derive_seed(self.seed, "order", epoch)).permutation(len(self.problems))
+            drawn.append(self.problems[order[place]])
+        self.drawn += count
+        return drawn
+
+    def _add_cost(self, cost: SamplingCost) -> None:
+        for name, value in asdict(cost).items():
+            setattr(self.cost, name, getattr(self.cost, name) + value)
+
+
+class ExpertStream:
+    """Mini-batches of the expert set for `epochs` passes, each in a new seeded order.
+
+    Args:
+        rollouts: the expert set.
+        weights: what each rollout weighs in the loss.
+        rollouts_per_update: rollouts in a mini-batch; the last one of a pass may hold fewer.
+    """
+
+    def __init__(
+        self,
+        rollouts: Sequence[Rollout],
+        weights: Sequence[float],
+        *,
+        rollouts_per_update: int,
+        epochs: int,
+        seed: int,
+    ) -> None:
+        self.rollouts = rollouts
+        self.weights = np.asarray(weights, dtype=np.float32)
+        self.rollouts_per_update = rollouts_per_update
+        self.epochs = epochs
+        self.seed = seed
+        self.position = 0  # mini-batches given out
+
+    @property
+    def batches_per_epoch(self) -> int:
+        return math.ceil(len(self.rollouts) / self.rollouts_per_update)
+
+    def __len__(self) -> int:
+        return self.epochs * self.batches_per_epoch
+
+    def __iter__(self) -> Iterator[RolloutBatch]:
+        while self.position < len(self):
+            epoch, place = divmod(self.position, self.batches_per_epoch)
+            order = np.random.default_rng(derive_seed(self.seed, "expert", epoch)).permutation(len(self.rollouts))
+            rows = order[place * self.rollouts_per_update : (place + 1) * self.rollouts_per_update]
+            self.position += 1
+            yield replace(collate([self.rollouts[i] for i in rows], self.weights[rows]), rows=torch.from_numpy(rows))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream stands; Lightning puts it into checkpoints."""
+        return {"position": self.position}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.position = state["position"]
+
+
+def _step_metrics(generated: Sequence[Group], kept: Sequence[Group], cost: SamplingCost) -> dict[str, float]:
+    """What is said of a rollout step; over all its rollouts, those that are not trained on included."""
+    rollouts = [rollout for group in generated for rollout in group.rollouts]
+    parts = rollouts[0].reward_parts
+    return {
+        **{f"reward/{name}_mean": float(np.mean([r.reward_parts[name] for r in rollouts])) for name in parts},
+        "rollout/reward_mean": float(np.mean([rollout.reward for rollout in rollouts])),
+        "rollout/success_rate": float(np.mean([rollout.success for rollout in rollouts])),
+        "rollout/solved_rate": float(np.mean([group.success_count > 0 for group in generated])),
+        "rollout/kept_rate": len(kept) / len(generated),
+        "rollout/length_tokens": float(np.mean([rollout.length for rollout in rollouts])),
+        "rollout/truncated_rate": float(np.mean([rollout.finish_reason == "length" for rollout in rollouts])),
+        "rollout/generated_rollouts": float(cost.rollouts),
+        "rollout/generated_tokens": float(cost.tokens),
+        "time/generate_s": cost.generate_s,
+        "time/reward_s": cost.reward_s,
+    }

@@ -1,0 +1,101 @@
+"""Where a run keeps what its stages make.
+
+    runs/NAME/
+      config.yaml  state.json  state.previous.json  metrics.csv  results.md  plots/*.png
+      round-0/explore/{checkpoints,logs,policy,faults}  phi, the policy at the end of the exploration
+      round-0/pool/*.parquet  round-0/expert.parquet    every rollout, and what the filter let through
+      round-0/consolidate/{checkpoints,logs,faults}
+      round-0/policy/                                   theta_1, what the next round begins with
+      final/                                            the policy that the run hands over, a plain Hugging Face folder
+
+`explore` and `consolidate` also hold `state.json`, the state that the run was in when the phase began.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rloop_lightning.callbacks.checkpoint import checkpoint_step, checkpoints
+from rloop_lightning.errors import DamagedError
+from rloop_lightning.rollouts.pool import RolloutPool
+from rloop_lightning.run.state import LoopState, Stage
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths of a run.
+
+    Args:
+        out: the run folder.
+    """
+
+    out: Path
+
+    @property
+    def metrics(self) -> Path:
+        return self.out / "metrics.csv"
+
+    @property
+    def final(self) -> Path:
+        return self.out / "final"
+
+    def round(self, stage: Stage) -> Path:
+        return self.out / f"round-{stage.round}"
+
+    def phase(self, stage: Stage) -> Path:
+        """What only this phase writes to."""
+        return self.round(stage) / stage.phase
+
+    def pool(self, stage: Stage) -> RolloutPool:
+        """Of the stage's round."""
+        return RolloutPool(self.round(stage) / "pool")
+
+    def pools(self, stage: Stage) -> list[Path]:
+        """The folders of the pools up to that of the stage's round."""
+        return [self.out / f"round-{number}" / "pool" for number in range(stage.round + 1)]
+
+    def expert_set(self, stage: Stage) -> Path:
+        """Of the stage's round."""
+        return self.round(stage) / "expert.parquet"
+
+    def policy(self, stage: Stage) -> Path:
+        """The policy that an evaluation is of, or that a phase ends with."""
+        return self.round(stage) / ("explore/policy" if stage.which == "explored" else "policy")
+
+    def initial_policy(self, stage: Stage) -> Path | None:
+        """theta_k, what the stage's round begins with; None is the base policy."""
+        return self.out / f"round-{stage.round - 1}" / "policy" if stage.round else None
+
+    def checkpoints(self, stage: Stage) -> list[Path]:
+        """Of the phase, oldest first."""
+        return checkpoints(self.phase(stage) / "checkpoints")
+
+    def steps_done(self, stage: Stage) -> int:
+        """Training steps that the newest checkpoint of the phase has behind it."""
+        saved = self.checkpoints(stage)
+        return checkpoint_step(saved[-1]) if saved else 0
+
+    def state_before(self, stage: Stage) -> Path:
+        """The state in which the phase began."""
+        return self.phase(stage) / "state.json"
+
+    @property
+    def state(self) -> Path:
+        return self.out / "state.json"
+
+    @property
+    def previous_state(self) -> Path:
+        return self.out / "state.previous.json"
+
+    def save_state(self, state: LoopState) -> None:
+        """Write state.json, and keep what it held before as state.previous.json."""
+        try:
+            before = LoopState.load(self.state)
+        except DamagedError:
+            before = None  # state.previous.json is what is known
+        if before is not None and before.checksum == state.checksum:
+            return
+        if before is not None:
+            before.save(self.previous_state)
+        state.save(self.state)

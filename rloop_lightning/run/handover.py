@@ -1,0 +1,51 @@
+"""What a run ends with: which policy it hands over, the table of all of them, and the plots."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rloop_lightning.run.metrics_csv import read_metrics
+from rloop_lightning.run.plots import write_plots
+from rloop_lightning.run.results_table import PolicyResult, results_table
+from rloop_lightning.run.state import LoopState, Select
+from rloop_lightning.system.files import write_text
+
+
+def select_final(names: Sequence[str], results: Mapping[str, Mapping[str, float]], select: Select, k: int) -> str:
+    """The policy to hand over.
+
+    Args:
+        names: of the policies of the run that were evaluated, in order.
+        results: metrics by policy.
+        select: as `LoopConfig.select`.
+        k: of `pass@k`.
+    """
+    if select == "last":
+        return names[-1]
+    if select == "explored":
+        return [name for name in names if name.endswith("explored")][-1]
+    metric = f"eval/validation/pass@{1 if select == 'pass@1' else k}"
+    return max(names, key=lambda name: results[name][metric])
+
+
+def write_results(out: Path, state: LoopState, hidden_sets: Sequence[str]) -> None:
+    """Write results.md and the plots of a run.
+
+    Args:
+        out: the run folder.
+        state: holds the results.
+        hidden_sets: evaluation sets that the table leaves out.
+    """
+    hidden = tuple(f"eval/{name}/" for name in hidden_sets)
+    results = [
+        PolicyResult(
+            name,
+            {key: value for key, value in metrics.items() if not key.startswith(hidden)},
+            handed_over=name == state.selected,
+        )
+        for name, metrics in state.results.items()
+    ]
+    notes = "".join(f"\n- {note}" for note in state.notes)
+    write_text(out / "results.md", results_table(results) + "\n" + (f"{notes}\n" if notes else ""))
+    write_plots(read_metrics(out / "metrics.csv"), out / "plots")

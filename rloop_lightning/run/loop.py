@@ -1,0 +1,365 @@
+"""The outer loop: rounds of exploration and consolidation, in a run folder that a killed run resumes from.
+
+A run is a list of stages that the configuration alone decides (`state.plan`). A stage is one phase: a fresh Trainer and
+one `Trainer.fit`, or an evaluation. Killed at any moment, a run goes on from the newest checkpoint of the stage it was
+in; what it repeats it writes again, the same, under the same names. What lies where: run_folder.py. What becomes of
+damaged files: resume.py.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import uuid
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import lightning as L
+import numpy as np
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+
+from rloop_lightning.algorithms.policy_module import PolicyModule
+from rloop_lightning.callbacks.capture import RolloutCapture
+from rloop_lightning.callbacks.checkpoint import PhaseCheckpoint
+from rloop_lightning.callbacks.evaluation import InsideEvaluation
+from rloop_lightning.callbacks.faulty_rollouts import FaultyRollouts
+from rloop_lightning.callbacks.gradient_norm import GradientNormMonitor
+from rloop_lightning.callbacks.phase_record import StepRecord
+from rloop_lightning.callbacks.progress import PhaseProgress, open_bar
+from rloop_lightning.evaluation.evaluator import Evaluator
+from rloop_lightning.model.policy import Policy
+from rloop_lightning.rollouts.filter import build_expert_set, read_expert_set
+from rloop_lightning.rollouts.sampler import GroupSampler, SamplingCost
+from rloop_lightning.rollouts.stream import ExpertStream, RolloutStream
+from rloop_lightning.run.folder import RunFolder
+from rloop_lightning.run.handover import select_final, write_results
+from rloop_lightning.run.metrics_csv import RunMetrics, column, result_step
+from rloop_lightning.run.parts import Parts
+from rloop_lightning.run.resume import check_policy, check_pool, last_good_state
+from rloop_lightning.run.state import Budget, LoopState, Stage, StageOutcome, plan
+from rloop_lightning.seeds import derive_seed
+from rloop_lightning.system.checksums import damaged_files
+from rloop_lightning.system.signals import StopSignals
+from rloop_lightning.system.terminal import printable
+from rloop_lightning.types import Rollout
+
+_log = logging.getLogger(__name__)
+
+
+class LoopRunner:
+    """Runs the rounds of a run folder, from its beginning or from where it was left.
+
+    Args:
+        out: the run folder.
+        parts: what the run is made of.
+        make_trainer: makes the Trainer of a phase from keyword arguments; never the same one twice.
+
+    Raises:
+        ValueError: the Trainer has settings that the loop can't work with.
+    """
+
+    def __init__(self, out: Path, parts: Parts, make_trainer: Callable[..., L.Trainer] = L.Trainer) -> None:
+        self.out = out
+        self.folder = RunFolder(out)
+        self.parts = parts
+        self.make_trainer = make_trainer
+        self.sampler = GroupSampler(parts.engine, parts.reward)
+        self.stages = plan(parts.loop.rounds, consolidates=parts.consolidation is not None)
+        self.device = self._trainer().strategy.root_device
+
+    def run(self, policy: Policy, signals: StopSignals | None = None) -> LoopState:
+        """Run all stages that are not done yet, hand over a policy, and write table and plots.
+
+        Args:
+            policy: the base policy. The run trains its weights in place.
+            signals: that stop the run, after a training step; an evaluation at once.
+
+        Raises:
+            RunFault: too few groups to train on, weights that are not finite, a damaged file.
+            OSError: a file can't be written.
+            StateError: the run can't be resumed, as what says where it stands is damaged.
+            Stopped: by a signal.
+            ValueError: the problems can't be rendered for this policy.
+        """
+        self.signals = signals or StopSignals()
+        with self.signals.deferred():
+            return self._run(policy)
+
+    def _run(self, policy: Policy) -> LoopState:
+        state = last_good_state(self.folder, self.stages) or LoopState(uuid.uuid4().hex)
+        self.policy = policy
+        self.parts = self.parts.rendered(policy)
+        self.evaluator = Evaluator(self.sampler, self.parts.evaluation_sets, self.parts.evaluation, self.parts.seed)
+        self._announce_problems()
+        self.base = self._base_folder(policy)
+        self._weights = self.base
+        self.sampler.engine.bind(policy)
+        self.run_id = state.run_id
+        self.folder.save_state(state)
+        while state.stages_done < len(self.stages) and not state.stopped:
+            self.signals.check()
+            stage = self.stages[state.stages_done]
+            if stage.phase != "evaluate":
+                state.save(self.folder.state_before(stage))
+            # Nothing of ours reads the global random state; what others plug in finds the same after a resume.
+            L.seed_everything(derive_seed(self.parts.seed, stage.name, stage.phase) % 2**32, verbose=False)
+            started = perf_counter()
+            outcome = self._run_stage(stage, state)
+            outcome = replace(outcome, spent=outcome.spent + Budget(seconds=perf_counter() - started))
+            state = state.after(self.stages, outcome)
+            self.folder.save_state(state)
+            self._drop_checkpoints(stage)
+        return self._hand_over(state)
+
+    def _announce_problems(self) -> None:
+        """How many problems there are, what was left out, and a prompt as the policy sees it."""
+        for note in self.parts.data.notes():
+            _log.info(note)
+        _log.info(f"first prompt: {printable(self.parts.problems[0].prompt, limit=2000)}")
+
+    def _run_stage(self, stage: Stage, state: LoopState) -> StageOutcome:
+        if stage.phase == "explore":
+            return self._explore(stage, state)
+        if stage.phase == "consolidate":
+            return self._consolidate(stage, state)
+        return self._evaluate(stage)
+
+    def _explore(self, stage: Stage, state: LoopState) -> StageOutcome:
+        """phi: the round's initial policy, trained by the algorithm; every rollout on the way goes to the pool."""
+        loop = self.parts.loop
+        self._use(self._initial(stage))
+        algorithm = copy.deepcopy(self.parts.algorithm)
+        algorithm.policy = self.policy
+        algorithm.pools = self.folder.pools(stage)
+        seed = derive_seed(self.parts.seed, "explore", stage.round)
+        stream = RolloutStream(
+            self.sampler,
+            algorithm,
+            self.parts.problems,
+            problems_per_step=loop.problems_per_step,
+            rollouts_per_problem=loop.rollouts_per_problem,
+            steps=loop.explore_steps * (1 if self.parts.consolidation else loop.rounds),
+            seed=seed,
+        )
+        pool = self.folder.pool(stage)
+        pool.drop_after(self.folder.steps_done(stage))
+        callbacks: list[Callback] = [
+            RolloutCapture(
+                pool,
+                self.parts.capture,
+                self.sampler,
+                self.parts.problems,
+                round=stage.round,
+                run_id=self.run_id,
+                seed=seed,
+            )
+        ]
+        if self.parts.evaluation.every_n_steps and self.parts.sets_inside:
+            every = self.parts.evaluation.every_n_steps
+            callbacks.append(InsideEvaluation(self.evaluator, self.parts.sets_inside, every))
+        optimizer_steps, skipped = self._fit(algorithm, stream, stage, callbacks, state)
+        self._save(self.folder.policy(stage))
+        ended_early = f"{self._title(stage)} ended after {stream.position} of {stream.steps} rollout steps"
+        norms = column(self.folder.metrics, stage.round, stage.phase, "grad/norm_preclip_max")
+        return StageOutcome(
+            spent=Budget(stream.position, optimizer_steps, stream.cost.rollouts, stream.cost.tokens),
+            results={stage.name: {"grad/norm_preclip_max": max(norms, default=float("nan"))}},
+            note="; ".join(filter(None, [ended_early if stream.position < stream.steps else "", skipped])),
+        )
+
+    def _consolidate(self, stage: Stage, state: LoopState) -> StageOutcome:
+        """theta_{k+1}: theta_k, not phi, fine-tuned on what the filter lets through of the round's pool."""
+        assert self.parts.consolidation is not None
+        seed = derive_seed(self.parts.seed, "consolidate", stage.round)
+        expert_file, policy_folder = self.folder.expert_set(stage), self.folder.policy(stage)
+        with self.signals.at_once():  # it is made anew by a resume anyway
+            check_pool(self.folder, stage)
+            stats = build_expert_set(self.folder.pool(stage), expert_file, self.parts.filter, seed)
+        results = {stage.name: {key: float(value) for key, value in stats.metrics().items()}}
+        _log.info(
+            f"round {stage.round + 1}: expert set of {stats.kept} rollouts of {stats.hard_problems} problems "
+            f"({stats.successes:,} successes among {stats.rollouts_seen:,} rollouts)"
+        )
+        self._use(self._initial(stage))
+        if stats.kept == 0:
+            self._save(policy_folder)
+            stops = self.parts.loop.on_empty_expert_set == "stop"
+            what_now = "the run stops here" if stops else "the next round begins where this one began"
+            note = f"round {stage.round + 1}: the expert set is empty (--filter.max_success_rate); {what_now}"
+            _log.warning(note)
+            return StageOutcome(results=results, note=note, stops=stops)
+        module = copy.deepcopy(self.parts.consolidation)
+        module.policy = self.policy
+        rollouts = self._expert_rollouts(expert_file)
+        stream = ExpertStream(
+            rollouts,
+            [module.weight(rollout.reward) for rollout in rollouts],
+            rollouts_per_update=module.rollouts_per_update,
+            epochs=module.epochs,
+            seed=seed,
+        )
+        optimizer_steps, skipped = self._fit(module, stream, stage, [], state)
+        self._save(policy_folder)
+        return StageOutcome(Budget(optimizer_steps=optimizer_steps), results, note=skipped)
+
+    def _evaluate(self, stage: Stage) -> StageOutcome:
+        """pass@k of a policy on every evaluation set; the same problems and seeds for all policies."""
+        self._use(self._weights_of(stage.name))
+        self.policy.to(self.device)
+        metrics: dict[str, float] = {}
+        sets = self.parts.sets_between
+        title = f"{self._title(stage)} {stage.which}"
+        with self.signals.at_once(), open_bar(total=len(sets), title=title, unit="set") as bar:
+            for name in sets:
+                metrics |= self.evaluator([name], SamplingCost())
+                bar.set_postfix_str(f"{name} pass@1 {metrics[f'eval/{name}/pass@1']:.3f}", refresh=False)
+                bar.update()
+        step = result_step(stage)
+        record = RunMetrics(self.folder.metrics, stage.round, "evaluate", keep_before=step)
+        record.log_metrics(metrics, step=step)
+        return StageOutcome(results={stage.name: metrics})
+
+    def _fit(
+        self,
+        module: PolicyModule,
+        stream: RolloutStream | ExpertStream,
+        stage: Stage,
+        callbacks: Sequence[Callback],
+        state: LoopState,
+    ) -> tuple[int, str]:
+        """One fresh Trainer and one fit, from the phase's newest checkpoint if there is one.
+
+        Gives the optimizer steps that were made, and a note on those that were skipped.
+        """
+        folder, done = self.folder.phase(stage), self.folder.steps_done(stage)
+        saved = self.folder.checkpoints(stage)
+        faults = FaultyRollouts(folder / "faults", round=stage.round, run_id=self.run_id)
+        rollouts = stream.rollouts if isinstance(stream, ExpertStream) else ()
+        trainer = self._trainer(
+            default_root_dir=folder,
+            logger=[
+                TensorBoardLogger(folder, name="logs", version="", purge_step=done + 1),
+                RunMetrics(self.folder.metrics, stage.round, stage.phase, keep_before=done + 1),
+            ],
+            callbacks=[
+                *callbacks,
+                GradientNormMonitor(self.parts.gradient, faults, rollouts),
+                PhaseProgress(self._title(stage), self._last_pass_at_1(state)),
+                StepRecord(),
+                PhaseCheckpoint(folder / "checkpoints", self.parts.loop.checkpoint_every_n_steps, self.signals),
+            ],
+        )
+        with warnings.catch_warnings():
+            # A policy stays in eval mode on purpose: dropout would make its logprobs random.
+            warnings.filterwarnings("ignore", message=r".*module\(s\) in eval mode at the start of training")
+            trainer.fit(module, train_dataloaders=stream, ckpt_path=saved[-1] if saved else None, weights_only=True)
+        skipped = int(sum(column(self.folder.metrics, stage.round, stage.phase, "grad/skipped_updates")))
+        note = f"{self._title(stage)}: {skipped} optimizer steps skipped; their rollouts are in {faults.folder}"
+        return trainer.global_step - skipped, note if skipped else ""
+
+    def _trainer(self, **kwargs: Any) -> L.Trainer:
+        trainer = self.make_trainer(
+            max_epochs=1,  # a phase is one pass over its stream
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            log_every_n_steps=1,
+            num_sanity_val_steps=0,
+            **kwargs,
+        )
+        if trainer.world_size > 1:
+            raise ValueError(f"--trainer.devices: a run uses one device, got {trainer.world_size}")
+        if (kind := trainer.strategy.root_device.type) not in ("cpu", "cuda"):
+            raise ValueError(f"--trainer.accelerator: {kind} is not supported; take cpu or gpu")
+        if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+            raise ValueError("--trainer.strategy: weights have to be whole on the device; leave it at auto")
+        if trainer.precision in ("bf16-true", "16-true", "64-true", "16-mixed"):
+            raise ValueError(f"--trainer.precision {trainer.precision} is not supported; take bf16-mixed")
+        return trainer
+
+    def _hand_over(self, state: LoopState) -> LoopState:
+        """Save the selected policy to final/, and write the table and the plots."""
+        loop = self.parts.loop
+        names = [stage.name for stage in self.stages[: state.stages_done] if stage.phase == "evaluate"]
+        selected = select_final(names, state.results, loop.select, k=max(self.parts.evaluation.k))
+        if state.selected != selected or damaged_files(self.folder.final):
+            self._use(self._weights_of(selected))
+            self.policy.save(self.folder.final)
+            state = replace(state, selected=selected)
+            self.folder.save_state(state)
+        write_results(self.out, state, hidden_sets=() if loop.select.startswith("pass@") else ("validation",))
+        self.signals.check("the run is complete")
+        return state
+
+    def _last_pass_at_1(self, state: LoopState) -> float | None:
+        """Of the policy evaluated last, on the first of the sets that are evaluated inside phases."""
+        name = next(iter(self.parts.sets_inside), "")
+        known = [result[key] for result in state.results.values() if (key := f"eval/{name}/pass@1") in result]
+        return known[-1] if known else None
+
+    def _drop_checkpoints(self, stage: Stage) -> None:
+        """Of phases that are complete: their policies are saved, and each holds the optimizer's state besides.
+
+        Those of an exploration stay until its pool was read: should a shard be damaged, they spare repeating all of it.
+        """
+        awaited = "evaluate" if self.parts.consolidation is None else "consolidate"
+        if stage.phase == awaited:
+            for phase in ("explore", "consolidate"):
+                for path in self.folder.checkpoints(replace(stage, phase=phase)):
+                    path.unlink()
+
+    def _base_folder(self, policy: Policy) -> str:
+        """Where the base policy can be read again: where it came from, or in the run folder if that is no folder."""
+        if Path(policy.source).is_dir():
+            return policy.source
+        folder = self.out / "base"
+        if damaged_files(folder):
+            policy.save(folder)
+        return str(folder)
+
+    def _use(self, folder: str) -> None:
+        """Make the policy's weights those of a folder, unless they are."""
+        if folder != self._weights:
+            if folder != self.base:
+                check_policy(Path(folder))
+            self.policy.load_weights(folder)
+            self._weights = folder
+
+    def _save(self, folder: Path) -> None:
+        self.policy.save(folder)
+        self._weights = str(folder)
+
+    def _weights_of(self, name: str) -> str:
+        """The folder of a policy by its name in the table."""
+        stage = next(stage for stage in self.stages if stage.name == name)
+        return self.base if stage.which == "base" else str(self.folder.policy(stage))
+
+    def _initial(self, stage: Stage) -> str:
+        """The folder of theta_k, the policy that a round begins with."""
+        return str(self.folder.initial_policy(stage) or self.base)
+
+    def _title(self, stage: Stage) -> str:
+        rounds = self.parts.loop.rounds if self.parts.consolidation else 1
+        return f"round {stage.round + 1}/{rounds} {stage.phase}"
+
+    def _expert_rollouts(self, expert_file: Path) -> list[Rollout]:
+        """The expert set with its prompts, as the policy sees them."""
+        prompts = {problem.id: np.array(self.policy.encode(problem.prompt)) for problem in self.parts.problems}
+        return [
+            Rollout(
+                problem_id=expert.problem_id,
+                prompt_ids=prompts[expert.problem_id],
+                completion_ids=expert.completion_ids,
+                sampling_logprobs=expert.sampling_logprobs,
+                text="",
+                finish_reason="stop",
+                reward=expert.reward,
+                success=True,
+            )
+            for expert in read_expert_set(expert_file)
+        ]

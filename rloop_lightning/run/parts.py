@@ -1,0 +1,164 @@
+"""The parts that a run is made of, and whether they fit together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import chain
+
+from rloop_lightning.algorithms.base import Algorithm, Consolidation
+from rloop_lightning.callbacks.capture import CaptureConfig
+from rloop_lightning.callbacks.gradient_norm import GradientConfig
+from rloop_lightning.data.base import ProblemSource
+from rloop_lightning.data.readable import readable
+from rloop_lightning.data.render import rendered
+from rloop_lightning.engines.base import RolloutEngine
+from rloop_lightning.evaluation.evaluator import EvaluationConfig
+from rloop_lightning.model.policy import Policy
+from rloop_lightning.rewards.base import Reward
+from rloop_lightning.rollouts.filter import FilterConfig
+from rloop_lightning.run.state import LoopConfig
+from rloop_lightning.system.terminal import one_line
+from rloop_lightning.types import Problem
+
+_SHOWN = 5  # problems that a message names, of all that it is about
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of, the policy aside.
+
+    Args:
+        engine: generates rollouts.
+        data: the problem sets.
+        reward: scores completions.
+        algorithm: explores; a copy of it trains in each round.
+        consolidation: fine-tunes each round's initial policy on the expert set; None is plain reinforcement learning.
+        loop: rounds and sizes.
+        filter: what the expert set takes.
+        capture: extra rollouts for the pool.
+        gradient: what is done about exploding gradients.
+        evaluation: how policies are evaluated.
+        seed: everything random derives from it.
+    """
+
+    engine: RolloutEngine
+    data: ProblemSource
+    reward: Reward
+    algorithm: Algorithm
+    consolidation: Consolidation | None
+    loop: LoopConfig
+    filter: FilterConfig
+    capture: CaptureConfig
+    gradient: GradientConfig
+    evaluation: EvaluationConfig
+    seed: int
+
+    @cached_property
+    def problems(self) -> Sequence[Problem]:
+        """The training set."""
+        return self.data.train()
+
+    @cached_property
+    def evaluation_sets(self) -> Mapping[str, Sequence[Problem]]:
+        return self.data.evaluation()
+
+    @property
+    def sets_between(self) -> list[str]:
+        """Names of the sets that policies are evaluated on between phases."""
+        return list(self.evaluation_sets) if self.evaluation.sets is None else self.evaluation.sets
+
+    @property
+    def sets_inside(self) -> list[str]:
+        """Names of the sets that policies are evaluated on inside an exploration."""
+        return self.sets_between if self.evaluation.sets_inside is None else self.evaluation.sets_inside
+
+    def validate(self) -> list[str]:
+        """What can't work in this combination of settings, one message each; no model is needed to tell."""
+        return [*self._check_sizes(), *self._check_sets()]
+
+    def readable(self) -> tuple[Parts, list[str]]:
+        """The same parts without the problems that the reward can't read, or what is wrong with those."""
+        data, wrong = readable(self.data, self.reward.unusable, f"--reward {type(self.reward).__name__}")
+        return replace(self, data=data), wrong
+
+    def rendered(self, policy: Policy) -> Parts:
+        """The same parts, with problems whose prompts are what this policy sees; those too long are left out.
+
+        Raises:
+            ValueError: a set can't be rendered, or none of its problems is short enough.
+        """
+        return replace(self, data=rendered(self.data, policy.tokenizer))
+
+    def validate_with(self, policy: Policy) -> list[str]:
+        """What can't work with this policy once problems are rendered."""
+        return [
+            *self.engine.validate_with(policy),
+            *self._check_routing(policy),
+            *self._too_few_problems(),
+            *self._too_long_prompts(policy),
+        ]
+
+    def _check_routing(self, policy: Policy) -> Iterator[str]:
+        """What routing replay R3 needs and does not get: the experts that every rollout was generated with."""
+        if not policy.wants_routed_experts:
+            return
+        if not self.engine.reports_routed_experts:
+            engine = type(self.engine).__name__
+            yield f"--policy.routing_replay r3: {engine} does not report its experts; take --engine torch, or r2"
+        if self.algorithm.trains_on_stored:
+            algorithm = type(self.algorithm).__name__
+            yield (
+                f"--policy.routing_replay r3: the stored rollouts of {algorithm} have no record of their experts; take "
+                "another --algo, or r2"
+            )
+
+    def _too_long_prompts(self, policy: Policy) -> list[str]:
+        """Problems whose prompt and completion exceed the policy's context."""
+        room = policy.context_tokens - self.engine.max_new_tokens
+        lengths = {problem.id: len(policy.encode(problem.prompt)) for problem in self._all_problems()}
+        too_long = [name for name, length in lengths.items() if length > room]
+        if not too_long:
+            return []
+        some = ", ".join(map(one_line, too_long[:_SHOWN]))
+        return [
+            f"{len(too_long)} prompts don't fit --policy.model's {policy.context_tokens} positions together with "
+            f"--engine.max_new_tokens {self.engine.max_new_tokens}: {some} ...; lower the limit or leave these "
+            "problems out by --data.max_prompt_tokens"
+        ]
+
+    def _all_problems(self) -> Iterator[Problem]:
+        return chain(self.problems, *self.evaluation_sets.values())
+
+    def _check_sizes(self) -> Iterator[str]:
+        problems, rollouts = self.loop.problems_per_step, self.loop.rollouts_per_problem
+        fewest = self.algorithm.min_rollouts_per_problem
+        if rollouts < fewest:
+            name = type(self.algorithm).__name__
+            yield f"--loop.rollouts_per_problem must be at least {fewest} for {name}, got {rollouts}"
+        if self.algorithm.updates_per_step > problems * rollouts:
+            yield (
+                f"--algo.updates_per_step {self.algorithm.updates_per_step} exceeds the {problems * rollouts} rollouts "
+                "of a step (--loop.problems_per_step x --loop.rollouts_per_problem)"
+            )
+        yield from self._too_few_problems()
+        yield from self.algorithm.validate(self.engine.sampling(seed=0))
+        if self.engine.temperature == 0 and rollouts > 1:
+            yield "--engine.temperature 0 makes all rollouts of a problem the same; exploration needs more than 0"
+
+    def _too_few_problems(self) -> Iterator[str]:
+        if self.loop.problems_per_step > len(self.problems):
+            yield (
+                f"--loop.problems_per_step {self.loop.problems_per_step} exceeds the {len(self.problems)} training "
+                "problems"
+            )
+
+    def _check_sets(self) -> Iterator[str]:
+        known = ", ".join(self.evaluation_sets) or "none"
+        for flag, names in (("sets", self.evaluation.sets), ("sets_inside", self.evaluation.sets_inside)):
+            for name in names or []:
+                if name not in self.evaluation_sets:
+                    yield f"--eval.{flag}: the data has no set {name!r}, it has {known}"
+        if self.loop.select.startswith("pass@") and "validation" not in self.sets_between:
+            yield f"--loop.select {self.loop.select} needs a set named validation among --eval.sets"

@@ -1,0 +1,209 @@
+"""Plots of a run's training: reward_and_pass.png, gradient_norm.png, entropy.png.
+
+    write_plots(read_metrics(run / "metrics.csv"), run / "plots")
+
+Rows of the phase `explore` hold the training curves, steps from 1, and evaluations in between. Rows of the phase
+`evaluate` hold evaluations around a round's phases: step 0 of the policy that the round starts from, 1 of the explored
+policy, 2 of the consolidated one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from rloop_lightning.run.metrics_csv import PASS_AT_K
+from rloop_lightning.system.files import atomic_path
+
+Row = Mapping[str, Any]
+
+# Okabe and Ito's palette: told apart with any kind of colour vision.
+_BLUE, _GREEN, _VERMILION, _GREY = "#0072B2", "#009E73", "#D55E00", "#666666"
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """Points of one round of one metric, at rollout steps counted over the whole run."""
+
+    x: np.ndarray  # [S]
+    y: np.ndarray  # [S]
+
+
+def write_plots(rows: Sequence[Row], folder: Path) -> list[Path]:
+    """Write the plots for which `rows` hold a curve, each whole or not at all, and return their paths.
+
+    Args:
+        rows: as `read_metrics` gives them.
+        folder: made where it is missing.
+    """
+    timeline = _Timeline(rows)
+    plots = {
+        "reward_and_pass.png": _reward_and_pass(timeline),
+        "gradient_norm.png": _training_curve(
+            timeline, "grad/norm_preclip_max", "gradient norm before clipping", _VERMILION, log=True
+        ),
+        "entropy.png": _training_curve(timeline, "policy/entropy_nats", "policy entropy (nats)", _BLUE),
+    }
+    written = []
+    for name, figure in plots.items():
+        if figure is not None:
+            with atomic_path(Path(folder) / name) as partial:
+                # No software version inside, so that the same rows give the same bytes.
+                figure.savefig(partial, format="png", dpi=150, metadata={"Software": None})
+            written.append(Path(folder) / name)
+    return written
+
+
+class _Timeline:
+    """The run's rows on one axis: rollout steps counted over the rounds."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = rows
+        self.rounds = sorted({row["round"] for row in rows if row["phase"] == "explore"})
+        steps = {
+            number: max(row["step"] for row in rows if (row["round"], row["phase"]) == (number, "explore"))
+            for number in self.rounds
+        }
+        self.starts: dict[int, int] = {}  # rollout steps before the round
+        self.end = 0
+        for number in self.rounds:
+            self.starts[number] = self.end
+            self.end += steps[number]
+        self._steps = steps
+
+    def training(self, metric: str) -> list[_Curve]:
+        """The metric during exploration, a curve for each round."""
+        return self._curves(metric, {"explore"})
+
+    def evaluations(self, metric: str) -> list[_Curve]:
+        """The metric of every evaluated policy; a curve begins at the policy that its round starts from."""
+        return self._curves(metric, {"explore", "evaluate"})
+
+    def _curves(self, metric: str, phases: set[str]) -> list[_Curve]:
+        points: dict[int, dict[int, float]] = {}
+        for row in self.rows:
+            value = row.get(metric)
+            if row["phase"] in phases and row["round"] in self.starts and value is not None and math.isfinite(value):
+                number, x = self._place(row)
+                points.setdefault(number, {})[x] = value
+        return [
+            _Curve(np.array(sorted(curve)), np.array([curve[x] for x in sorted(curve)]))
+            for _, curve in sorted(points.items())
+        ]
+
+    def _place(self, row: Row) -> tuple[int, int]:
+        """The round whose curve the row belongs to, and where it stands on the axis."""
+        number, step = row["round"], row["step"]
+        if row["phase"] == "explore":
+            return number, self.starts[number] + step
+        if step >= 2:  # the consolidated policy is where the next round starts
+            return number + 1, self.starts[number] + self._steps[number]
+        return number, self.starts[number] + step * self._steps[number]
+
+    def eval_metrics(self) -> list[str]:
+        """pass@k of the test set, or else of the first evaluated set, for the smallest and the largest k."""
+        names = dict.fromkeys(name for row in self.rows for name in row)
+        passes = [match for name in names if (match := PASS_AT_K.fullmatch(name))]
+        if not passes:
+            return []
+        sets = [match["set"] for match in passes]
+        chosen = sorted(
+            (match for match in passes if match["set"] == ("test" if "test" in sets else sets[0])),
+            key=lambda match: int(match["k"]),
+        )
+        return list(dict.fromkeys(match[0] for match in (chosen[0], chosen[-1])))
+
+
+def _reward_and_pass(timeline: _Timeline) -> Figure | None:
+    rewards = timeline.training("rollout/reward_mean")
+    evaluations = {name: timeline.evaluations(name) for name in timeline.eval_metrics()}
+    if not rewards and not any(evaluations.values()):
+        return None
+    figure, axes = _figure(timeline, "mean reward, pass@k")
+    _draw(axes, rewards, "training reward, smoothed", _BLUE)
+    for (name, curves), colour, marker in zip(evaluations.items(), (_GREEN, _VERMILION), ("o", "s"), strict=False):
+        _draw_evaluations(axes, curves, name.removeprefix("eval/").replace("/", " "), colour, marker)
+    _legend(axes)
+    return figure
+
+
+def _training_curve(timeline: _Timeline, metric: str, label: str, colour: str, log: bool = False) -> Figure | None:
+    curves = timeline.training(metric)
+    if not curves:
+        return None
+    figure, axes = _figure(timeline, label)
+    if log:
+        axes.set_yscale("log")
+    _draw(axes, curves, "smoothed", colour, log=log)
+    _legend(axes)
+    return figure
+
+
+def _figure(timeline: _Timeline, label: str) -> tuple[Figure, Axes]:
+    """A figure with its axes labelled and the rounds marked."""
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=11)
+    axes.set_xlabel("rollout steps, over all rounds", fontsize=12)
+    axes.set_ylabel(label, fontsize=12)
+    axes.set_xlim(0, max(timeline.end, 1) * 1.01)
+    axes.grid(axis="y", color="#e5e5e5", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for number, start in timeline.starts.items():
+        if start > 0:
+            axes.axvline(start, color=_GREY, linestyle="--", linewidth=1)
+        if len(timeline.starts) > 1:
+            top = axes.get_xaxis_transform()  # x of the data, y of the axes
+            axes.text(start, 1.01, f" round {number + 1}", transform=top, fontsize=11, color=_GREY)
+    return figure, axes
+
+
+def _draw(axes: Axes, curves: Sequence[_Curve], label: str, colour: str, log: bool = False) -> None:
+    """Each curve faint as it is, and a smoothed line over it; rounds are not joined."""
+    for number, curve in enumerate(curves):
+        axes.plot(
+            curve.x, curve.y, color=colour, alpha=0.25, linewidth=1, label=None if number else "each rollout step"
+        )
+        axes.plot(curve.x, _smooth(curve.y, log), color=colour, linewidth=2, label=None if number else label)
+
+
+def _draw_evaluations(axes: Axes, curves: Sequence[_Curve], label: str, colour: str, marker: str) -> None:
+    """Each curve with its points marked, and a dotted line from one round's end to where the next starts."""
+    for number, curve in enumerate(curves):
+        (line,) = axes.plot(curve.x, curve.y, color=colour, linewidth=1.5, label=None if number else label)
+        line.set(marker=marker, markersize=5, clip_on=False)
+    for before, after in itertools.pairwise(curves):
+        if before.x[-1] == after.x[0]:
+            axes.plot(
+                [before.x[-1], after.x[0]], [before.y[-1], after.y[0]], color=colour, linestyle=":", linewidth=1.5
+            )
+
+
+def _smooth(y: np.ndarray, log: bool) -> np.ndarray:
+    """The mean under a bell as wide as a fifth of the curve, cut off at its ends; of the logarithm where `log`."""
+    window = np.hanning(2 * (len(y) // 10) + 3)
+    values = np.log(np.maximum(y, np.finfo(float).tiny)) if log else y
+    mean = _convolve(values, window) / _convolve(np.ones(len(y)), window)
+    return np.exp(mean) if log else mean
+
+
+def _convolve(values: np.ndarray, window: np.ndarray) -> np.ndarray:
+    margin = len(window) // 2
+    return np.convolve(values, window)[margin : margin + len(values)]
+
+
+def _legend(axes: Axes) -> None:
+    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.13), ncols=4, frameon=False, fontsize=11)

@@ -1,0 +1,73 @@
+"""The table of a run's policies.
+
+results_table([PolicyResult("base", {"eval/test/pass@1": 0.14}), ...])  # Markdown
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rloop_lightning.run.metrics_csv import PASS_AT_K
+
+_ENTROPY = re.compile(r"eval/(?P<set>[^/]+)/entropy_nats")
+_MISSING = "–"  # noqa: RUF001 - an en dash is what a table shows where there is nothing
+
+
+@dataclass(frozen=True)
+class PolicyResult:
+    """A policy of the run and what was measured of it.
+
+    Args:
+        name: as the table shows it, "round 1 explored".
+        metrics: by name: `eval/SET/pass@K`, `eval/SET/entropy_nats`, `grad/norm_preclip_max`, `expert/rollouts`.
+        handed_over: this is the policy that the run gives.
+    """
+
+    name: str
+    metrics: Mapping[str, float]
+    handed_over: bool = False
+
+
+def results_table(results: Sequence[PolicyResult]) -> str:
+    """The policies as a Markdown table that also reads well as plain text.
+
+    A column for each evaluated set and k, then entropy on the set that comes first, the largest gradient norm before
+    clipping, and the size of the expert set; each only where a policy has it. What a policy lacks is an en dash.
+    """
+    columns = _columns(results)
+    header = ["policy", *(title for _, title, _ in columns)]
+    lines = [
+        [
+            f"**{result.name}** (handed over)" if result.handed_over else result.name,
+            *(_cell(result.metrics.get(metric), form) for metric, _, form in columns),
+        ]
+        for result in results
+    ]
+    widths = [max(len(line[column]) for line in [header, *lines]) for column in range(len(header))]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+
+    def text(line: Sequence[str]) -> str:
+        numbers = (cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))
+        return "| " + " | ".join([line[0].ljust(widths[0]), *numbers]) + " |"
+
+    return "\n".join(map(text, [header, rule, *lines]))
+
+
+def _columns(results: Sequence[PolicyResult]) -> list[tuple[str, str, str]]:
+    """Metric, title and number format of each column."""
+    names = list(dict.fromkeys(name for result in results for name in result.metrics))
+    passes = [match for name in names if (match := PASS_AT_K.fullmatch(name))]
+    sets = list(dict.fromkeys(match["set"] for match in passes))
+    passes.sort(key=lambda match: (sets.index(match["set"]), int(match["k"])))
+    columns = [(match[0], f"{match['set']} pass@{match['k']}", ".3f") for match in passes]
+    entropies = [match for name in names if (match := _ENTROPY.fullmatch(name))]
+    columns += [(match[0], f"{match['set']} entropy, nats", ".3f") for match in entropies[:1]]
+    others = [("grad/norm_preclip_max", "largest gradient norm", ".3g"), ("expert/rollouts", "expert set", ",.0f")]
+    return columns + [column for column in others if column[0] in names]
+
+
+def _cell(value: float | None, form: str) -> str:
+    return _MISSING if value is None or math.isnan(value) else format(value, form)

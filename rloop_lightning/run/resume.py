@@ -1,0 +1,154 @@
+"""Where a run goes on from: the state that it was left in, or an earlier one if what it needs is damaged.
+
+A stage reads what was written before: policies, the pool, its own checkpoints. Before a run goes on, their checksums
+are compared. A damaged checkpoint is removed, so that the one before counts, and so is a checkpoint that stands behind
+a damaged shard: its rollouts must be generated again. Where a file of a complete stage is damaged, that stage is
+repeated. Whatever is repeated gives the same bits again.
+"""
+
+from __future__ import annotations
+
+import logging
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from rloop_lightning.callbacks.checkpoint import checkpoint_step
+from rloop_lightning.errors import DamagedError, StateError
+from rloop_lightning.run.folder import RunFolder
+from rloop_lightning.run.metrics_csv import drop_rows, result_step
+from rloop_lightning.run.state import LoopState, Stage
+from rloop_lightning.system.checksums import damaged_files
+
+_log = logging.getLogger(__name__)
+
+
+def last_good_state(folder: RunFolder, stages: Sequence[Stage]) -> LoopState | None:
+    """The state to go on from, with all that is damaged or stands behind it removed; None if the run has none yet.
+
+    Raises:
+        StateError: every state that could be gone on from is damaged.
+    """
+    state = _newest_state(folder)
+    while state is not None and state.stages_done < len(stages) and not state.stopped:
+        stage = stages[state.stages_done]
+        maker = _maker_of_damaged_input(folder, stage)
+        if maker is None:
+            _drop_bad_checkpoints(folder, stage)
+            _forget_later(folder, stages[state.stages_done + 1 :])
+            break
+        _log.warning(f"round {maker.round + 1} {maker.phase} is repeated")
+        state = _state_before(folder, maker)
+    return state
+
+
+def check_policy(folder: Path) -> None:
+    """Make sure that a policy's files are what was written.
+
+    Raises:
+        DamagedError: names the first that is not.
+    """
+    for name, what in damaged_files(folder).items():
+        raise DamagedError(f"{folder / name} {what}")
+
+
+def check_pool(folder: RunFolder, stage: Stage) -> None:
+    """Make sure that a round's shards are what was written.
+
+    Raises:
+        DamagedError: names the first that is not.
+    """
+    pool = folder.pool(stage)
+    for name, what in pool.damaged().items():
+        raise DamagedError(f"{pool.folder / name} {what}")
+
+
+def checkpoint_damage(path: Path) -> str:
+    """What is wrong with a checkpoint, by the checksums that its zip format carries; nothing if it is whole."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, ValueError) as error:
+        return f"is no whole checkpoint ({error})"
+    return f"does not hold what was written to it (the checksum of its part {bad} differs)" if bad else ""
+
+
+def _newest_state(folder: RunFolder) -> LoopState | None:
+    """state.json, or the state before it if that is damaged."""
+    damage = []
+    found = [path for path in (folder.state, folder.previous_state) if path.exists()]
+    for path in found:
+        try:
+            state = LoopState.load(path)
+        except DamagedError as error:
+            damage.append(str(error))
+            continue
+        for line in damage:
+            _log.warning(f"{line}; the run goes on from {path.name}")
+        return state
+    if found:
+        raise StateError(
+            "\n".join(damage) + f"\n--resume {folder.out}: nothing else says where the run stands; begin a new one"
+        )
+    return None
+
+
+def _maker_of_damaged_input(folder: RunFolder, stage: Stage) -> Stage | None:
+    """The complete stage of which this one reads something damaged, the earliest if there are several."""
+    try:
+        if stage.phase == "evaluate":
+            maker = Stage(stage.round, "explore" if stage.which == "explored" else "consolidate", stage.which)
+            if stage.which != "base":
+                check_policy(folder.policy(stage))
+            return None
+        if initial := folder.initial_policy(stage):
+            maker = Stage(stage.round - 1, "consolidate", "consolidated")
+            check_policy(initial)
+        if stage.phase == "consolidate":
+            maker = Stage(stage.round, "explore", "explored")
+            check_pool(folder, stage)
+    except DamagedError as error:
+        _log.warning(str(error))
+        return maker
+    return None
+
+
+def _state_before(folder: RunFolder, stage: Stage) -> LoopState:
+    try:
+        return LoopState.load(folder.state_before(stage))
+    except DamagedError as error:
+        raise StateError(
+            f"{error}\n--resume {folder.out}: nothing else says how to repeat that; begin a new run"
+        ) from error
+
+
+def _drop_bad_checkpoints(folder: RunFolder, stage: Stage) -> None:
+    """Remove a phase's checkpoints, newest first, down to one that is whole and whose shards are."""
+    for path in reversed(folder.checkpoints(stage)):
+        damage = checkpoint_damage(path)
+        if damage:
+            _log.warning(f"{path} {damage}")
+        elif stage.phase == "explore":
+            pool = folder.pool(stage)
+            bad = pool.damaged(checkpoint_step(path))
+            for name, what in bad.items():
+                _log.warning(f"{pool.folder / name} {what}")
+            damage = ", ".join(bad)
+        if not damage:
+            return
+        path.unlink()
+        left = folder.steps_done(stage)
+        _log.warning(f"round {stage.round + 1} {stage.phase} goes on from its step {left}")
+
+
+def _forget_later(folder: RunFolder, later: Sequence[Stage]) -> None:
+    """Remove rows and checkpoints of stages that will be begun anew; what else they wrote they replace."""
+    evaluations = {(stage.round, result_step(stage)) for stage in later if stage.phase == "evaluate"}
+    phases = {(stage.round, stage.phase) for stage in later if stage.phase != "evaluate"}
+    drop_rows(
+        folder.metrics,
+        lambda round, phase, step: (round, step) in evaluations if phase == "evaluate" else (round, phase) in phases,
+    )
+    for stage in later:
+        for path in folder.checkpoints(stage):
+            path.unlink()

@@ -1,0 +1,114 @@
+"""Whether a run can live in its folder, before anything is written there; and its first file.
+
+out/config.yaml, out/state.json: a run that --resume can go on with
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rloop_lightning.system.files import write_text
+
+# What may differ when a run is resumed: it has no part in what the run computes, or changes its rounding alone, as a
+# machine with less memory needs it.
+_FREE_ON_RESUME = (
+    "resume",
+    "out",
+    "debug",
+    "loop.select",
+    "loop.checkpoint_every_n_steps",
+    "gradient.",
+    "trainer.",
+    "engine.max_rows",
+    "policy.max_tokens_per_micro_batch",
+)
+
+
+class RunFolderError(OSError):
+    """The run folder can't be written; says why and how to go on."""
+
+
+def new_run_faults(out: Path) -> list[str]:
+    """Why a run can't begin in a folder; nothing is left there."""
+    if (out / "state.json").exists():
+        return [f"--out {out} holds a run already; go on with it by --resume {out}, or name another folder"]
+    there = next(path for path in (out.absolute(), *out.absolute().parents) if os.path.lexists(path))
+    if not there.is_dir():
+        return [f"--out {out}: {there} is no folder; name another"]
+    try:
+        with tempfile.TemporaryDirectory(dir=there):
+            pass
+    except OSError as error:
+        return [f"--out {out}: can't write in {there}: {error.strerror}; name another folder"]
+    return []
+
+
+def resume_faults(run: Path) -> list[str]:
+    """Why there is no run to go on with; what is damaged in one is for resume.py to find."""
+    states = ("state.json", "state.previous.json")
+    if (run / "config.yaml").is_file() and any((run / name).is_file() for name in states):
+        return []
+    return [f"--resume {run}: no config.yaml and state.json there; give the folder of a begun run"]
+
+
+def changed_settings(run: Path, now: str) -> list[str]:
+    """What differs from the settings that a run began with, where it has a part in what the run computes.
+
+    Args:
+        run: folder of a begun run.
+        now: the present settings, as YAML.
+    """
+    before = dict(_flat(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))))
+    after = dict(_flat(yaml.safe_load(now)))
+    return [
+        f"--resume: --{key} was {before.get(key)!r} when the run began and is {after.get(key)!r} now; leave it out, or "
+        "begin a new run"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and not key.startswith(_FREE_ON_RESUME)
+    ]
+
+
+def begin(out: Path, settings: str) -> None:
+    """Write config.yaml, the first file of a run.
+
+    Raises:
+        RunFolderError: it can't be written; folders that were made for it are gone again.
+    """
+    file = out / "config.yaml"
+    with _nothing_half_written(out):
+        try:
+            write_text(file, settings)
+        except OSError as error:
+            raise RunFolderError(
+                f"can't write {file}: {error.strerror or error}; make room, or name another folder by --out, and begin "
+                "again"
+            ) from error
+
+
+@contextmanager
+def _nothing_half_written(out: Path) -> Iterator[None]:
+    """Removes the folders that were made on the way to `out`, as far as they are empty, where the block raises."""
+    made = [path for path in (out, *out.parents) if not path.exists()]
+    try:
+        yield
+    except BaseException:
+        for path in made:
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+        raise
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings with dotted keys."""
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,75 @@
+"""Checksums of a folder's files, in `_SHA256SUMS` beside them: `sha256sum -c _SHA256SUMS` checks them, too.
+
+    add_checksum(pool / "step-000012.parquet")      # a line more
+    write_checksums(policy_folder)                  # of all files in it
+    damaged_files(pool)  # -> {"step-000003.parquet": "its content has changed"}
+
+The name begins with an underscore, so that whatever reads a folder of Parquet files passes it over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from rloop_lightning.system.files import append, write_text
+
+SUMS = "_SHA256SUMS"
+_DIGEST_CHARACTERS = 64
+
+
+def add_checksum(path: Path) -> None:
+    """Add a file that is new in its folder to the checksums there."""
+    append(path.parent / SUMS, _line(path.name, _digest(path)).encode())
+
+
+def write_checksums(folder: Path) -> None:
+    """The checksums of all files that a folder holds now."""
+    names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != SUMS)
+    write_text(folder / SUMS, "".join(_line(name, _digest(folder / name)) for name in names))
+
+
+def keep_checksums(folder: Path, names: Iterable[str]) -> None:
+    """Forget the checksums of all files but these; a line that a kill left half-written goes, too."""
+    listed, kept = checksums(folder), sorted(names)
+    if (folder / SUMS).exists():
+        write_text(folder / SUMS, "".join(_line(name, listed[name]) for name in kept if name in listed))
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    """Digests by file name; lines that are no checksum are left out."""
+    if not (folder / SUMS).is_file():
+        return {}
+    lines = (line.split("  ", 1) for line in (folder / SUMS).read_bytes().decode(errors="replace").splitlines())
+    return {line[1]: line[0] for line in lines if len(line) == 2 and len(line[0]) == _DIGEST_CHARACTERS}
+
+
+def damaged_files(folder: Path, names: Iterable[str] | None = None) -> dict[str, str]:
+    """What is wrong with which files: missing, changed, or without a checksum.
+
+    Args:
+        folder: one that does not exist is itself what is missing.
+        names: the files to look at; those that have a checksum, if not given.
+    """
+    listed = checksums(folder)
+    if names is None and not listed:
+        return {SUMS: "is missing or empty"}
+    damage = {}
+    for name in listed if names is None else names:
+        if not (folder / name).is_file():
+            damage[name] = "is missing"
+        elif name not in listed:
+            damage[name] = f"has no checksum in {SUMS}"
+        elif _digest(folder / name) != listed[name]:
+            damage[name] = "does not hold what was written to it (its checksum differs)"
+    return damage
+
+
+def _line(name: str, digest: str) -> str:
+    return f"{digest}  {name}\n"
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,293 @@
+"""What a user can get wrong, each through the real command line in a process of its own.
+
+Every case ends with one short message a fault, which says where it is and what to do, and with nothing written.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bad_models import make_models
+from killing import run_main
+from problem_files import ROWS, write_rows
+
+TINY = """
+policy: {{model: {models}/good}}
+data: {{name: files, path: {files}/good.jsonl}}
+reward: {{name: rloop_lightning.rewards.weighted.BoxFormat}}
+engine: {{max_new_tokens: 8}}
+algo: {{name: dapo, dynamic_sampling: false, updates_per_step: 1}}
+consolidate: {{name: none}}
+loop: {{rounds: 1, explore_steps: 1, problems_per_step: 2, rollouts_per_problem: 2}}
+eval: {{samples: 2, k: [1]}}
+trainer: {{accelerator: cpu}}
+"""
+
+# No hub answers there, whatever network the machine has.
+NO_HUB = {"huggingface_hub.constants:ENDPOINT": "http://127.0.0.1:9"}
+# A call fails, with a traceback.
+NO_MODEL = {"rloop_lightning.model.policy:load_model": None}
+
+
+@dataclass(frozen=True)
+class Case:
+    """Arguments, with `{files}`, `{models}`, `{runs}` and `{out}` in them, and what the message must hold."""
+
+    arguments: str
+    said: tuple[str, ...]
+    code: int = 2
+    after_loading: bool = False  # only the weights show it
+    patches: Mapping[str, Any] = field(default_factory=dict)
+    largest_file: int | None = None
+
+
+def model_case(name: str, *said: str, after_loading: bool = False) -> Case:
+    where = f"--policy.model {{models}}/{name}: "
+    return Case(f"--policy.model {{models}}/{name}", (where, *said), after_loading=after_loading)
+
+
+def data_case(name: str, *said: str, flags: str = "") -> Case:
+    return Case(f"--data {{files}}/{name} {flags}", said)
+
+
+CASES = {
+    # settings
+    "unknown algorithm": Case("--algo dapoo", ("--algo: unknown name 'dapoo'; did you mean dapo? Known are ",)),
+    "class path of nothing": Case("--algo no.such.Class", ("--algo: can't import 'no.such.Class'",)),
+    "typo in a field": Case("--loop.roundz 3", ("--loop.roundz: no such option; did you mean --loop.rounds?",)),
+    "typo in a part's field": Case("--algo.clip_eps_hihg 0.3", ("did you mean --algo.clip_eps_high?",)),
+    "typo in a group": Case("--lop.rounds 3", ("--lop.rounds: no such option; did you mean --loop.rounds?",)),
+    "no group": Case("--rounds 3", ("--rounds: no such option; did you mean --loop.rounds?",)),
+    "abbreviated option": Case("--loop.round 3", ("--loop.round: no such option; did you mean --loop.rounds?",)),
+    "stray word": Case("3", ("'3' is no option; options begin with --",)),
+    "option without value": Case("--loop.rounds", ("--loop.rounds: needs a value",)),
+    "part without name": Case("--algo", ("--algo needs a value",)),
+    "text for an int": Case("--loop.rounds three", ("--loop.rounds: expected int, got 'three'",)),
+    "fraction for an int": Case("--loop.rounds 1.5", ("--loop.rounds: expected int, got '1.5'",)),
+    "text for a float": Case("--algo.lr high", ("--algo.lr: expected finite float, got 'high'",)),
+    "NaN for a float": Case("--algo.lr nan", ("--algo.lr: expected finite float, got 'nan'",)),
+    "text in a list": Case("--eval.k [1,a]", ("--eval.k: expected list of int, got '[1,a]'",)),
+    "none of the choices": Case("--loop.select best", ("expected last, explored, pass@1 or pass@k, got 'best'",)),
+    "value for a switch": Case("--debug=yes", ("--debug: takes no value, got 'yes'",)),
+    "no such callback": Case("--trainer.callbacks+=Timerr", ("can't take 'Timerr': Expected a dot import path",)),
+    "what the loop sets": Case("--trainer.max_epochs 3", ("--trainer.max_epochs: the loop sets this itself",)),
+    "field that must be given": Case("--data hub", ("--data.dataset must be given",)),
+    "several at once": Case(
+        "--loop.roundz 3 --loop.rounds three --eval.samples 0 --algo.lr=-1 --algo.oops 1 --data {files}/none.jsonl "
+        "--policy.model {models}/none --out {runs}/begun",
+        (
+            "--loop.roundz: no such option",
+            "--loop.rounds: expected int",
+            "--eval.samples must be at least 1",
+            "--algo.lr must be > 0",
+            "--algo.oops: no such option",
+            "--data: no such file",
+            "--policy.model {models}/none: no such folder",
+            "--out {runs}/begun holds a run already",
+        ),
+    ),
+    "missing settings file": Case("--config none.yaml", ("--config: no file 'none.yaml'", "presets are countdown")),
+    "broken settings file": Case("--config {files}/broken.yaml", ("--config {files}/broken.yaml: not valid YAML",)),
+    "list as settings file": Case("--config {files}/list.yaml", ("expected groups of settings such as `loop:`",)),
+    "typos in a settings file": Case(
+        "--config {files}/typos.yaml",
+        (
+            "--config {files}/typos.yaml: loop.roundz: no such option; did you mean --loop.rounds?",
+            "--config {files}/typos.yaml: loop.explore_steps: expected int, got 'many'",
+            "--config {files}/typos.yaml: filter: expected a group of settings such as filter.",
+            "--config {files}/typos.yaml: algo.lrr: no such option; did you mean --algo.lr?",
+        ),
+    ),
+    "negative eps": Case("--algo.clip_eps_low -0.1", ("--algo.clip_eps_low must be in (0, 1), got -0.1",)),
+    "groups of one": Case(
+        "--loop.rollouts_per_problem 1", ("--loop.rollouts_per_problem must be at least 2 for DAPO, got 1",)
+    ),
+    "k over n": Case("--eval.k [4]", ("--eval.k must lie between 1 and --eval.samples (2), got [4]",)),
+    "budget of zero": Case("--loop.explore_steps 0", ("--loop.explore_steps must be at least 1, got 0",)),
+    "more problems a step than there are": Case(
+        "--loop.problems_per_step 9", ("--loop.problems_per_step 9 exceeds the 3 training problems",)
+    ),
+    "unknown evaluation set": Case("--eval.sets [tset]", ("--eval.sets: the data has no set 'tset', it has none",)),
+    "impossible precision": Case("--trainer.precision 16-true", ("--trainer.precision 16-true is not supported",)),
+    # problem sets
+    "missing file": data_case("none.jsonl", "--data: no such file or folder: {files}/none.jsonl"),
+    "broken line": data_case("broken.jsonl", "{files}/broken.jsonl: broken.jsonl:2: not valid JSON"),
+    "missing field": data_case("fieldless.jsonl", "2 rows without a field 'answer'", "fieldless.jsonl:2, fieldless"),
+    "ids twice": data_case("twice.jsonl", "ids must be unique", ": a; take another --data.id_field"),
+    "empty set": data_case("empty.jsonl", "{files}/empty.jsonl: the set is empty"),
+    "unreadable gold": data_case(
+        "golds.jsonl", "no gold answer can be read for odd", "--data.skip_unreadable true", flags="--data.preset gsm8k"
+    ),
+    "gold that the reward can't read": data_case(
+        "golds.jsonl",
+        "--reward CountdownReward: train: odd: the answer must be an integer, got 'none\\x1b'",
+        "leave them out by --data.skip_unreadable true",
+        flags="--reward countdown",
+    ),
+    "no gold that the reward can read": data_case(
+        "golds.jsonl",
+        "--reward CountdownReward can't read the gold answer of any problem of train",
+        flags="--reward countdown --data.skip_unreadable true",
+    ),
+    "unknown preset": Case("--data.preset gsm", ("--data.preset 'gsm' is not known; did you mean gsm8k?",)),
+    "data set without a hub": Case(
+        "--data nobody/nothing",
+        ("--data nobody/nothing: can't be loaded", "doesn't answer", "no file or folder has that name either"),
+        patches=NO_HUB,
+    ),
+    "prompts too long": Case(
+        "--engine.max_new_tokens 2040",
+        ("3 prompts don't fit --policy.model's 2048 positions", "--data.max_prompt_tokens"),
+        after_loading=True,
+    ),
+    # models
+    "routing replay of a dense model": Case(
+        "--policy.routing_replay r2",
+        (
+            "--policy.model {models}/good: no routers are known of a model of type 'qwen2'",
+            "--policy.routing_replay takes flex_olmo, mixtral, olmoe, qwen2_moe, qwen3_moe, leave it at none",
+        ),
+    ),
+    "no such model folder": Case("--policy.model {models}/none", ("--policy.model {models}/none: no such folder",)),
+    "file as model": Case("--policy.model {models}/good/config.json", ("is a file; give the folder that holds it",)),
+    "model name without a hub": Case(
+        "--policy.model nobody/nothing", ("--policy.model nobody/nothing: no folder of that name",), patches=NO_HUB
+    ),
+    "typo in the embedded model's name": Case(
+        "--policy.model countdwn", ("doesn't answer", "did you mean countdown?"), patches=NO_HUB
+    ),
+    "model without config": model_case("no_config", "holds no config.json"),
+    "adapter alone": model_case("adapter", "holds an adapter alone; merge it"),
+    "broken config": model_case("bad_config", "config.json is not valid JSON"),
+    "code of its own": model_case("auto_map", "config.json asks for code of its own (auto_map)"),
+    "unknown architecture": model_case("unknown", "knows no model_type 'nonesuch'"),
+    "no causal model": model_case("t5", "a model of type 't5' is no causal language model"),
+    "no tokenizer": model_case("no_tokenizer", "holds no tokenizer"),
+    "broken tokenizer": model_case("bad_tokenizer", "config or tokenizer can't be loaded"),
+    "no EOS": model_case("no_eos", "neither the tokenizer nor generation_config.json names an EOS token"),
+    "vocabulary too small": model_case("small_vocabulary", "the tokenizer has ids up to ", "ends at 199"),
+    "weights as pickles": model_case("pickle", "pickles", "use_safetensors=False"),
+    "no weights": model_case("no_weights", "holds no weights"),
+    "weights cut short": model_case("cut", "model.safetensors holds 9,999 bytes and should hold ", "was cut short"),
+    "header cut short": model_case("beheaded", "model.safetensors is cut short or no safetensors file"),
+    "missing shard": model_case("shards", "index.json names model-00002-of-00002.safetensors, which the folder lacks"),
+    "missing weight": model_case("missing_weight", "the files lack model.norm.weight", after_loading=True),
+    "weight too many": model_case("extra_weight", "the files hold value.weight", after_loading=True),
+    "weight of another shape": model_case("other_shape", "model.norm.weight", "another shape", after_loading=True),
+    "NaN weights": model_case("nan", "NaN or infinite numbers in model.norm.weight", after_loading=True),
+    # run folders
+    "existing run": Case(
+        "--out {runs}/begun", ("--out {runs}/begun holds a run already; go on with it by --resume {runs}/begun",)
+    ),
+    "file as run folder": Case("--out {files}/good.jsonl", ("{files}/good.jsonl is no folder; name another",)),
+    "file above the run folder": Case("--out {files}/good.jsonl/run", ("{files}/good.jsonl is no folder",)),
+    "unwritable run folder": Case("--out /proc/run", ("--out /proc/run: can't write in /proc: ",)),
+    "full disk": Case(
+        "",
+        ("can't write {out}/config.yaml: ", "make room, or name another folder by --out, and begin again"),
+        code=1,
+        after_loading=True,
+        largest_file=1000,
+    ),
+    "resume of nothing": Case("--resume {runs}/none", ("--resume {runs}/none: no config.yaml and state.json there",)),
+    "resume with broken states": Case(
+        "--resume {runs}/bad_state",
+        ("bad_state/state.json does not hold what was written to it", "nothing else says where the run stands"),
+        after_loading=True,
+    ),
+    "resume with broken settings": Case("--resume {runs}/bad_config", ("{runs}/bad_config/config.yaml: not valid",)),
+    "resume of another run": Case(
+        "--resume {runs}/begun --loop.rounds 5",
+        ("--resume: --loop.rounds was 1 when the run began and is 5 now; leave it out, or begin a new run",),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Problem files, models and runs, good and bad."""
+    folder = tmp_path_factory.mktemp("bad")
+    places = {name: folder / name for name in ("files", "models", "runs")}
+    for place in places.values():
+        place.mkdir()
+    make_files(places["files"])
+    make_models(places["models"])
+    (places["files"] / "tiny.yaml").write_text(TINY.format(**places))
+    make_runs(places["runs"], places["files"] / "tiny.yaml")
+    return places
+
+
+def make_files(folder: Path) -> None:
+    write_rows(folder / "good.jsonl")
+    (folder / "broken.jsonl").write_text(json.dumps(ROWS[0]) + '\n{"id": "b"\n')
+    write_rows(folder / "fieldless.jsonl", [ROWS[0], {"problem": "1?"}, {"problem": "2?"}])
+    write_rows(folder / "twice.jsonl", [*ROWS, {**ROWS[0], "problem": "Another?"}])
+    write_rows(folder / "golds.jsonl", [{"id": "odd", "problem": "1?", "answer": "none\x1b"}])
+    (folder / "empty.jsonl").write_text("")
+    (folder / "broken.yaml").write_text("loop: {rounds: 3\n")
+    (folder / "list.yaml").write_text("- loop\n")
+    (folder / "typos.yaml").write_text(
+        "loop: {roundz: 3, explore_steps: many}\nfilter: 3\nalgo: {name: dapo, lrr: 1}\neval:\n"
+    )
+
+
+def make_runs(folder: Path, config: Path) -> None:
+    log = folder / "log"
+    assert run_main(["--config", str(config), "--out", str(folder / "begun")], log) == 0, log.read_text()
+    for name, files in (("bad_state", ("state.json", "state.previous.json")), ("bad_config", ("config.yaml",))):
+        shutil.copytree(folder / "begun", folder / name)
+        for file in files:
+            (folder / name / file).write_text("{")
+
+
+def contents(places: Mapping[str, Path]) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for place in places.values() for path in place.rglob("*") if path.is_file()}
+
+
+def run(case: Case, places: Mapping[str, Path], tmp_path: Path) -> tuple[int, str]:
+    """Exit code, and all that was written to stdout and stderr."""
+    names = {**places, "out": tmp_path / "made" / "run"}
+    arguments = case.arguments.format(**names).split()
+    if "--resume" not in arguments:
+        arguments = ["--config", str(places["files"] / "tiny.yaml"), "--out", str(names["out"]), *arguments]
+    log = tmp_path / "log"
+    # What can be told without the weights is told before they are read.
+    patches = case.patches if case.after_loading else {**case.patches, **NO_MODEL}
+    return run_main(arguments, log, patches, case.largest_file), log.read_text()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bad_input_ends_with_a_message_that_says_where_and_what_to_do(
+    name: str, places: dict[str, Path], tmp_path: Path
+) -> None:
+    case, before = CASES[name], contents(places)
+    code, shown = run(case, places, tmp_path)
+    assert code == case.code, shown
+    for fragment in case.said:
+        assert fragment.format(**places, out=tmp_path / "made" / "run") in shown
+    # One line a fault, nothing around them: no traceback, no usage, no warning of a library, no control character.
+    assert [line for line in shown.splitlines() if not line.startswith("rloop-fit: error: ")] == []
+    assert shown.replace("\n", "").isprintable()
+    assert not (tmp_path / "made").exists()
+    assert contents(places) == before
+
+
+@pytest.mark.parametrize("name", ["typo in a field", "weights cut short", "NaN weights"])
+def test_debug_shows_the_traceback(name: str, places: dict[str, Path], tmp_path: Path) -> None:
+    case = CASES[name]
+    code, shown = run(replace(case, arguments=f"{case.arguments} --debug"), places, tmp_path)
+    assert code == 1
+    assert "Traceback" in shown
+    assert case.said[0].format(**places) in shown
+    assert not (tmp_path / "made").exists()
+
+
+def test_what_is_good_of_all_this_runs(places: dict[str, Path]) -> None:
+    """Or the cases above might fail for another reason than theirs."""
+    assert (places["runs"] / "begun" / "final" / "config.json").is_file()

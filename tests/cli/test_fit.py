@@ -1,0 +1,171 @@
+"""The command line: from arguments to objects, and what it says about wrong ones. No model is loaded here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rloop_lightning.algorithms.dapo import DAPO
+from rloop_lightning.algorithms.rft import RFT
+from rloop_lightning.cli.arguments import UsageError, preset_folder
+from rloop_lightning.cli.fit import RLoopCLI, main
+
+PRESETS = sorted(path.stem for path in preset_folder().glob("*.yaml"))
+
+
+def parse(*arguments: str) -> RLoopCLI:
+    return RLoopCLI(arguments)
+
+
+def usage_error(*arguments: str) -> str:
+    with pytest.raises(UsageError) as caught:
+        parse(*arguments)
+    return str(caught.value)
+
+
+def test_the_defaults_are_rloop_on_the_embedded_policy() -> None:
+    cli = parse()
+    assert isinstance(cli.parts.algorithm, DAPO)
+    assert isinstance(cli.parts.consolidation, RFT)
+    assert cli.policy_config.model == "countdown"
+
+
+def test_a_short_name_and_a_class_path_are_the_same() -> None:
+    by_name = parse("--algo", "dapo", "--algo.clip_eps_high", "0.3")
+    by_path = parse("--algo=rloop_lightning.algorithms.dapo.DAPO", "--algo.clip_eps_high=0.3")
+    assert type(by_name.parts.algorithm) is type(by_path.parts.algorithm) is DAPO
+    assert by_name.parts.algorithm.clip_eps_high == by_path.parts.algorithm.clip_eps_high == 0.3
+
+
+def test_consolidate_none_makes_no_consolidation() -> None:
+    assert parse("--consolidate", "none").parts.consolidation is None
+
+
+def test_a_later_config_wins_over_an_earlier_one_and_the_command_line_over_both(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    first.write_text("loop: {rounds: 4, explore_steps: 5}\nalgo: {name: dapo, lr: 1e-3}\n")
+    second.write_text("loop: {explore_steps: 6}\n")
+    cli = parse("--config", str(first), "--config", str(second), "--algo.lr", "0.5")
+    assert (cli.parts.loop.rounds, cli.parts.loop.explore_steps) == (4, 6)
+    assert cli.parts.algorithm.lr == 0.5
+
+
+def test_without_config_and_model_the_countdown_preset_holds_and_with_a_model_it_does_not() -> None:
+    preset = yaml.safe_load((preset_folder() / "countdown.yaml").read_text())
+    assert parse().parts.loop.explore_steps == preset["loop"]["explore_steps"]
+    assert parse("--policy.model", "elsewhere").parts.loop.explore_steps == 200
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_parses_and_all_its_fields_are_taken(preset: str) -> None:
+    cli = parse("--config", preset)
+    for group, fields in yaml.safe_load((preset_folder() / f"{preset}.yaml").read_text()).items():
+        for name, value in fields.items() if isinstance(fields, dict) else []:
+            taken = cli.config[group][name]
+            expected = float(value) if isinstance(taken, float) else value
+            assert (list(taken) if isinstance(taken, tuple) else taken) == expected
+
+
+def test_another_algorithm_keeps_the_fields_of_a_config_that_it_has_and_forgets_the_others(tmp_path: Path) -> None:
+    config = tmp_path / "a.yaml"
+    config.write_text("algo: {name: dapo, lr: 0.25, dual_clip: 3.0}\n")
+    cli = parse("--config", str(config), "--algo", "cli.test_cli_algorithms.WithoutClip")
+    assert cli.parts.algorithm.lr == 0.25
+    assert not hasattr(cli.parts.algorithm, "dual_clip")
+
+
+def test_print_config_gives_a_file_that_parses_to_the_same_settings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse("--algo.lr", "0.125", "--consolidate", "none", "--print_config")
+    assert ended.value.code == 0
+    config = tmp_path / "printed.yaml"
+    config.write_text(capsys.readouterr().out)
+    again = parse("--config", str(config))
+    assert again.parts.algorithm.lr == 0.125
+    assert again.parts.consolidation is None
+
+
+def test_every_option_of_ours_has_a_help_text() -> None:
+    parser = parse().parser
+    options = [action for action in parser._actions if action.option_strings]
+    bare = [action.option_strings for action in options if not (action.help or "").strip()]
+    assert [flags for flags in bare if not flags[0].startswith("--trainer")] == []
+
+
+def test_help_shows_the_fields_of_the_chosen_algorithm(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse("--help")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert ended.value.code == 0
+    assert "--algo.clip_eps_high" in shown
+    assert "the ratio's gradient ends above 1 + clip_eps_high" in shown
+
+
+def test_trainer_flags_reach_the_trainer() -> None:
+    cli = parse("--trainer.limit_train_batches", "3", "--trainer.precision", "bf16-mixed")
+    trainer = cli.make_trainer(max_epochs=1)
+    assert trainer.limit_train_batches == 3
+    assert trainer.precision == "bf16-mixed"
+
+
+def test_two_trainers_share_no_callback() -> None:
+    cli = parse("--trainer.callbacks+=Timer")
+    first, second = cli.make_trainer(max_epochs=1), cli.make_trainer(max_epochs=1)
+    timers = [[c for c in t.callbacks if type(c).__name__ == "Timer"] for t in (first, second)]
+    assert [len(found) for found in timers] == [1, 1]
+    assert timers[0][0] is not timers[1][0]
+
+
+def test_all_wrong_settings_are_named_at_once() -> None:
+    message = usage_error("--algo.clip_eps_low", "-0.1", "--loop.rounds", "0", "--eval.k", "[64]", "--algo.lr=-1")
+    assert "--algo.clip_eps_low must be in (0, 1), got -0.1" in message
+    assert "--algo.lr must be > 0, got -1" in message
+    assert "--loop.rounds must be at least 1, got 0" in message
+    assert "--eval.k must lie between 1 and --eval.samples (32), got [64]" in message
+
+
+def test_what_does_not_fit_together_is_named_at_once() -> None:
+    cli = parse("--loop.problems_per_step", "301", "--loop.rollouts_per_problem", "1", "--eval.sets", "[nowhere]")
+    with pytest.raises(UsageError) as caught:
+        cli.prepare()
+    message = str(caught.value)
+    assert "--loop.problems_per_step 301 exceeds the 300 training problems" in message
+    assert "--loop.rollouts_per_problem must be at least 2 for DAPO, got 1" in message
+    assert "--eval.sets: the data has no set 'nowhere'" in message
+
+
+def test_unknown_names_come_with_a_suggestion() -> None:
+    assert "did you mean dapo?" in usage_error("--algo", "dapoo")
+    assert "presets are" in usage_error("--config", "nonesuch")
+    assert "no subclass" in usage_error("--algo", "rloop_lightning.algorithms.rft.RFT")
+
+
+def test_errors_exit_with_2_and_leave_nothing_behind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    assert main(["--loop.rounds", "0", "--out", str(out)]) == 2
+    assert "rloop-fit: error: --loop.rounds must be at least 1, got 0" in capsys.readouterr().err
+    assert main(["--resume", str(out)]) == 2
+    assert not out.exists()
+
+
+def test_a_run_folder_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "state.json").write_text("{}")
+    assert main(["--out", str(tmp_path)]) == 2
+    assert f"--resume {tmp_path}" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [tmp_path / "state.json"]
+
+
+def test_an_algorithm_of_an_installed_package_is_found_by_its_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Entry:
+        name, value = "theirs", "cli.test_cli_algorithms:WithoutClip"
+
+    def entry_points(group: str) -> list[Any]:
+        return [Entry()] if group == "rloop_lightning.algorithms" else []
+
+    monkeypatch.setattr("rloop_lightning.cli.registry.entry_points", entry_points)
+    assert type(parse("--algo", "theirs").parts.algorithm).__name__ == "WithoutClip"

@@ -1,0 +1,71 @@
+"""n-gram similarity by hand, against a slow implementation, and sampled against exact."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from rloop_lightning.evaluation import ngram_similarity
+
+
+def slow(problem_ids, steps, completions, n):
+    """Mean Jaccard over intra-step and inter-step pairs, and the numbers of pairs, with sets of tuples."""
+    values = {True: [], False: []}
+    for i, j in itertools.combinations(range(len(completions)), 2):
+        if problem_ids[i] == problem_ids[j]:
+            a, b = (
+                {tuple(c[t : t + n]) for t in range(max(1, len(c) - n + 1))} for c in (completions[i], completions[j])
+            )
+            values[steps[i] == steps[j]].append(len(a & b) / len(a | b))
+    means = [float(np.mean(values[kind])) if values[kind] else math.nan for kind in (True, False)]
+    return means, [len(values[True]), len(values[False])]
+
+
+def test_by_hand():
+    # 2-grams: {12, 23}, {12, 24}, {12, 23}: Jaccard 1/3 within step 0, 1 and 1/3 across.
+    result = ngram_similarity(["p"] * 3, [0, 0, 1], [np.array(x) for x in ([1, 2, 3], [1, 2, 4], [1, 2, 3])], n=2)
+    assert result.intra_step == pytest.approx(1 / 3)
+    assert result.inter_step == pytest.approx(2 / 3)
+    assert (result.intra_pairs, result.inter_pairs) == (1, 2)
+
+
+def test_pairs_are_of_one_problem_and_none_is_nan():
+    result = ngram_similarity(["p", "q"], [0, 0], [np.arange(9)] * 2)
+    assert math.isnan(result.intra_step)
+    assert math.isnan(result.inter_step)
+    assert (result.intra_pairs, result.inter_pairs) == (0, 0)
+
+
+def make_rollouts(seed, rows=40):
+    rng = np.random.default_rng(seed)
+    completions = [rng.integers(0, 3, rng.integers(0, 9)) for _ in range(rows)]
+    return rng.choice(["p", "q", "r"], rows).tolist(), rng.integers(0, 4, rows).tolist(), completions
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_is_what_the_slow_implementation_says(seed):
+    rollouts = make_rollouts(seed)
+    result = ngram_similarity(*rollouts, n=3, max_pairs=10**6)
+    means, counts = slow(*rollouts, n=3)
+    assert [result.intra_step, result.inter_step] == pytest.approx(means)
+    assert [result.intra_pairs, result.inter_pairs] == counts
+
+
+def test_drawn_pairs_estimate_the_mean_over_all_when_steps_are_uneven():
+    rng = np.random.default_rng(0)
+    steps = [0] * 30 + [1 + row // 3 for row in range(30)]
+    completions = [rng.integers(0, 2 if step == 0 else 4, 6) for step in steps]
+    rollouts = (["p"] * 60, steps, completions)
+    exact = ngram_similarity(*rollouts, n=2, max_pairs=10**6)
+    drawn = [ngram_similarity(*rollouts, n=2, max_pairs=25, seed=seed) for seed in range(200)]
+    assert drawn[0] != drawn[1]
+    assert (exact.intra_pairs, exact.inter_pairs) == (465, 1305)
+    assert (drawn[0].intra_pairs, drawn[0].inter_pairs) == (465, 1305)
+    assert np.mean([result.intra_step for result in drawn]) == pytest.approx(exact.intra_step, abs=0.02)
+    assert np.mean([result.inter_step for result in drawn]) == pytest.approx(exact.inter_step, abs=0.01)
+
+
+def test_the_same_seed_draws_the_same_pairs():
+    rollouts = make_rollouts(1)
+    assert ngram_similarity(*rollouts, max_pairs=5, seed=7) == ngram_similarity(*rollouts, max_pairs=5, seed=7)

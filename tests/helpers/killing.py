@@ -1,0 +1,159 @@
+"""Runs `rloop-fit` in processes that are killed, signalled or out of disk at chosen moments; used by several tests.
+
+A fork server imports the package once, so that a run costs no start-up. It never computes anything itself: OpenMP's
+threads would not survive the fork.
+"""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from time import sleep
+from typing import Any
+
+import torch
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(
+    [
+        "killing",
+        "rloop_lightning.cli.fit",
+        "rloop_lightning.engines.torch_engine",
+        "rloop_lightning.rewards.weighted",
+        "transformers.models.auto.tokenization_auto",
+        "transformers.models.qwen2.modeling_qwen2",
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Kill:
+    """When a process is killed: before a call of a function.
+
+    Args:
+        function: "module:name" or "module:Class.name".
+        call: which call, from 1.
+        argument: count only the calls of which one positional argument holds this text.
+    """
+
+    function: str
+    call: int
+    argument: str = ""
+
+    def strike(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclass(frozen=True)
+class Signal(Kill):
+    """As Kill, but with a signal, which the whole process group gets, as from a terminal.
+
+    Args:
+        number: of the signal.
+        times: how often it comes.
+    """
+
+    number: int = signal.SIGTERM
+    times: int = 1
+
+    def strike(self) -> None:
+        for time in range(self.times):
+            sleep(1.0 if time else 0.0)  # or both would be taken for one
+            os.killpg(os.getpgrp(), self.number)
+
+
+@dataclass(frozen=True)
+class FullDisk(Kill):
+    """From then on, the system refuses to write a file beyond its first so many bytes."""
+
+    bytes: int = 0
+
+    def strike(self) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (self.bytes, resource.RLIM_INFINITY))
+
+
+def run_fit(arguments: list[str], log: Path, kill: Kill | None = None, *, debug: bool = True) -> int:
+    """Exit code of `rloop-fit` in a process of its own, on one thread; -9 where it was killed."""
+    reader, writer = _CONTEXT.Pipe(duplex=False)  # a full disk does not keep the process from telling of it
+    process = _CONTEXT.Process(target=_fit, args=([*arguments, *(["--debug"] if debug else [])], writer, kill))
+    process.start()
+    writer.close()
+    with log.open("ab") as file, reader:
+        while said := os.read(reader.fileno(), 1 << 16):
+            file.write(said)
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def _fit(arguments: list[str], output: Connection, kill: Kill | None) -> None:
+    os.setpgrp()
+    torch.set_num_threads(1)
+    os.dup2(output.fileno(), 1)
+    os.dup2(output.fileno(), 2)
+    output.close()
+    if kill is not None:
+        _arm(kill)
+    from rloop_lightning.cli.fit import main
+
+    sys.exit(main(arguments))
+
+
+def _arm(kill: Kill) -> None:
+    module, _, path = kill.function.partition(":")
+    *owners, name = path.split(".")
+    holder: Any = importlib.import_module(module)
+    for owner in owners:
+        holder = getattr(holder, owner)
+    original = getattr(holder, name)
+    calls = 0
+
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        counts = any(kill.argument in str(argument) for argument in args)
+        calls += counts
+        if counts and calls == kill.call:
+            kill.strike()
+        return original(*args, **kwargs)
+
+    setattr(holder, name, wrapper)
+
+
+def run_main(
+    arguments: list[str], log: Path, patches: Mapping[str, Any] | None = None, largest_file: int | None = None
+) -> int:
+    """Exit code of `rloop-fit` in a process of its own, as a user calls it.
+
+    Args:
+        log: takes what is written to stdout and stderr.
+        patches: what stands there for something else, by "module:name".
+        largest_file: bytes that a file may hold, in place of a full disk.
+    """
+    process = _CONTEXT.Process(target=_main, args=(arguments, log, patches or {}, largest_file))
+    process.start()
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def _main(arguments: list[str], log: Path, patches: Mapping[str, Any], largest_file: int | None) -> None:
+    torch.set_num_threads(1)
+    with log.open("a") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    for place, value in patches.items():
+        module, _, name = place.partition(":")
+        setattr(importlib.import_module(module), name, value)
+    if largest_file is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    from rloop_lightning.cli.fit import main
+
+    sys.exit(main(arguments))

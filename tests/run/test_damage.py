@@ -1,0 +1,195 @@
+"""Files that are damaged while a run is down: each is named, and the resumed run gives what an undamaged one gives."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from killing import Kill, run_fit
+from same_run import assert_same_run
+
+# A round of four rollout steps on the embedded policy, a checkpoint after each.
+TINY = """
+policy: {model: countdown}
+engine: {max_new_tokens: 24}
+algo: {name: dapo, lr: 1e-4, warmup_steps: 2, updates_per_step: 1, dynamic_sampling: false}
+consolidate: {name: rft, lr: 1e-4, epochs: 2, rollouts_per_update: 4}
+loop: {rounds: 1, explore_steps: 4, problems_per_step: 4, rollouts_per_problem: 4, checkpoint_every_n_steps: 1}
+filter: {enabled: false}
+eval: {samples: 2, k: [1, 2], max_problems: 2, sets: [test]}
+"""
+
+RENAME = "rloop_lightning.system.files:_fsync"
+EXPLORING = Kill(RENAME, 1, "round-0/pool/step-000004.parquet")
+CONSOLIDATING = Kill(RENAME, 1, "round-0/consolidate/checkpoints/step-000003.ckpt")
+EVALUATING = Kill("rloop_lightning.run.loop:result_step", 3)  # the consolidated policy
+
+
+def flip(path: Path) -> None:
+    """One bit in the middle of the file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@dataclass(frozen=True)
+class Damage:
+    """What is done to a run that was killed, and what the resumed one says.
+
+    Args:
+        kill: when the run was killed.
+        deed: done to each of the files.
+        files: of the run folder.
+        said: parts of the log.
+    """
+
+    kill: Kill
+    deed: Callable[[Path], None]
+    files: tuple[str, ...]
+    said: tuple[str, ...]
+
+
+CASES = {
+    "the last shard": Damage(
+        EXPLORING,
+        flip,
+        ("round-0/pool/step-000003.parquet",),
+        ("pool/step-000003.parquet does not hold what was written", "round 1 explore goes on from its step 2"),
+    ),
+    "an early shard": Damage(
+        EXPLORING,
+        os.unlink,
+        ("round-0/pool/step-000001.parquet",),
+        ("pool/step-000001.parquet is missing", "round 1 explore goes on from its step 0"),
+    ),
+    "the newest checkpoint": Damage(
+        EXPLORING,
+        flip,
+        ("round-0/explore/checkpoints/step-000003.ckpt",),
+        ("step-000003.ckpt does not hold what was written", "round 1 explore goes on from its step 2"),
+    ),
+    "all checkpoints": Damage(
+        EXPLORING,
+        cut,
+        ("round-0/explore/checkpoints/step-000002.ckpt", "round-0/explore/checkpoints/step-000003.ckpt"),
+        ("step-000002.ckpt is no whole checkpoint", "round 1 explore goes on from its step 0"),
+    ),
+    "the state": Damage(
+        CONSOLIDATING,
+        cut,
+        ("state.json",),
+        ("state.json does not hold what was written", "the run goes on from state.previous.json"),
+    ),
+    "a shard that the consolidation reads": Damage(
+        CONSOLIDATING,
+        cut,
+        ("round-0/pool/step-000004.parquet",),
+        ("pool/step-000004.parquet does not hold what was written", "round 1 explore is repeated"),
+    ),
+    "the checksums of the pool": Damage(
+        CONSOLIDATING,
+        cut,
+        ("round-0/pool/_SHA256SUMS",),
+        ("has no checksum in _SHA256SUMS", "round 1 explore is repeated"),
+    ),
+    "a checkpoint of the consolidation": Damage(
+        CONSOLIDATING,
+        flip,
+        ("round-0/consolidate/checkpoints/step-000002.ckpt",),
+        ("step-000002.ckpt does not hold what was written", "round 1 consolidate goes on from its step 1"),
+    ),
+    "the consolidated policy": Damage(
+        EVALUATING,
+        flip,
+        ("round-0/policy/model.safetensors",),
+        ("round-0/policy/model.safetensors does not hold what was written", "round 1 consolidate is repeated"),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Kill | None], Path]]:
+    """The run that was killed at a moment, or never; each is made once."""
+    folder = tmp_path_factory.mktemp("killed")
+    config = folder / "tiny.yaml"
+    config.write_text(TINY)
+    runs: dict[Kill | None, Path] = {}
+
+    def run(kill: Kill | None) -> Path:
+        if kill not in runs:
+            out = runs[kill] = folder / f"run-{len(runs)}"
+            log = out.with_suffix(".log")
+            code = run_fit(["--config", str(config), "--out", str(out)], log, kill)
+            assert code == (-9 if kill else 0), log.read_text()
+        return runs[kill]
+
+    yield run
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_resumes_from_what_is_whole(case: str, killed: Callable[[Kill | None], Path], tmp_path: Path) -> None:
+    damage, out, log = CASES[case], tmp_path / "run", tmp_path / "log"
+    shutil.copytree(killed(damage.kill), out)
+    for file in damage.files:
+        damage.deed(out / file)
+    assert run_fit(["--resume", str(out)], log) == 0, log.read_text()
+    for part in damage.said:
+        assert part in log.read_text()
+    assert_same_run(out, killed(None))
+
+
+def test_an_undamaged_run_has_nothing_said_of_it(killed: Callable[[Kill | None], Path], tmp_path: Path) -> None:
+    out, log = tmp_path / "run", tmp_path / "log"
+    shutil.copytree(killed(CONSOLIDATING), out)
+    assert run_fit(["--resume", str(out)], log) == 0
+    assert not [word for word in ("repeated", "goes on from", "checksum", "missing") if word in log.read_text()]
+
+
+@dataclass(frozen=True)
+class Flip(Kill):
+    """Damages a file of the run folder under the running process."""
+
+    file: str = ""
+
+    def strike(self) -> None:
+        flip(Path(self.file))
+
+
+def test_a_shard_damaged_under_a_running_run_is_named_and_a_resume_repeats_its_exploration(
+    killed: Callable[[Kill | None], Path], tmp_path: Path
+) -> None:
+    out, log = tmp_path / "run", tmp_path / "log"
+    shutil.copytree(killed(EXPLORING), out)
+    shard = out / "round-0" / "pool" / "step-000002.parquet"
+    damage = Flip("rloop_lightning.run.loop:check_pool", 1, file=str(shard))
+    assert run_fit(["--resume", str(out)], log, damage, debug=False) == 1
+    said = log.read_text()
+    assert f"rloop-fit: error: {shard} does not hold what was written to it" in said
+    assert f"rloop-fit --resume {out}" in said
+    assert "Traceback" not in said
+    assert run_fit(["--resume", str(out)], log) == 0, log.read_text()
+    assert_same_run(out, killed(None))
+
+
+def test_without_any_whole_state_a_run_is_not_resumed(killed: Callable[[Kill | None], Path], tmp_path: Path) -> None:
+    out, log = tmp_path / "run", tmp_path / "log"
+    shutil.copytree(killed(EXPLORING), out)
+    for name in ("state.json", "state.previous.json"):
+        cut(out / name)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert run_fit(["--resume", str(out)], log, debug=False) == 2
+    said = log.read_text()
+    assert f"{out / 'state.json'} does not hold what was written to it" in said
+    assert f"{out / 'state.previous.json'} does not hold what was written to it" in said
+    assert f"--resume {out}: nothing else says where the run stands; begin a new one" in said
+    assert "Traceback" not in said
+    assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}

@@ -1,0 +1,53 @@
+"""Files and folders that appear whole or not at all, and seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rloop_lightning.seeds import derive_seed
+from rloop_lightning.system.files import atomic_path, write_text
+
+
+def test_a_file_is_there_only_once_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file"
+    with atomic_path(path) as partial:
+        partial.write_text("half")
+        assert not path.exists()
+    assert path.read_text() == "half"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_text(path, "old")
+    with pytest.raises(OSError, match="disk is full"):
+        _fail_to_write(path)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_replaces_a_folder_and_the_leftover_of_a_kill(tmp_path: Path) -> None:
+    path = tmp_path / "folder"
+    for name in ("old", "new"):
+        (tmp_path / "folder.partial").mkdir()
+        (tmp_path / "folder.partial" / "leftover").touch()
+        with atomic_path(path) as partial:
+            partial.mkdir()
+            (partial / name).touch()
+    assert [file.name for file in path.iterdir()] == ["new"]
+
+
+def test_seeds_depend_on_every_part_and_are_the_same_everywhere() -> None:
+    names = [(0, "explore", 0), (0, "explore", 1), (1, "explore", 0), (0, "x", 0)]
+    seeds = {derive_seed(*name) for name in names}
+    assert len(seeds) == 4
+    assert derive_seed(0, "explore", 0) == 9126700554509472744
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def _fail_to_write(path: Path) -> None:
+    with atomic_path(path) as partial:
+        partial.write_text("new")
+        raise OSError("disk is full")

@@ -1,0 +1,178 @@
+"""SIGTERM and Ctrl-C, sent to the whole process group: nothing is lost, nothing half-written, no traceback."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from killing import Kill, Signal, run_fit
+from same_run import assert_same_run
+
+from rloop_lightning.cli.commands import rloop_fit
+from rloop_lightning.errors import Stopped
+from rloop_lightning.rewards.math import MathReward
+from rloop_lightning.system.signals import StopSignals
+from rloop_lightning.types import Problem
+
+TINY = """
+policy: {model: countdown}
+engine: {max_new_tokens: 24}
+algo: {name: dapo, lr: 1e-4, warmup_steps: 2, updates_per_step: 1, dynamic_sampling: false}
+consolidate: {name: rft, lr: 1e-4, epochs: 2, rollouts_per_update: 4}
+loop: {rounds: 1, explore_steps: 3, problems_per_step: 4, rollouts_per_problem: 4, checkpoint_every_n_steps: 0}
+filter: {enabled: false}
+eval: {samples: 2, k: [1, 2], max_problems: 2, sets: [test]}
+"""
+
+UPDATE = "torch.optim:AdamW.step"
+RENAME = "rloop_lightning.system.files:_fsync"
+SHARD = "round-0/pool/step-000002.parquet"
+TERM, INT = signal.SIGTERM, signal.SIGINT
+
+
+@dataclass(frozen=True)
+class Case:
+    """A signal, the exit code, what is said, and the checkpoints that are left."""
+
+    signal: Signal
+    code: int
+    said: str
+    checkpoints: tuple[str, ...] = ()
+
+
+CASES = {
+    "SIGTERM in an optimizer step": Case(
+        Signal(UPDATE, 2, number=TERM),
+        143,
+        "stopped by SIGTERM; the checkpoint {out}/round-0/explore/checkpoints/step-000002.ckpt is saved",
+        ("round-0/explore/checkpoints/step-000002.ckpt",),
+    ),
+    "Ctrl-C while a shard is written": Case(
+        Signal(RENAME, 1, SHARD, number=INT),
+        130,
+        "stopped by SIGINT; the checkpoint {out}/round-0/explore/checkpoints/step-000002.ckpt is saved",
+        ("round-0/explore/checkpoints/step-000002.ckpt",),
+    ),
+    "SIGTERM twice while a shard is written": Case(
+        Signal(RENAME, 1, SHARD, number=TERM, times=2),
+        143,
+        "stopped by SIGTERM; what came after the newest checkpoint is repeated",
+    ),
+    "Ctrl-C in an evaluation": Case(
+        Signal("rloop_lightning.evaluation.evaluator:derive_seed", 2, number=INT),
+        130,
+        "stopped by SIGINT; what came after the newest checkpoint is repeated",
+    ),
+    "SIGTERM in the last optimizer step of a phase": Case(
+        Signal(UPDATE, 3, number=TERM), 143, "stopped by SIGTERM; what came after the newest checkpoint is repeated"
+    ),
+    "SIGTERM while the policy is handed over": Case(
+        Signal(RENAME, 1, "final", number=TERM), 143, "stopped by SIGTERM; the run is complete"
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def fit(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., int]:
+    config = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    config.write_text(TINY)
+
+    def begin(out: Path, log: Path, kill: Kill | None = None) -> int:
+        return run_fit(["--config", str(config), "--out", str(out)], log, kill, debug=False)
+
+    return begin
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(fit: Callable[..., int], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("uninterrupted") / "run"
+    assert fit(out, out.with_suffix(".log")) == 0, out.with_suffix(".log").read_text()
+    return out
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_stopped_run_resumes_to_the_same_bits(
+    name: str, fit: Callable[..., int], uninterrupted: Path, tmp_path: Path
+) -> None:
+    case, out, log = CASES[name], tmp_path / "run", tmp_path / "log"
+    assert fit(out, log, case.signal) == case.code, log.read_text()
+    said = log.read_text()
+    assert f"rloop-fit: {case.said.format(out=out)}; go on with: rloop-fit --resume {out}\n" in said
+    assert ("a second signal stops at once" in said) == ("evaluation" not in name)
+    assert "Traceback" not in said
+    assert not list(out.rglob("*.partial"))
+    assert sorted(str(path.relative_to(out)) for path in out.rglob("*.ckpt")) == list(case.checkpoints)
+    assert run_fit(["--resume", str(out)], log) == 0, log.read_text()
+    assert_same_run(out, uninterrupted)
+
+
+def test_a_signal_before_the_run_leaves_nothing(fit: Callable[..., int], tmp_path: Path) -> None:
+    out, log = tmp_path / "run", tmp_path / "log"
+    assert fit(out, log, Signal("rloop_lightning.run.parts:Parts.rendered", 1, number=TERM)) == 143
+    assert log.read_text().endswith("\nrloop-fit: stopped by SIGTERM; no run was begun\n")
+    assert "Traceback" not in log.read_text()
+    assert not out.exists()
+
+
+def test_a_signal_while_the_command_is_imported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Interrupt:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "rloop_lightning.cli.fit":
+                os.kill(os.getpid(), INT)
+
+    monkeypatch.setattr(sys, "meta_path", [Interrupt(), *sys.meta_path])
+    monkeypatch.delitem(sys.modules, "rloop_lightning.cli.fit", raising=False)
+    assert rloop_fit() == 130
+    assert capsys.readouterr().err == "\nrloop-fit: stopped by SIGINT; no run was begun\n"
+
+
+def test_reward_workers_take_no_signal_of_the_group_and_lose_no_task() -> None:
+    """A worker that a signal ended would score the answer that it was at as wrong."""
+    reward, problem = MathReward(workers=2), Problem("p", "?", "1/2")
+    texts = [rf"\boxed{{{n}/{2 * n}}}" for n in range(1, 40)]
+    start = reward.pool._start
+
+    def start_under_fire() -> object:
+        worker = start()
+        for number in (INT, TERM):
+            worker.process.send_signal(number)
+        return worker
+
+    reward.pool._start = start_under_fire  # type: ignore[method-assign, assignment] -- a signal comes as it starts
+    assert reward.rewards([problem] * len(texts), texts) == [1.0] * len(texts)
+    pids = reward.pool.pids()
+    for pid in pids:
+        os.kill(pid, INT)
+        os.kill(pid, TERM)
+    assert reward.rewards([problem], [r"\boxed{50/100}"]) == [1.0]
+    assert reward.pool.pids() == pids
+    assert reward.metrics()["crashed"] == 0
+    reward.close()
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+def test_the_first_signal_waits_for_a_check_and_handlers_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(TERM)
+    with StopSignals() as stop:
+        with stop.deferred():
+            stop.check()
+            for _ in range(2):  # at the same moment: one request
+                os.kill(os.getpid(), TERM)
+            assert stop.noted
+            monkeypatch.setattr("rloop_lightning.system.signals._ONE_REQUEST_S", 0.0)
+            with pytest.raises(Stopped) as noted, stop.at_once():
+                raise AssertionError("not reached")
+            assert noted.value.exit_code == 143
+            with pytest.raises(Stopped) as second:
+                os.kill(os.getpid(), INT)
+            assert second.value.exit_code == 130
+        with pytest.raises(Stopped):
+            os.kill(os.getpid(), TERM)
+    assert signal.getsignal(TERM) is before
