@@ -1,29 +1,43 @@
 """A KV cache for rows that come and go: no copy per token, and rows may be repeated and dropped.
 
-    cache = row_cache(model.config)
+    cache = row_cache(model.config, dtype)
     model(..., past_key_values=cache)
     cache.reorder_cache(rows)           # go on with these rows
+    joined([cache, another])            # the rows of both
 
 Hugging Face's own cache copies everything for each token; this one writes the token alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 
-def row_cache(config: Any) -> Cache:
+def row_cache(config: Any, dtype: torch.dtype) -> Cache:
     """An empty KV cache for a model, whose `reorder_cache(rows)` may repeat and drop rows.
 
-    Layers of plain attention, the rule, are `RowLayer`s. Others (sliding windows, linear attention, layers that share)
-    stay as Hugging Face makes them, and grow by copying.
+    Attention layers are `RowLayer`s, also those with a sliding window: the mask hides what lies behind it. Other layers
+    (linear attention) stay as Hugging Face makes them.
     """
     layers = DynamicCache(config=config).layers
-    return Cache(layers=[RowLayer() if type(layer) is DynamicLayer else layer for layer in layers])
+    attention = (DynamicLayer, DynamicSlidingWindowLayer)
+    return Cache(layers=[RowLayer(dtype) if type(layer) in attention else layer for layer in layers])
+
+
+def joins(cache: Cache) -> bool:
+    """Whether `joined` can take such a cache."""
+    return all(isinstance(layer, RowLayer) for layer in cache.layers)
+
+
+def joined(caches: Sequence[Cache]) -> Cache:
+    """The rows of several caches of one length, one after the other."""
+    return Cache(layers=[RowLayer.joined(layers) for layers in zip(*(cache.layers for cache in caches), strict=True)])
 
 
 class RowLayer(DynamicLayer):
@@ -31,15 +45,28 @@ class RowLayer(DynamicLayer):
 
     Appending a token writes that token and copies nothing else. The buffers grow by half when they are full, so memory
     follows the lengths really reached, not `max_new_tokens`.
+
+    Args:
+        dtype: of keys and values.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
+        self._dtype = dtype
         self._buffers: list[Tensor] = []  # keys and values, each [B, heads, capacity, dim]
         self._length = 0
 
+    @classmethod
+    def joined(cls, layers: Sequence[RowLayer]) -> RowLayer:
+        """The rows of several layers of one length."""
+        layer = cls(layers[0]._dtype)
+        keys, values = (torch.cat([getattr(one, name) for one in layers]) for name in ("keys", "values"))
+        layer.update(keys, values)
+        return layer
+
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append [B, heads, new, dim] and return everything so far."""
+        key_states, value_states = key_states.to(self._dtype), value_states.to(self._dtype)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self._buffers, self._length = [key_states[:, :, :0], value_states[:, :, :0]], 0

@@ -25,8 +25,9 @@ import torch
 from torch import Tensor
 
 from rloop_lightning.engines.base import RolloutEngine
+from rloop_lightning.engines.products import products_in
 from rloop_lightning.engines.routed_experts import RoutedExpertsRecord
-from rloop_lightning.engines.rows import open_rows, rows_at_once
+from rloop_lightning.engines.rows import Rows, rows_at_once
 from rloop_lightning.engines.sampling import sample_tokens
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.model.shapes import rounded_up
@@ -46,11 +47,11 @@ class TorchEngine(RolloutEngine):
         top_k: sample among the k most likely tokens; 0 among all.
         top_p: sample among the most likely tokens that together reach this probability; 1 among all.
         max_rows: rollouts decoded at once. Bounds memory: each needs 2 * layers * kv_heads * head_dim numbers of KV
-            cache per token of prompt and completion, up to half of it more in reserve. While it generates, a Llama-like
-            model's weights are there once more, fused, in `dtype`.
-        dtype: of the computation and the KV cache; `auto` is that of the policy's weights. With bfloat16 the sampling
-            logprobs differ from those of a float32 update by hundredths of a nat, and by tenths where logits are large
-            (policy/engine_gap_nats_max).
+            cache per token of prompt and completion, up to half of it more in reserve.
+        dtype: of the products and the KV cache; `auto` is that of the policy's updates: bfloat16 under
+            --trainer.precision bf16-mixed, else that of the weights. In another dtype than the weights', a cast copy of
+            them exists while the engine generates. With bfloat16, sampling logprobs differ from those of a float32
+            update by hundredths of a nat, and by tenths where logits are large (policy/engine_gap_nats_max).
     """
 
     def __init__(
@@ -80,17 +81,6 @@ class TorchEngine(RolloutEngine):
         """Generate with this policy from now on."""
         self._policy = policy
 
-    def validate_with(self, policy: Policy) -> list[str]:
-        """A dtype that the model's own forward can't be cast to."""
-        dtype = self._compute_dtype(policy)
-        if policy.llama is not None or dtype in (policy.model.dtype, torch.bfloat16):
-            return []
-        return [
-            f"--engine.dtype {self.dtype}: {type(policy.model).__name__} is not Llama-like, and its weights of "
-            f"{policy.model.dtype} are not cast to more than they hold; leave --engine.dtype at auto, or set "
-            "--policy.dtype float32"
-        ]
-
     def sync(self) -> None:
         """Nothing to do: the engine runs the very tensors that the optimizer updates."""
 
@@ -115,18 +105,19 @@ class TorchEngine(RolloutEngine):
         dtype = self._compute_dtype(policy)
         generator = torch.Generator().manual_seed(sampling.seed)
         rollouts: list[Rollout] = []
-        for start, end in _waves(len(problems), n, rows_at_once(policy, prompts, n, self.max_rows)):
-            # On the CPU, row by row: a row's numbers depend neither on the waves nor on the device.
-            uniforms = torch.rand(end - start, sampling.max_new_tokens, generator=generator).to(policy.device)
-            first, last = start // n, (end - 1) // n
-            prompt_of_row = torch.arange(start, end, device=policy.device) // n - first
-            wave = _decode(policy, prompts[first : last + 1], prompt_of_row, uniforms, sampling, dtype)
-            sources = [(problems[row // n], prompt_ids[row // n]) for row in range(start, end)]
-            rollouts += _collect(policy, sources, prompt_of_row, *wave)
+        with products_in(policy.model, dtype):
+            for start, end in _waves(len(problems), n, rows_at_once(policy, prompts, n, self.max_rows)):
+                # On the CPU, row by row: a row's numbers depend neither on the waves nor on the device.
+                uniforms = torch.rand(end - start, sampling.max_new_tokens, generator=generator).to(policy.device)
+                first, last = start // n, (end - 1) // n
+                prompt_of_row = torch.arange(start, end, device=policy.device) // n - first
+                wave = _decode(policy, prompts[first : last + 1], prompt_of_row, uniforms, sampling, dtype)
+                sources = [(problems[row // n], prompt_ids[row // n]) for row in range(start, end)]
+                rollouts += _collect(policy, sources, prompt_of_row, *wave)
         return rollouts
 
     def _compute_dtype(self, policy: Policy) -> torch.dtype:
-        return policy.model.dtype if self.dtype == "auto" else getattr(torch, self.dtype)
+        return policy.compute_dtype if self.dtype == "auto" else getattr(torch, self.dtype)
 
 
 def _check_prompts(
@@ -184,7 +175,7 @@ def _decode(
     live = torch.ones_like(rows, dtype=torch.bool)  # [B], ... and whether they still need tokens
 
     report_routed_experts = sampling.report_routed_experts and policy.wants_routed_experts
-    batch = open_rows(policy, prompts, sampling.max_new_tokens, dtype, report_routed_experts=report_routed_experts)
+    batch = Rows(policy, prompts, sampling.max_new_tokens, dtype, report_routed_experts=report_routed_experts)
     record = (
         None
         if batch.routed_experts is None

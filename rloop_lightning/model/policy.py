@@ -4,14 +4,14 @@
     logprobs = policy.logprobs(batch).logprobs      # [B, T], nats, with gradients
     policy.save("folder")                           # a plain Hugging Face folder
 
-Logprobs are computed on completion positions only (policy_scores.py): of a Llama-like model by llama.py over packed
-rollouts, of any other by its own forward.
+Rollouts go through the model's own modules packed into one row, each prompt once (packed_attention.py); padded, where a
+model can't take that (agreement.py). Logprobs are computed on completion positions only (head.py).
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from rloop_lightning.errors import RunFault
-from rloop_lightning.model.llama import Llama
+from rloop_lightning.model.agreement import takes_packed_rows
+from rloop_lightning.model.fused import fuse
+from rloop_lightning.model.head import Head
 from rloop_lightning.model.loading import (
     is_folder,
     load_model,
@@ -31,10 +33,10 @@ from rloop_lightning.model.loading import (
     model_type,
     vocabulary_faults,
 )
-from rloop_lightning.model.packing import packed_micro_batches
+from rloop_lightning.model.packing import pack, packed_micro_batches
 from rloop_lightning.model.routers import unknown_routers
-from rloop_lightning.model.routing_replay import RoutingReplay
-from rloop_lightning.model.scores import check_head, packed_scores, padded_scores
+from rloop_lightning.model.routing_replay import ForwardPass, RoutingReplay
+from rloop_lightning.model.scores import completion_tokens, packed_states, padded_states, recomputing
 from rloop_lightning.system.checksums import write_checksums
 from rloop_lightning.system.files import atomic_path
 from rloop_lightning.types import RolloutBatch, TokenScores
@@ -67,10 +69,14 @@ class PolicyConfig:
             rounding, which at usual learning rates are most; float32 with --trainer.precision bf16-mixed and
             --engine.dtype bfloat16 computes as fast.
         max_tokens_per_micro_batch: tokens that go through forward and backward at once; bounds the memory of a training
-            step, whatever the batch size. Of a Llama-like model, tokens without padding, a prompt once however many
-            rollouts share it; of any other, padded tokens of prompt and completion.
-        attn_implementation: the attention kernel of a model that is not Llama-like, for generation and training;
-            `eager` is the fastest for short sequences on a CPU, `flash_attention_2` needs a GPU and its package.
+            step, whatever the batch size. A prompt counts once, however many rollouts share it. Where a model takes
+            padded rollouts alone (the log says so), padded tokens of prompt and completion.
+        attn_implementation: the attention kernel of generation and of padded rollouts in training; `sdpa` is PyTorch's,
+            `eager` the model's own operations, `flash_attention_2` needs a GPU and its package.
+        head_dtype: of the product with the head, whose logits are where rounding shows most; `auto` is float32 for a
+            head of up to a million weights, and that of the forward pass for a larger one.
+        gradient_checkpointing: keep the inputs of layers alone for the backward pass, which computes the layers anew;
+            a third more time for a fraction of the memory.
         routing_replay: of a mixture of experts, which experts the updates of a rollout step compute with: those that
             the current policy chooses (`none`), that the policy chose which generated, when its old logprobs were
             computed (`r2`), or that the rollout engine generated with (`r3`).
@@ -80,6 +86,8 @@ class PolicyConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     max_tokens_per_micro_batch: int = 4096
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    head_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    gradient_checkpointing: bool = False
     routing_replay: RoutingReplayMode = "none"
 
     def __post_init__(self) -> None:
@@ -97,7 +105,8 @@ class Policy(nn.Module):
         tokenizer: its tokenizer, with an EOS token.
         max_tokens_per_micro_batch: tokens that go through the model at once, as PolicyConfig counts them.
         source: folder or hub name that the weights came from.
-        routing_replay: as in PolicyConfig.
+        routing_replay, gradient_checkpointing: as in PolicyConfig.
+        head_dtype: of the product with the head; None as `auto` in PolicyConfig.
 
     Raises:
         ValueError: the model can't be a policy, or its routing can't be replayed.
@@ -110,6 +119,8 @@ class Policy(nn.Module):
         max_tokens_per_micro_batch: int = 4096,
         source: str = "",
         routing_replay: RoutingReplayMode = "none",
+        head_dtype: torch.dtype | None = None,
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.source = source
@@ -117,10 +128,12 @@ class Policy(nn.Module):
         self.tokenizer = tokenizer
         self.max_tokens_per_micro_batch = max_tokens_per_micro_batch
         self.stop_token_ids = _stop_token_ids(model, tokenizer)
-        self.llama = Llama.of(model)
-        if self.llama is None:
-            check_head(model)
+        self.head = Head.of(model, head_dtype)
+        self.packs = takes_packed_rows(model, self.head)
+        fuse(model)
         self.routing = None if routing_replay == "none" else RoutingReplay(model, routing_replay)
+        self.mixed_precision: torch.dtype | None = None  # of the updates, where it is not the weights'
+        self.recomputes = gradient_checkpointing
 
     @classmethod
     def load(cls, config: PolicyConfig) -> Policy:
@@ -132,19 +145,26 @@ class Policy(nn.Module):
         name = model_source(config.model)
         if wrong := model_faults(name) or _routing_faults(config):
             raise ValueError("\n".join(wrong))
-        on_gpu_alone = config.attn_implementation == "flash_attention_2"  # and models are looked at where they are read
-        attention = "sdpa" if on_gpu_alone else config.attn_implementation
+        # What PyTorch's kernel can't compute takes the model's own operations; flash attention is set on the GPU alone.
+        attention = "eager" if config.attn_implementation == "eager" else None
         model = load_model(name, dtype=getattr(torch, config.dtype), attn_implementation=attention)
-        tokenizer = load_tokenizer(name)
-        if wrong := vocabulary_faults(tokenizer, model.config.get_text_config()):  # of a hub name, only now
-            raise ValueError("\n".join(wrong))
-        policy = cls(model, tokenizer, config.max_tokens_per_micro_batch, name, config.routing_replay)
-        if on_gpu_alone and policy.llama is None:
+        if config.attn_implementation == "flash_attention_2":
             try:
                 model.set_attn_implementation(config.attn_implementation)
             except (ImportError, ValueError) as error:
                 raise ValueError(f"--policy.attn_implementation {config.attn_implementation}: {error}") from error
-        return policy
+        tokenizer = load_tokenizer(name)
+        if wrong := vocabulary_faults(tokenizer, model.config.get_text_config()):  # of a hub name, only now
+            raise ValueError("\n".join(wrong))
+        return cls(
+            model,
+            tokenizer,
+            config.max_tokens_per_micro_batch,
+            name,
+            config.routing_replay,
+            None if config.head_dtype == "auto" else getattr(torch, config.head_dtype),
+            config.gradient_checkpointing,
+        )
 
     @property
     def device(self) -> torch.device:
@@ -169,7 +189,7 @@ class Policy(nn.Module):
 
     def micro_batches(self, batch: RolloutBatch) -> Iterator[tuple[Tensor, RolloutBatch]]:
         """Row numbers and rows, in pieces that go through the model at once."""
-        if self.llama is not None:
+        if self.packs:
             return packed_micro_batches(batch, self.max_tokens_per_micro_batch)
         return batch.micro_batches(self.max_tokens_per_micro_batch)
 
@@ -180,18 +200,33 @@ class Policy(nn.Module):
         """
         if batch.routed_experts is not None and self.routing is None:
             raise ValueError("the batch has experts to replay, which a policy of --policy.routing_replay none can't do")
-        experts = None
-        if self.llama is not None:
-            logprobs, entropy = packed_scores(self.llama, batch, self._compute_dtype())
-        elif self.routing is not None:
-            with self.routing.forward_pass(batch.input_ids.shape, batch) as passed:
-                logprobs, entropy = padded_scores(self.model, batch)
-            experts = passed.routed_experts
-        else:
-            logprobs, entropy = padded_scores(self.model, batch)
+        with recomputing(self.model) if self.recomputes and torch.is_grad_enabled() else nullcontext():
+            hidden, experts = self._states(batch)  # [N, H]
+        temperature = batch.temperature or 1.0
+        logprobs, entropy = self.head.scores(
+            self.model, hidden, completion_tokens(batch), temperature, self.compute_dtype
+        )
         places = batch.completion_mask.nonzero(as_tuple=True)
         empty = logprobs.new_zeros(batch.loss_mask.shape)
         return TokenScores(empty.index_put(places, logprobs), empty.index_put(places, entropy), experts)
+
+    def _states(self, batch: RolloutBatch) -> tuple[Tensor, Tensor | None]:
+        """Hidden states [N, H] that predict the completion tokens, and what routers chose [B, L, layers, top_k]."""
+        columns = batch.input_ids.shape[1]
+        if not self.packs:
+            with self._routed(batch.input_ids.numel(), batch, lambda values: values.flatten(0, 1)) as passed:
+                hidden = padded_states(self.model, batch)
+            return hidden, None if passed is None else passed.chosen.unflatten(0, (-1, columns))
+        packed = pack(batch)
+        with self._routed(len(packed.input_ids), batch, packed.gather) as passed:
+            hidden = packed_states(self.model, packed)
+        return hidden, None if passed is None else packed.scatter(passed.chosen, columns)
+
+    def _routed(
+        self, count: int, batch: RolloutBatch, gather: Callable[[Tensor], Tensor]
+    ) -> AbstractContextManager[ForwardPass | None]:
+        """Around a forward pass, whose routers are watched if routing is replayed."""
+        return nullcontext() if self.routing is None else self.routing.forward_pass(count, batch, gather)
 
     def replaying(self, batch: RolloutBatch) -> AbstractContextManager[None]:
         """Around `logprobs` of a micro-batch and its backward pass: both compute with the batch's experts.
@@ -234,10 +269,13 @@ class Policy(nn.Module):
                 experts[rows, : micro.input_ids.shape[1]] = scores.routed_experts
         return TokenScores(logprobs, entropy, experts)
 
-    def _compute_dtype(self) -> torch.dtype:
-        """bfloat16 under --trainer.precision bf16-mixed, else the weights' own."""
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The dtype of products: bfloat16 under --trainer.precision bf16-mixed, else the weights' own."""
         device = self.device.type
-        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.model.dtype
+        if torch.is_autocast_enabled(device):
+            return torch.get_autocast_dtype(device)
+        return self.mixed_precision or self.model.dtype
 
     def load_weights(self, folder: Path | str) -> None:
         """Take over the weights of a folder that holds the same architecture."""

@@ -2,21 +2,21 @@
 
     routing = RoutingReplay(model, "r2")
     with routing.covering(batch):                                   # forward and backward of a micro-batch
-        with routing.forward_pass(batch.input_ids.shape, batch) as passed:
-            model(batch.input_ids)
+        with routing.forward_pass(count, batch, gather) as passed:
+            model(...)                                              # of `count` tokens
         ...backward()
-    passed.routed_experts              # [B, L, layers, top_k], what routers chose by themselves
+    passed.chosen               # [N, layers, top_k], what routers chose by themselves
 
-What is replayed are indices; their gate weights are the current router's (routers.py). A router sees the tokens of a
-pass as one list, row by row, so an index is looked up by layer, row and position: a layer that the backward pass
-computes anew finds the same ones, in whatever order. `layers` are those that have a router.
+Replay takes recorded indices; the current router computes their gate weights (routers.py). A router sees the tokens of
+a pass as one list, and looks indices up by layer and place: a layer that the backward pass recomputes finds the same
+ones, in whatever order. `layers` are those that have a router.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -37,32 +37,31 @@ class ForwardPass:
 
     Args:
         routers: their names, for messages.
-        shape: rows and columns of the pass.
+        count: N, tokens of the pass.
         dtype: of the indices.
     """
 
-    def __init__(self, routers: Sequence[str], shape: tuple[int, int], dtype: torch.dtype) -> None:
+    def __init__(self, routers: Sequence[str], count: int, dtype: torch.dtype) -> None:
         self._routers = routers
-        self._shape = shape
+        self._count = count
         self._dtype = dtype
         self._chosen: dict[int, Tensor] = {}
 
     @property
-    def routed_experts(self) -> Tensor:
-        """What routers would have taken, had nothing been replayed in their own layer [B, L, layers, top_k]."""
-        chosen = [self._chosen[layer] for layer in range(len(self._routers))]
-        return torch.stack(chosen, dim=1).unflatten(0, self._shape)
+    def chosen(self) -> Tensor:
+        """What routers would have taken, had nothing been replayed in their own layer [N, layers, top_k]."""
+        return torch.stack([self._chosen[layer] for layer in range(len(self._routers))], dim=1)
 
     def take(self, layer: int, chosen: Tensor) -> None:
-        """Note a router's choice [B * L, top_k].
+        """Note a router's choice [N, top_k].
 
         Raises:
-            RoutingError: not every position came, or they came before.
+            RoutingError: not every token came, or they came before.
         """
-        if len(chosen) != self._shape[0] * self._shape[1]:
+        if len(chosen) != self._count:
             raise RoutingError(
-                f"the router {self._routers[layer]} got {len(chosen)} tokens in a forward pass of {self._shape[0]} x "
-                f"{self._shape[1]}: which positions they are is not known; set --policy.routing_replay none"
+                f"the router {self._routers[layer]} got {len(chosen)} tokens in a forward pass of {self._count}: which "
+                "they are is not known; set --policy.routing_replay none"
             )
         if layer in self._chosen:
             raise RoutingError(
@@ -82,6 +81,14 @@ class ForwardPass:
                 f"a forward pass left out {', '.join(missing)}, and every recorded position must be used exactly once; "
                 "set --policy.routing_replay none"
             )
+
+
+@dataclass(frozen=True)
+class _Replayed:
+    """What the tokens of a forward pass are to take."""
+
+    experts: Tensor  # [N, layers, top_k]
+    recorded: Tensor  # [N] bool, whether there is something to take
 
 
 class RoutingReplay:
@@ -104,7 +111,8 @@ class RoutingReplay:
         first = next(iter(routers.values()))
         self.expert_count, self.top_k = len(first.weight), int(first.top_k)
         self.dtype = torch.uint8 if self.expert_count <= 256 else torch.int16
-        self._replayed: RolloutBatch | None = None
+        self._covered: RolloutBatch | None = None
+        self._replayed: _Replayed | None = None
         self._pass: ForwardPass | None = None
         for layer, router in enumerate(routers.values()):
             # A hook: another `forward` would still be the original's in a deep copy of the model.
@@ -122,58 +130,63 @@ class RoutingReplay:
         Raises:
             RoutingError: another micro-batch is not through yet.
         """
-        if self._replayed is not None:
+        if self._covered is not None:
             raise RoutingError("two micro-batches can't replay their experts at once; one must be through its backward")
-        self._replayed = batch
+        self._covered = batch
         try:
             yield
         finally:
-            self._replayed = None
+            self._covered = self._replayed = None
 
     @contextmanager
-    def forward_pass(self, shape: Sequence[int], batch: RolloutBatch | None = None) -> Iterator[ForwardPass]:
+    def forward_pass(
+        self, count: int, batch: RolloutBatch | None = None, gather: Callable[[Tensor], Tensor] | None = None
+    ) -> Iterator[ForwardPass]:
         """Around one forward pass.
 
         Args:
-            shape: rows and columns of its tokens.
+            count: N, its tokens.
             batch: whose experts are replayed, where it has any.
+            gather: from what a batch has at each row and column [B, L, ...] to what the pass's tokens have [N, ...].
 
         Raises:
-            RoutingError: a router was not called exactly once for every position; or gradients are on and `covering`
-                does not cover this batch, so that a backward pass would not find its experts.
+            RoutingError: a router was not called exactly once for every token; or gradients are on and `covering` does
+                not cover this batch, so that a backward pass would not find its experts.
         """
-        covered = self._replayed
-        replayed = None if batch is None or batch.routed_experts is None else batch
-        if covered is not None and replayed is not None and covered.routed_experts is replayed.routed_experts:
-            replayed = covered
-        if torch.is_grad_enabled() and replayed is not covered:
+        covered = None if self._covered is None else self._covered.routed_experts
+        experts = None if batch is None else batch.routed_experts
+        if torch.is_grad_enabled() and experts is not covered:
             raise RoutingError(
                 "with gradients, experts are replayed inside of Policy.replaying alone, which covers the backward "
                 "pass, too; and only those of the batch that it was given"
             )
-        passing = ForwardPass(self._routers, (shape[0], shape[1]), self.dtype)
-        self._replayed, self._pass = replayed, passing
+        before, passing = self._replayed, ForwardPass(self._routers, count, self.dtype)
+        self._pass, self._replayed = passing, None
+        if batch is not None and gather is not None and experts is not None:
+            self._replayed = _Replayed(gather(experts), gather(recorded_positions(batch)))
         try:
             yield passing
             passing.finish()
         finally:
-            self._replayed, self._pass = covered, None
+            self._pass = None
+            if not torch.is_grad_enabled():  # else the backward pass may compute layers anew
+                self._replayed = before
 
     def _route(self, layer: int, router: Any, args: tuple[Tensor, ...], output: tuple[Tensor, Tensor, Tensor]) -> Any:
         """What a router gives, as a forward hook: logits [N, experts], gate weights and indices [N, top_k]."""
         logits, weights, chosen = output
         if self._pass is not None:  # None where a layer is computed anew, or nothing asked for
             self._pass.take(layer, chosen)
-        if self._replayed is None or self._replayed.routed_experts is None:
-            return None
-        recorded = recorded_positions(self._replayed).flatten()  # [N]
-        if len(recorded) != len(chosen):
+        replayed = self._replayed
+        recomputed_for_another = self._pass is None and self._covered is not None and replayed is None
+        if recomputed_for_another or (replayed is not None and len(replayed.recorded) != len(chosen)):
             raise RoutingError(
-                f"the router {self._routers[layer]} got {len(chosen)} tokens under the experts of {len(recorded)}; a "
-                "batch's forward and backward passes belong inside of its own Policy.replaying"
+                f"the router {self._routers[layer]} got {len(chosen)} tokens that are not those of the batch whose "
+                "experts are replayed; a batch's forward and backward passes belong inside of its own Policy.replaying"
             )
-        replayed = self._replayed.routed_experts[:, :, layer].flatten(0, 1).long()
-        taken = torch.where(recorded[:, None], replayed, chosen)
+        if replayed is None:
+            return None
+        taken = torch.where(replayed.recorded[:, None], replayed.experts[:, layer].long(), chosen)
         return logits, gate_weights(router, args[0], taken).to(weights.dtype), taken
 
     def admitted(self, batch: RolloutBatch) -> RolloutBatch:

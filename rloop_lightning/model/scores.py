@@ -1,89 +1,63 @@
-"""Logprobs and entropies of the completion tokens of a micro-batch, in two ways.
+"""Hidden states of the tokens that predict a completion token, in two ways.
 
-    packed_scores(llama, batch, dtype)      a Llama-like model's, by llama.py over packed rollouts
-    padded_scores(model, batch)             any model's, by its own forward over padded rollouts
+    packed_states(model, packed)        of rollouts packed into one row, through the model's own modules
+    padded_states(model, batch)         of padded rollouts, for a model that can't take the other way
 
-Both give logprobs, with gradients, and entropies, without, row by row, float32 [N], nats, at the batch's temperature.
-No tensor of batch x tokens x vocabulary exists in either.
+Both give [N, H], with gradients, in the order of the batch's completion tokens, row by row.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from rloop_lightning.model.llama import Llama
-from rloop_lightning.model.packing import PackedAttention, pack
-from rloop_lightning.model.token_scores import token_scores
+from rloop_lightning.model.packed_attention import packed_mask
+from rloop_lightning.model.packing import PackedBatch
 from rloop_lightning.types import RolloutBatch
 
-# What a model's own head gives at once: 64 MiB in float32, whatever the vocabulary.
-_LOGITS_PER_CHUNK = 2**24
+
+def packed_states(model: Any, packed: PackedBatch) -> Tensor:
+    """Of a model that `packed_attention.install` changed."""
+    hidden = model.get_decoder()(
+        input_ids=packed.input_ids[None],
+        position_ids=packed.positions[None],
+        attention_mask=packed_mask(packed),
+        use_cache=False,
+    ).last_hidden_state  # [1, tokens, H]
+    return hidden[0][packed.predicting]
 
 
-def packed_scores(llama: Llama, batch: RolloutBatch, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Logprobs and entropies [N] of a Llama-like model, whose products are computed in `dtype`."""
-    weights = llama.weights(dtype)
-    packed = pack(batch).padded()
-    attend = PackedAttention(packed, llama.heads, llama.kv_heads, llama.scale, dtype)
-    # What is cast, and when, is the forward's own affair.
-    with torch.autocast(batch.input_ids.device.type, enabled=False):
-        hidden = llama(weights, packed.input_ids, packed.positions, attend)
-        return token_scores(hidden[packed.predicting], weights.head, packed.targets, batch.temperature or 1.0)
-
-
-def padded_scores(model: Any, batch: RolloutBatch) -> tuple[Tensor, Tensor]:
-    """Logprobs and entropies [N] of any Hugging Face causal LM.
-
-    Logits are computed in chunks of rows, which the backward pass computes anew.
-    """
+def padded_states(model: Any, batch: RolloutBatch) -> Tensor:
+    """Of any causal LM; padding stands behind a rollout, where no token sees it."""
     hidden = model.get_decoder()(input_ids=batch.input_ids, use_cache=False).last_hidden_state  # [B, L, H]
     rows, columns = batch.completion_mask.nonzero(as_tuple=True)
-    predicting = batch.prompt_lengths[rows] + columns - 1
-    hidden = hidden[rows, predicting]  # [N, H]
-    targets = batch.input_ids[rows, predicting + 1]  # [N]
-    chunk = max(1, _LOGITS_PER_CHUNK // model.config.get_text_config().vocab_size)  # rows
-    pieces = [
-        checkpoint(_score, model, h, t, batch.temperature or 1.0, use_reentrant=False, preserve_rng_state=False)
-        for h, t in zip(hidden.split(chunk), targets.split(chunk), strict=True)
-    ]
-    logprobs, entropy = (torch.cat(parts) for parts in zip(*pieces, strict=True))
-    return logprobs, entropy
+    return hidden[rows, batch.prompt_lengths[rows] + columns - 1]
 
 
-@torch.no_grad()
-def check_head(model: Any) -> None:
-    """Make sure that `padded_scores` sees the same logits as the model's own forward, whatever the architecture.
+@contextmanager
+def recomputing(model: Any) -> Iterator[None]:
+    """Within it, layers keep only their inputs for the backward pass, which computes them anew.
 
-    Raises:
-        ValueError: it does not.
+    Hugging Face's own switch works in training mode alone, where layers drop units out as well.
     """
-    ids = torch.arange(4, device=next(model.parameters()).device)[None]
-    expected = model(input_ids=ids, use_cache=False).logits.float()
-    logits = _logits(model, model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state)
-    if not torch.allclose(logits, expected, rtol=1e-2, atol=1e-3 * float(expected.abs().max())):
-        raise ValueError(
-            f"{type(model).__name__} changes its logits behind the output embedding in a way "
-            "that is not known here; its logprobs would be wrong"
-        )
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    for layer in layers:
+        # Inside of the call, so that a module's hooks run once.
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
 
 
-def _score(model: Any, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Logprobs of the targets and entropies, both [N], from hidden states [N, H]."""
-    logits = _logits(model, hidden) / temperature  # [N, V]
-    logprobs = -nn.functional.cross_entropy(logits, targets, reduction="none")
-    with torch.no_grad():
-        entropy = torch.distributions.Categorical(logits=logits, validate_args=False).entropy()
-    return logprobs, entropy
-
-
-def _logits(model: Any, hidden: Tensor) -> Tensor:
-    """The model's head, float32 [..., V], with what some architectures do to logits behind it."""
-    config = model.config.get_text_config()
-    logits = model.get_output_embeddings()(hidden).float()
-    logits = logits * (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
-    softcap = getattr(config, "final_logit_softcapping", None)
-    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+def completion_tokens(batch: RolloutBatch) -> Tensor:
+    """The completion tokens themselves, [N]."""
+    rows, columns = batch.completion_mask.nonzero(as_tuple=True)
+    return batch.input_ids[rows, batch.prompt_lengths[rows] + columns]

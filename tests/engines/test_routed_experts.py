@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from builders import make_policy
-from moe import ARCHITECTURES, TOP_K, make_moe_policy, perturb, rows_of, watched
+from moe import ARCHITECTURES, TOP_K, make_moe_policy, perturb, rows_of, spread, watched
 
 from rloop_lightning.engines import torch_engine
-from rloop_lightning.engines.rows import HuggingFaceRows
+from rloop_lightning.engines.rows import Rows
 from rloop_lightning.engines.torch_engine import TorchEngine
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.types import Problem, Rollout, collate
@@ -32,9 +32,10 @@ def assert_reported_as_trained(policy: Policy, rollouts: list[Rollout]) -> None:
     """What the engine reports is what routers choose in one right-padded pass over prompts and completions."""
     assert policy.routing is not None
     batch = policy.routing.admitted(collate(rollouts, [0.0] * len(rollouts)))
-    with policy.routing.forward_pass(batch.input_ids.shape) as passed:
+    with policy.routing.forward_pass(batch.input_ids.numel()) as passed:
         policy.model(batch.input_ids, use_cache=False)
-    for rollout, expected in zip(rollouts, rows_of(batch, passed.routed_experts), strict=True):
+    chosen = passed.chosen.unflatten(0, batch.input_ids.shape)
+    for rollout, expected in zip(rollouts, rows_of(batch, chosen), strict=True):
         assert rollout.routed_experts is not None
         assert rollout.routed_experts.dtype == np.uint8
         assert (
@@ -51,13 +52,13 @@ def test_reported_experts_are_those_of_the_training_forward(
 ) -> None:
     policy = make_moe_policy(architecture, "r3")
     selections = []
-    select = HuggingFaceRows.select
+    select = Rows.select
 
-    def counted(rows: HuggingFaceRows, chosen: torch.Tensor) -> None:
+    def counted(rows: Rows, chosen: torch.Tensor) -> None:
         selections.append(len(chosen))
         select(rows, chosen)
 
-    monkeypatch.setattr(HuggingFaceRows, "select", counted)
+    monkeypatch.setattr(Rows, "select", counted)
     rollouts = generate(policy, max_rows=max_rows)
     waves = {512: 1, 13: 2, 4: 8}[max_rows]
     assert len(selections) > waves  # each repeats its prompts; any other is a compaction
@@ -92,7 +93,7 @@ def test_a_perturbed_policy_computes_with_what_the_engine_reported() -> None:
     with torch.no_grad(), watched(policy) as seen:
         policy.logprobs(batch)
     for layer, (_, indices, _) in enumerate(seen):
-        own = indices.unflatten(0, batch.input_ids.shape)
+        own = spread(batch, indices)
         for row, rollout in zip(rows_of(batch, own), rollouts, strict=True):
             assert rollout.routed_experts is not None
             assert row.tolist() == rollout.routed_experts[:, layer].tolist()
@@ -110,7 +111,6 @@ def test_sampling_is_the_same_with_and_without_a_record_and_only_r3_keeps_one() 
     unreported = replace(engine.sampling(0), report_routed_experts=False)
     assert all(rollout.routed_experts is None for rollout in engine.generate(PROBLEMS, 2, unreported))
     dense = make_policy()
-    assert dense.llama is not None
     assert all(rollout.routed_experts is None for rollout in generate(dense))
 
 
@@ -130,7 +130,7 @@ def test_grouped_products_in_single_precision_report_and_replay_too() -> None:
     perturb(policy)
     with watched(policy) as seen:
         policy.logprobs(batch)
-    taken = torch.stack([indices.unflatten(0, batch.input_ids.shape) for _, indices, _ in seen], dim=2)
+    taken = torch.stack([spread(batch, indices) for _, indices, _ in seen], dim=2)
     assert int(policy.routing.mismatches(batch, taken)["routing/engine_current_mismatch"]) == 0
 
 

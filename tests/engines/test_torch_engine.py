@@ -13,12 +13,12 @@ import pytest
 import torch
 import transformers
 from torch import Tensor
-from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from rloop_lightning.engines import ENGINES, rows, torch_engine
 from rloop_lightning.engines.base import RolloutEngine
 from rloop_lightning.engines.row_cache import RowLayer, row_cache
 from rloop_lightning.engines.torch_engine import TorchEngine
+from rloop_lightning.model.attend import attend_single
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.types import Problem, Rollout, collate
 
@@ -44,17 +44,6 @@ def record_tokens(policy: Policy) -> list[int]:
     seen: list[int] = []
     policy.model.get_input_embeddings().register_forward_pre_hook(lambda module, args: seen.append(args[0].numel()))
     return seen
-
-
-# Both kinds of rows compute the same model here: llama.py's forward, and Hugging Face's.
-BOTH_KINDS = pytest.mark.parametrize("llama", [True, False], ids=["llama", "hugging face"])
-
-
-def policy_of_kind(make_policy: MakePolicy, llama: bool) -> Policy:
-    policy = make_policy()
-    assert policy.llama is not None
-    policy.llama = policy.llama if llama else None
-    return policy
 
 
 @torch.no_grad()
@@ -256,21 +245,19 @@ def test_rollouts_do_not_depend_on_compaction(
 # --- what is computed
 
 
-@BOTH_KINDS
-def test_a_prompt_is_computed_once_per_problem(make_policy: MakePolicy, llama: bool) -> None:
-    policy = policy_of_kind(make_policy, llama)
+def test_a_prompt_is_computed_once_per_problem(make_policy: MakePolicy) -> None:
+    policy = make_policy()
     seen = record_tokens(policy)
     run(policy, n=6)
     assert seen[0] == len(PROMPTS) * max(map(len, PROMPTS))
     assert all(count <= 6 * len(PROMPTS) for count in seen[1:])
 
 
-@BOTH_KINDS
 @pytest.mark.parametrize(("n", "max_rows", "prefills"), [(4, 8, [2, 2, 2, 2, 2]), (4, 11, [2] * 5), (20, 8, [1] * 30)])
 def test_waves_are_whole_problems_where_they_fit(
-    make_policy: MakePolicy, llama: bool, n: int, max_rows: int, prefills: list[int]
+    make_policy: MakePolicy, n: int, max_rows: int, prefills: list[int]
 ) -> None:
-    policy = policy_of_kind(make_policy, llama)
+    policy = make_policy()
     policy.stop_token_ids = frozenset()
     seen = record_tokens(policy)
     problems = [Problem(id=f"p{i}", prompt="abc"[: i % 2 + 2] + "de"[i % 2 :], answer="") for i in range(len(PROMPTS))]
@@ -280,9 +267,8 @@ def test_waves_are_whole_problems_where_they_fit(
     assert max(seen[1::2]) <= max_rows
 
 
-@BOTH_KINDS
-def test_finished_rows_leave_the_batch(make_policy: MakePolicy, llama: bool) -> None:
-    policy = policy_of_kind(make_policy, llama)
+def test_finished_rows_leave_the_batch(make_policy: MakePolicy) -> None:
+    policy = make_policy()
     policy.stop_token_ids = frozenset(range(1, 5))
     seen = record_tokens(policy)
     rollouts = run(policy, n=20, temperature=1.5)
@@ -300,71 +286,38 @@ def test_finished_rows_leave_the_batch(make_policy: MakePolicy, llama: bool) -> 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_decoding_attends_as_a_softmax_written_out(dtype: torch.dtype, padded: bool, sharing: int) -> None:
     generator = torch.Generator().manual_seed(0)
-    queries = torch.randn(4, 2, sharing, 8, generator=generator, dtype=torch.float64).to(dtype)
+    queries = torch.randn(4, 2 * sharing, 1, 8, generator=generator, dtype=torch.float64).to(dtype)
     cache = torch.randn(2, 4, 2, 9, 8, generator=generator, dtype=torch.float64).to(dtype)
     keys, values = cache[:, :, :, :7]  # of a cache that has room left
-    bias = torch.zeros(4, 2, 1, 7, dtype=dtype)
+    seen = torch.ones(4, 1, 1, 7, dtype=torch.bool)
     if padded:
-        bias[1, :, :, :3] = -torch.inf
-    found = rows.attend_to_cache(queries, keys, values, bias if padded else None, 0.3)
-    expected = torch.zeros_like(queries, dtype=torch.float64)
-    for row, head, one in np.ndindex(4, 2, sharing):
-        seen = range(3 if padded and row == 1 else 0, 7)
-        scores = torch.stack([(queries[row, head, one].double() @ keys[row, head, s].double()) * 0.3 for s in seen])
+        seen[1, :, :, :3] = False
+    found = attend_single(queries, keys, values, seen if padded else None, 0.3)  # [R, 1, heads, D]
+    expected = torch.zeros(4, 2 * sharing, 8, dtype=torch.float64)
+    for row, head in np.ndindex(4, 2 * sharing):
+        columns = range(3 if padded and row == 1 else 0, 7)
+        key, value = (part[row, head // sharing].double() for part in (keys, values))
+        scores = torch.stack([(queries[row, head, 0].double() @ key[s]) * 0.3 for s in columns])
         weights = scores.exp() / scores.exp().sum()
-        expected[row, head, one] = sum(w * values[row, head, s].double() for w, s in zip(weights, seen, strict=True))
-    assert found.shape == queries.shape
+        expected[row, head] = sum(w * value[s] for w, s in zip(weights, columns, strict=True))
     assert found.dtype == dtype
     rounding = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
-    torch.testing.assert_close(found.double(), expected, rtol=0, atol=rounding)
+    torch.testing.assert_close(found[:, 0].double(), expected, rtol=0, atol=rounding)
 
 
-def test_the_prefill_of_a_model_of_any_kind_is_bounded(
-    make_policy: MakePolicy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Ten prompts of at most seven tokens, two or three at a time: Hugging Face's forward takes whole batches."""
-    policy = policy_of_kind(make_policy, llama=False)
-    expected = run(policy, n=3)
-    monkeypatch.setattr(rows, "_PREFILL_TOKENS", 20)
-    seen = record_tokens(policy)
-    assert completions(run(policy, n=3)) == completions(expected)
-    assert max(seen) <= 20
-
-
-def test_equal_prompts_need_no_mask(make_policy: MakePolicy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the decode steps of llama.py's rows, whose queries are one a row, and in all of Hugging Face's."""
+def test_equal_prompts_need_no_mask(make_policy: MakePolicy) -> None:
+    """Without a mask, attention takes its fastest kernel."""
+    policy = make_policy()
     masks: list[Tensor | None] = []
-    attend = rows.attend_to_cache
-
-    def attention(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-        masks.append(bias)
-        return attend(queries, keys, values, bias, scale)
-
-    monkeypatch.setattr(rows, "attend_to_cache", attention)
-    theirs = policy_of_kind(make_policy, llama=False)
-    theirs.model.register_forward_pre_hook(
+    policy.model.model.register_forward_pre_hook(
         lambda module, args, kwargs: masks.append(kwargs["attention_mask"]), with_kwargs=True
     )
-    for policy in (make_policy(), theirs):
-        run(policy, [PROBLEMS[0], PROBLEMS[3]], max_new_tokens=4)
-        assert masks
-        assert masks == [None] * len(masks)
-        masks.clear()
-        run(policy, PROBLEMS[:2], max_new_tokens=4)
-        assert masks
-        assert all(mask is not None for mask in masks)
-        masks.clear()
-
-
-@pytest.mark.parametrize("architecture", ["qwen2", "llama"])
-def test_both_kinds_of_rows_write_the_same_completions(make_policy: MakePolicy, architecture: str) -> None:
-    policy = make_policy(architecture)
-    ours = run(policy, temperature=1.5)
-    policy.llama = None
-    theirs = run(policy, temperature=1.5)
-    assert completions(ours) == completions(theirs)
-    for one, other in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(one.sampling_logprobs, other.sampling_logprobs, rtol=0, atol=1e-4)
+    run(policy, [PROBLEMS[0], PROBLEMS[3]], max_new_tokens=4)
+    assert masks == [None] * 4
+    masks.clear()
+    run(policy, PROBLEMS[:2], max_new_tokens=4)
+    assert len(masks) == 4
+    assert all(mask is not None for mask in masks)
 
 
 def test_prompts_that_are_computed_in_pieces_give_the_same(
@@ -391,18 +344,17 @@ def test_a_bfloat16_engine_computes_a_float32_policy_in_bfloat16(make_policy: Ma
     assert np.median(gap) < 0.1
 
 
-def test_layers_of_plain_attention_are_row_layers(make_policy: MakePolicy) -> None:
+def test_layers_of_attention_are_row_layers(make_policy: MakePolicy) -> None:
     def layers(architecture: str) -> list[type]:
-        return [type(layer) for layer in row_cache(make_policy(architecture).model.config).layers]
+        return [type(layer) for layer in row_cache(make_policy(architecture).model.config, torch.float32).layers]
 
-    assert layers("llama") == [RowLayer, RowLayer]
-    assert layers("qwen2_sliding") == [RowLayer, DynamicSlidingWindowLayer]
+    assert layers("llama") == layers("qwen2_sliding") == [RowLayer, RowLayer]
 
 
 def test_row_layer_appends_without_copying() -> None:
     generator = torch.Generator().manual_seed(0)
     keys, values = torch.randn(2, 5, 3, 40, 4, generator=generator)  # [B, heads, length, dim]
-    layer = RowLayer()
+    layer = RowLayer(torch.float32)
     addresses = set()
     layer.update(keys[:, :, :8], values[:, :, :8])
     layer.reorder_cache(torch.tensor([0, 0, 1, 3, 4]))
@@ -451,23 +403,34 @@ def test_constructor_gathers_all_problems() -> None:
         TorchEngine(max_rows=-2)
 
 
-def test_a_dtype_that_the_model_cannot_generate_in_is_refused(make_policy: MakePolicy) -> None:
-    mixture = make_policy("qwen3_moe")
-    for dtype in ("auto", "float32", "bfloat16"):
-        assert TorchEngine(dtype=dtype).validate_with(mixture) == []
-    mixture.model.bfloat16()
-    assert TorchEngine(dtype="float32").validate_with(mixture) == [
-        "--engine.dtype float32: Qwen3MoeForCausalLM is not Llama-like, and its weights of torch.bfloat16 are not cast "
-        "to more than they hold; leave --engine.dtype at auto, or set --policy.dtype float32"
-    ]
-    assert TorchEngine().validate_with(mixture) == []
-    assert TorchEngine(dtype="float32").validate_with(make_policy("qwen2")) == []
+@pytest.mark.parametrize("architecture", ["qwen2", "qwen2_sliding", "qwen3_moe"])
+def test_a_float32_engine_computes_a_bfloat16_policy_in_float32(make_policy: MakePolicy, architecture: str) -> None:
+    """As a policy of the same weights in float32 does; and the policy keeps its own."""
+    policy = make_policy(architecture)
+    for weight in policy.parameters():
+        weight.data = weight.data.bfloat16()
+    exact = make_policy(architecture)
+    exact.model.load_state_dict(policy.model.state_dict())
+    found, expected = run(policy, dtype="float32"), run(exact)
+    assert completions(found) == completions(expected)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one.sampling_logprobs, other.sampling_logprobs, rtol=0, atol=1e-4)
+    assert {weight.dtype for weight in policy.parameters()} == {torch.bfloat16}
+
+
+def test_auto_follows_the_precision_of_the_updates(make_policy: MakePolicy) -> None:
+    policy = make_policy()
+    exact, rounded = run(policy), run(policy, dtype="bfloat16")
+    assert run(policy, dtype="auto")[0].sampling_logprobs.tolist() == exact[0].sampling_logprobs.tolist()
+    policy.mixed_precision = torch.bfloat16
+    assert run(policy, dtype="auto")[0].sampling_logprobs.tolist() == rounded[0].sampling_logprobs.tolist()
+    assert run(policy, dtype="float32")[0].sampling_logprobs.tolist() == exact[0].sampling_logprobs.tolist()
+    assert rounded[0].sampling_logprobs.tolist() != exact[0].sampling_logprobs.tolist()
 
 
 def test_any_model_generates_in_bfloat16(make_policy: MakePolicy) -> None:
     """What the engine says of its tokens is what the float32 model says, up to rounding, and not without it."""
     policy = make_policy("qwen2_sliding")
-    assert policy.llama is None
     rollouts = run(policy, dtype="bfloat16")
     exact = policy.logprobs(collate(rollouts, [0.0] * len(rollouts))).logprobs
     gaps = np.concatenate(
@@ -488,7 +451,7 @@ def test_generate_without_a_policy_is_an_error() -> None:
 def test_a_model_without_a_kv_cache_is_an_error(make_policy: MakePolicy) -> None:
     policy = make_policy()
     config = transformers.MambaConfig(vocab_size=38, hidden_size=32, num_hidden_layers=2)
-    policy.model, policy.llama = transformers.MambaForCausalLM(config).eval(), None
+    policy.model = transformers.MambaForCausalLM(config).eval()
     with pytest.raises(TypeError, match="MambaForCausalLM"):
         run(policy)
 

@@ -50,7 +50,7 @@ def make_model(
     config = getattr(transformers, f"{architecture}Config")(**{**settings, **changes})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return getattr(transformers, f"{architecture}ForCausalLM")(config).to(dtype)
+        return transformers.AutoModelForCausalLM.from_config(config).to(dtype)
 
 
 def make_policy(architecture: str = "Qwen2", *, max_tokens: int = 16384, **changes: Any) -> Policy:

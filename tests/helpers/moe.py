@@ -11,6 +11,7 @@ import torch
 from builders import make_model, make_tokenizer, random_batch
 from torch import Tensor
 
+from rloop_lightning.model.packing import pack
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.types import RolloutBatch
 
@@ -70,6 +71,11 @@ def recorded(policy: Policy, batch: RolloutBatch | None = None) -> RolloutBatch:
     """The batch with the experts that the policy chooses now."""
     batch = random_batch() if batch is None else batch
     return replace(batch, routed_experts=policy.logprobs(replace(batch, routed_experts=None)).routed_experts)
+
+
+def spread(batch: RolloutBatch, tokens: Tensor) -> Tensor:
+    """What the tokens of a packed forward pass have [N, ...], by row and column of the batch [B, L, ...]."""
+    return pack(batch).scatter(tokens, batch.input_ids.shape[1])
 
 
 def rows_of(batch: RolloutBatch, tokens: Tensor) -> list[Tensor]:

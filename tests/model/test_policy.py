@@ -14,25 +14,27 @@ from builders import (
     slow_logprobs,
     weights,
 )
-from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2ForCausalLM
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rloop_lightning.algorithms.rft import RFT
 from rloop_lightning.data.countdown_policy import make_tokenizer
-from rloop_lightning.model import scores as policy_scores
-from rloop_lightning.model import token_scores
+from rloop_lightning.model import head, token_scores
 from rloop_lightning.model.policy import Policy, PolicyConfig
 
 COMPLETION_TOKENS = sum(completion for _, completion in RAGGED)
 
 
-# Both ways to the logprobs compute the same model here: by llama.py over packed rollouts, by Hugging Face over padded.
-BOTH_WAYS = pytest.mark.parametrize("llama", [True, False], ids=["llama", "hugging face"])
+# Both ways to the logprobs compute the same model here.
+BOTH_WAYS = pytest.mark.parametrize("packs", [True, False], ids=["packed", "padded"])
+# A head that is a plain product goes by pieces of the vocabulary, any other by rows.
+BOTH_HEADS = pytest.mark.parametrize("plain", [True, False], ids=["plain head", "softcap"])
 
 
-def policy_of_way(llama):
+def policy_of_way(packs):
     policy = make_policy()
-    assert policy.llama is not None
-    policy.llama = policy.llama if llama else None
+    assert policy.packs
+    policy.packs = packs
     return policy
 
 
@@ -64,8 +66,8 @@ def fast_gradient(policy, batch):
 
 @BOTH_WAYS
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_logprobs_entropy_and_gradient_equal_a_plain_forward(llama, temperature):
-    policy, batch = policy_of_way(llama), random_batch(temperature=temperature)
+def test_logprobs_entropy_and_gradient_equal_a_plain_forward(packs, temperature):
+    policy, batch = policy_of_way(packs), random_batch(temperature=temperature)
     scores = policy.logprobs(batch)
     assert_equal_rows(scores.logprobs, slow_logprobs(policy, batch))
     assert_equal_rows(scores.entropy, slow_entropies(policy, batch))
@@ -80,82 +82,46 @@ def test_the_temperature_matters():
     assert float((at_1 - at_07).detach().abs().max()) > 0.1
 
 
-@pytest.mark.parametrize(
-    ("architecture", "changes", "llama"),
-    [
-        ("Qwen2", {"tie_word_embeddings": True}, True),
-        ("Qwen2", {"tie_word_embeddings": False}, True),
-        ("Llama", {"num_key_value_heads": 4}, True),
-        ("Qwen3", {}, True),
-        ("Mistral", {"sliding_window": None}, True),
-        ("Mistral", {"sliding_window": 6}, False),
-        ("Gemma2", {"final_logit_softcapping": 1.5}, False),
-        ("Cohere", {"logit_scale": 0.25}, False),
-        ("Granite", {"logits_scaling": 4.0}, False),
-    ],
-)
-def test_every_architecture_gets_its_own_logits(architecture, changes, llama):
-    policy, batch = make_policy(architecture, **changes), random_batch(temperature=0.9)
-    assert (policy.llama is not None) == llama
-    head, embedding = policy.model.get_output_embeddings().weight, policy.model.get_input_embeddings().weight
-    assert (head is embedding) == policy.model.config.tie_word_embeddings
-    scores = policy.logprobs(batch)
-    assert_equal_rows(scores.logprobs, slow_logprobs(policy, batch))
-    assert_equal_rows(scores.entropy, slow_entropies(policy, batch))
-    assert relative_difference(fast_gradient(policy, batch), slow_gradient(policy, batch)) < 1e-5
+def policy_of_head(plain):
+    return make_policy("Qwen2") if plain else make_policy("Gemma2", final_logit_softcapping=1.5, sliding_window=64)
 
 
-class DoubledLogits(Qwen2ForCausalLM):
-    def forward(self, *args, **kwargs):
-        output = super().forward(*args, **kwargs)
-        output.logits = output.logits * 2
-        return output
+class Logits(TorchDispatchMode):
+    """How many logits each product with the head's weight gives."""
 
-
-def test_a_model_that_alters_its_logits_is_refused():
-    model = make_model()
-    altered = DoubledLogits(model.config).double()
-    with pytest.raises(ValueError, match=r"DoubledLogits changes its logits"):
-        Policy(altered, make_tokenizer())
-
-
-class Logits:
-    """How many logits each call of a function that makes them gave."""
-
-    def __init__(self, policy, monkeypatch):
+    def __init__(self, policy):
+        super().__init__()
+        self.head = policy.model.get_output_embeddings().weight.untyped_storage().data_ptr()
         self.counts = []
-        owner = policy_scores if policy.llama is None else token_scores
-        compute = owner._logits
 
-        def counted(*args):
-            logits = compute(*args)
-            self.counts.append(logits.numel())
-            return logits
-
-        monkeypatch.setattr(owner, "_logits", counted)
-
-
-def limit_logits(monkeypatch, count, llama):
-    """At most `count` logits at once: by llama.py pieces of the vocabulary, by Hugging Face's head some rows."""
-    if llama:
-        monkeypatch.setitem(token_scores.LOGITS_PER_PIECE, "cpu", count)
-    else:
-        monkeypatch.setattr(policy_scores, "_LOGITS_PER_CHUNK", count)
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function is torch.ops.aten.mm.default:
+            of_head = args[1].untyped_storage().data_ptr() == self.head
+            if of_head and args[1].stride(0) == 1:  # transposed: else it multiplies the slopes of logits
+                self.counts.append(result.numel())
+        return result
 
 
-@BOTH_WAYS
-def test_only_completion_positions_are_projected_and_in_chunks(monkeypatch, llama):
-    policy, batch = policy_of_way(llama), random_batch()
-    made = Logits(policy, monkeypatch)
+def limit_logits(monkeypatch, count):
+    """At most `count` logits at once: pieces of the vocabulary for a plain head, else some rows."""
+    monkeypatch.setitem(token_scores.LOGITS_PER_PIECE, "cpu", count)
+    monkeypatch.setattr(head, "_LOGITS_PER_CHUNK", count)
+
+
+@BOTH_HEADS
+def test_only_completion_positions_are_projected_and_in_chunks(monkeypatch, plain):
+    policy, batch = policy_of_head(plain), random_batch()
     whole = fast_gradient(policy, batch)
     scores = policy.logprobs(batch)
-    made.counts.clear()
     vocabulary = policy.model.config.vocab_size
-    limit_logits(monkeypatch, 5 * vocabulary, llama)
-    chunked_scores = policy.logprobs(batch)
+    limit_logits(monkeypatch, 5 * vocabulary)
+    with Logits(policy) as made:
+        chunked_scores = policy.logprobs(batch)
     assert 3 * vocabulary < max(made.counts) <= 5 * vocabulary
     assert sum(made.counts) == COMPLETION_TOKENS * vocabulary == 43 * vocabulary
-    chunked_scores.logprobs.sum().backward()
+    with made:
+        chunked_scores.logprobs.sum().backward()
     assert max(made.counts) <= 5 * vocabulary
     assert sum(made.counts) == 2 * COMPLETION_TOKENS * vocabulary  # the backward pass computed each chunk anew
     torch.testing.assert_close(chunked_scores.logprobs, scores.logprobs, rtol=1e-6, atol=1e-6)
@@ -163,23 +129,24 @@ def test_only_completion_positions_are_projected_and_in_chunks(monkeypatch, llam
     assert relative_difference(fast_gradient(policy, batch), whole) < 1e-6
 
 
-@BOTH_WAYS
-def test_a_chunk_is_never_empty(monkeypatch, llama):
-    policy, batch = policy_of_way(llama), random_batch()
-    made = Logits(policy, monkeypatch)
+@BOTH_HEADS
+def test_a_chunk_is_never_empty(monkeypatch, plain):
+    policy, batch = policy_of_head(plain), random_batch()
     expected = policy.logprobs(batch).logprobs
-    made.counts.clear()
-    limit_logits(monkeypatch, 1, llama)
-    torch.testing.assert_close(policy.logprobs(batch).logprobs, expected, rtol=1e-6, atol=1e-6)
+    limit_logits(monkeypatch, 1)
+    with Logits(policy) as made:
+        torch.testing.assert_close(policy.logprobs(batch).logprobs, expected, rtol=1e-6, atol=1e-6)
     one_row, one_column = policy.model.config.vocab_size, COMPLETION_TOKENS
-    assert set(made.counts) == {one_column if llama else one_row}
+    assert set(made.counts) == {one_column if plain else one_row}
     assert sum(made.counts) == one_row * one_column
 
 
+@BOTH_HEADS
 @BOTH_WAYS
-def test_no_logits_are_kept_for_the_backward_pass(llama):
-    policy, batch = policy_of_way(llama), random_batch()
-    head = policy.model.get_output_embeddings().weight.shape  # [V, H], which llama.py folds a norm into
+def test_no_logits_are_kept_for_the_backward_pass(packs, plain):
+    policy, batch = policy_of_head(plain), random_batch()
+    policy.packs = packs
+    head = policy.model.get_output_embeddings().weight.shape  # [V, H]
     vocabulary = head[0]
     kept = []
     parameters = {p.data_ptr() for p in policy.parameters()}
@@ -197,8 +164,8 @@ def test_no_logits_are_kept_for_the_backward_pass(llama):
 
 @BOTH_WAYS
 @pytest.mark.parametrize("max_tokens", [1, 20, 40])
-def test_logprobs_do_not_depend_on_the_micro_batch(max_tokens, llama):
-    policy, batch = policy_of_way(llama), random_batch()
+def test_logprobs_do_not_depend_on_the_micro_batch(max_tokens, packs):
+    policy, batch = policy_of_way(packs), random_batch()
     policy.max_tokens_per_micro_batch = max_tokens
     whole = policy.logprobs(batch)
     micro_batches = list(policy.micro_batches(batch))
@@ -317,5 +284,3 @@ def test_flash_attention_without_its_package_is_refused_where_it_would_be_used(t
     make_policy("GPTNeoX", dtype=torch.float32).save(folder)
     with pytest.raises(ValueError, match="attn_implementation flash_attention_2: "):
         Policy.load(PolicyConfig(model=str(folder), attn_implementation="flash_attention_2"))
-    # llama.py needs no kernel of Hugging Face's.
-    assert Policy.load(PolicyConfig(attn_implementation="flash_attention_2")).llama is not None

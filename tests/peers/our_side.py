@@ -22,7 +22,7 @@ class TablePolicy(Policy):
     def __init__(self, table: Tensor, max_tokens_per_micro_batch: int = 40) -> None:
         nn.Module.__init__(self)
         self.model = None
-        self.llama = None
+        self.packs = False
         self.routing = None
         self.max_tokens_per_micro_batch = max_tokens_per_micro_batch
         self.table = nn.Parameter(table.clone())  # [B, T]

@@ -1,0 +1,138 @@
+"""Whether a model computes packed rows as it computes padded ones; tried once, on a small batch.
+
+Layers that mix neighbours otherwise than by attention (linear attention, convolutions) do not, nor does attention that
+bypasses transformers' interface.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rloop_lightning.model.head import Head
+from rloop_lightning.model.packed_attention import install
+from rloop_lightning.model.packing import PackedBatch, pack
+from rloop_lightning.model.scores import completion_tokens, packed_states, padded_states
+from rloop_lightning.types import Rollout, RolloutBatch, collate
+
+_log = logging.getLogger(__name__)
+
+# Two prompts with three completions each, tokens: of different lengths throughout, and short enough to cost nothing.
+_PROMPTS, _COMPLETIONS = (7, 12), (3, 9, 17)
+# Models of more weights are compared in their own dtype, so that they need not be in memory twice as large.
+_FLOAT32_WEIGHTS = 2**31
+# Rotary embeddings whose angles depend on the longest sequence of whatever batch a token is in.
+_ROTATES_BY_LENGTH = {"dynamic", "longrope"}
+
+
+def takes_packed_rows(model: Any, head: Head) -> bool:
+    """Whether packed rollouts get the logprobs and gradients of padded ones; if so, the model takes both from now on.
+
+    A model that does not is left as it was, and the log says why.
+    """
+    before = model.config._attn_implementation
+    why = _difference(model, head)
+    if why:
+        model.set_attn_implementation(before)
+        _log.info(f"{type(model).__name__} computes padded rollouts: {why}")
+    return not why
+
+
+def _difference(model: Any, head: Head) -> str:
+    """What keeps a model from packed rows; nothing if it takes them."""
+    if _rope_types(model.config.get_text_config()) & _ROTATES_BY_LENGTH:
+        return "its rotary embedding depends on the longest sequence of a batch"
+    batch = _small_batch(model)
+    packed = pack(batch)
+    with _in_float32(model) as tolerance:
+        logprobs, slopes = _logprobs_and_slopes(model, head, batch, lambda: padded_states(model, batch))
+        if not install(model):
+            return "it does not go through transformers' attention interface"
+        try:
+            ours, our_slopes = _logprobs_and_slopes(model, head, batch, lambda: packed_states(model, packed))
+        except Exception as error:  # whatever a model's code raises where it gets another mask than it knows
+            return f"it can't compute a packed row ({type(error).__name__})"
+    off = float((ours - logprobs).abs().max())
+    slopes = _of_packed_tokens(packed, batch, slopes)
+    slopes_off = float((our_slopes[0, : packed.tokens] - slopes).norm() / slopes.norm())
+    if off <= tolerance and slopes_off <= 10 * tolerance:
+        return ""
+    return f"packed ones differ by {off:.2g} nats, their gradients by {slopes_off:.1%}"
+
+
+def _small_batch(model: Any) -> RolloutBatch:
+    rng = np.random.default_rng(0)
+    vocabulary = model.config.get_text_config().vocab_size
+    prompts = [rng.integers(0, vocabulary, length) for length in _PROMPTS]
+    rollouts = [
+        Rollout(
+            problem_id="",
+            prompt_ids=prompt,
+            completion_ids=rng.integers(0, vocabulary, length),
+            sampling_logprobs=np.zeros(length, dtype=np.float32),
+            text="",
+            finish_reason="stop",
+        )
+        for prompt in prompts
+        for length in _COMPLETIONS
+    ]
+    return collate(rollouts, np.zeros(len(rollouts))).to(next(model.parameters()).device)
+
+
+@contextmanager
+def _in_float32(model: Any) -> Iterator[float]:
+    """With the weights in float32, unless there are too many; gives the difference that rounding may make, nats."""
+    weights = [weight for weight in model.parameters() if weight.dtype in (torch.bfloat16, torch.float16)]
+    if sum(weight.numel() for weight in model.parameters()) > _FLOAT32_WEIGHTS:
+        yield 1e-3 if not weights else 0.2
+        return
+    dtypes = [weight.dtype for weight in weights]
+    try:
+        for weight in weights:
+            weight.data = weight.data.float()
+        yield 1e-3
+    finally:
+        for weight, dtype in zip(weights, dtypes, strict=True):
+            weight.data = weight.data.to(dtype)  # exactly what it was
+
+
+def _logprobs_and_slopes(
+    model: Any, head: Head, batch: RolloutBatch, states: Callable[[], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The logprobs of the completion tokens, and the gradient of their sum at the embedding's output."""
+    embedded: list[Tensor] = []
+
+    def watch(module: Any, args: Any, output: Tensor) -> Tensor:
+        embedded.append(output.detach().requires_grad_())
+        return embedded[0]
+
+    hook = model.get_input_embeddings().register_forward_hook(watch)
+    try:
+        with torch.enable_grad():
+            hidden = states()
+            logprobs, _ = head.scores(model, hidden, completion_tokens(batch), 1.0, hidden.dtype)
+            (slopes,) = torch.autograd.grad(logprobs.sum(), embedded)
+    finally:
+        hook.remove()
+    return logprobs.detach(), slopes
+
+
+def _of_packed_tokens(packed: PackedBatch, batch: RolloutBatch, slopes: Tensor) -> Tensor:
+    """Gradients of padded rows [B, L, H] as those of packed tokens [N, H]: a prompt's are the sum over its rows'."""
+    columns = slopes.shape[1]
+    real = torch.arange(columns, device=slopes.device) < batch.lengths[:, None]
+    places = packed.places(columns)[real]
+    return slopes.new_zeros(packed.tokens, slopes.shape[2]).index_add(0, places, slopes[real])
+
+
+def _rope_types(config: Any) -> set[str]:
+    """Kinds of rotary embedding; some models have one for each kind of layer."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    several = [parameters, *(value for value in parameters.values() if isinstance(value, dict))]
+    return {kind["rope_type"] for kind in several if "rope_type" in kind}

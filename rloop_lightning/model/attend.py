@@ -1,0 +1,55 @@
+"""Attention in plain operations, with what some architectures do to the scores."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """What each token gathers, [B, heads, T, Dv].
+
+    Args:
+        query: [B, heads, T, D].
+        key, value: [B, kv_heads, S, D] and [B, kv_heads, S, Dv].
+        mask: bool, true where a query sees a key, broadcast to [B, heads, T, S]; None is causal, the last query seeing
+            every key.
+        scaling: of the scores.
+        softcap: c bounds the scores, c tanh(score / c) (Gemma 2, arXiv 2408.00118).
+        sinks: [heads], a score for each head that takes its share of the softmax and gives nothing (gpt-oss).
+    """
+    sharing = query.shape[1] // key.shape[1]
+    key, value = (part.repeat_interleave(sharing, dim=1) for part in (key, value))
+    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if mask is None:
+        ones = torch.ones(scores.shape[2:], dtype=torch.bool, device=scores.device)
+        mask = ones.tril(scores.shape[3] - scores.shape[2])
+    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    if sinks is None:
+        return torch.matmul(scores.softmax(-1).to(value.dtype), value)
+    sink = sinks.to(scores.dtype)[:, None, None].expand(*scores.shape[:3], 1)
+    weights = torch.cat([scores, sink], dim=-1).softmax(-1)[..., :-1]
+    return torch.matmul(weights.to(value.dtype), value)
+
+
+def attend_single(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
+    """What one token of each row gathers, [B, 1, heads, Dv], by two batched products that copy no key.
+
+    Args: query [B, heads, 1, D]; key, value [B, kv_heads, S, ...]; mask [B, 1, 1, S] bool, None where all is seen.
+    """
+    rows, kv_heads = key.shape[:2]
+    grouped = query.reshape(rows * kv_heads, -1, query.shape[3])  # heads that share keys are queries of one head
+    scores = torch.bmm(grouped * scaling, key.flatten(0, 1).transpose(1, 2)).view(rows, kv_heads, -1, key.shape[2])
+    if mask is not None:
+        scores = scores.masked_fill_(~mask, torch.finfo(scores.dtype).min)
+    return torch.bmm(scores.softmax(-1).flatten(0, 1), value.flatten(0, 1)).view(rows, 1, -1, value.shape[3])

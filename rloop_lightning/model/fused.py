@@ -1,0 +1,126 @@
+"""Norms and gated activations of a Hugging Face model, computed in fewer passes through memory.
+
+    fuse(model)         # its RMSNorms and SwiGLU layers compute by the functions below from now on
+
+Autograd keeps three tensors as large as the input for RMSNorm and four for SwiGLU, and reads and writes each. Under
+autocast, a norm of the residual stream gives what the products behind it take, so that they need not cast it each.
+Which modules compute these functions is found by trying them.
+"""
+
+from __future__ import annotations
+
+import inspect
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+
+def fuse(model: nn.Module) -> None:
+    """Replace the forward of each module that computes RMSNorm or SwiGLU."""
+    for module in model.modules():
+        if _is_rms_norm(module):
+            module.forward = MethodType(_rms_norm_forward, module)  # a method of its own, which a deep copy rebinds
+        elif _is_swiglu(module):
+            module.forward = MethodType(_swiglu_forward, module)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+    """weight * x / rms(x), computed at x's precision, at least float32, and given in `dtype`.
+
+    Args: x [..., H]; weight [H]; eps is added to the mean of squares. Returns [..., H].
+    """
+    if torch.is_grad_enabled():
+        return _RMSNorm.apply(x, weight, eps, dtype)
+    return _normalised(x, eps)[0].mul_(weight).to(dtype)
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up. Args: gate, up of one shape. Returns the same shape."""
+    return _SwiGLU.apply(gate, up) if torch.is_grad_enabled() else silu(gate).mul_(up)
+
+
+class _RMSNorm(torch.autograd.Function):
+    """With n = x / rms(x) and g = weight dL/dy: dL/dx = (g - n mean(n g)) / rms(x), dL/dweight = sum(n dL/dy)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+        normalised, scale = _normalised(x, eps)
+        ctx.save_for_backward(x, weight, scale)
+        return normalised.mul_(weight).to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        x, weight, scale = ctx.saved_tensors
+        grad = grad.to(scale.dtype)
+        normalised = x * scale
+        of_weight = None
+        if ctx.needs_input_grad[1]:
+            of_weight = (grad * normalised).flatten(0, -2).sum(0).to(weight.dtype)
+        grad = grad * weight
+        inner = torch.linalg.vecdot(grad, normalised)[..., None].div_(x.shape[-1])
+        return grad.addcmul_(normalised, inner, value=-1).mul_(scale).to(x.dtype), of_weight, None, None
+
+
+class _SwiGLU(torch.autograd.Function):
+    """Keeps its inputs alone."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(grad * up, gate), silu(gate).mul_(grad)
+
+
+def _normalised(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """x / rms(x), and 1 / rms(x) [..., 1], at least float32."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
+    scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    return x * scale, scale
+
+
+def _rms_norm_forward(self: Any, hidden_states: Tensor) -> Tensor:
+    device, dtype = hidden_states.device.type, torch.promote_types(hidden_states.dtype, self.weight.dtype)
+    if torch.is_autocast_enabled(device) and hidden_states.dtype == torch.float32:  # the residual stream
+        dtype = torch.get_autocast_dtype(device)
+    return rms_norm(hidden_states, self.weight, self.variance_epsilon, dtype)
+
+
+def _swiglu_forward(self: Any, x: Tensor) -> Tensor:
+    return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
+
+
+@torch.no_grad()
+def _is_rms_norm(module: Any) -> bool:
+    """Whether a module computes `rms_norm`; Gemma's, with 1 + weight, does not."""
+    weight = getattr(module, "weight", None)
+    if not (hasattr(module, "variance_epsilon") and isinstance(weight, Tensor) and weight.dim() == 1):
+        return False
+    if len(inspect.signature(module.forward).parameters) != 1:  # a gated norm, say
+        return False
+    x = torch.randn(4, len(weight), generator=torch.Generator().manual_seed(0)).to(weight)
+    ours = rms_norm(x, weight, module.variance_epsilon, weight.dtype)
+    return _same(ours, module(x))
+
+
+@torch.no_grad()
+def _is_swiglu(module: Any) -> bool:
+    """Whether a module's own children are those of a SwiGLU layer, and it computes nothing else."""
+    names = ("gate_proj", "up_proj", "down_proj", "act_fn")
+    if not all(isinstance(getattr(module, name, None), nn.Module) for name in names):
+        return False
+    weight = getattr(module.gate_proj, "weight", None)
+    if not (isinstance(weight, Tensor) and weight.is_floating_point() and weight.dim() == 2):
+        return False
+    x = torch.randn(4, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight)
+    return _same(_swiglu_forward(module, x), module(x))
+
+
+def _same(ours: Tensor, theirs: Tensor) -> bool:
+    return torch.allclose(ours.float(), theirs.float(), rtol=1e-2, atol=1e-2 * float(theirs.abs().max()))

@@ -1,0 +1,137 @@
+"""The head of a causal LM: from its last hidden states to logits, and to the logprobs of tokens.
+
+    head = Head.of(model, dtype=None)                       # checked against the model's own logits
+    head.scores(model, hidden, targets, temperature, torch.float32)      # logprobs and entropies [N]
+    logits = head.open(model, torch.float32)                # casts its weights once ...
+    logits(hidden)                                          # ... for many calls, [..., V] float32
+
+Logits [N, V] never exist as a whole with gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, linear
+from torch.utils.checkpoint import checkpoint
+
+from rloop_lightning.model.token_scores import token_scores
+
+# A head of this many weights costs nothing in float32, and its logits are where rounding shows most.
+_FLOAT32_WEIGHTS = 2**20
+# What a head that is no plain product gives at once: 64 MiB in float32, whatever the vocabulary.
+_LOGITS_PER_CHUNK = 2**24
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a model does behind its last hidden states.
+
+    Args:
+        scale: multiplies the logits.
+        softcap: bounds them by c tanh(logit / c); None does not.
+        dtype: of the product; None is float32 for a small head, and that of the forward pass for any other.
+    """
+
+    scale: float = 1.0
+    softcap: float | None = None
+    dtype: torch.dtype | None = None
+
+    @classmethod
+    def of(cls, model: Any, dtype: torch.dtype | None = None) -> Self:
+        """The head of a Hugging Face causal LM.
+
+        Raises:
+            ValueError: the model changes its logits in a way that is not known here.
+        """
+        config = model.config.get_text_config()
+        scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+        softcap = getattr(config, "final_logit_softcapping", None)
+        cls(scale, softcap)._check(model)
+        return cls(scale, softcap, dtype)
+
+    def open(self, model: Any, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+        """Hidden states [..., H] to logits, float32 [..., V]; weights as they are now.
+
+        Args:
+            dtype: of the forward pass.
+        """
+        module: Any = model.get_output_embeddings()
+        if not _is_linear(module):  # an adapter or quantised weights: it knows how to multiply, and in what
+            return lambda hidden: self._behind(module(hidden))
+        dtype = self._dtype(module.weight, dtype)
+        weight = module.weight.to(dtype)
+        bias = None if module.bias is None else module.bias.to(dtype)
+
+        def logits(hidden: Tensor) -> Tensor:
+            with torch.autocast(hidden.device.type, enabled=False):
+                return self._behind(linear(hidden.to(dtype), weight, bias))
+
+        return logits
+
+    def scores(
+        self, model: Any, hidden: Tensor, targets: Tensor, temperature: float, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """Logprobs of the targets, with gradients, and entropies, without; float32, nats, both [N].
+
+        Args:
+            hidden: [N, H].
+            targets: [N] int64.
+            temperature: divides the logits.
+            dtype: of the forward pass.
+        """
+        module: Any = model.get_output_embeddings()
+        if _is_linear(module) and module.bias is None and self.softcap is None:
+            weight = module.weight.to(self._dtype(module.weight, dtype))
+            with torch.autocast(hidden.device.type, enabled=False):
+                return token_scores(hidden, weight, targets, temperature / self.scale)
+        logits = self.open(model, dtype)
+        size = max(1, _LOGITS_PER_CHUNK // model.config.get_text_config().vocab_size)  # rows
+        pieces = [
+            checkpoint(_score, logits, *piece, temperature, use_reentrant=False, preserve_rng_state=False)
+            for piece in zip(hidden.split(size), targets.split(size), strict=True)
+        ]
+        logprobs, entropies = zip(*pieces, strict=True)
+        return torch.cat(logprobs), torch.cat(entropies)
+
+    def _dtype(self, weight: Tensor, dtype: torch.dtype) -> torch.dtype:
+        if self.dtype is not None:
+            return self.dtype
+        return torch.promote_types(dtype, torch.float32) if weight.numel() <= _FLOAT32_WEIGHTS else dtype
+
+    def _behind(self, logits: Tensor) -> Tensor:
+        """What comes behind the product."""
+        logits = logits.float() * self.scale if self.scale != 1 else logits.float()
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+    @torch.no_grad()
+    def _check(self, model: Any) -> None:
+        ids = torch.arange(4, device=next(model.parameters()).device)[None]
+        expected = model(input_ids=ids, use_cache=False).logits.float()
+        hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+        if not torch.allclose(
+            self.open(model, hidden.dtype)(hidden), expected, rtol=1e-2, atol=1e-3 * float(expected.abs().max())
+        ):
+            raise ValueError(
+                f"{type(model).__name__} changes its logits behind the output embedding in a way that is not known "
+                "here; its logprobs would be wrong"
+            )
+
+
+def _is_linear(module: object) -> bool:
+    """Whether a module is a plain product: a subclass (an adapter, quantised weights) computes something else."""
+    return type(module) is nn.Linear
+
+
+def _score(
+    logits_of: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    logits = logits_of(hidden) / temperature  # [n, V]
+    logprobs = -cross_entropy(logits, targets, reduction="none")
+    with torch.no_grad():
+        entropy = torch.distributions.Categorical(logits=logits, validate_args=False).entropy()
+    return logprobs, entropy

@@ -1,0 +1,193 @@
+"""Attention over a packed row by kernels that hold no scores: what a GPU computes.
+
+    attention = RowAttention(packed, sees)
+    attention(queries, keys, values, scaling)       # [N, heads, D] to [N, heads, Dv]
+
+In half precision, causal rows and sliding windows go to a kernel for sequences of varying length: flash-attn's, where
+it is installed, or PyTorch's own. A completion's queries meet its prompt's keys and its own. All else (float32, other
+masks, soft caps, sinks, values narrower than keys) goes to PyTorch's FlexAttention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache, cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, create_block_mask, flex_attention
+from torch.nn.functional import pad
+
+from rloop_lightning.model.packing import PackedBatch
+from rloop_lightning.model.product_attention import Sees
+
+# Queries whose view is looked at together when the mask is told apart, so that no mask of all by all is made.
+_QUERIES_AT_ONCE = 1024
+_HALF_PRECISION = (torch.bfloat16, torch.float16)
+
+VarlenKernel = Callable[..., Tensor]
+"""(queries [Q, heads, D], keys and values [K, kv_heads, D], where query sequences end [1 + S], where key sequences end
+[1 + S], the longest of either, scaling=, window=) to [Q, heads, D].
+
+Causal, the last query of a sequence seeing its last key; `window` is how many keys a query sees at most, its own
+included, 0 for all.
+"""
+
+
+class RowAttention:
+    """How the tokens of a packed batch attend to each other; one for all layers that see the same.
+
+    Args:
+        kernel: for sequences of varying length; None is what the installation has, in half precision.
+    """
+
+    def __init__(self, packed: PackedBatch, sees: Sees, kernel: VarlenKernel | None = None) -> None:
+        self._packed = packed
+        self._sees = sees
+        self._kernel = kernel
+
+    def __call__(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        scaling: float,
+        softcap: float | None = None,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
+        """What each token gathers, [N, heads, Dv]; arguments as `BlockAttention` takes them."""
+        plain = softcap is None and sinks is None and keys.shape[2] == values.shape[2]
+        kernel = self._kernel or (_installed_kernel() if queries.dtype in _HALF_PRECISION else None)
+        if kernel and plain and self._window is not None:
+            return self._varlen(kernel, queries, keys, values, scaling, self._window)
+        return self._flex(queries, keys, values, scaling, softcap, sinks)
+
+    def _varlen(
+        self, kernel: VarlenKernel, queries: Tensor, keys: Tensor, values: Tensor, scaling: float, window: int
+    ) -> Tensor:
+        packed = self._packed
+        key_lengths = packed.lengths.clone()
+        key_lengths[packed.prompts :] += packed.lengths[packed.prompt_of_row]
+        found = kernel(
+            queries[: packed.tokens],
+            keys.index_select(0, self._keys),
+            values.index_select(0, self._keys),
+            _ends(packed.lengths),
+            _ends(key_lengths),
+            int(packed.lengths.max()),
+            int(key_lengths.max()),
+            scaling=scaling,
+            window=window,
+        )
+        return pad(found, (0, 0, 0, 0, 0, packed.filling))
+
+    def _flex(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        scaling: float,
+        softcap: float | None,
+        sinks: Tensor | None,
+    ) -> Tensor:
+        def capped(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            assert softcap is not None
+            return softcap * torch.tanh(score / softcap)
+
+        found, more = _flex_kernel(queries.device.type)(
+            *(part.transpose(0, 1)[None] for part in (queries, keys, values)),
+            score_mod=None if softcap is None else capped,
+            block_mask=self._block_mask,
+            scale=scaling,
+            enable_gqa=queries.shape[1] != keys.shape[1],
+            return_aux=AuxRequest(lse=True),
+        )  # [1, heads, N, Dv], and the scores' log-sum-exp [1, heads, N]
+        if sinks is not None:  # its share of the softmax gives nothing
+            found = found * torch.sigmoid(more.lse - sinks[:, None]).to(found.dtype)[..., None]
+        return found[0].transpose(0, 1)
+
+    @cached_property
+    def _keys(self) -> Tensor:
+        """The tokens whose keys each sequence sees: a prompt its own, a completion its prompt's and its own."""
+        packed, starts = self._packed, self._packed.starts
+        prompts = torch.arange(packed.prompts, device=starts.device)
+        completions = packed.prompts + torch.arange(len(packed.prompt_of_row), device=starts.device)
+        both = torch.stack([packed.prompt_of_row, completions], dim=1).flatten()
+        pieces = torch.cat([prompts, both])
+        lengths = packed.lengths[pieces]
+        ends = lengths.cumsum(0)
+        places = torch.arange(int(ends[-1]), device=starts.device)
+        return (starts[pieces] - (ends - lengths)).repeat_interleave(lengths) + places
+
+    @cached_property
+    def _window(self) -> int | None:
+        """How many keys a query sees at most, 0 for all before it; None where the mask is of another kind."""
+        longest = int(self._packed.positions.max()) + 1
+        key = torch.arange(longest, device=self._packed.positions.device)
+        zero, counts = key.new_zeros(()), []
+        for query in key.split(_QUERIES_AT_ONCE):
+            seen = self._sees(zero, zero, query[:, None], key[None])
+            count = seen.sum(1)
+            in_a_row = seen == ((key[None] <= query[:, None]) & (key[None] > query[:, None] - count[:, None]))
+            if not in_a_row.all():
+                return None
+            counts.append(count)
+        count = torch.cat(counts)
+        if torch.equal(count, key + 1):
+            return 0
+        widest = int(count[-1])
+        return widest if torch.equal(count, (key + 1).clamp(max=widest)) else None
+
+    @cached_property
+    def _block_mask(self) -> BlockMask:
+        packed = self._packed
+        # A token that fills the row is a sequence of its own, which sees nothing else.
+        filling = len(packed.lengths) + torch.arange(packed.filling, device=packed.positions.device)
+        sequences = torch.cat([packed.sequences, filling])
+        prompt_of = torch.arange(len(packed.lengths) + packed.filling, device=packed.positions.device)
+        prompt_of[packed.prompts : len(packed.lengths)] = packed.prompt_of_row
+        positions, sees = packed.positions, self._sees
+
+        def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            own = sequences[query]
+            of_sequence = (sequences[key] == own) | (sequences[key] == prompt_of[own])
+            return of_sequence & sees(batch, head, positions[query], positions[key])
+
+        count = len(packed.input_ids)
+        device = packed.positions.device
+        compiled = {"_compile": True} if device.type != "cpu" else {}  # or the mask of all by all would be made
+        return create_block_mask(visible, None, None, count, count, device=device, **compiled)
+
+
+def _ends(lengths: Tensor) -> Tensor:
+    return pad(lengths.cumsum(0), (1, 0)).int()
+
+
+@cache
+def _flex_kernel(device: str) -> Any:
+    return flex_attention if device == "cpu" else torch.compile(flex_attention, dynamic=True)
+
+
+@cache
+def _installed_kernel() -> VarlenKernel | None:
+    """flash-attn's, else PyTorch's, which older versions lack."""
+    with suppress(ImportError):
+        from flash_attn import flash_attn_varlen_func
+
+        return lambda *sequences, scaling, window: flash_attn_varlen_func(
+            *sequences, softmax_scale=scaling, causal=True, window_size=(window - 1, 0) if window else (-1, -1)
+        )
+    with suppress(ImportError):
+        from torch.nn.attention.varlen import varlen_attn
+
+        def torch_kernel(*sequences: Any, scaling: float, window: int) -> Tensor:
+            found = varlen_attn(
+                *sequences, scale=scaling, window_size=(window - 1 if window else -1, 0), enable_gqa=True
+            )
+            assert isinstance(found, Tensor)  # a pair only where more is asked for
+            return found
+
+        return torch_kernel
+    return None

@@ -1,0 +1,88 @@
+"""Tiny models of many architectures, with what is peculiar to each switched on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from builders import make_model, make_tokenizer
+
+from rloop_lightning.model.policy import Policy
+
+_WINDOW = {"sliding_window": 4}  # shorter than the rollouts
+_EXPERTS = {"moe_intermediate_size": 16, "num_experts_per_tok": 2}
+_DEEPSEEK = {
+    "num_key_value_heads": 4,
+    "head_dim": 4,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 8,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 6,  # values narrower than keys
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    **_EXPERTS,
+}
+
+_GLM = {"n_routed_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, **_EXPERTS}
+
+PACKED: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "Llama": ("Llama", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}}),
+    "Llama, one key head": ("Llama", {"num_key_value_heads": 1, "tie_word_embeddings": True}),
+    "Mistral": ("Mistral", {"sliding_window": None}),
+    "Mistral, sliding": ("Mistral", _WINDOW),
+    "Ministral": ("Ministral", {**_WINDOW, "layer_types": ["sliding_attention", "full_attention"]}),
+    "Qwen2": ("Qwen2", {}),
+    "Qwen2, sliding": ("Qwen2", {"use_sliding_window": True, "max_window_layers": 1, **_WINDOW}),
+    "Qwen3": ("Qwen3", {"head_dim": 16}),
+    "Gemma2": ("Gemma2", {**_WINDOW, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 1.5}),
+    "Gemma3": ("Gemma3Text", {**_WINDOW, "layer_types": ["sliding_attention", "full_attention"]}),
+    "Phi3": ("Phi3", {}),
+    "Olmo2": ("Olmo2", {}),
+    "Olmo3": ("Olmo3", {**_WINDOW, "layer_types": ["sliding_attention", "full_attention"]}),
+    "Granite": ("Granite", {"logits_scaling": 4.0, "residual_multiplier": 0.5, "embedding_multiplier": 3.0}),
+    "SmolLM3": ("SmolLM3", {"no_rope_layers": [1, 0]}),
+    "GLM4": ("Glm4", {}),
+    "GPT-NeoX": ("GPTNeoX", {}),
+    "Cohere2": ("Cohere2", {**_WINDOW, "logit_scale": 0.25}),
+    "StableLM": ("StableLm", {}),
+    "Starcoder2": ("Starcoder2", _WINDOW),
+    "OPT": ("OPT", {"ffn_dim": 48, "word_embed_proj_dim": 32}),
+    "Mixtral": ("Mixtral", {"num_local_experts": 4}),
+    "Qwen3-MoE": ("Qwen3Moe", {"num_experts": 4, **_EXPERTS}),
+    "OLMoE": ("Olmoe", {"num_experts": 4, "num_experts_per_tok": 2}),
+    "GLM4-MoE": ("Glm4Moe", _GLM),
+    "GPT-OSS": ("GptOss", {"num_local_experts": 4, "num_experts_per_tok": 2, **_WINDOW}),
+    "DeepSeek-V3": ("DeepseekV3", _DEEPSEEK),
+}
+"""Models that take packed rows, by name: architecture, and what differs from `make_model`'s settings."""
+
+PADDED: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "Qwen3-Next": ("Qwen3Next", {"num_experts": 4, "layer_types": ["linear_attention", "full_attention"], **_EXPERTS}),
+    "LFM2": ("Lfm2", {"layer_types": ["conv", "full_attention"]}),
+    "Bloom": ("Bloom", {}),
+    "Llama, dynamic": ("Llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}),
+}
+"""Models that don't."""
+
+
+def make_architecture(name: str, *, seed: int = 0) -> Policy:
+    """A tiny policy of an architecture."""
+    return Policy(make_architecture_model(name, seed=seed), make_tokenizer())
+
+
+def make_architecture_model(name: str, *, seed: int = 0) -> Any:
+    """Its weights are all off their initial 0 and 1; in float64 but for experts, whose products have none."""
+    architecture, changes = {**PACKED, **PADDED}[name]
+    dtype = torch.float32 if any("expert" in key for key in changes) else torch.float64
+    model = make_model(architecture, seed=seed, dtype=dtype, **changes)
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator).to(dtype)
+            parameter.mul_(1 + 0.2 * noise).add_(0.01)
+    return model
