@@ -46,7 +46,7 @@ class NotEnoughGroupsError(RunFault):
 class RolloutStream:
     """The rollout steps of one exploration.
 
-    A step depends on the policy's weights and on (seed, position) alone, so that a resumed run repeats it exactly.
+    A step depends only on the policy's weights and on (seed, position), so a resumed run repeats it exactly.
 
     Args:
         problems: the training set; each pass over it has a new seeded order.
