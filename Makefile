@@ -17,14 +17,14 @@ help: ## List the targets.
 
 setup: $(STAMP) ## Make .venv and install the project with its test and lint tools. PYTHON=python3.12 names another Python.
 
-fit: $(STAMP) ## Train the embedded policy with RLoop. ARGS="--loop.rounds 1" is handed on to rloop-fit.
+fit: $(STAMP) ## Train the embedded policy with RLoop. ARGS="--loop.rounds 1" is passed to rloop-fit.
 	@$(BIN)/rloop-fit --algo dapo --consolidate rft $(ARGS)
 
 # Each process computes on one thread (tests/conftest.py).
-test: $(STAMP) ## Run the tests, in JOBS=2 processes. PYTEST_ARGS="-k losses" is handed on to pytest.
+test: $(STAMP) ## Run the tests, in JOBS=2 processes. PYTEST_ARGS="-k losses" is passed to pytest.
 	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
 
-# `make test` runs them, too.
+# `make test` runs them too.
 test-peers: $(STAMP) ## Run the tests against TRL: the same rollouts, advantages, losses and gradients.
 	@$(BIN)/python -m pytest $(PYTEST_ARGS) tests/peers
 
@@ -46,7 +46,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	    echo "make: Python 3.11 or newer is needed, but $(PYTHON) is '$$($(PYTHON) --version 2>&1)'." \
 	        "Name another one: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }
-	@echo "make: installing into $(VENV), which takes some minutes the first time"
+	@echo "make: installing into $(VENV), which takes a few minutes the first time"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,lint]'
 	@touch $@

@@ -1,4 +1,4 @@
-"""`python -m benchmarks [PART ...]`: measures, and writes results.json and results.md after each part."""
+"""`python -m benchmarks [PART ...]`: runs the parts, and writes results.json and results.md after each."""
 
 from __future__ import annotations
 

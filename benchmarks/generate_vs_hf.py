@@ -1,8 +1,8 @@
-"""Our engine against `model.generate` of transformers, and against vLLM where an interpreter that has it is given.
+"""Compares our engine with `model.generate` of transformers, and with vLLM if an interpreter that has it is given.
 
-All sides hold the same weights in the same precision and draw completions of the same prompts at temperature 1. Ours
-and `model.generate` run in this process, vLLM in one of its own; they take turns, A B C A B C. Lengths are equal, every
-completion reaching the limit, or spread: stop tokens end them at random, most of them early, a few at the limit.
+All sides use the same weights in the same precision and sample completions of the same prompts at temperature 1. Ours
+and `model.generate` run in this process, vLLM in its own. They take turns, A B C A B C. With equal lengths, every
+completion reaches the limit. With spread lengths, stop tokens end completions at random: most early, few at the limit.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SPREAD_BAR = "Bars: spread lengths at least 4x `model.generate`, and at least vL
 
 @dataclass(frozen=True)
 class Request:
-    """What is generated: `rollouts` of each problem, of at most `max_new_tokens` tokens."""
+    """A generation request: `rollouts` completions per problem, of at most `max_new_tokens` tokens."""
 
     problems: Sequence[Problem]
     rollouts: int
@@ -51,7 +51,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Turn:
-    """What one turn of a side took, and how long its completions were, tokens."""
+    """The duration of one turn of a side, and the lengths of its completions, tokens."""
 
     seconds: float
     lengths: Sequence[int]
@@ -83,7 +83,7 @@ def run(options: Options) -> Result:
 
 
 def request_for(spread: bool, options: Options) -> Request:
-    """Enough rows to fill the device; spread lengths get a higher limit, which few of them reach."""
+    """A request with enough rows to fill the device. Spread lengths get a higher limit, which few reach."""
     if options.toy:
         limit, problems, rollouts = 16 if spread else 8, 2, 4
     elif options.device == "cuda":
@@ -95,7 +95,7 @@ def request_for(spread: bool, options: Options) -> Request:
 
 def _compare(name: str, precision: str, spread: bool, options: Options, work: Path) -> dict[str, list[Turn]]:
     request = request_for(spread, options)
-    # Completions have limit / 5 tokens on average; one in 150 reaches the limit, one in 20 has a hundredth of it.
+    # Completions have limit / 5 tokens on average. One in 150 reaches the limit; one in 20 has limit / 100 tokens.
     model = save_model(SIZES[name], work / "model", stop_rate=5 / request.max_new_tokens if spread else 0)
     sides: dict[str, Callable[[], Turn]] = {
         "ours": ours(model, precision, request),
@@ -112,7 +112,7 @@ def _compare(name: str, precision: str, spread: bool, options: Options, work: Pa
 
 
 def ours(model: Path, precision: str, request: Request) -> Callable[[], Turn]:
-    """Our engine, with its policy, as `rloop-fit` makes them from flags."""
+    """Our engine and its policy, created from flags as in `rloop-fit`."""
     flags = {
         "policy.model": model,
         "policy.dtype": DTYPES[precision],
@@ -177,7 +177,9 @@ def _vllm_arguments(folder: Path, precision: str, request: Request) -> list[str]
         "prompts": _prompt_ids(folder, request),
         "rollouts": request.rollouts,
         "max_new_tokens": request.max_new_tokens,
-        "stop_token_ids": [token for token in stops if token < vocabulary],  # vLLM refuses one that never comes
+        "stop_token_ids": [
+            token for token in stops if token < vocabulary
+        ],  # vLLM refuses stop tokens outside the vocabulary
     }
     return [json.dumps(settings)]
 

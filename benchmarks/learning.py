@@ -1,6 +1,7 @@
-"""Whether every algorithm learns: test pass@1 on countdown before and after, through the command line.
+"""Checks that every algorithm learns: test pass@1 on countdown before and after training, by the command line.
 
-All have the packaged preset's sizes and learning rate, and no consolidation; what is each one's own is its paper's.
+All runs use the packaged preset's sizes and learning rate, without consolidation. Each algorithm's own settings are
+those of its paper.
 """
 
 from __future__ import annotations
@@ -56,6 +57,6 @@ def _cells(runs: Sequence[Outcome]) -> list[str]:
 
 
 def spread_text(values: Sequence[float]) -> str:
-    """Mean and, of several, standard deviation."""
+    """The mean and, for several values, the standard deviation."""
     mean = f"{statistics.mean(values):.3f}"
     return mean if len(values) < 2 else f"{mean} ({statistics.stdev(values):.3f})"

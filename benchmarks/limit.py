@@ -1,12 +1,12 @@
-"""How near generation and update come to what the machine can do: arithmetic, and for decoding memory traffic.
+"""Compares generation and update with the machine's limits: arithmetic, and for decoding, memory bandwidth.
 
-The ceilings are measured in the same run, before and after everything else, and the better one counts: the rate of a
-large square matrix product, of one of the model's own shape (a micro-batch of 2048 tokens through its MLP), and the
-bandwidth of copying a buffer that no cache holds. Against them stand whole rollout steps of ours.
+The limits are measured in the same run, before and after everything else, and the better value counts: the rate of a
+large square matrix product, the rate of a product of the model's own shape (a micro-batch of 2048 tokens through its
+MLP), and the bandwidth of copying a buffer that exceeds all caches. They are compared with whole rollout steps of ours.
 
-The arithmetic is the model's, as in model FLOP utilisation: a forward pass for each generated token and each prompt
-once, three for the update of each row. What an implementation computes twice counts once. Bytes are those that decoding
-can't do without: the weights for every column of tokens, and every row's keys and values.
+Arithmetic is counted for the model, as in model FLOP utilisation: one forward pass for each generated token and each
+prompt, and three for the update of each row. Recomputation is not counted. Bytes are those that decoding must read: the
+weights for every column of tokens, and every row's keys and values.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def run(options: Options) -> Result:
         for name in sizes:
             task = random_task(str(save_model(SIZES[name], work / name)), options)
             for variant in variants(OURS, options):
-                if variant == "bf16 update":  # whose generation is that of fp32
+                if variant == "bf16 update":  # its generation is the same as for fp32
                     continue
                 with open_side("ours", variant, task, options, 1 + options.rounds, work) as side:
                     steps = [side.step() for _ in range(1 + options.rounds)][1:]
@@ -59,7 +59,7 @@ def run(options: Options) -> Result:
 
 
 def precision_of(variant: str) -> str:
-    """The precision that a variant of `OURS` multiplies matrices in."""
+    """The precision of the matrix products of a variant of `OURS`."""
     return "bf16" if variant.startswith("bf16") else "fp32"
 
 
@@ -84,14 +84,14 @@ def _product_rate(rows: int, inner: int, columns: int, precision: str, options: 
 
 
 def _copy_rate(options: Options) -> float:
-    """Bytes/s, those read and those written."""
+    """Bytes/s, read and written."""
     source = torch.ones((1 << 20 if options.toy else 1 << 28) // 4, device=options.device)
     target = torch.empty_like(source)
     return 2 * source.nbytes / _seconds(lambda: target.copy_(source), options)
 
 
 def _seconds(work: Callable[[], object], options: Options) -> float:
-    """Of one call: the best of several bursts, each long enough for the clock."""
+    """Seconds of one call: the best of several bursts, each long enough for the clock."""
     work()
     calls = 1
     bursts: list[float] = []
@@ -129,18 +129,18 @@ def _row(
 
 
 def generation_flop(size: Size, task: Task, step: StepReport) -> float:
-    """Of a step's generation: each prompt goes through once, whatever the number of its rollouts."""
+    """Operations of a step's generation. Each prompt counts once, for any number of rollouts."""
     prompts = (step.trained_tokens - step.generated_tokens) / task.rollouts_per_problem
     return size.forward_flop(prompts + step.generated_tokens, step.generated_tokens, step.attended)
 
 
 def update_flop(size: Size, step: StepReport) -> float:
-    """Of a step's update: a forward pass, and a backward pass of twice that."""
+    """Operations of a step's update: a forward pass, and a backward pass of twice that."""
     return 3 * size.forward_flop(step.trained_tokens, step.generated_tokens, step.attended)
 
 
 def decoded_bytes(size: Size, task: Task, step: StepReport, precision: str) -> float:
-    """That decoding must read: all weights for each column, and for each token what it attends to."""
+    """Bytes that decoding must read: all weights for each column, and for each token what it attends to."""
     width = 4 if precision == "fp32" else 2
     columns = task.max_new_tokens  # with many rows, the longest completion nearly always reaches the limit
     cache = 2 * size.layers * (size.hidden // size.heads * size.kv_heads) * step.attended

@@ -1,12 +1,12 @@
 """Clocks, peak memory, and sides that take turns.
 
-A side is one program under measurement in a process of its own. It waits for the word before each step and reports
-what the step took, so that several sides can be measured in alternation while never two of them compute:
+A side is one program under measurement, in its own process. It waits for a command before each step and reports the
+step's cost. Several sides can thus be measured in turns, and no two of them compute at the same time:
 
     with Side("ours", "benchmarks.side_rloop", arguments, log) as ours, Side("theirs", ...) as theirs:
         reports = alternate({"ours": ours.step, "theirs": theirs.step}, rounds=5)
 
-In the side's process a `Gate` does the waiting and reporting.
+In the side's process, a `Gate` waits and reports.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any, Self, TypeVar
 
 ROOT = Path(__file__).resolve().parent.parent
 _LOG_TAIL_CHARACTERS = 3000
-# A side's threads spin for a moment behind their last work; the next side starts when they sleep.
+# A side's threads spin briefly after their last work. The next side starts when they sleep.
 _SETTLE_S = 0.2
 
 T = TypeVar("T")
@@ -35,19 +35,19 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one rollout step of a side took.
+    """The cost of one rollout step of a side.
 
     Args:
-        seconds: of the whole step.
+        seconds: duration of the whole step.
         generated_tokens: completion tokens.
         mean_length: completion length, tokens.
-        reward: mean over the step's rollouts.
-        generate_s: seconds of generation, as the side itself measures them; 0 where it does not.
-        update_s: seconds of the update, likewise.
-        trained_tokens: prompt and completion tokens that the update saw; 0 where the side does not say.
-        attended: pairs of a token and one before it or itself, over those sequences; 0 where the side does not say.
-        parts: seconds by part of the step, where they were asked for.
-        peak_bytes: the process's largest memory so far; on a GPU, the device memory's.
+        reward: mean reward over the step's rollouts.
+        generate_s: seconds of generation, measured by the side itself; 0 if it does not measure them.
+        update_s: seconds of the update, measured likewise.
+        trained_tokens: prompt and completion tokens in the update; 0 if the side does not report them.
+        attended: pairs of a token and an earlier token or itself, in those sequences; 0 if not reported.
+        parts: seconds by part of the step, if requested.
+        peak_bytes: the process's peak memory so far; on a GPU, the peak device memory.
         base_bytes: the memory in use before the first step.
     """
 
@@ -65,19 +65,19 @@ class StepReport:
 
 
 class Gate:
-    """In a side's process: stands once in the cycle of a training loop, anywhere.
+    """Paces a training loop in a side's process. Call it once per iteration, at any place.
 
-    `pass_step` reports the cycle that ends here, and waits until the next may begin. Everything that a step does lies
-    between two passes, whatever stands before or behind the gate.
+    `pass_step` reports the iteration that ends here and waits until the next may begin. All work of a step lies between
+    two passes, wherever in the loop the gate is.
 
     Args:
-        device: "cpu" or "cuda"; on the latter, clocks wait for the device.
+        device: "cpu" or "cuda"; with "cuda", clocks wait for the device.
     """
 
     def __init__(self, device: str) -> None:
         self.device = device
         self.parts = PartClock(device)
-        # Nothing that a library prints may get into the reports.
+        # Keeps the output of libraries out of the reports.
         self._reports = os.fdopen(os.dup(1), "w", encoding="utf-8")
         os.dup2(2, 1)
         self._started = 0.0
@@ -89,7 +89,7 @@ class Gate:
         self._wait()
 
     def pass_step(self, *, more: bool, **measured: float) -> None:
-        """Report the step that ends here; where `more` follow, wait for the word."""
+        """Report the step that ends here. If `more` follow, wait for the next command."""
         seconds = now(self.device) - self._started
         report = StepReport(
             seconds=seconds,
@@ -111,7 +111,7 @@ class Gate:
 
 
 class PartClock:
-    """Adds up the time spent in chosen functions; while it does not run, they cost one look at a flag more."""
+    """Sums the time spent in chosen functions. While it is off, it costs one check of a flag per call."""
 
     def __init__(self, device: str) -> None:
         self.device = device
@@ -119,7 +119,7 @@ class PartClock:
         self._seconds: dict[str, float] = defaultdict(float)
 
     def watch(self, owner: type, name: str, part: str | Callable[[], str]) -> None:
-        """Count the time in `owner.name` as `part`; a function decides with each call which part it is."""
+        """Count the time in `owner.name` as `part`. If `part` is a function, it chooses the part at each call."""
         inner = getattr(owner, name)
 
         @functools.wraps(inner)
@@ -136,23 +136,23 @@ class PartClock:
         setattr(owner, name, watched)
 
     def take(self) -> dict[str, float]:
-        """The seconds by part since the last time."""
+        """Seconds by part since the last call."""
         seconds, self._seconds = dict(self._seconds), defaultdict(float)
         return seconds
 
 
 class Side:
-    """A side, from the parent's view: a process that does one step when it is told to.
+    """A side as seen by the parent: a process that does one step per command.
 
     Args:
-        name: for messages.
-        module: what to run, `benchmarks.side_rloop`, or the path of a script.
-        arguments: for it.
-        log: file that takes whatever it prints.
+        name: the side's name in messages.
+        module: the module to run, such as `benchmarks.side_rloop`, or the path of a script.
+        arguments: the module's arguments.
+        log: file for its output.
         python: the interpreter.
 
     Raises:
-        RuntimeError: from `step`, where the process ended; the message shows the end of its log.
+        RuntimeError: from `step`, if the process ended; the message shows the end of its log.
     """
 
     def __init__(
@@ -173,11 +173,11 @@ class Side:
             )
 
     def step(self, word: str = "step") -> StepReport:
-        """Do one step; "parts" measures its parts, too."""
+        """Do one step; the word "parts" also measures its parts."""
         return StepReport(**self.ask(word))
 
     def ask(self, word: str) -> dict[str, Any]:
-        """Send a line, and wait for the answer."""
+        """Send a line and wait for the answer."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with suppress(BrokenPipeError):
@@ -195,19 +195,19 @@ class Side:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """What a side would still do is not measured."""
+        """Kill the process; its remaining work is not measured."""
         self._process.kill()
         self._process.communicate()
 
 
 def side_environment() -> dict[str, str]:
-    """This process's environment, with the project importable and no library looking for a network."""
+    """This process's environment, with the project importable and without network access for libraries."""
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     return {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 def alternate(sides: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
-    """Each side's results of `rounds` turns: A B A B ..., so that what drifts on the machine drifts for all."""
+    """Each side's results of `rounds` turns, A B A B ..., so that drift of the machine affects all sides."""
     results: dict[str, list[T]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, turn in sides.items():
@@ -216,7 +216,7 @@ def alternate(sides: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, li
 
 
 def now(device: str) -> float:
-    """Seconds, once all that was asked of the device is done."""
+    """The time in seconds, after all pending work of the device."""
     if device == "cuda":
         import torch
 
@@ -225,7 +225,7 @@ def now(device: str) -> float:
 
 
 def memory_bytes(device: str) -> int:
-    """Memory in use: on a GPU, what tensors take there."""
+    """Memory in use; on a GPU, the memory of tensors."""
     if device == "cuda":
         import torch
 
@@ -243,7 +243,7 @@ def peak_bytes(device: str) -> int:
 
 
 def _status_bytes(key: str) -> int:
-    # Not getrusage: its maximum counts what the parent held when it started this process.
+    # Not getrusage: its maximum includes the parent's memory at the start of this process.
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{key}:"):
             return int(line.split()[1]) * 1024
@@ -251,11 +251,11 @@ def _status_bytes(key: str) -> int:
 
 
 def ratio_text(slower: Sequence[float], faster: Sequence[float]) -> str:
-    """How many times faster, "4.2x (3.9 to 4.4)": median, least and most of the pairs' ratios."""
+    """The speed-up as "4.2x (3.9 to 4.4)": median, minimum and maximum of the pairs' ratios."""
     ratios = [a / b for a, b in zip(slower, faster, strict=True)]
     return f"{statistics.median(ratios):.2f}x ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 def seconds_text(seconds: Sequence[float]) -> str:
-    """Median, least and most."""
+    """Median, minimum and maximum."""
     return f"{statistics.median(seconds):.3g} ({min(seconds):.3g} to {max(seconds):.3g})"

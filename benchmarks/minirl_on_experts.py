@@ -1,8 +1,7 @@
-"""MiniRL's parts on a mixture of experts: updates a rollout step, routing replay, and what each part is worth.
+"""Ablates MiniRL on a mixture of experts: its parts, the updates per rollout step, and routing replay.
 
-The policy is a small Qwen3-MoE model that `rloop_lightning.data.countdown_policy --experts 8` makes. The engine
-computes in bfloat16, so that its probabilities and its routing differ from the trainer's, as they do where it is
-another program.
+The policy is a small Qwen3-MoE model, made by `rloop_lightning.data.countdown_policy --experts 8`. The engine computes
+in bfloat16, so that its probabilities and routing differ from the trainer's, as those of a separate engine do.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ _PARTS = {
     "no clip": ["--algo.clip", "false"],
     "length normalised": ["--algo.length_normalised", "true"],
 }
-# With one update a rollout step, r2 replays nothing: the policy still is the one that generated.
+# With one update per rollout step, r2 replays nothing: the policy is still the one that generated.
 _REPLAYS = {1: ("none", "r3"), 4: ("none", "r2", "r3")}
-_LR = "4e-4"  # high enough for parts to matter within few rollout steps
+_LR = "4e-4"  # high enough that the parts matter within few rollout steps
 _SIZES = ["--algo.lr", _LR, "--loop.problems_per_step", "16", "--eval.samples", "16", "--eval.k", "[1,16]"]
 
 

@@ -4,9 +4,9 @@
     problems = RandomPrompts(count=256).train()
     reward = EvenLetters()
 
-The weights are random but seeded, so that every side of a comparison gets the same ones. A random model draws all
-tokens with about the same probability: how long its completions get is decided by the share of stop tokens in the
-vocabulary.
+The weights are random but seeded, so that all sides of a comparison have the same weights. A random model samples all
+tokens with about the same probability. The share of stop tokens in the vocabulary therefore decides the lengths of its
+completions.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PAD, EOS = "<pad>", "<eos>"
 
 @dataclass(frozen=True)
 class Size:
-    """The shape of a Qwen2 model with tied embeddings; `vocabulary` holds the padding and the stop token."""
+    """The shape of a Qwen2 model with tied embeddings; `vocabulary` includes the padding and stop tokens."""
 
     hidden: int
     layers: int
@@ -39,7 +39,7 @@ class Size:
 
     @property
     def layer_weights(self) -> int:
-        """Weights of all layers that are multiplied with every token: the model without its embeddings."""
+        """Weights that every token is multiplied with: the model without its embeddings."""
         kv_width = self.hidden // self.heads * self.kv_heads
         return self.layers * (2 * self.hidden * (self.hidden + kv_width) + 3 * self.hidden * self.mlp)
 
@@ -49,12 +49,12 @@ class Size:
         return self.hidden * self.vocabulary
 
     def forward_flop(self, tokens: float, projected: float, attended: float) -> float:
-        """Floating point operations of a forward pass, a multiplication and an addition being two.
+        """Floating point operations of a forward pass; a multiply-add counts as two.
 
         Args:
-            tokens: that go through the layers.
-            projected: of these, the ones that are projected onto the vocabulary.
-            attended: pairs of a token and one that it attends to, itself included.
+            tokens: tokens that pass through the layers.
+            projected: tokens that are projected onto the vocabulary.
+            attended: pairs of a token and a token that it attends to, including itself.
         """
         attention = 4 * self.layers * self.hidden * attended  # the scores, and the weighted sum of the values
         return 2 * (tokens * self.layer_weights + projected * self.head_weights) + attention
@@ -71,15 +71,15 @@ SIZES = {
 
 
 def save_model(size: Size, folder: Path, *, stop_rate: float | None = None, seed: int = 0) -> Path:
-    """Save a random model and its tokenizer, a plain Hugging Face folder in float32.
+    """Save a random model and its tokenizer as a plain Hugging Face folder in float32.
 
     Args:
-        size: of the model.
-        folder: where to; made.
-        stop_rate: share of the vocabulary that are stop tokens, so about the chance that a token ends its completion;
-            0 names a stop token behind the vocabulary, so that every completion reaches the limit; None is one stop
-            token, the tokenizer's EOS.
-        seed: of the weights.
+        size: shape of the model.
+        folder: output folder, created if missing.
+        stop_rate: share of stop tokens in the vocabulary, which is about the probability that a token ends its
+            completion. 0 sets a stop token outside the vocabulary, so that every completion reaches the limit. None
+            sets one stop token, the tokenizer's EOS.
+        seed: seed of the weights.
     """
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -110,7 +110,7 @@ def save_model(size: Size, folder: Path, *, stop_rate: float | None = None, seed
 
 
 def _tokenizer(vocabulary: int, eos: str | None) -> object:
-    """One token a letter or space. The other tokens, strings of letters, are for a model to draw; no text has them."""
+    """One token per letter or space. A model can also sample the other tokens, strings of letters."""
     from transformers import Qwen2Tokenizer
 
     letters = string.ascii_letters
@@ -130,13 +130,13 @@ def _tokenizer(vocabulary: int, eos: str | None) -> object:
 
 
 class RandomPrompts(ProblemSource):
-    """Prompts of random letters, one token each; there is nothing to solve in them.
+    """Prompts of random letters, one token per letter, without a task.
 
     Args:
-        count: problems.
-        min_letters: the shortest prompt, tokens.
-        max_letters: the longest prompt, tokens.
-        seed: of the prompts.
+        count: number of problems.
+        min_letters: length of the shortest prompt, tokens.
+        max_letters: length of the longest prompt, tokens.
+        seed: seed of the prompts.
     """
 
     reward = "benchmarks.models.EvenLetters"
@@ -157,9 +157,9 @@ class RandomPrompts(ProblemSource):
 
 
 class EvenLetters(Reward):
-    """1.0 where a completion holds an even number of lower-case letters, else 0.0.
+    """1.0 if a completion contains an even number of lower-case letters, else 0.0.
 
-    Random text earns it half of the time, so that nearly every group of rollouts is mixed.
+    Random text earns it half of the time, so nearly every group of rollouts is mixed.
     """
 
     def rewards(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:

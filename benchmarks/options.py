@@ -19,21 +19,21 @@ _RESPONSES = Path(os.environ.get("RLOOP_SHARED", ROOT.parent / "shared")) / "dat
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured, and how thoroughly.
+    """The parts to measure, and their sizes.
 
     Args:
-        parts: which ones, in order.
+        parts: names of the parts, in order.
         device: "cpu" or "cuda".
-        toy: only see that everything runs.
-        rounds: turns of each side.
-        sizes: models by name; empty takes those of each part for the device.
-        learn_steps: rollout steps of the comparison of what both trainers learn.
+        toy: only check that everything runs, at the smallest sizes.
+        rounds: turns per side.
+        sizes: models by name; empty takes each part's default sizes for the device.
+        learn_steps: rollout steps of `same_learning`.
         study_steps: rollout steps of each run of a study.
-        seeds: runs of each variant in a study.
-        keep: folder for the runs of studies, which are not made again where they are complete; none keeps nothing.
-        filter_rollouts: the largest pool that is filtered.
-        vllm_python: an interpreter that has vLLM; empty leaves it out.
-        responses: answers for reward_throughput; it is left out where there is no such file.
+        seeds: runs per variant of a study.
+        keep: folder that keeps the runs of studies, so that complete runs are reused; None keeps nothing.
+        filter_rollouts: size of the largest filtered pool, rollouts.
+        vllm_python: interpreter of an environment with vLLM; empty skips vLLM.
+        responses: file of answers for `reward_throughput`; without the file, the part measures nothing.
         out: folder for results.json and results.md.
     """
 
@@ -52,14 +52,14 @@ class Options:
     out: Path
 
     def sizes_or(self, cpu: Sequence[str], cuda: Sequence[str]) -> Sequence[str]:
-        """The sizes asked for, else the part's own."""
+        """The requested sizes, else the part's defaults."""
         if self.sizes:
             return self.sizes
         return ("toy",) if self.toy else cuda if self.device == "cuda" else cpu
 
 
 def parse(argv: Sequence[str] | None) -> Options:
-    """The command line as options; what is wrong with it ends the program with exit code 2."""
+    """Parse the command line. Errors end the program with exit code 2."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description="Measures this machine; writes results.md and results.json."
     )
@@ -67,22 +67,35 @@ def parse(argv: Sequence[str] | None) -> Options:
         "parts",
         nargs="*",
         metavar="PART",
-        help=f"of {', '.join(PARTS)}, which are all without any; studies: {', '.join(STUDIES)}",
+        help=f"parts to run: {', '.join(PARTS)} (default: all of these); studies: {', '.join(STUDIES)}",
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each side (default: %(default)s)")
-    parser.add_argument("--sizes", nargs="+", default=[], metavar="SIZE", help=f"models, of {', '.join(SIZES)}")
-    parser.add_argument("--learn-steps", type=int, default=40, help="rollout steps of the learning comparison")
-    parser.add_argument("--study-steps", type=int, default=100, help="rollout steps of each run of a study")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each variant in a study (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="turns per side (default: %(default)s)")
+    parser.add_argument("--sizes", nargs="+", default=[], metavar="SIZE", help=f"model sizes: {', '.join(SIZES)}")
     parser.add_argument(
-        "--keep", type=Path, default=None, help="folder for the runs of studies; complete ones are reused"
+        "--learn-steps", type=int, default=40, help="rollout steps of same_learning (default: %(default)s)"
     )
-    parser.add_argument("--filter-rollouts", type=int, default=10_000_000, help="the largest pool that is filtered")
-    parser.add_argument("--vllm-python", default=os.environ.get("VLLM_PYTHON", ""), help="interpreter that has vLLM")
-    parser.add_argument("--responses", type=Path, default=_RESPONSES, help="GSM8K responses (docs/performance.md)")
+    parser.add_argument(
+        "--study-steps", type=int, default=100, help="rollout steps of each run of a study (default: %(default)s)"
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="runs per variant of a study (default: %(default)s)")
+    parser.add_argument(
+        "--keep", type=Path, default=None, help="folder that keeps the runs of studies; complete runs are reused"
+    )
+    parser.add_argument(
+        "--filter-rollouts",
+        type=int,
+        default=10_000_000,
+        help="size of the largest filtered pool (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--vllm-python", default=os.environ.get("VLLM_PYTHON", ""), help="interpreter of an environment with vLLM"
+    )
+    parser.add_argument(
+        "--responses", type=Path, default=_RESPONSES, help="file of GSM8K responses (docs/performance.md)"
+    )
     parser.add_argument("--out", type=Path, default=None, help="folder for the results (default: benchmarks)")
-    parser.add_argument("--toy", action="store_true", help="only see that everything runs; needs --out")
+    parser.add_argument("--toy", action="store_true", help="only check that everything runs; needs --out")
     given = parser.parse_args(argv)
     parts = given.parts or list(PARTS)
     known = (*PARTS, *STUDIES)
@@ -92,7 +105,7 @@ def parse(argv: Sequence[str] | None) -> Options:
         if getattr(given, flag) < 1:
             wrong.append(f"--{flag.replace('_', '-')} must be at least 1, got {getattr(given, flag)}")
     if given.toy and given.out is None:
-        wrong.append("--toy needs --out: its figures must not get among the real ones")
+        wrong.append("--toy needs --out: its figures must not mix with real ones")
     if given.vllm_python and not Path(given.vllm_python).is_file():
         wrong.append(f"--vllm-python {given.vllm_python}: no such file; give the interpreter of vLLM's environment")
     if {"step_vs_trl", "same_learning"} & set(parts) and find_spec("trl") is None:

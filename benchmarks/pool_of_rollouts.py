@@ -1,9 +1,8 @@
-"""A pool as large as one likes, to measure what reads pools: the filter of 10 million rollouts, say.
+"""Generates rollout pools of any size, to measure their readers, such as the filter on 10 million rollouts.
 
-The shards are those that exploration writes: the same columns, row groups and compression, a shard a rollout step, and
-failures and successes, tokens and texts in it that fit together. The success rates of the problems are spread evenly
-over (0, 1), so that a tenth is hard, and successes repeat as they do in a run. One shard is held in memory at a time;
-the seed decides every byte.
+The shards are like those of an exploration: the same columns, row groups and compression, one shard per rollout step,
+and consistent tokens and texts. The success rates of the problems are spread evenly over (0, 1), so a tenth of them is
+hard. Successes repeat as in a run. One shard is in memory at a time, and the seed decides every byte.
 """
 
 from __future__ import annotations
@@ -18,21 +17,21 @@ from rloop_lightning.rollouts.pool import FEW_SUCCESSES, LOGPROBS, POOL_SCHEMA, 
 
 _LETTERS = np.frombuffer(b"abcdefghijklmnopqrstuvwxyz0123456789+-*/=()", dtype=np.uint8)
 
-_FAILURES = 1 << 40  # ways in which a problem can be failed, or copies would be many
+_FAILURES = 1 << 40  # distinct failures per problem, so that copies are rare
 
 
 @dataclass(frozen=True)
 class PoolShape:
-    """What is in the pool.
+    """The contents of a pool.
 
     Args:
-        rollouts: in all, rounded up to whole shards.
-        problems: that the rollouts are of; a rollout step takes the next ones in turn.
-        problems_per_step: a shard's problems.
-        rollouts_per_problem: a shard's rollouts of each.
-        min_tokens: of a completion.
-        max_tokens: of a completion.
-        solutions: different successes that a problem has; the rest are copies.
+        rollouts: total number of rollouts, rounded up to whole shards.
+        problems: number of problems; rollout steps take them in turn.
+        problems_per_step: problems per shard.
+        rollouts_per_problem: rollouts per problem in a shard.
+        min_tokens: length of the shortest completion, tokens.
+        max_tokens: length of the longest completion, tokens.
+        solutions: distinct successes per problem; all others are copies.
     """
 
     rollouts: int = 10_000_000
@@ -49,9 +48,9 @@ class PoolShape:
 
 
 def write_pool(folder: Path, shape: PoolShape, seed: int = 0) -> None:
-    """Write the shards `step-000001.parquet` and so on into `folder`, as far as they are not there.
+    """Write the missing shards `step-000001.parquet` and so on into `folder`.
 
-    The pool of more rollouts is that of fewer with further shards.
+    A larger pool is a smaller one with additional shards.
     """
     rates = np.random.default_rng(seed).permutation((np.arange(shape.problems) + 0.5) / shape.problems)
     ids = pa.array([f"problem-{number:06d}" for number in range(shape.problems)])
@@ -78,7 +77,7 @@ def write_pool(folder: Path, shape: PoolShape, seed: int = 0) -> None:
 def _table(
     problem_ids: pa.Array, keys: np.ndarray, success: bool, shape: PoolShape, step: int, rng: np.random.Generator
 ) -> pa.Table:
-    """Rows whose tokens follow from their keys, so that equal keys are copies."""
+    """Rows whose tokens are determined by their keys, so that equal keys are copies."""
     rows = len(keys)
     spread = np.uint64(shape.max_tokens - shape.min_tokens + 1)
     lengths = shape.min_tokens + (_mixed(keys) % spread).astype(np.int64)
@@ -110,7 +109,7 @@ def _table(
 
 
 def _mixed(numbers: np.ndarray) -> np.ndarray:
-    """64 bits that look random, by each number (the finalizer of splitmix64)."""
+    """Hash each number to 64 pseudo-random bits (the finalizer of splitmix64)."""
     mixed = numbers + np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -1,4 +1,4 @@
-"""Whether bfloat16 learns what float32 learns: DAPO on countdown, each with the same seeds."""
+"""Compares learning in bfloat16 and float32: DAPO on countdown, with the same seeds."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""results.json, which parts are added to one by one, and results.md, which is made from it.
+"""Writes results.json, to which each part adds its result, and results.md, which is generated from it.
 
     save(folder, "limit", "cpu", Result([Table(...)], raw={...}))
 
-A part that is measured again on a device replaces what it gave there before; everything else stays.
+A part that is measured again on a device replaces its earlier result for that device. Other results stay.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class Table:
     """A table of the report.
 
     Args:
-        title: its heading.
-        columns: the first one names the row.
-        rows: cells as they are shown.
-        notes: what a reader must know besides, one paragraph each.
+        title: heading of the table.
+        columns: headings of the columns; the first column names the row.
+        rows: cells as shown.
+        notes: notes for the reader, one paragraph each.
     """
 
     title: str
@@ -52,14 +52,14 @@ class Table:
 
 @dataclass(frozen=True)
 class Result:
-    """What a part gives: tables, and the figures that they were made from."""
+    """The result of a part: its tables, and the figures behind them."""
 
     tables: Sequence[Table]
     raw: Mapping[str, Any] = field(default_factory=dict)
 
 
 def save(folder: Path, part: str, device: str, result: Result) -> None:
-    """Put a part's result into results.json, and write results.md anew."""
+    """Add a part's result to results.json, and rewrite results.md."""
     path = folder / "results.json"
     results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     results[f"{part} on {device}"] = {
@@ -83,7 +83,7 @@ def render(results: Mapping[str, Any]) -> str:
 
 
 def machine(device: str) -> str:
-    """The machine and the versions, in words."""
+    """The machine and the versions, as text."""
     cores = len(os.sched_getaffinity(0))
     threads = os.environ.get("OMP_NUM_THREADS", str(cores))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -93,7 +93,7 @@ def machine(device: str) -> str:
 
 
 def size_text(size: float) -> str:
-    """Bytes in words."""
+    """A number of bytes as text."""
     for unit, factor in (("GB", 1e9), ("MB", 1e6)):
         if size >= factor:
             return f"{size / factor:.3g} {unit}"

@@ -1,8 +1,8 @@
-"""How fast the math reward checks GSM8K responses, beside plain math-verify called one answer after another.
+"""Measures how fast the math reward checks GSM8K responses, compared with sequential calls of plain math-verify.
 
-It reads JSON lines of `gold`, `pred` (a whole response) and `expected`. Workers are started, and plain math-verify is
-imported and called once, before the clock runs; no verdict is remembered from one turn to the next. The sides take
-turns, and the best turn of each counts.
+The input is JSON lines with `gold`, `pred` (a whole response) and `expected`. Before the clock starts, workers are
+started, and plain math-verify is imported and called once. No verdict is cached between turns. The sides take turns,
+and the best turn of each side counts.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def run(options: Options) -> Result:
 
 
 def _sides(rows: Sequence[dict[str, Any]], workers: Sequence[int]) -> dict[str, Callable[[], tuple[float, list[bool]]]]:
-    """By name, what checks all responses and gives seconds and verdicts."""
+    """The sides by name: functions that check all responses and return seconds and verdicts."""
     problems = [Problem(id=str(i), prompt="", answer=row["gold"]) for i, row in enumerate(rows)]
     texts = [row["pred"] for row in rows]
 

@@ -1,10 +1,10 @@
-"""The gradient of one mini-batch, as TRL and as we compute it.
+"""Computes the gradient of one mini-batch in TRL and in this package.
 
-    python -m benchmarks.same_gradient REQUEST      as side_trl.py
+    python -m benchmarks.same_gradient REQUEST      REQUEST as for side_trl.py
 
-TRL does one whole step: it generates, scores, weighs and differentiates. Its rollouts then go through our reward,
+TRL does one whole step: it generates, scores, weighs and differentiates. Its rollouts then pass through our reward,
 advantages and loss. The last line of the output is a JSON object: `cosine` between both gradients, and their norms
-before clipping. TRL divides by a standard deviation larger by 1e-4; nothing else should tell them apart.
+before clipping. TRL divides by a standard deviation that is larger by 1e-4; nothing else should differ.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from rloop_lightning.types import Group, Problem, Rollout, SamplingParams
 
 
 class _Recorder(TrainerCallback):
-    """Stands in for the gate: keeps TRL's gradient, in the order of the parameters' names."""
+    """Replaces the gate: records TRL's gradient, ordered by parameter name."""
 
     def __init__(self) -> None:
         self.gradient = torch.empty(0)
@@ -45,7 +45,7 @@ def _gradient(model: torch.nn.Module) -> Tensor:
 
 
 def gradient_of_trl(request: dict[str, Any]) -> tuple[Tensor, list[dict[str, Tensor]]]:
-    """TRL's gradient of its first step, and the rollouts of it, one dict of tensors a piece of the mini-batch."""
+    """TRL's gradient of its first step, and its rollouts, as one dict of tensors per piece of the mini-batch."""
     request["config"] |= {"max_grad_norm": 0.0, "bf16": False}
     trainer = make_trainer(request, gate=None)
     recorder = _Recorder()
@@ -63,7 +63,7 @@ def gradient_of_trl(request: dict[str, Any]) -> tuple[Tensor, list[dict[str, Ten
 
 
 def groups_of(seen: list[dict[str, Tensor]], problems: dict[str, Problem], policy: Policy) -> list[Group]:
-    """TRL's rollouts as groups, without rewards; TRL shuffles them, so they are put together by prompt."""
+    """TRL's rollouts as groups, without rewards. TRL shuffles rollouts, so they are grouped by prompt."""
     by_prompt: dict[str, list[Rollout]] = defaultdict(list)
     for inputs in seen:
         for row in range(len(inputs["prompt_ids"])):
@@ -92,7 +92,7 @@ def gradient_of_ours(request: dict[str, Any], seen: list[dict[str, Tensor]]) -> 
     batch = algorithm.make_batch(groups, SamplingParams(max_new_tokens=request["config"]["max_completion_length"]))
     batch = batch.to(policy.device)
     scores = policy.logprobs(batch)
-    # Strictly on-policy: the logprobs of the policy that generated are these.
+    # Strictly on-policy: these are the logprobs of the generating policy.
     output = algorithm.loss(scores, replace(batch, old_logprobs=scores.logprobs.detach()))
     ((output.loss * batch.loss_mask).sum() / algorithm.loss_count(batch)).backward()
     return _gradient(policy.model)

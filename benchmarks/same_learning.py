@@ -1,8 +1,8 @@
-"""Whether ours and TRL's GRPOTrainer learn the same: the comparison of their speed rests on it.
+"""Checks that our trainer and TRL's GRPOTrainer learn the same, which the comparison of their speed requires.
 
-Gradient: TRL does one whole step, and its rollouts go through our reward, advantages and loss (same_gradient.py).
-Learning: both train the policy that the package carries on its problems, in float32, with equal settings; their
-rollouts are drawn by different random numbers, so their rewards rise alike and are not equal.
+Gradient: TRL does one whole step, and its rollouts pass through our reward, advantages and loss (same_gradient.py).
+Learning: both train the embedded policy on its problems, in float32, with equal settings. Their random numbers differ,
+so their rewards rise alike but are not equal.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from benchmarks.report import Result, Table
 from benchmarks.step_vs_trl import open_side, random_task
 from benchmarks.task import OURS, TRL, Task, trl_request
 
-_WINDOW = 10  # steps whose mean reward is shown
+_WINDOW = 10  # number of steps that a mean reward covers
 
 
 def run(options: Options) -> Result:

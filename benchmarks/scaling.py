@@ -1,9 +1,9 @@
-"""How time and memory grow: of a rollout step with its sizes, of the pool filter with the pool, and start-up time.
+"""Measures how time and memory grow: of a rollout step with its sizes, of the pool filter with the pool, and start-up.
 
-A rollout step is measured once for each size of rollouts, group, completion and vocabulary, in a process of its own,
-after a step that is not counted. The filter works on pools that are generated for it (pool_of_rollouts.py). Its process
-is measured whole. Start-up is that of `rloop-fit`
-itself: until `--help` has ended, and until the first rollout is in the pool's folder.
+A rollout step is measured once for each number of problems, group size, completion length and vocabulary, in its own
+process, after a step that is not counted. The filter runs on generated pools (pool_of_rollouts.py), and its whole
+process is measured. Start-up is the time of `rloop-fit` until `--help` ends, and until the first rollout is in the
+pool's folder.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def run(options: Options) -> Result:
 
 
 def grown(base: Task, size: Size, options: Options) -> Iterator[tuple[str, int, Task, Size]]:
-    """What grows, to how much, and the task and model that it gives; all else stays as it is."""
+    """Yields the growing size, its value, and the resulting task and model. All other sizes stay fixed."""
     points: dict[str, tuple[int, ...]] = {"vocabulary": (100,)}
     if not options.toy:
         points = {
@@ -82,7 +82,7 @@ def grown(base: Task, size: Size, options: Options) -> Iterator[tuple[str, int, 
 
 
 def _base(options: Options) -> tuple[Task, str]:
-    """What every size grows from; completions all reach the limit."""
+    """The task and model that sizes grow from. All completions reach the limit."""
     task = random_task("", options)
     task = replace(task, problems_per_step=min(16, task.problems_per_step))
     return task, options.sizes_or(cpu=("0.86M",), cuda=("0.5B",))[0]
@@ -110,7 +110,7 @@ def _steps(options: Options, work: Path) -> tuple[list[list[str]], list[dict[str
 
 
 def _filters(options: Options, work: Path) -> tuple[list[list[str]], list[dict[str, Any]]]:
-    """The filter on pools of growing size; a larger pool is the smaller one and more."""
+    """The filter on growing pools. A larger pool extends the smaller one."""
     pool = RolloutPool(work / "pool")
     rows, raw = [], []
     for rollouts in sorted(
@@ -127,7 +127,7 @@ def _filters(options: Options, work: Path) -> tuple[list[list[str]], list[dict[s
 
 
 def _start_up(options: Options, work: Path) -> dict[str, list[float]]:
-    """Seconds of each start, by what it went on to."""
+    """Seconds of each start, by its end point."""
     times: dict[str, list[float]] = {"rloop-fit --help": [], "to the first rollout": []}
     sizes = {"problems_per_step": 1, "rollouts_per_problem": 2, "max_new_tokens": 1}
     for _ in range(options.rounds):
@@ -146,10 +146,10 @@ def _start_up(options: Options, work: Path) -> dict[str, list[float]]:
 
 
 def _output(command: list[str]) -> str:
-    """What a command prints.
+    """The standard output of a command.
 
     Raises:
-        RuntimeError: it failed; the message shows what it said.
+        RuntimeError: the command failed; the message shows its error output.
     """
     done = subprocess.run(command, cwd=ROOT, env=side_environment(), capture_output=True, text=True, check=False)
     if done.returncode:
@@ -158,7 +158,7 @@ def _output(command: list[str]) -> str:
 
 
 def main() -> None:
-    """Filter the pool of a folder; prints what it took as JSON."""
+    """Filter the pool in a folder, and print time and memory as JSON."""
     started = time.perf_counter()
     stats = build_expert_set(RolloutPool(Path(sys.argv[1])), Path(sys.argv[2]), FilterConfig(), seed=0)
     found = {"seconds": time.perf_counter() - started, "peak_bytes": peak_bytes("cpu")}

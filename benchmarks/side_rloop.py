@@ -1,9 +1,9 @@
 """Our side of a comparison: `rloop-fit` with a gate in its training loop.
 
-    python -m benchmarks.side_rloop --policy.model FOLDER ...       what `rloop-fit` takes
+    python -m benchmarks.side_rloop --policy.model FOLDER ...       the options of `rloop-fit`
 
-The run is the one of `rloop-fit`, part for part: parsed, prepared and run by the same calls. The gate is one more
-callback. Parts of a step are watched from outside, and only in the steps that ask for it.
+The run is exactly that of `rloop-fit`: parsed, prepared and run by the same calls. The gate is an additional callback.
+The parts of a step are measured from outside, and only in steps that request it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rloop_lightning.types import RolloutStep
 
 
 class GateCallback(L.Callback):
-    """Passes the gate at the end of each rollout step; the next one is generated behind it."""
+    """Passes the gate at the end of each rollout step. The next step is generated after it."""
 
     def __init__(self, gate: Gate) -> None:
         self.gate = gate
@@ -51,13 +51,13 @@ class GateCallback(L.Callback):
 
 
 def watch_parts(gate: Gate, engine: RolloutEngine, reward: Reward) -> None:
-    """Have the gate's clock tell the parts of a step apart."""
+    """Make the gate's clock measure the parts of a step."""
     clock = gate.parts
     clock.watch(type(engine), "generate", "generate")
     clock.watch(type(reward), "__call__", "reward")
     clock.watch(Policy, "logprobs", lambda: "forward" if torch.is_grad_enabled() else "old logprobs")
     clock.watch(PolicyModule, "manual_backward", "backward")
-    clock.watch(LightningOptimizer, "step", "optimizer")  # with the gradient's norm and clipping
+    clock.watch(LightningOptimizer, "step", "optimizer")  # includes the gradient's norm and clipping
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
     python -m benchmarks.side_trl '{"model": ..., "data": ..., "data_settings": ..., "config": {...}}'
 
-The same weights, problems and reward as ours. Weights are float32 and `bf16` is TRL's own mixed precision.
+Weights, problems and reward are the same as on our side. Weights are float32, and `bf16` is TRL's own mixed precision.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rloop_lightning.rewards.base import Reward
 
 
 class GateCallback(TrainerCallback):
-    """Passes the gate at the end of each rollout step, which is `updates` of TRL's steps."""
+    """Passes the gate at the end of each rollout step, which consists of `updates` steps of TRL."""
 
     def __init__(self, gate: Gate, updates: int, trainer: GRPOTrainer) -> None:
         self.gate = gate
@@ -49,7 +49,7 @@ class GateCallback(TrainerCallback):
 
 
 def make_trainer(request: dict[str, Any], gate: Gate | None) -> GRPOTrainer:
-    """The trainer of a request, ready to train; without a gate it trains at once."""
+    """The trainer for a request. Without a gate it trains without waiting."""
     source: ProblemSource = find_class("data", request["data"], ProblemSource)(**request["data_settings"])
     reward: Reward = find_class("rewards", source.reward, Reward)()
     problems = {problem.id: problem for problem in source.train()}

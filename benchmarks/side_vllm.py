@@ -1,7 +1,7 @@
-"""vLLM's side of generate_vs_hf.py, run by an interpreter that has vLLM and need not have this project.
+"""vLLM's side of generate_vs_hf.py. Its interpreter has vLLM and does not need this project.
 
-One argument, a JSON object: model, dtype, device, prompts (token ids), rollouts, max_new_tokens, stop_token_ids. For
-each line on stdin it generates once and answers with a line of JSON: seconds and lengths.
+The only argument is a JSON object: model, dtype, device, prompts (token ids), rollouts, max_new_tokens, stop_token_ids.
+For each line on stdin, the script generates once and answers with a line of JSON: seconds and lengths.
 """
 
 import json
@@ -13,7 +13,7 @@ SETTINGS = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
-    "TORCHDYNAMO_DISABLE": "1",  # or the logprobs compile on first use
+    "TORCHDYNAMO_DISABLE": "1",  # otherwise the logprobs compile on first use
 }
 CPU_CACHE_BYTES = 256 << 20
 
@@ -32,17 +32,17 @@ def main() -> None:
         max_model_len=max(map(len, request["prompts"])) + request["max_new_tokens"],
         skip_tokenizer_init=True,
         logprobs_mode="processed_logprobs",
-        enforce_eager=on_cpu,  # compiling takes half a minute, a training loop's every start
+        enforce_eager=on_cpu,  # compiling takes half a minute at every start of a training loop
         **({"kv_cache_memory_bytes": CPU_CACHE_BYTES} if on_cpu else {"gpu_memory_utilization": 0.5}),
     )
     prompts = [{"prompt_token_ids": ids} for ids in request["prompts"]]
     for _ in sys.stdin:
         sampling = [
-            SamplingParams(  # without a seed, with which the CPU build can't cut a long batch of prompts in two
+            SamplingParams(  # without a seed: with one, the CPU build can't split a long batch of prompts
                 n=request["rollouts"],
                 max_tokens=request["max_new_tokens"],
                 temperature=1.0,
-                logprobs=0,  # the sampled token's, as ours gives it
+                logprobs=0,  # the sampled token's logprob, as in ours
                 ignore_eos=True,
                 stop_token_ids=request["stop_token_ids"],
                 detokenize=False,

@@ -1,11 +1,11 @@
-"""A DAPO rollout step of ours against the same step of TRL's GRPOTrainer.
+"""Compares a DAPO rollout step of ours with the same step of TRL's GRPOTrainer.
 
-Both sides get the same weights, problems, reward, rollouts, token limit, optimizer and number of optimizer steps.
-Each is first tried with all of its settings for the device (task.py); the fastest of each then take turns, A B A B, one
-rollout step at a time, each in a process of its own. Their first steps are not counted. Memory is the process's peak,
-on a GPU the peak of what tensors take there.
+Both sides have the same weights, problems, reward, rollouts, token limit, optimizer and number of optimizer steps. Each
+side first runs with all of its settings for the device (task.py). Then the fastest settings of both sides take turns,
+one rollout step at a time, each in its own process. Their first steps are not counted. Memory is the peak of the
+process; on a GPU, the peak of tensors there.
 
-`same_learning` measures whether both learn the same.
+`same_learning` checks that both learn the same.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from benchmarks.options import Options
 from benchmarks.report import Result, Table, size_text
 from benchmarks.task import OURS, TRL, Task, trl_request, variants
 
-_TRIED_STEPS = 3  # with all settings; the first is not counted
-_PART_STEPS = 3  # whose parts are told apart, behind the timed ones
+_TRIED_STEPS = 3  # steps per setting; the first is not counted
+_PART_STEPS = 3  # steps whose parts are measured, after the timed ones
 _LENGTHS_DIFFER = 0.02
 _BARS = {"0.86M": 4.0, "11.5M": 8.0, "30M-32k": 5.0}
-"""How many times faster than TRL a step must be on two CPU cores."""
+"""Required speed-up of a step over TRL on two CPU cores."""
 _MEMORY_BAR = 1 / 3
 _SPEED_COLUMNS = (
     "model", "ours", "seconds", "TRL", "seconds", "times faster", "mean length, tokens", "peak memory", "ours of TRL's"
@@ -64,7 +64,7 @@ def run(options: Options) -> Result:
 
 
 def random_task(model: str, options: Options) -> Task:
-    """The task on random prompts, at the size that the options ask for."""
+    """The task on random prompts, at the size given by the options."""
     prompts: dict[str, Any] = {"data": "benchmarks.models.RandomPrompts", "data_settings": {"count": 512}}
     if options.toy:
         return Task(model, **prompts, problems_per_step=2, rollouts_per_problem=4, max_new_tokens=8)
@@ -82,7 +82,7 @@ def open_side(which: str, variant: str, task: Task, options: Options, steps: int
 
 
 def _compare(task: Task, options: Options, work: Path) -> dict[str, Any]:
-    """Try all settings of both sides, then let the fastest take turns."""
+    """Try all settings of both sides, then measure the fastest in turns."""
     tried: list[tuple[str, str, StepReport]] = []
     for which, settings in (("ours", OURS), ("TRL", TRL)):
         names = variants(settings, options)
@@ -132,7 +132,7 @@ def _speed_row(name: str, measured: Mapping[str, Any]) -> list[str]:
 
 
 def _share_cells(steps: Sequence[StepReport]) -> list[str]:
-    """Each part's share of a step, and that of the rest; medians over the steps."""
+    """Each part's share of a step, and the share of the rest, as medians over the steps."""
     shares = [statistics.median(step.parts.get(part, 0.0) / step.seconds for step in steps) for part in _PARTS]
     rest = statistics.median(1 - sum(step.parts.values()) / step.seconds for step in steps)
     return [f"{share:.1%}" for share in [*shares, rest]]
@@ -148,7 +148,7 @@ def _settings_text(device: str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """For JSON."""
+    """The value as plain JSON types."""
     if isinstance(value, StepReport):
         return asdict(value)
     if isinstance(value, Mapping):

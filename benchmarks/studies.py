@@ -1,9 +1,9 @@
-"""What runs of `rloop-fit` come to, over seeds: what the studies are made of.
+"""Runs `rloop-fit` over variants and seeds, and reads the outcomes, for the studies.
 
     outcomes = run_all({"dapo": ["--algo", "dapo"]}, common, seeds=3, folder=work)
-    outcomes["dapo"][0].gain        # of test pass@1, with the first seed
+    outcomes["dapo"][0].gain        # gain of test pass@1 with the first seed
 
-A run is a process of its own, on one thread. One that is complete in the folder is not run again.
+Each run is a separate process on one thread. A run that is complete in the folder is not repeated.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ _LOG_TAIL_CHARACTERS = 3000
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run of one round came to, on the set `test`.
+    """The outcome of a run of one round, on the set `test`.
 
     Args:
         before: pass@1 of the base policy.
-        after: pass@1 of the policy at the end.
-        stderr: standard error over problems of the larger of the two errors.
+        after: pass@1 of the final policy.
+        stderr: the larger of both standard errors over problems.
         pass_at_most: pass@k before and after, at the largest k.
-        metrics: of its training steps, by name, in their order; a step that lacks one is left out.
-        seconds: of generation and updates.
+        metrics: values of each training metric, step by step; steps without the metric are skipped.
+        seconds: time of generation and updates.
     """
 
     before: float
@@ -49,12 +49,13 @@ class Outcome:
 def run_all(
     variants: Mapping[str, Sequence[str]], common: Sequence[str], *, seeds: int, folder: Path
 ) -> dict[str, list[Outcome]]:
-    """Each variant's outcomes, seed by seed; seeds are the outer loop, so that an end before the end is of use.
+    """Each variant's outcomes, by seed. Seeds are the outer loop, so that an interrupted study is useful.
 
     Args:
-        variants: flags by name.
+        variants: flags by name of the variant.
         common: flags of all runs.
-        folder: for run folders and logs.
+        seeds: runs per variant.
+        folder: folder for run folders and logs.
     """
     outcomes: dict[str, list[Outcome]] = {name: [] for name in variants}
     for seed in range(seeds):
@@ -70,7 +71,7 @@ def run_all(
 
 
 def read_outcome(out: Path) -> Outcome:
-    """The outcome of a run folder, from its metrics.csv."""
+    """Read the outcome of a run folder from its metrics.csv."""
     rows = read_metrics(out / "metrics.csv")
     base, *_, last = [row for row in rows if row["phase"] == "evaluate"]
     steps = [row for row in rows if row["phase"] == "explore"]

@@ -1,6 +1,6 @@
-"""What both sides of a comparison do, in one place: as flags of `rloop-fit`, and as settings of TRL's GRPOTrainer.
+"""The task of both sides of a comparison, as flags of `rloop-fit` and as settings of TRL's GRPOTrainer.
 
-`OURS` and `TRL` hold what a side is free to choose, its fastest settings for a device. All else is the task's.
+`OURS` and `TRL` hold the settings that a side may choose: its fastest ones for a device. `Task` fixes all others.
 """
 
 from __future__ import annotations
@@ -40,23 +40,23 @@ TRL: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "bf16, in 32 pieces": {"bf16": True, "pieces": 32},
     },
 }
-"""By device and variant: precision, and in how many pieces a mini-batch goes through the model."""
+"""By device and variant: precision, and the number of pieces in which a mini-batch passes through the model."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """Training steps that any trainer can do.
+    """A training task that any trainer can do.
 
     Args:
-        model: Hugging Face folder, or `countdown` for the policy that the package carries.
+        model: Hugging Face folder, or `countdown` for the embedded policy.
         data: class path or short name of the problem set.
-        data_settings: its arguments.
-        problems_per_step: groups of a rollout step.
-        rollouts_per_problem: rollouts of a group.
+        data_settings: arguments of the problem set.
+        problems_per_step: groups per rollout step.
+        rollouts_per_problem: rollouts per group.
         max_new_tokens: completion length limit, tokens.
-        updates_per_step: optimizer steps on the rollouts of a step.
-        lr: learning rate, constant.
-        seed: of everything random.
+        updates_per_step: optimizer steps per rollout step.
+        lr: constant learning rate.
+        seed: seed of all randomness.
     """
 
     model: str
@@ -74,7 +74,7 @@ class Task:
         return self.problems_per_step * self.rollouts_per_problem
 
     def shared_text(self) -> str:
-        """What holds for all sides, for a table's notes."""
+        """The settings of all sides, for a table's notes."""
         return (
             f"{self.problems_per_step} problems x {self.rollouts_per_problem} rollouts, at most {self.max_new_tokens} "
             f"new tokens, {self.updates_per_step} optimizer step(s) a rollout step, lr {self.lr:g} constant, "
@@ -82,14 +82,14 @@ class Task:
         )
 
     def rloop_flags(self, device: str, chosen: Mapping[str, Any], steps: int, out: Path) -> list[str]:
-        """The command line of `rloop-fit` for `steps` rollout steps: exploration alone, no checkpoint."""
+        """The command line of `rloop-fit` for `steps` rollout steps: exploration only, without checkpoints."""
         flags = {
             "policy.model": self.model,
             "data": self.data,
             **{f"data.{name}": value for name, value in self.data_settings.items()},
             "engine.max_new_tokens": self.max_new_tokens,
             "algo": "dapo",
-            "algo.dynamic_sampling": "false",  # TRL has none: both train on all that they generate
+            "algo.dynamic_sampling": "false",  # TRL has none, so both train on all rollouts
             "algo.updates_per_step": self.updates_per_step,
             "algo.lr": self.lr,
             "algo.warmup_steps": 0,
@@ -132,7 +132,7 @@ class Task:
             "weight_decay": 0.01,
             "max_grad_norm": 1.0,
             "bf16": chosen["bf16"],
-            "gradient_checkpointing": False,  # it would save memory for time
+            "gradient_checkpointing": False,  # it would trade time for memory
             "use_cpu": device == "cpu",
             "dataloader_pin_memory": device == "cuda",
             "save_strategy": "no",
@@ -144,12 +144,12 @@ class Task:
 
 
 def trl_request(task: Task, chosen: Mapping[str, Any], device: str, steps: int, out: Path) -> dict[str, Any]:
-    """What side_trl.py reads."""
+    """The request that side_trl.py reads."""
     config = task.trl_settings(device, chosen, steps, out)
     return {"model": task.model, "data": task.data, "data_settings": dict(task.data_settings), "config": config}
 
 
 def variants(settings: Mapping[str, Mapping[str, Any]], options: Options) -> list[str]:
-    """The names of `OURS` or `TRL` for the device; at toy size, the first."""
+    """The variants of `OURS` or `TRL` for the device; at toy size, only the first."""
     names = list(settings[options.device])
     return names[:1] if options.toy else names

@@ -1,6 +1,7 @@
-"""What ends a run before its plan does: faults of which the message says what to do, and signals.
+"""Exceptions that end a run early: faults, whose message says what to do, and signals.
 
-A signal is no error, and what catches errors must not catch it: `Stopped` is a `BaseException`, as KeyboardInterrupt.
+A signal is not an error, and handlers of errors must not catch it. `Stopped` is therefore a `BaseException`, like
+KeyboardInterrupt.
 """
 
 from __future__ import annotations
@@ -9,22 +10,22 @@ import signal
 
 
 class RunFault(RuntimeError):
-    """A fault during a run. Its message names file or flag and says what to do; the command's exit code is 1."""
+    """A fault during a run. Its message names the file or flag and says what to do. The command's exit code is 1."""
 
 
 class DamagedError(RunFault):
-    """A file does not hold what was written to it."""
+    """A file's content is not what was written to it."""
 
 
 class StateError(ValueError):
-    """A run can't be resumed, as nothing is left that says where it stands; the command's exit code is 2."""
+    """A run can't be resumed, because no readable state of it is left. The command's exit code is 2."""
 
 
 class Stopped(BaseException):
     """A signal ends the run.
 
     Args:
-        number: of the signal.
+        number: the signal's number.
         saved: what was saved last, for the message.
     """
 
@@ -35,5 +36,5 @@ class Stopped(BaseException):
 
     @property
     def exit_code(self) -> int:
-        """As shells count: 130 after Ctrl-C, 143 after SIGTERM."""
+        """128 plus the signal's number, as in shells: 130 for Ctrl-C, 143 for SIGTERM."""
         return 128 + self.number

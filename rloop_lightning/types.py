@@ -1,4 +1,4 @@
-"""The data that flows through the trainer, as frozen dataclasses; every shape is stated here.
+"""The data that flows through the trainer, as frozen dataclasses with their shapes.
 
     Problem -> engine -> Rollout -> reward -> Group -> RolloutBatch -> loss
 
@@ -26,8 +26,8 @@ class Problem:
     Args:
         id: unique inside a problem set, the same in every run.
         prompt: the text that the policy sees, template applied.
-        answer: the gold answer, as the reward reads it.
-        metadata: whatever else the reward needs.
+        answer: the gold answer, in the form that the reward parses.
+        metadata: anything else that the reward needs.
     """
 
     id: str
@@ -38,16 +38,16 @@ class Problem:
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How completions are drawn.
+    """How completions are sampled.
 
     Args:
-        max_new_tokens: completion length limit, tokens; a completion cut there has finish reason `length`.
+        max_new_tokens: completion length limit, tokens; a completion truncated there has finish reason `length`.
         temperature: divides the logits; 0 is greedy.
         top_k: keep the k most likely tokens; 0 keeps all.
         top_p: keep the smallest set of tokens whose probability reaches p; 1 keeps all.
         seed: the same seed, weights and engine give the same rollouts.
-        report_routed_experts: whether rollouts come with the experts they were computed with, where routing replay R3
-            wants those; an evaluation, which does not train on them, saves the memory.
+        report_routed_experts: whether rollouts carry the experts that computed them, if routing replay R3 needs them.
+            An evaluation sets this to false, which saves memory.
     """
 
     max_new_tokens: int
@@ -60,21 +60,19 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class Rollout:
-    """One sampled completion of a problem. `reward` and `success` are set once it was checked."""
+    """One sampled completion of a problem. `reward` and `success` are set once the reward has scored it."""
 
     problem_id: str
     prompt_ids: np.ndarray  # [S] int64
-    completion_ids: np.ndarray  # [T] int64, the stop token included
-    sampling_logprobs: np.ndarray  # [T] float32, nats, under the distribution that was sampled from
-    text: str  # the completion, decoded, without special tokens
+    completion_ids: np.ndarray  # [T] int64, including the stop token
+    sampling_logprobs: np.ndarray  # [T] float32, nats, under the sampling distribution
+    text: str  # the decoded completion, without special tokens
     finish_reason: FinishReason
     reward: float = float("nan")
     success: bool = False
-    reward_parts: Mapping[str, float] = field(default_factory=dict)  # by name, what a combined reward is made of
-    replayed: bool = False  # drawn from a pool: its ratio is taken against the sampling logprobs it was recorded with
-    routed_experts: np.ndarray | None = (
-        None  # [S + T - 1, layers, top_k] uint8 or int16, those that the engine computed with
-    )
+    reward_parts: Mapping[str, float] = field(default_factory=dict)  # the parts of a combined reward, by name
+    replayed: bool = False  # drawn from a pool: its ratio uses the recorded sampling logprobs
+    routed_experts: np.ndarray | None = None  # [S + T - 1, layers, top_k] uint8 or int16, the engine's experts
 
     @property
     def length(self) -> int:
@@ -84,12 +82,12 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Scored:
-    """What a reward gives for one completion.
+    """A reward's result for one completion.
 
     Args:
-        reward: what advantages are made of; any real number.
-        success: whether the answer is right: what dynamic sampling, the filter and pass@k look at, and nothing else.
-        parts: by name, the rewards that a combined one is made of, before their weights; each is logged apart.
+        reward: any real number; advantages are computed from it.
+        success: whether the answer is right. Dynamic sampling, the filter and pass@k use only this.
+        parts: the parts of a combined reward by name, before weighting; each is logged separately.
     """
 
     reward: float
@@ -99,7 +97,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Group:
-    """The G rollouts of one problem in one rollout step, and those of an earlier one that are replayed with them."""
+    """The G rollouts of one problem in one rollout step, plus any rollouts replayed from earlier steps."""
 
     problem: Problem
     rollouts: tuple[Rollout, ...]
@@ -113,27 +111,26 @@ class Group:
 class RolloutBatch:
     """Rollouts as padded tensors, B first in every field.
 
-    Rows are right-padded: in a causal model no completion token sees the padding behind it, so no attention mask is
-    needed.
+    Rows are right-padded. No attention mask is needed, because in a causal model no token attends to later padding.
     """
 
     input_ids: Tensor  # [B, L] int64, prompt and completion
-    prompts: Tensor  # [B] int64, rows of equal number have the same prompt
+    prompts: Tensor  # [B] int64; rows with equal numbers have the same prompt
     prompt_lengths: Tensor  # [B] int64, tokens
     completion_lengths: Tensor  # [B] int64, tokens
-    sampling_logprobs: Tensor  # [B, T] float32, nats, 0 behind the completion
-    loss_mask: Tensor  # [B, T] bool, the completion tokens that carry loss
+    sampling_logprobs: Tensor  # [B, T] float32, nats, 0 after the completion
+    loss_mask: Tensor  # [B, T] bool, the loss tokens
     advantages: Tensor  # [B] float32
-    replayed: Tensor  # [B] bool, rows from a pool
-    rows: Tensor  # [B] int64, which of the training step's rollouts each row is
-    groups: Tensor | None = None  # [B] int64, rows of equal number are of one group
-    rewards: Tensor | None = None  # [B] float64, shaped, what the advantages came from
+    replayed: Tensor  # [B] bool, rows replayed from a pool
+    rows: Tensor  # [B] int64, index of each row among the training step's rollouts
+    groups: Tensor | None = None  # [B] int64; rows with equal numbers are of one group
+    rewards: Tensor | None = None  # [B] float64, shaped; the advantages are computed from these
     old_logprobs: Tensor | None = None  # [B, T] float32, nats
     temperature: float = 1.0
-    max_new_tokens: int = 0  # completion length limit that they were sampled with
-    routed_experts: Tensor | None = None  # [B, L, layers, top_k] uint8 or int16, to replay; not of a row's last token
+    max_new_tokens: int = 0  # completion length limit of the sampling
+    routed_experts: Tensor | None = None  # [B, L, layers, top_k] uint8 or int16, to replay; none for a row's last token
     old_routed_experts: Tensor | None = (
-        None  # [B, L, layers, top_k], the old policy's own choice, where it isn't `experts`
+        None  # [B, L, layers, top_k], the old policy's own choice, if it is not `routed_experts`
     )
 
     def __len__(self) -> int:
@@ -141,12 +138,12 @@ class RolloutBatch:
 
     @property
     def lengths(self) -> Tensor:
-        """Prompt and completion, tokens [B]."""
+        """Length of prompt and completion, tokens [B]."""
         return self.prompt_lengths + self.completion_lengths
 
     @property
     def completion_mask(self) -> Tensor:
-        """Where a completion token stands [B, T]; `loss_mask` is this one less what carries no loss."""
+        """True at completion tokens [B, T]. `loss_mask` is this mask without the tokens that carry no loss."""
         positions = torch.arange(self.loss_mask.shape[1], device=self.loss_mask.device)
         return positions < self.completion_lengths[:, None]
 
@@ -160,7 +157,7 @@ class RolloutBatch:
         return replace(self, **moved)
 
     def recorded_or(self, logprobs: Tensor) -> Tensor:
-        """Old logprobs [B, T] from those of the generating policy: replayed rows keep what they were recorded with."""
+        """Old logprobs [B, T]: `logprobs` of the generating policy, but the recorded ones for replayed rows."""
         return torch.where(self.replayed[:, None], self.sampling_logprobs, logprobs)
 
     def select(self, rows: Tensor) -> Self:
@@ -176,10 +173,10 @@ class RolloutBatch:
         return replace(self, **chosen)
 
     def micro_batches(self, max_tokens: int) -> Iterator[tuple[Tensor, Self]]:
-        """Row numbers and rows, longest first, in pieces of at most `max_tokens` padded tokens.
+        """Row numbers and rows, longest first, in micro-batches of at most `max_tokens` padded tokens.
 
-        Rows of like length stand together, so that little padding is computed. A row longer than `max_tokens` comes
-        alone.
+        Rows of similar length are grouped, so that little padding is computed. A row longer than `max_tokens` is a
+        micro-batch of its own.
         """
         order = torch.argsort(self.lengths, descending=True, stable=True)
         lengths = self.lengths[order].tolist()
@@ -192,13 +189,13 @@ class RolloutBatch:
 
 @dataclass(frozen=True)
 class RolloutStep:
-    """What one rollout step generated, and the batch that it trains on."""
+    """The groups that one rollout step generated, and the batch that it trains on."""
 
     index: int  # rollout step inside the phase, from 0
-    groups: tuple[Group, ...]  # every group that was generated, those that dynamic sampling dropped included
+    groups: tuple[Group, ...]  # every generated group, including those that dynamic sampling dropped
     batch: RolloutBatch
     metrics: Mapping[str, float]
-    rollouts: tuple[Rollout, ...] = ()  # those of the batch, in its order
+    rollouts: tuple[Rollout, ...] = ()  # the batch's rollouts, in its order
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """The same step with its batch on `device`."""
@@ -207,7 +204,7 @@ class RolloutStep:
 
 @dataclass(frozen=True)
 class TokenScores:
-    """What the policy says of a batch's completion tokens; 0 behind the completion."""
+    """The policy's logprobs and entropy at a batch's completion tokens; 0 after the completion."""
 
     logprobs: Tensor  # [B, T] float32, nats, with gradients
     entropy: Tensor  # [B, T] float32, nats, detached
@@ -216,13 +213,15 @@ class TokenScores:
 
 @dataclass(frozen=True)
 class LossOutput:
-    """What a loss gives for a micro-batch: numbers of each token, [B, T], or of each row, [B, 1].
+    """A loss for a micro-batch: one number per token, [B, T], or per row, [B, 1].
 
-    The trainer masks and sums them, and divides by what is known of the whole mini-batch before its first micro-batch.
+    The trainer masks and sums the loss, and divides it by a count over the whole mini-batch that is known before the
+    first micro-batch.
 
     Args:
         loss: with gradients.
-        metrics: detached; means over the mini-batch's tokens in the loss come of them, or, of `..._max`, the largest.
+        metrics: detached. They are averaged over the mini-batch's loss tokens; of a name that ends in `_max`, the
+            maximum is taken.
     """
 
     loss: Tensor
@@ -231,7 +230,7 @@ class LossOutput:
 
 @dataclass(frozen=True)
 class PendingUpdate:
-    """An optimizer step that is about to be made: its mini-batch, and the loss of that, a scalar."""
+    """The next optimizer step: its mini-batch and its scalar loss."""
 
     batch: RolloutBatch
     loss: Tensor
@@ -245,14 +244,14 @@ def collate(
     temperature: float = 1.0,
     max_new_tokens: int = 0,
 ) -> RolloutBatch:
-    """Rollouts as one padded batch on the CPU, in their order.
+    """Pad rollouts into one batch on the CPU, in their order.
 
     Args:
-        rollouts: B rollouts, each of at least one completion token; all of them with experts, or none.
-        advantages: [B]; the weights, in maximum likelihood.
-        in_loss: [B], false masks a whole row; default all true.
-        temperature: that they were sampled with; logprobs are taken at the same one.
-        max_new_tokens: completion length limit that they were sampled with.
+        rollouts: B rollouts, each with at least one completion token. All of them carry routed experts, or none.
+        advantages: [B]; in maximum likelihood, the weights.
+        in_loss: [B]; false masks the whole row. The default is all true.
+        temperature: the sampling temperature; logprobs are computed at the same temperature.
+        max_new_tokens: completion length limit of the sampling.
     """
     rows = len(rollouts)
     prompt_lengths = torch.tensor([len(r.prompt_ids) for r in rollouts])
@@ -286,7 +285,7 @@ def collate(
 
 
 def _collate_routed_experts(rollouts: Sequence[Rollout], length: int) -> Tensor | None:
-    """The experts of rollouts as [B, L, layers, top_k], where they have any."""
+    """The routed experts of the rollouts [B, L, layers, top_k], or None."""
     recorded = [rollout.routed_experts for rollout in rollouts if rollout.routed_experts is not None]
     if not recorded:
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import sys
 import textwrap
 from functools import cache
@@ -100,3 +101,11 @@ def test_the_reward_and_the_settings_of_docs_rewards_run(tmp_path: Path, monkeyp
 def test_every_preset_is_mentioned_in_the_readme() -> None:
     readme = (ROOT / "README.md").read_text()
     assert [path.stem for path in preset_folder().glob("*.yaml") if path.stem not in readme] == []
+
+
+def test_the_picture_shows_the_rooms_of_the_package() -> None:
+    script = ROOT / "docs" / "images" / "architecture.py"
+    drawn = runpy.run_path(str(script))
+    folders = {path.parent.name for path in (ROOT / "rloop_lightning").glob("*/__init__.py")}
+    assert {room for row in drawn["ROOMS"] for room, _ in row} == folders
+    assert script.with_suffix(".svg").read_text() == drawn["picture"]()

@@ -1,7 +1,7 @@
-"""Problem sets, and the streams that phases train on.
+"""Problem sets: built-in problems, files and Hugging Face data sets.
 
-`--data` takes a name of `PROBLEM_SOURCES`, a class path, a file or folder (which means `files`), or the name of a
-Hugging Face data set (which means `hub`).
+`--data` takes a name from `PROBLEM_SOURCES`, a class path, a file or folder (source `files`), or the name of a Hugging
+Face data set (source `hub`).
 """
 
 PROBLEM_SOURCES = {

@@ -1,4 +1,4 @@
-"""What every source of problems gives: a training set and named evaluation sets."""
+"""The interface of problem sources: a training set and named evaluation sets."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from rloop_lightning.types import Problem
 
 
 class ProblemSource(ABC):
-    """Problem sets, the same in every run. Cheap to construct: problems are made or read when they are asked for.
+    """Problem sets, the same in every run. Construction is cheap: problems are generated or read on first use.
 
     Attributes:
-        reward: short name or class path of the reward that suits these problems, where the user names none.
-        max_prompt_tokens: problems whose prompt is longer, as the policy sees it, are left out; None keeps all.
-        skip_unreadable: whether problems are left out whose gold answer the reward can't read; else the run does not
-            begin with them. None where the user has no such choice.
+        reward: short name or class path of the default reward for these problems.
+        max_prompt_tokens: skip problems whose prompt, as the policy sees it, is longer; None keeps all.
+        skip_unreadable: true skips problems whose gold answer the reward can't read; false refuses to start a run with
+            them. None if the source has no such option.
     """
 
     reward = "math"
@@ -25,16 +25,16 @@ class ProblemSource(ABC):
 
     @abstractmethod
     def train(self) -> Sequence[Problem]:
-        """The problems to train on, ids unique."""
+        """The training set; ids are unique."""
 
     @abstractmethod
     def evaluation(self) -> Mapping[str, Sequence[Problem]]:
-        """Held-out sets by name; `validation`, where there is one, is what a policy may be selected on."""
+        """Held-out sets by name. Policies can be selected on the set `validation`, if there is one."""
 
     def render(self, problems: Sequence[Problem], tokenizer: Any) -> list[str]:
-        """The prompts as the policy sees them, special tokens included; here, what the problems hold already."""
+        """The prompts as the policy sees them, including special tokens. By default, the problems' own prompts."""
         return [problem.prompt for problem in problems]
 
     def notes(self) -> list[str]:
-        """What a run should say about the sets when it begins."""
+        """Notes on the sets that a run logs at its start."""
         return []

@@ -1,12 +1,12 @@
-"""The built-in countdown policy: how the model that ships in `rloop_lightning/assets/countdown-policy` is made.
+"""Trains the built-in countdown policy, which ships in `rloop_lightning/assets/countdown-policy`.
 
     python -m rloop_lightning.data.countdown_policy --out DIR
     python -m rloop_lightning.data.countdown_policy --out DIR --experts 8     # a mixture of experts, for studies
 
-A Qwen2-architecture model of 0.86 M parameters with a character tokenizer, fine-tuned by maximum likelihood on random
-derivations of problems that are in none of the sets of `Countdown`. It knows the form of a solution well and the search
-for one badly: some of its samples are right, for most problems, and by many derivations. That is the policy that
-reinforcement learning starts from.
+The policy is a Qwen2-architecture model of 0.86 M parameters with a character tokenizer. It is fine-tuned by maximum
+likelihood on random derivations of problems that are in none of the sets of `Countdown`. It has learned the form of a
+solution well, but not the search for one: for most problems some of its samples are right, by many derivations. That
+makes it a starting point for reinforcement learning.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ PAD, EOS, UNK, BOX = "<pad>", "<eos>", "<unk>", r"\boxed{"
 _CHARACTERS = "0123456789+-*/()=;: }"
 CONTEXT_TOKENS = 256
 _WIDE = Family(counts=(4, 5), max_number=20, max_target=200)
-_WIDE_EVERY = 5  # one example in five is of the wide family, so that the policy has a chance on the set `ood`
+_WIDE_EVERY = 5  # one example in five is of the wide family, so that the policy can solve some problems of `ood`
 
 
 def make_tokenizer() -> Qwen2Tokenizer:
-    """One token per character, and one for `\\boxed{`. What it encodes it decodes to the same text.
+    """One token per character, and one for `\\boxed{`. Decoding restores the encoded text.
 
-    `AutoTokenizer` reads the tokenizer of a Qwen2 model as Qwen's byte-level BPE, whatever its folder says, so that is
-    what this one is, without merges. Characters that the vocabulary lacks are left out.
+    `AutoTokenizer` loads the tokenizer of any Qwen2 model as Qwen's byte-level BPE, whatever its folder declares. This
+    tokenizer is therefore a byte-level BPE without merges. Characters outside the vocabulary are dropped.
     """
     vocabulary = {token: i for i, token in enumerate((PAD, EOS, UNK, *_CHARACTERS.replace(" ", "\u0120"), BOX))}
     tokenizer = Qwen2Tokenizer(
@@ -63,8 +63,8 @@ def make_model(tokenizer: Qwen2Tokenizer, experts: int = 0) -> PreTrainedModel:
     """The untrained model, float32, weights drawn from torch's global generator.
 
     Args:
-        experts: of each layer, two of which compute a token, in a Qwen3-MoE model of 0.6 M parameters with 8 of them; 0
-            is the dense Qwen2 model.
+        experts: experts per layer of a Qwen3-MoE model, two of which compute each token; with 8 experts it has 0.6 M
+            parameters. 0 makes the dense Qwen2 model.
     """
     common: dict[str, Any] = {
         "vocab_size": len(tokenizer),
@@ -92,7 +92,7 @@ def make_model(tokenizer: Qwen2Tokenizer, experts: int = 0) -> PreTrainedModel:
 
 
 def solutions(seed: int, family: Family) -> Iterator[Solution]:
-    """Endless solutions of problems that `Countdown` deals to no set."""
+    """An endless stream of solutions of problems that are in no set of `Countdown`."""
     rng = random.Random(f"countdown policy {seed}")
     while True:
         solution = draw_solution(rng, family)
@@ -101,7 +101,7 @@ def solutions(seed: int, family: Family) -> Iterator[Solution]:
 
 
 def make_batch(tokenizer: Qwen2Tokenizer, examples: list[Solution]) -> tuple[Tensor, Tensor]:
-    """Inputs and labels [B, L]: right-padded; the prompt and the padding carry no loss (-100), the end token does."""
+    """Right-padded inputs and labels [B, L]. Prompt and padding carry no loss (-100); the end token does."""
     prompts = tokenizer([example.problem.prompt for example in examples])["input_ids"]
     completions = tokenizer([example.text for example in examples])["input_ids"]
     lengths = [len(prompt) + len(text) + 1 for prompt, text in zip(prompts, completions, strict=True)]
@@ -127,7 +127,7 @@ def train(
     model.train()
     loss = float("nan")
     for step in range(steps):
-        # Sorted by length and cut in two, a batch has little padding; the sums over both parts make one gradient.
+        # Sorting by length and splitting in two reduces padding. The gradient is that of the whole batch.
         examples = sorted(
             (next(wide if i % _WIDE_EVERY == 0 else stream) for i in range(batch_size)), key=lambda e: len(e.text)
         )
@@ -168,16 +168,16 @@ def _model_card(arguments: argparse.Namespace, loss: float) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Trains the policy and saves it as a Hugging Face folder."""
+    """Train the policy and save it as a Hugging Face folder."""
     parser = argparse.ArgumentParser(
-        description="Make the built-in countdown policy.", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        description="Train the built-in countdown policy.", formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--steps", type=int, default=1000, help="optimizer steps")
     parser.add_argument("--batch-size", type=int, default=64, help="solutions per optimizer step, at least 2")
-    parser.add_argument("--lr", type=float, default=2e-3, help="highest learning rate of AdamW")
-    parser.add_argument("--experts", type=int, default=0, help="experts of each layer, at least 2; 0 is a dense model")
-    parser.add_argument("--seed", type=int, default=0, help="of weights and data")
+    parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate of AdamW")
+    parser.add_argument("--experts", type=int, default=0, help="experts per layer, at least 2; 0 makes a dense model")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights and data")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; their number changes the last bits")
     arguments = parser.parse_args(argv)
     if arguments.steps < 1 or arguments.batch_size < 2 or arguments.lr <= 0 or arguments.threads < 1:

@@ -9,13 +9,13 @@ from rloop_lightning.data.read import Origin, ReadProblems
 
 
 class HubProblems(ReadProblems):
-    """Problems in a Hugging Face data set, read by the package `datasets`; no code of the data set is run.
+    """Problems in a Hugging Face data set, read by the package `datasets`. The data set's code is never run.
 
     Args:
         dataset: `organisation/name`, or a folder in the hub's layout.
-        config: which of the data set's configurations; null is its default.
-        split: the split to train on; null takes `train`, or the only one there is.
-        revision: a branch, tag or commit; null is the newest.
+        config: the data set's configuration; null takes its default.
+        split: the split to train on; null takes `train`, or the only split.
+        revision: a branch, tag or commit; null takes the newest.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
-"""Rows of Hugging Face data sets, through the package `datasets`, which is imported when one is read.
+"""Rows of Hugging Face data sets, read by the package `datasets`, which is imported on first use.
 
     NAME[@REVISION][:CONFIG[:SPLIT]]       openai/gsm8k:main:test
 
-No code of a data set is ever run: `datasets` reads its data files alone.
+A data set's code is never run: `datasets` reads only its data files.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class HubName:
 
     Args:
         dataset: `organisation/name`, or a folder.
-        config: None takes the default one.
-        split: None takes the only one, or the one that `usual_split` names.
+        config: None takes the default configuration.
+        split: None takes the only split, or the one that `usual_split` names.
         revision: a branch, tag or commit.
         usual_split: `train` for a training set, `test` for an evaluation set.
     """
@@ -47,7 +47,7 @@ class HubName:
 
 
 def parse_hub_name(spec: str, usual_split: str) -> HubName | None:
-    """The data set that a name means; None where it can't be one."""
+    """Parse the name of a data set; None if it can't be one."""
     found = _SPEC.fullmatch(spec)
     if found is None:
         return None
@@ -66,7 +66,7 @@ def hub_rows(name: HubName) -> Iterator[Row | BadRow]:
 
 
 class _LoadError(Exception):
-    """A data set that can't be loaded; says why and what to do."""
+    """A data set can't be loaded. The message says why and what to do."""
 
 
 def _load(name: HubName) -> tuple[str, Any]:
@@ -74,15 +74,15 @@ def _load(name: HubName) -> tuple[str, Any]:
     try:
         import datasets
     except ImportError as error:
-        raise _LoadError("needs the package datasets: pip install 'rloop-lightning[hub]'") from error
+        raise _LoadError("needs the package datasets: pip install datasets") from error
     datasets.disable_progress_bars()
     local = Path(name.dataset).exists()
     offline = "" if local or hub_answers() else f" ({unreachable_hub()})"
     if offline:
-        datasets.config.HF_HUB_OFFLINE = True  # its own switch: without it, half a minute of vain attempts
+        datasets.config.HF_HUB_OFFLINE = True  # otherwise `datasets` retries for half a minute
     try:
         loaded = datasets.load_dataset(name.dataset, name.config, split=name.split, revision=name.revision)
-    except Exception as error:  # whatever the hub's client, the network and the parsers of formats raise
+    except Exception as error:  # the hub's client, the network and the format parsers raise many types
         reason = str(error).strip().partition("\n")[0]
         neither = "" if local else "; no file or folder has that name either"
         raise _LoadError(f"can't be loaded: {reason or type(error).__name__}{offline}{neither}") from error
@@ -92,6 +92,6 @@ def _load(name: HubName) -> tuple[str, Any]:
         if split not in loaded:
             raise _LoadError(f"has no split {split!r}, it has {', '.join(loaded)}; name one of them")
         loaded = loaded[split]
-    media = (datasets.Image, datasets.Audio)  # decoding them takes time and further packages
+    media = (datasets.Image, datasets.Audio)  # decoding them takes time and extra packages
     loaded = loaded.remove_columns([key for key, kind in loaded.features.items() if isinstance(kind, media)])
     return split, loaded

@@ -1,9 +1,9 @@
-"""How known problem sets are laid out: which fields hold the problem and the gold answer, and how that is read.
+"""Layouts of published problem sets: which fields hold the problem and the gold answer, and how to extract it.
 
     --data.preset gsm8k
 
-A preset names fields in the order of preference and takes the first that a row has, since the same set is published in
-several layouts. `any_gold` reads what the others don't know.
+A preset lists fields in order of preference, because the same set is published in several layouts. The first field that
+a row has is used. `any_gold` extracts a gold answer of unknown layout.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Extract = Callable[[str], "str | None"]
-"""The gold answer in a field's text; None where there is none to be read."""
+"""Extracts the gold answer from a field's text; None if it contains none."""
 
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
@@ -28,7 +28,7 @@ _DAPO_PROMPT = re.compile(
 
 
 def verbatim(text: str) -> str | None:
-    """The text itself, without space and one pair of dollars around it."""
+    """The text itself, without surrounding whitespace and one surrounding pair of dollars."""
     text = text.strip()
     if len(text) > 2 and text[0] == text[-1] == "$" and "$" not in text[1:-1]:
         text = text[1:-1].strip()
@@ -36,20 +36,20 @@ def verbatim(text: str) -> str | None:
 
 
 def after_hashes(text: str) -> str | None:
-    r"""What stands behind the last `####`, as in `#### 1,234`, thousands separators left out."""
+    r"""The text after the last `####`, as in `#### 1,234`, without thousands separators."""
     _, hashes, answer = text.rpartition("####")
     return answer.strip().replace(",", "") or None if hashes else None
 
 
 def hashes_or_number(text: str) -> str | None:
-    """What stands behind `####`; where there is none, the whole text, if it is a number."""
+    """The text after `####`; without `####`, the whole text if it is a number."""
     if "####" in text:
         return after_hashes(text)
     return text.strip().replace(",", "") if _NUMBER.fullmatch(text.strip()) else None
 
 
 def last_box(text: str) -> str | None:
-    r"""What stands in the last `\boxed{}` or `\fbox{}`, `\boxed 5` included; None where its braces don't balance."""
+    r"""The content of the last `\boxed{}`, `\fbox{}` or `\boxed 5`; None if its braces don't balance."""
     boxes = list(_BOX.finditer(text))
     if not boxes:
         return None
@@ -66,19 +66,19 @@ def last_box(text: str) -> str | None:
 
 
 def any_gold(text: str) -> str | None:
-    """The last box where there is one, else what stands behind `####`, else the whole text."""
+    """The last box, else the text after `####`, else the whole text."""
     if _BOX.search(text):
         return last_box(text)
     return after_hashes(text) if "####" in text else verbatim(text)
 
 
 def box_or_hashes(text: str) -> str | None:
-    """For a worked solution: the last box, or what stands behind `####`; a text with neither has no answer."""
+    """For a worked solution: the last box, else the text after `####`, else None."""
     return last_box(text) if _BOX.search(text) else after_hashes(text)
 
 
 def bare_dapo_problem(text: str) -> str:
-    """A DAPO-Math prompt without the instruction around the problem, which asks for another answer format."""
+    """A DAPO-Math prompt without its instruction, which asks for another answer format."""
     found = _DAPO_PROMPT.fullmatch(text)
     return found["problem"].strip() if found else text
 
@@ -92,12 +92,12 @@ class Preset:
     """The layout of a problem set.
 
     Args:
-        about: what it is and where it is published, for the documentation.
-        problem_fields: where the problem may stand, the first that a row has is taken; `prompt[0].content` goes inside.
-        answers: where the gold answer may stand, and how it is read from there.
-        id_fields: where the id may stand; without one, a problem is named by its file and row.
-        clean: makes the problem of what stands in its field.
-        repeats: the published set holds its rows many times over; identical ones are left out and counted.
+        about: what the set is and where it is published, for the documentation.
+        problem_fields: fields that may hold the problem, in order of preference; `prompt[0].content` is a nested field.
+        answers: fields that may hold the gold answer, and how to extract it from each.
+        id_fields: fields that may hold the id; without one, a problem is named by its file and row.
+        clean: turns the field's text into the problem.
+        repeats: whether the published set repeats its rows; identical rows are then skipped and counted.
     """
 
     about: str
@@ -157,7 +157,7 @@ PRESETS: Mapping[str, Preset] = {
 
 
 def look_up(row: Mapping[str, Any], path: str) -> Any:
-    """The value of a field, nested ones as `reward_model.ground_truth` or `prompt[0].content`.
+    """The value of a field, which may be nested: `reward_model.ground_truth`, `prompt[0].content`.
 
     Raises:
         KeyError: the row has no such field.
@@ -176,12 +176,12 @@ def look_up(row: Mapping[str, Any], path: str) -> Any:
 
 
 def gold_text(value: Any, extract: Extract) -> str | None:
-    """The gold answer in a field's value: text, a number, or a list of them, whose answers are joined by commas."""
+    """Extract the gold answer from a field's value: text, a number, or a list of these, joined by commas."""
     if isinstance(value, (list, tuple)):
         answers = [gold_text(item, extract) for item in value]
         return ", ".join(answer for answer in answers if answer) if answers and all(answers) else None
     if isinstance(value, float) and value.is_integer():
-        value = int(value)  # what CSV and Parquet make of 33
+        value = int(value)  # CSV and Parquet may turn 33 into 33.0
     if isinstance(value, bool) or value != value or not isinstance(value, (str, int, float)):
         return None
     return extract(value if isinstance(value, str) else repr(value))

@@ -1,4 +1,4 @@
-"""From rows to problems, with everything that is wrong with them, in one pass.
+"""Turns rows into problems and collects all faults, in one pass.
 
 found = read_set("train", rows, layout)
 found.problems, found.faults(), found.unreadable_golds
@@ -15,18 +15,18 @@ from rloop_lightning.data.rows import BadRow, Row
 from rloop_lightning.system.terminal import one_line
 from rloop_lightning.types import Problem
 
-_SHOWN = 5  # places or ids that a message names, of all that it is about
+_SHOWN = 5  # places or ids that a message names
 
-_INSIDE = "--data.problem_field goes inside a row, as prompt[0].content does"
+_INSIDE = "--data.problem_field can name a nested field, such as prompt[0].content"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a set's fields are: a preset, and what the user says instead.
+    """The layout of a set: a preset, and the fields that the user sets instead.
 
     Args:
-        metadata_fields: kept in `Problem.metadata` for a reward that reads them.
-        skip_unreadable: leave out a problem whose gold answer can't be read, instead of refusing the set.
+        metadata_fields: fields that are kept in `Problem.metadata` for the reward.
+        skip_unreadable: skip a problem whose gold answer can't be read, instead of refusing the set.
     """
 
     preset: Preset
@@ -53,19 +53,19 @@ class Layout:
 
 @dataclass
 class ProblemSet:
-    """What was read of a set: its problems, and what is wrong with it.
+    """The problems of a set, and its faults.
 
     Args:
         name: `train` or the name of the evaluation set.
-        source: the file, folder or data set that it came from.
-        rows: rows that were read, good or bad.
-        repeats: identical rows that were left out, as the preset expects.
-        bad_rows: place and reason, in one text, of what is no row or holds no text.
-        missing: places of the rows without a field, by what is missing.
+        source: the file, folder or data set that the set was read from.
+        rows: number of rows, good and bad.
+        repeats: number of identical rows that were skipped, as the preset expects.
+        bad_rows: place and reason, as one text, of each row that can't be read or holds no text.
+        missing: places of the rows that lack a field, by field.
         unreadable_golds: ids of the problems whose gold answer can't be read.
-        duplicate_ids: ids that stand for several problems.
-        skips_unreadable: whether those were left out on the user's word.
-        fields: those of the first row.
+        duplicate_ids: ids of several problems.
+        skips_unreadable: whether the user asked to skip problems with unreadable gold answers.
+        fields: the fields of the first row.
     """
 
     name: str
@@ -81,7 +81,7 @@ class ProblemSet:
     fields: tuple[str, ...] = ()
 
     def faults(self) -> list[str]:
-        """What is wrong, one message each, naming places or ids."""
+        """One message per fault, naming places or ids."""
         return [f"{one_line(self.source, limit=200)}: {fault}" for fault in self._faults()]
 
     def _faults(self) -> Iterator[str]:
@@ -93,20 +93,20 @@ class ProblemSet:
             yield f"{_rows(len(places))} without {what}: {_some(places)}; the fields of the first row are {has}"
         if self.duplicate_ids:
             ids = list(dict.fromkeys(self.duplicate_ids))
-            yield f"ids must be unique; these stand for several problems: {_some(ids)}; take another --data.id_field"
+            yield f"ids must be unique; these stand for several problems: {_some(ids)}; choose another --data.id_field"
         if self.unreadable_golds and not self.skips_unreadable:
             yield (
-                f"no gold answer can be read for {_some(self.unreadable_golds)}; mend them, take another "
-                "--data.answer_field or --data.preset, or leave them out by --data.skip_unreadable true"
+                f"no gold answer can be read for {_some(self.unreadable_golds)}; fix them, choose another "
+                "--data.answer_field or --data.preset, or skip them with --data.skip_unreadable true"
             )
         if not self.rows:
             yield "the set is empty"
         elif not self.problems and not any((self.bad_rows, self.missing)) and self.skips_unreadable:
-            yield "the set is empty: no problem has a gold answer that can be read"
+            yield "the set is empty: no problem has a readable gold answer"
 
 
 def read_set(name: str, source: str, rows: Iterable[Row | BadRow], layout: Layout) -> ProblemSet:
-    """All problems of a set. Raises nothing on what rows hold: see `ProblemSet.faults`."""
+    """Read all problems of a set. Bad rows don't raise: see `ProblemSet.faults`."""
     found = ProblemSet(name, source, skips_unreadable=layout.skip_unreadable)
     seen: dict[str, Problem] = {}
     for row in rows:
@@ -129,7 +129,7 @@ def read_set(name: str, source: str, rows: Iterable[Row | BadRow], layout: Layou
 
 
 def _read_problem(row: Row, layout: Layout, found: ProblemSet) -> Problem | None:
-    """The row as a problem whose prompt is the bare statement; None, with the reason noted, where it is none."""
+    """The row as a problem whose prompt is the bare statement; None, with the reason noted, if it is not one."""
     statement = _first(row, layout.problem_fields)
     golds = [(value, read) for name, read in layout.answers.items() if (value := _first(row, (name,))) is not None]
     wanted = {"problem": (statement is not None, layout.problem_fields), "answer": (bool(golds), tuple(layout.answers))}
@@ -147,7 +147,7 @@ def _read_problem(row: Row, layout: Layout, found: ProblemSet) -> Problem | None
     name = row.place if identity is None else str(identity)
     wrong = {
         "the problem is empty": not statement.strip(),
-        "the problem is no valid Unicode, it holds lone surrogates": not _is_text(statement),
+        "the problem is not valid Unicode: it contains lone surrogates": not _is_text(statement),
         "the id must be text or an integer": isinstance(identity, (bool, list, dict)) or not _is_text(name),
     }
     if any(wrong.values()):
@@ -163,7 +163,7 @@ def _read_problem(row: Row, layout: Layout, found: ProblemSet) -> Problem | None
 
 
 def _first(row: Row, names: Sequence[str]) -> Any:
-    """The value of the first field that the row has, and that is not null."""
+    """The first value among the named fields that is present and not null."""
     for name in names:
         try:
             value = look_up(row.values, name)

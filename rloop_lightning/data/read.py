@@ -1,4 +1,4 @@
-"""Problem sets that are read, from files or from the hub: what `--data PATH` and `--data NAME` have in common."""
+"""Problem sets that are read from files or the hub: the common base of `--data PATH` and `--data NAME`."""
 
 from __future__ import annotations
 
@@ -31,31 +31,31 @@ class FileRows:
 
 
 Origin = FileRows | HubName
-"""Where the rows of a set come from."""
+"""The source of a set's rows."""
 
 
 class ReadProblems(ProblemSource):
-    """Problem sets in files or on the hub, whose rows hold a problem and a gold answer.
+    """Problem sets in files or on the hub; each row holds a problem and a gold answer.
 
     Args:
         preset: the layout of a known problem set: auto, gsm8k, math (MATH-500 too), dapo-math, aime (2024 and 2025),
-            minerva-math, omni-math or olympiad-bench; `auto` looks for the usual field names.
-        problem_field: the field that holds the problem, instead of the preset's; `prompt[0].content` goes inside.
+            minerva-math, omni-math or olympiad-bench; `auto` tries the usual field names.
+        problem_field: the field that holds the problem, instead of the preset's; `prompt[0].content` is a nested field.
         answer_field: the field that holds the gold answer, instead of the preset's.
         id_field: the field that holds the id, instead of the preset's; rows without an id are named by their place.
-        metadata_fields: further fields that a reward of your own reads from `Problem.metadata`.
-        skip_unreadable: leave out, and count, problems whose gold answer can't be read, from its field or by the
-            reward, instead of refusing the set.
-        eval: evaluation sets, files or hub names (NAME[@REVISION][:CONFIG[:SPLIT]]): one, a list, or `{name: where}`;
-            in the layout of the training set unless `eval_presets` says otherwise.
+        metadata_fields: additional fields for your own reward, in `Problem.metadata`.
+        skip_unreadable: skip and count problems whose gold answer can't be read, from its field or by the reward,
+            instead of refusing the set.
+        eval: evaluation sets, as files or hub names (NAME[@REVISION][:CONFIG[:SPLIT]]): one, a list, or
+            `{name: where}`. They have the layout of the training set unless `eval_presets` names another.
         eval_presets: presets of evaluation sets, `{name: preset}`.
-        validation_size: problems of the training set that become the evaluation set `validation` instead; the same
-            ones whatever their order.
-        max_prompt_tokens: problems whose prompt is longer, template included, are left out and counted; null keeps all.
-        instruction: stands behind each problem; empty is none.
-        system_prompt: the system message, or the first lines without a chat template; empty is none.
-        template: the prompt, with {problem} in it, instead of the tokenizer's chat template; null takes that, or a
-            plain template where the tokenizer has none.
+        validation_size: move this many problems from the training set to the evaluation set `validation`. The choice
+            does not depend on their order.
+        max_prompt_tokens: skip and count problems whose prompt, template included, is longer; null keeps all.
+        instruction: text after each problem; empty for none.
+        system_prompt: the system message, or the first lines if there is no chat template; empty for none.
+        template: the prompt, containing {problem}, instead of the tokenizer's chat template; null uses the chat
+            template, or a plain template if the tokenizer has none.
     """
 
     def __init__(
@@ -92,11 +92,11 @@ class ReadProblems(ProblemSource):
 
     @abstractmethod
     def origin(self, wrong: list[str]) -> Origin:
-        """Where the training set is; what is wrong with that is added to `wrong`."""
+        """The source of the training set. Faults are appended to `wrong`."""
 
     @cached_property
     def sets(self) -> Mapping[str, ProblemSet]:
-        """`train` and the evaluation sets as they are in their files, with what is wrong with them."""
+        """`train` and the evaluation sets as read, with their faults."""
         return {name: read_set(name, str(at), _rows(at), self._layout(name)) for name, at in self._origins.items()}
 
     def train(self) -> Sequence[Problem]:
@@ -125,7 +125,7 @@ class ReadProblems(ProblemSource):
 
     @cached_property
     def _sound(self) -> Mapping[str, Sequence[Problem]]:
-        """All sets, once nothing is wrong with any of them."""
+        """All sets. Raises ValueError with all faults if there are any."""
         flags = {name: "--data" if name == "train" else f"--data.eval {name}:" for name in self.sets}
         wrong = [f"{flags[name]} {fault}" for name, found in self.sets.items() for fault in found.faults()]
         size = len(self.sets["train"].problems)
@@ -170,7 +170,7 @@ class ReadProblems(ProblemSource):
 
 
 def file_origin(path: str, flag: str, wrong: list[str]) -> FileRows:
-    """The file or folder of that name; what is wrong with it is added to `wrong`."""
+    """The file or folder of that name. Faults are appended to `wrong`."""
     origin = FileRows(Path(path).expanduser())
     try:
         files_of(origin.path)
@@ -180,7 +180,7 @@ def file_origin(path: str, flag: str, wrong: list[str]) -> FileRows:
 
 
 def _evaluation_origins(given: dict[str, str] | list[str] | str | None, wrong: list[str]) -> dict[str, Origin]:
-    """The evaluation sets by name; those without one are named after their file or data set."""
+    """The evaluation sets by name. A set without a name is named after its file or data set."""
     if not isinstance(given, dict):
         places = [given] if isinstance(given, str) else given or []
         given = {}
@@ -205,5 +205,5 @@ def _rows(origin: Origin) -> Iterable[Row | BadRow]:
 
 
 def _rank(problem: Problem) -> bytes:
-    """A problem's place in an order that depends on its id alone."""
+    """A problem's rank in an order that depends only on its id."""
     return hashlib.blake2b(problem.id.encode(), digest_size=16).digest()

@@ -1,7 +1,7 @@
 """Problem sets without the problems whose gold answer the reward can't read.
 
-readable(source, reward.unusable, flag)      the source without them, where the user wants that
-refusals(faults, flag, skips)                what is said of them else
+readable(source, reward.unusable, flag)      the source without these problems, if the user wants that
+refusals(faults, flag, skips)                otherwise, the error messages
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from rloop_lightning.data.base import ProblemSource
 from rloop_lightning.system.terminal import one_line
 from rloop_lightning.types import Problem
 
-_SHOWN = 5  # problems that a message names, of all that it is about
+_SHOWN = 5  # problems that a message names
 
 Unusable = Callable[[Sequence[Problem]], Mapping[str, str]]
-"""By its id, what is wrong with each problem that a reward can't use."""
+"""Returns, by problem id, why a reward can't use the problem."""
 
 
 class ReadableProblems(ProblemSource):
-    """The sets of a source, less some problems; all else is the source's.
+    """The sets of a source without some problems.
 
     Args:
-        source: where the problems come from.
-        left_out: by set, the ids of the problems that are not in it any more.
+        source: the source; everything else is delegated to it.
+        left_out: by set, the ids of the problems to leave out.
     """
 
     def __init__(self, source: ProblemSource, left_out: Mapping[str, Mapping[str, str]]) -> None:
@@ -55,10 +55,12 @@ class ReadableProblems(ProblemSource):
 
 
 def readable(source: ProblemSource, unusable: Unusable, flag: str) -> tuple[ProblemSource, list[str]]:
-    """The source without what the reward can't read, where the user wants that, and else what is wrong with it.
+    """The source and its faults. If the user wants to skip unreadable problems, the source comes without them.
 
     Args:
-        flag: how messages name the reward.
+        source: the problem sets.
+        unusable: the reward's check.
+        flag: the reward's name in messages.
     """
     sets = {"train": source.train(), **source.evaluation()}
     faults = {name: unusable(problems) for name, problems in sets.items()}
@@ -74,12 +76,13 @@ def readable(source: ProblemSource, unusable: Unusable, flag: str) -> tuple[Prob
 def refusals(
     faults: Mapping[str, Mapping[str, str]], flag: str, skips: bool | None, *, shown: int = _SHOWN
 ) -> list[str]:
-    """What is said of problems that the reward can't read, and what to do about them.
+    """Error messages for problems that the reward can't read, with advice.
 
     Args:
-        faults: by set, what is wrong with its problems.
+        faults: by set and problem id, the fault.
+        flag: the reward's name in messages.
         skips: the source's `skip_unreadable`.
-        shown: problems of a set that are named.
+        shown: number of problems that are named per set.
     """
     lines = []
     for name, found in faults.items():
@@ -87,8 +90,8 @@ def refusals(
         lines += [f"{where} {one_line(id)}: {one_line(why, limit=300)}" for id, why in list(found.items())[:shown]]
         if len(found) > shown:
             lines.append(f"{where} {len(found) - shown:,} more messages like these")
-    option = "" if skips is None else ", or leave them out by --data.skip_unreadable true"
-    return [*lines, f"{flag} can't read these gold answers; mend them{option}"] if lines else []
+    option = "" if skips is None else ", or skip them with --data.skip_unreadable true"
+    return [*lines, f"{flag} can't read these gold answers; fix them{option}"] if lines else []
 
 
 def _some(ids: Sequence[str]) -> str:

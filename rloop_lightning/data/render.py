@@ -1,9 +1,9 @@
-"""From problems to the prompts that the policy sees.
+"""Renders problems as prompts.
 
-    prompt_texts(problems, tokenizer, ...)     chat template or template string
-    rendered(source, tokenizer)                all sets of a source, those left out that are too long
+    prompt_texts(problems, tokenizer, ...)     by chat template or template string
+    rendered(source, tokenizer)                all sets of a source, without the problems that are too long
 
-A problem's text is data: nothing in it is read as a template, and none of it becomes a special token.
+A problem's text is data: it is never read as a template, and no part of it becomes a special token.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ PLACE = "{problem}"
 
 
 class RenderedProblems(ProblemSource):
-    """Problem sets whose prompts are what the policy sees.
+    """Problem sets with their final prompts, as the policy sees them.
 
     Args:
         train: the training set.
         evaluation: the evaluation sets.
-        left_out: by set, the number of problems that were longer than the limit.
-        overlap: by evaluation set, the number of its problems that are in the training set, too.
-        notes: of the source.
+        left_out: by set, the number of problems that exceeded the length limit.
+        overlap: by evaluation set, the number of its problems that are also in the training set.
+        notes: the source's notes.
     """
 
     def __init__(
@@ -67,10 +67,10 @@ class RenderedProblems(ProblemSource):
 
 
 def rendered(source: ProblemSource, tokenizer: Any) -> RenderedProblems:
-    """All sets of a source as the policy will see them.
+    """Render all sets of a source as the policy will see them.
 
     Raises:
-        ValueError: the tokenizer's chat template refuses the messages, or a set has no problem within the limit.
+        ValueError: the tokenizer's chat template refuses the messages, or a set has no problem within the length limit.
     """
     if isinstance(source, RenderedProblems):
         return source
@@ -92,12 +92,12 @@ def rendered(source: ProblemSource, tokenizer: Any) -> RenderedProblems:
 
 
 def token_count(prompt: str, tokenizer: Any) -> int:
-    """Tokens of a rendered prompt, counted as `Policy.encode` encodes it."""
+    """Length of a rendered prompt, tokens, encoded as in `Policy.encode`."""
     return len(tokenizer.encode(prompt, add_special_tokens=False))
 
 
 def overlap_count(train: Sequence[Problem], evaluation: Sequence[Problem]) -> int:
-    """How many problems of an evaluation set are in the training set, by their normalised text."""
+    """Number of an evaluation set's problems that are also in the training set, compared by normalised text."""
     known = {normalised(problem.prompt) for problem in train}
     return sum(normalised(problem.prompt) in known for problem in evaluation)
 
@@ -105,13 +105,15 @@ def overlap_count(train: Sequence[Problem], evaluation: Sequence[Problem]) -> in
 def prompt_texts(
     statements: Sequence[str], tokenizer: Any, *, system_prompt: str, instruction: str, template: str | None
 ) -> list[str]:
-    """Statements of problems as prompts.
+    """Render problem statements as prompts.
 
     Args:
-        system_prompt: stands before everything; empty is none.
-        instruction: stands behind each statement; empty is none.
-        template: text with `{problem}` in it; None takes the tokenizer's chat template, or `DEFAULT_TEMPLATE` where it
-            has none. Nothing else in it has a meaning, so that `\\boxed{}` can stand there.
+        statements: the texts of the problems.
+        tokenizer: supplies the chat template and the special tokens.
+        system_prompt: text before everything else; empty for none.
+        instruction: text after each statement; empty for none.
+        template: text that contains `{problem}`; None uses the tokenizer's chat template, or `DEFAULT_TEMPLATE` if it
+            has none. Nothing else in a template has a meaning, so it may contain `\\boxed{}`.
 
     Raises:
         ValueError: the chat template refuses the messages.
@@ -145,7 +147,7 @@ def _chat_prompt(text: str, tokenizer: Any, system_prompt: str) -> str:
 
 
 def _start_token(tokenizer: Any) -> str:
-    """The token that the tokenizer puts before every text by itself: chat templates hold it, a template string not."""
+    """The token that the tokenizer prepends to every text. Chat templates contain it; template strings don't."""
     start = getattr(tokenizer, "bos_token_id", None)
     if start is None or tokenizer.encode("a")[:1] != [start]:
         return ""
@@ -153,7 +155,7 @@ def _start_token(tokenizer: Any) -> str:
 
 
 def _special_tokens(tokenizer: Any) -> re.Pattern[str] | None:
-    """Whatever the tokenizer would read as a special token."""
+    """A pattern for everything that the tokenizer would read as a special token."""
     added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
     special = {token for token in (*added, *tokenizer.all_special_tokens) if len(token) > 1}
     if not special:
@@ -162,5 +164,5 @@ def _special_tokens(tokenizer: Any) -> re.Pattern[str] | None:
 
 
 def _without_special_tokens(text: str, special: re.Pattern[str] | None) -> str:
-    """The text with a space inside everything that would become a special token and end the user's turn, say."""
+    """Insert a space into everything that would become a special token, which could end the user's turn."""
     return text if special is None else special.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)

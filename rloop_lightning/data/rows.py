@@ -1,7 +1,7 @@
-"""Rows of JSONL, JSON, CSV and Parquet files, each with the place that it came from.
+"""Rows of JSONL, JSON, CSV and Parquet files, each with its place in the file.
 
-Rows are read one by one. What can't be read becomes a `BadRow` with its place and reason, so that one pass finds all
-that is wrong with a file.
+Rows are read one by one. A row that can't be read becomes a `BadRow` with its place and reason, so one pass finds all
+faults of a file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _PARQUET_ROWS_AT_ONCE = 1024
 
 @dataclass(frozen=True)
 class Row:
-    """A row and where it stands: `file.jsonl:3` is line 3, `file.parquet[2]` the third row."""
+    """A row and its place: `file.jsonl:3` is line 3, `file.parquet[2]` is the third row."""
 
     place: str
     values: Mapping[str, Any]
@@ -29,23 +29,23 @@ class Row:
 
 @dataclass(frozen=True)
 class BadRow:
-    """What stands at a place and is no row; the place is empty where it is the whole set."""
+    """A place without a readable row, and the reason. The place is empty if the whole set can't be read."""
 
     place: str
     reason: str
 
 
 def looks_like_a_file(name: str) -> bool:
-    """Whether a name on the command line means a file or a folder, there or missing."""
+    """Whether a name on the command line means a file or folder, which may be missing."""
     rooted = name.startswith(("./", "../", "/", "~")) or name.endswith("/")
     return rooted or Path(name).suffix.lower() in SUFFIXES or Path(name).exists()
 
 
 def files_of(path: Path) -> list[Path]:
-    """The files that a path means: itself, or those in the folder, by name.
+    """The files at a path: the file itself, or those in the folder, sorted by name.
 
     Raises:
-        ValueError: nothing there can be read; says what there should be.
+        ValueError: there is no readable file; the message says what is expected.
     """
     known = ", ".join(SUFFIXES)
     if path.is_dir():
@@ -83,7 +83,7 @@ def _jsonl(file: Path) -> Iterator[Row | BadRow]:
                 yield BadRow(place, f"not UTF-8: byte {line[error.start]:#04x} at column {error.start + 1}")
             except json.JSONDecodeError as error:
                 yield BadRow(place, f"not valid JSON: {error.msg} at column {error.colno}")
-            except (ValueError, RecursionError) as error:  # an integer of thousands of digits, thousands of brackets
+            except (ValueError, RecursionError) as error:  # integers with thousands of digits, deep nesting
                 yield BadRow(place, f"not readable as JSON: {error}")
             else:
                 yield _row(place, value)
@@ -120,7 +120,7 @@ def _csv(file: Path) -> Iterator[Row | BadRow]:
             for values in reader:
                 place = f"{file.name}:{reader.line_num}"
                 names = reader.fieldnames or []
-                extra: Any = values.get(None)  # DictReader's key for what is too much
+                extra: Any = values.get(None)  # DictReader's key for surplus cells
                 if extra is not None:
                     yield BadRow(place, f"{len(names) + len(extra)} cells, the header has {len(names)}")
                 else:

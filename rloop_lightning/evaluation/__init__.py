@@ -1,4 +1,4 @@
-"""What is measured of a policy and of its rollouts, as pure functions and as torchmetrics."""
+"""Metrics of a policy and its rollouts, as pure functions and as torchmetrics."""
 
 from rloop_lightning.evaluation.forgetting import forgetting_rate
 from rloop_lightning.evaluation.pass_at_k import PassAtK, pass_at_k

@@ -1,4 +1,4 @@
-"""Evaluation of a policy on named problem sets: pass@1 and unbiased pass@k, entropy, length."""
+"""Evaluates a policy on named problem sets: pass@1, unbiased pass@k, entropy, length."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from rloop_lightning.types import Problem
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """How policies are evaluated, between phases and inside them.
+    """How policies are evaluated, between phases and during explorations.
 
     Args:
-        every_n_steps: rollout steps between evaluations inside an exploration; 0 evaluates between phases only.
-        samples: rollouts of each problem.
-        k: the k of pass@k, each at most `samples`; pass@1 is always measured.
-        sets: evaluation sets that every policy is evaluated on between phases; null takes all that the data has.
-        sets_inside: those evaluated inside an exploration.
-        max_problems: the first so many problems of a set are used; 0 uses all.
+        every_n_steps: rollout steps between evaluations during an exploration; 0 evaluates between phases only.
+        samples: rollouts per problem.
+        k: the values of k for pass@k, each at most `samples`; pass@1 is always measured.
+        sets: evaluation sets between phases; null takes all sets of the data.
+        sets_inside: evaluation sets during an exploration; null takes `sets`.
+        max_problems: use only the first `max_problems` problems of a set; 0 uses all.
     """
 
     every_n_steps: int = 0
@@ -49,7 +49,7 @@ class EvaluationConfig:
 
 
 class Evaluator:
-    """Evaluates the current policy. The same seed every time, so that policies meet the same draws."""
+    """Evaluates the current policy. Every evaluation uses the same seed, so that policies are comparable."""
 
     def __init__(
         self, sampler: GroupSampler, sets: Mapping[str, Sequence[Problem]], config: EvaluationConfig, seed: int
@@ -60,8 +60,10 @@ class Evaluator:
         self.seed = seed
 
     def __call__(self, names: Sequence[str], cost: SamplingCost) -> dict[str, float]:
-        """Metrics of the named sets: `eval/SET/pass@K`, `.../entropy_nats`, `.../length_tokens`, and
-        `.../pass@1_stderr`, the standard error of pass@1 over problems (none where there is but one).
+        """Evaluate on the named sets.
+
+        Returns `eval/SET/pass@K`, `.../entropy_nats`, `.../length_tokens`, and `.../pass@1_stderr`, the standard error
+        of pass@1 over problems (absent for a set of one problem).
         """
         return {key: value for name in names for key, value in self._evaluate(name, cost).items()}
 
@@ -70,11 +72,11 @@ class Evaluator:
         sampling = self.sampler.engine.sampling(derive_seed(self.seed, "evaluate", name))
         sampling = replace(sampling, report_routed_experts=False)
         groups = self.sampler.sample(problems, self.config.samples, sampling, cost)
-        pass_at_k = PassAtK(sorted({1, *self.config.k}))  # pass@1 is what progress bars show and choices are made on
+        pass_at_k = PassAtK(sorted({1, *self.config.k}))  # progress bars and `--loop.select` use pass@1
         successes = torch.tensor([group.success_count for group in groups])
         pass_at_k.update(successes, self.config.samples)
         rollouts = [rollout for group in groups for rollout in group.rollouts]
-        # The mean surprise of sampled tokens estimates the entropy of the distribution that they were sampled from.
+        # The mean surprise of sampled tokens estimates the entropy of the sampling distribution.
         surprise = -np.concatenate([rollout.sampling_logprobs for rollout in rollouts]).mean(dtype=np.float64)
         metrics = {key: float(value) for key, value in pass_at_k.compute().items()}
         if len(groups) > 1:

@@ -1,4 +1,4 @@
-"""How much of what a policy could solve a later one can't: the forgetting rate between two evaluations."""
+"""The forgetting rate between two evaluations: the share of solved problems that a later policy fails."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from torch import Tensor
 def forgetting_rate(solved_before: Tensor, solved_after: Tensor) -> Tensor:
     """F(a -> b) = |solved at a, not at b| / |solved at a|, over a fixed problem set.
 
-    0 is nothing forgotten, 1 everything; what b solves beyond a does not count. NaN where a solved nothing.
+    0 means nothing was forgotten, 1 everything. Problems that only b solves don't count. NaN if a solved nothing.
 
-    Args: solved_before, solved_after [N] bool, problem by problem in the same order. Returns a scalar.
-    Raises ValueError when the two differ in length.
+    Args: solved_before, solved_after [N] bool, over the same problems in the same order. Returns a scalar.
+    Raises ValueError if the two differ in length.
     """
     if solved_before.shape != solved_after.shape:
         raise ValueError(

@@ -1,7 +1,7 @@
-"""pass@k: how likely one of k completions of a problem is a success, estimated from n >= k of them.
+"""pass@k: the probability that at least one of k completions of a problem is a success, estimated from n >= k.
 
 metric = PassAtK(ks=(1, 32))
-metric.update(successes, samples=64)  # successes [N]: how many of each problem's 64 completions succeeded
+metric.update(successes, samples=64)  # successes [N]: number of successes among each problem's 64 completions
 metric.compute()  # {"pass@1": ..., "pass@32": ...}
 """
 
@@ -19,10 +19,10 @@ def pass_at_k(successes: Tensor, samples: int, k: int) -> Tensor:
 
         1 - C(n - c, k) / C(n, k) = 1 - prod_{i = n-c+1 .. n} (1 - k / i)
 
-    It is 1 where n - c < k: the factor i = k is 0.
+    The estimate is 1 if n - c < k, because the factor i = k is 0.
 
-    Args: successes [N], c, whole numbers of 0 .. n; samples, n completions of each problem; k <= n.
-    Returns [N] float64. Raises ValueError when k or a count is out of range.
+    Args: successes [N], c, integers in 0 .. n; samples, n, completions per problem; k <= n.
+    Returns [N] float64. Raises ValueError if k or a count is out of range.
     """
     if not 1 <= k <= samples:
         raise ValueError(f"pass@{k} needs 1 <= k <= samples, got k = {k} and samples = {samples}")
@@ -34,12 +34,12 @@ def pass_at_k(successes: Tensor, samples: int, k: int) -> Tensor:
 
 
 class PassAtK(Metric):
-    """Mean pass@k over problems, for several k; problems may come in several updates and on several ranks.
+    """Mean pass@k over problems, for several k. Problems may arrive in several updates and on several ranks.
 
-    `compute` gives NaN before any problem came.
+    `compute` returns NaN before the first update.
 
     Args:
-        ks: the k to estimate; update needs at least as many samples a problem as the largest.
+        ks: the values of k. `update` needs at least as many samples per problem as the largest.
     """
 
     higher_is_better = True
@@ -56,12 +56,12 @@ class PassAtK(Metric):
         self.add_state("problems", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, successes: Tensor, samples: int) -> None:
-        """Add problems: successes [N] among `samples` completions each."""
+        """Add N problems: successes [N] among `samples` completions each."""
         estimates = [pass_at_k(successes, samples, k).sum() for k in self.ks]
         self.totals += torch.stack(estimates)
         self.problems += successes.numel()
 
     def compute(self) -> dict[str, Tensor]:
-        """`{"pass@1": mean over problems, ...}`, by rising k."""
+        """`{"pass@1": mean over problems, ...}`, in ascending order of k."""
         means = self.totals / self.problems
         return {f"pass@{k}": mean for k, mean in zip(self.ks, means.unbind(), strict=True)}

@@ -1,7 +1,7 @@
-"""How alike the rollouts of a problem are: mean Jaccard similarity of their token n-grams.
+"""Similarity of a problem's rollouts: mean Jaccard similarity of their token n-grams.
 
-Intra-step pairs are of one rollout step, inter-step pairs of two. RLoop (arXiv 2511.04285) reads from a low inter-step
-similarity that the policies of intermediate steps solve problems in different ways.
+Intra-step pairs are from one rollout step, inter-step pairs from two. RLoop (arXiv 2511.04285) concludes from a low
+inter-step similarity that the policies of intermediate steps solve problems in different ways.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Similarity:
-    """Mean Jaccard similarity over pairs of rollouts of the same problem, in [0, 1]; NaN where there is no pair."""
+    """Mean Jaccard similarity over pairs of rollouts of the same problem, in [0, 1]; NaN if there is no pair."""
 
     intra_step: float
     inter_step: float
-    intra_pairs: int  # that there are, compared or not
+    intra_pairs: int  # number of pairs, compared or not
     inter_pairs: int
 
 
@@ -35,8 +35,8 @@ def ngram_similarity(
 ) -> Similarity:
     """Similarity of R rollouts within and between rollout steps.
 
-    A problem with more than `max_pairs` pairs of a kind is estimated from so many of them, drawn at random, and weighs
-    as much as all of its pairs: the cost grows no faster than rollouts do. A completion of fewer than n tokens counts
+    A problem with more than `max_pairs` pairs of a kind is estimated from `max_pairs` random ones, and keeps the weight
+    of all its pairs. The cost is therefore linear in the number of rollouts. A completion of fewer than n tokens counts
     as one n-gram.
 
     Args:
@@ -45,7 +45,7 @@ def ngram_similarity(
         completions: R arrays of token ids.
         n: length of an n-gram, tokens.
         max_pairs: pairs compared per problem and kind.
-        seed: of the draw.
+        seed: seed of the random pairs.
     """
     rng = np.random.default_rng(seed)
     rows_of: dict[str, list[int]] = defaultdict(list)
@@ -65,14 +65,14 @@ def ngram_similarity(
 
 
 def jaccard(first: np.ndarray, second: np.ndarray) -> float:
-    """|A and B| / |A or B| of two sets, each an array without repeats; 1 when both are empty."""
+    """|A and B| / |A or B| of two sets, each an array without repeats; 1 if both are empty."""
     common = len(np.intersect1d(first, second, assume_unique=True))
     union = len(first) + len(second) - common
     return common / union if union else 1.0
 
 
 def _ngram_sets(completions: Sequence[np.ndarray], n: int) -> list[np.ndarray]:
-    """The n-grams of each completion as a set of numbers; the same n-gram has the same number in all of them."""
+    """The n-grams of each completion as a set of numbers. Equal n-grams have equal numbers in all sets."""
     windows = [_windows(np.asarray(ids, dtype=np.int64), n) for ids in completions]
     _, numbers = np.unique(np.concatenate(windows), axis=0, return_inverse=True)
     ends = np.cumsum([len(rows) for rows in windows])[:-1]
@@ -80,7 +80,7 @@ def _ngram_sets(completions: Sequence[np.ndarray], n: int) -> list[np.ndarray]:
 
 
 def _windows(ids: np.ndarray, n: int) -> np.ndarray:
-    """Every n tokens that follow each other, [T - n + 1, n]; a shorter completion is filled up with -1."""
+    """All runs of n consecutive tokens [T - n + 1, n]; a shorter completion is padded with -1."""
     if len(ids) < n:
         ids = np.concatenate([ids, np.full(n - len(ids), -1)])
     return np.lib.stride_tricks.sliding_window_view(ids, n)
@@ -90,15 +90,15 @@ Pairs = list[tuple[int, int]]
 
 
 class _Blocks:
-    """The rollouts of one problem sorted by rollout step: row numbers 0 .. R-1, in one block per step."""
+    """The rollouts of one problem, sorted by rollout step: rows 0 .. R-1, one block per step."""
 
     def __init__(self, steps: np.ndarray) -> None:
         _, starts, block, sizes = np.unique(steps, return_index=True, return_inverse=True, return_counts=True)
         self._ranges = [range(start, start + size) for start, size in zip(starts, sizes, strict=True)]
-        self._start, self._size = starts[block], sizes[block]  # [R], of the block that a row stands in
+        self._start, self._size = starts[block], sizes[block]  # [R], of each row's block
 
     def intra(self, rng: np.random.Generator, limit: int) -> tuple[int, Pairs]:
-        """The number of pairs inside blocks; and all of them, or `limit` drawn with replacement."""
+        """The number of pairs within blocks, and all of them, or `limit` drawn with replacement."""
         partners = self._size - 1
         count = int(partners.sum()) // 2
         if count <= limit:
@@ -109,7 +109,7 @@ class _Blocks:
         return count, list(zip(first, second, strict=True))
 
     def inter(self, rng: np.random.Generator, limit: int) -> tuple[int, Pairs]:
-        """The number of pairs across blocks; and all of them, or `limit` drawn with replacement."""
+        """The number of pairs across blocks, and all of them, or `limit` drawn with replacement."""
         partners = len(self._size) - self._size
         count = int(partners.sum()) // 2
         if count <= limit:
@@ -117,5 +117,5 @@ class _Blocks:
             return count, [pair for blocks in across for pair in itertools.product(*blocks)]
         first = rng.choice(len(partners), limit, p=partners / partners.sum())
         second = rng.integers(partners[first])
-        second += np.where(second >= self._start[first], self._size[first], 0)  # step over the row's own block
+        second += np.where(second >= self._start[first], self._size[first], 0)  # skip the row's own block
         return count, list(zip(first, second, strict=True))

@@ -1,6 +1,6 @@
 """The countdown reward: 1 if the last `\\boxed{}` uses each given number once and equals the target, else 0.
 
-The box alone counts; the steps before it are free. The rule on numbers is checked here, the value by math-verify.
+Only the box counts; the steps before it are not checked. This module checks the numbers, math-verify the value.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from rloop_lightning.types import Problem
 _LATEX_OPERATORS = ((r"\times", "*"), (r"\cdot", "*"), (r"\div", "/"))
 _ALLOWED = re.compile(r"[0-9+\-*/() ]*")
 _NUMBER = re.compile(r"[0-9]+")
-_CHARACTERS_PER_NUMBER = 40  # in a box: the number, an operator, and far more parentheses than it can need
+_CHARACTERS_PER_NUMBER = 40  # in a box: the number, an operator, and more parentheses than it can need
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 
 
 def _value(node: ast.AST) -> Fraction:
-    """The exact value of an arithmetic expression; ValueError for anything but + - * / of integers."""
+    """The exact value of an arithmetic expression. Raises ValueError for anything but + - * / of integers."""
     match node:
         case ast.Expression(body=body):
             return _value(body)
@@ -44,10 +44,10 @@ def _value(node: ast.AST) -> Fraction:
 
 
 def _can_be(expression: str, target: int) -> bool:
-    """Whether exact arithmetic gives the target.
+    """Whether the expression equals the target in exact arithmetic.
 
-    It also turns away what math-verify would read generously: `3(4)` and `3 4`, which it takes for the mixed number 7,
-    powers, floor division and leading zeros.
+    This also rejects what math-verify would accept: `3(4)` and `3 4`, which it reads as the mixed number 7, powers,
+    floor division and leading zeros.
     """
     try:
         return _value(ast.parse(expression, mode="eval")) == target
@@ -57,20 +57,20 @@ def _can_be(expression: str, target: int) -> bool:
 
 @cache
 def _math_verify() -> Callable[[str, int], bool]:
-    """math-verify as (expression, target) -> equal; imported on first use, since it brings sympy."""
+    """math-verify as (expression, target) -> equal. Imported on first use, because it imports sympy."""
     from math_verify import ExprExtractionConfig, parse, verify
     from sympy import Integer  # type: ignore[import-untyped]  # sympy ships no types
 
     for name in ("math_verify.parser", "math_verify.grader"):
-        # The warning asks for a time limit of our own; the bounded expression takes its place.
+        # The warning asks for a time limit. The bounded length of the expression replaces it.
         logging.getLogger(name).addFilter(lambda record: "Timeout is disabled" not in record.getMessage())
-    plain = [ExprExtractionConfig()]  # a sixth of the time that the LaTeX grammar takes
+    plain = [ExprExtractionConfig()]  # six times as fast as the LaTeX grammar
 
     def equal(expression: str, target: int) -> bool:
-        # The plain extractor can't begin at `((`, so the expression stands behind `0+`. math-verify's time limits work
-        # by signals, hence on the main thread only: they are off.
+        # The plain extractor can't start at `((`, so `0+` is prepended. math-verify's time limits use signals, which
+        # work only in the main thread, so they are off.
         parsed = parse("0+" + expression, plain, fallback_mode="no_fallback", parsing_timeout=None)
-        # Evaluated first, the comparison is of two integers and takes a tenth of the time.
+        # Evaluating first makes this a comparison of two integers, which is ten times as fast.
         return bool(verify(Integer(target), [tree.doit() for tree in parsed], timeout_seconds=None))
 
     return equal
@@ -82,10 +82,10 @@ def _equals(expression: str, target: int) -> bool:
 
 
 class CountdownReward(Reward):
-    """1.0 where the last box is an expression of + - * / that uses each number once and equals the target, else 0.0.
+    """1.0 if the last box is an expression of + - * / that uses each number once and equals the target, else 0.0.
 
-    Numbers stand in it as they were given: no other number, no leading zeros, no sign as part of a number, though a
-    value may be negated. `\\times`, `\\cdot` and `\\div` are read as operators.
+    The numbers must appear as given: no other number, no leading zeros, no sign as part of a number. A value may be
+    negated. `\\times`, `\\cdot` and `\\div` are read as operators.
     """
 
     def rewards(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:
@@ -112,12 +112,12 @@ class CountdownReward(Reward):
             return 0.0
         for latex, operator in _LATEX_OPERATORS:
             box = box.replace(latex, operator)
-        # The whitelist and the rule on numbers come first. What they let through is + - * / on the few known numbers,
-        # of bounded length: it can't grow large values as powers do, name anything, or keep math-verify busy.
+        # The whitelist and the check of the numbers come first. They accept only + - * / on the few known numbers, of
+        # bounded length. Such an expression has no large powers and no names, and math-verify handles it quickly.
         if not _ALLOWED.fullmatch(box) or "**" in box:
             return 0.0
         if sorted(_NUMBER.findall(box)) != sorted(map(str, numbers)):
             return 0.0
-        # Spaces are dropped, save between digits: there they must not make two numbers one.
+        # Drop spaces, except between digits: dropping those would join two numbers.
         expression = re.sub(r"(?<![0-9]) +| +(?![0-9])", "", box)
         return float(_equals(expression, int(problem.answer)))

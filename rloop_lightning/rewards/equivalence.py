@@ -1,8 +1,8 @@
-r"""Whether an answer means the same as the gold answer, by math-verify. Runs in workers, so nothing here imports torch.
+r"""Decides by math-verify whether an answer is equivalent to the gold answer. Runs in workers and imports no torch.
 
-An answer is text with its mathematics marked (`$...$`, `\(...\)`, `\boxed{...}`), or it is bare. math-verify reads
-bare text as a sentence, in which it looks for a number: `4, 12, 2` is 2 to it and `(x-2)(x+2)` nothing. So what is
-bare and no sentence is read as one formula, unless it is a single number.
+An answer is either text with marked mathematics (`$...$`, `\(...\)`, `\boxed{...}`) or bare text. math-verify treats
+bare text as a sentence and searches it for a number: it reads `4, 12, 2` as 2 and finds nothing in `(x-2)(x+2)`. This
+module therefore parses bare text that is not a sentence as one formula, unless it is a single number.
 """
 
 from __future__ import annotations
@@ -20,26 +20,27 @@ from sympy.core.random import seed as seed_sympy  # type: ignore[import-untyped]
 Verdict = Literal["right", "wrong", "unparsable"]
 
 for _name in ("math_verify.parser", "math_verify.grader"):
-    # They ask for a time limit, which the worker has, and quote what they can't read.
+    # They ask for a time limit, which the worker enforces, and log every text that they can't parse.
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 _MARKED = re.compile(r"(?<!\\)\$|\\boxed|\\\(|\\\[")
 _NUMBER = re.compile(r"-?(?:\d{1,3}(?:[ ,]\d{3})+(?:\.\d+)?|\d+(?:[.,]\d+)?|\.\d+)(?:\s*(?:%|[Pp]ercent|pct))?")
-_TWO_NUMBERS = re.compile(r"-?\d+,(?!\d{3}$)\d+")  # 1,22 is a decimal to some and a list to others
-_SENTENCE = re.compile(r"(?<![\\a-zA-Z{])[A-Za-z]{3,}|:\s")  # a word that is no command, or "A: 80"
+_TWO_NUMBERS = re.compile(r"-?\d+,(?!\d{3}$)\d+")  # 1,22 can be a decimal number or a list
+_SENTENCE = re.compile(r"(?<![\\a-zA-Z{])[A-Za-z]{3,}|:\s")  # a word that is not a command, or "A: 80"
 _LONGEST_FORMULA = 1_000  # characters
 _PLAIN = (ExprExtractionConfig(),)
 _LATEX = (LatexExtractionConfig(),)
 
 
 def check(task: tuple[str, str | None, bool]) -> Verdict:
-    """A verdict on `(gold, text, is_answer)`: is the text, or the answer that math-verify finds in it, the gold?
+    """Verdict on `(gold, text, is_answer)`: is the text, or the answer that math-verify finds in it, equal to the gold?
 
-    `is_answer` says that the text is the answer, words and all, and no sentence that holds it. Without a text the
-    verdict is on whether the gold can be read. What can't be parsed is still right if it is the gold to the letter.
+    `is_answer` tells that the whole text is the answer, not a sentence that contains it. If the text is None, the
+    verdict is whether the gold answer can be parsed. A text that can't be parsed is still right if it is identical to
+    the gold answer.
     """
     gold, answer, is_answer = task
-    random.seed(0)  # some of sympy's tests for equality try random numbers
+    random.seed(0)  # some of sympy's equality tests use random numbers
     seed_sympy(0)
     golds = _gold(gold)
     if answer is None:
@@ -52,8 +53,8 @@ def check(task: tuple[str, str | None, bool]) -> Verdict:
 
 def _same(golds: tuple[Any, ...], answers: list[Any]) -> bool:
     if isinstance(golds[0], Integer) and isinstance(answers[0], Integer):
-        return bool(golds[0] == answers[0])  # for which verify would take a millisecond
-    # math-verify's time limits work by signals; the worker's take their place.
+        return bool(golds[0] == answers[0])  # verify would take a millisecond
+    # math-verify's time limits use signals; the worker's limit replaces them.
     return bool(verify(list(golds), answers, timeout_seconds=None))
 
 
@@ -63,11 +64,11 @@ def _gold(text: str) -> tuple[Any, ...]:
 
 
 def read(text: str, is_answer: bool) -> list[Any]:
-    """What a text may mean: sympy objects, then the text that they were made of; empty if nothing was found.
+    """Possible readings of a text: sympy objects, followed by their source text; empty if nothing was found.
 
     Args:
-        text: any.
-        is_answer: it is known to be an answer, words and all, and no sentence.
+        text: any text.
+        is_answer: the whole text is known to be an answer, not a sentence.
     """
     text = text.strip()
     if _MARKED.search(text):

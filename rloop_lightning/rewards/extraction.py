@@ -1,6 +1,6 @@
-"""Where in a completion its answer stands, and the form of an answer.
+"""Extracts the answer from a completion, and reduces an answer to its form.
 
-Every function here takes time linear in the text, whatever the text.
+Every function takes time linear in the length of the text, for any text.
 """
 
 from __future__ import annotations
@@ -8,17 +8,17 @@ from __future__ import annotations
 import re
 
 _BOX = r"\boxed{"
-# What announces an answer on its line; the last one counts.
+# Marks that precede an answer on its line; the last one counts.
 _MARK = re.compile(r"####|:|=|\bis\b")
 _NUMBER = re.compile(r"(?<![\w.])-?\$?[0-9][0-9,]*(?:\.[0-9]+)?")
-# An exponent or a base, which may decide what a text means; or else a whole number.
+# An exponent or a base, whose value may decide what a text means; otherwise an integer.
 _DIGITS = re.compile(r"[\^_]\s*\{?\s*-?[0-9]+|[0-9]+")
-# Powers of powers, factorials, sums and the like: what the numbers are decides whether they can be computed.
+# Powers of powers, factorials, sums etc.: the values of the numbers decide whether they can be computed.
 _DELICATE = re.compile(r"\^\s*\{[^{}]*\^|\^\s*\(|\*\*|(?<!\\)!|\\(?:binom|sum|prod|int|lim)")
 
 
 def last_box(text: str) -> str | None:
-    """What stands in the last `\\boxed{}`; None where there is none or its braces don't balance."""
+    """The content of the last `\\boxed{}`; None if there is none or its braces don't balance."""
     start = text.rfind(_BOX)
     if start < 0:
         return None
@@ -31,10 +31,10 @@ def last_box(text: str) -> str | None:
 
 
 def last_answer(text: str) -> str | None:
-    """The answer at the text's end, as GSM8K has it: 80 of a last line "A: 80", "#### 80" or "So there are 80 left."
+    """The answer at the end of a text, as in GSM8K: 80 for a last line "A: 80", "#### 80" or "So there are 80 left."
 
-    It is what follows the last mark (`####`, `:`, `=`, "is") on the last line that is not empty, less a full stop, if
-    that holds no words; else the last number of the text; None where there is none.
+    The answer is the text after the last mark (`####`, `:`, `=`, "is") on the last non-empty line, without a final full
+    stop, if that text contains no words. Otherwise it is the last number of the text, or None if there is no number.
     """
     text = text.rstrip()
     line = text[text.rfind("\n") + 1 :]
@@ -48,9 +48,10 @@ def last_answer(text: str) -> str | None:
 
 
 def form(answer: str) -> str:
-    r"""What two answers share of which either both can be read or neither: `\frac{##}{#}` of `\frac{25}{7}`.
+    r"""The form of an answer, such as `\frac{##}{#}` for `\frac{25}{7}`.
 
-    Numbers stand for any of one digit, or of several, but for 0, exponents and bases.
+    Two answers of one form are either both readable or both not.
+    `#` stands for a number of one digit and `##` for one of several digits. 0, exponents and bases are kept.
     """
     if _DELICATE.search(answer):
         return answer

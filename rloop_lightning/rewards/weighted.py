@@ -1,4 +1,4 @@
-"""Several rewards as one, by weights: correctness, which alone decides what a success is, and what shapes it.
+"""A weighted sum of rewards: one that decides success, usually correctness, and others for shaping.
 
 WeightedSum(rewards={"correct": MathReward(), "format": BoxFormat()}, weights={"format": 0.1}, success="correct")
 """
@@ -15,14 +15,14 @@ from rloop_lightning.types import Problem, Scored
 
 
 class WeightedSum(Reward):
-    """The weighted sum of several rewards. Success is that of one of them alone.
+    """The weighted sum of several rewards. One of them decides success.
 
-    A rollout step shows each of them, before its weight, as `reward/NAME_mean`.
+    A rollout step logs each reward, before weighting, as `reward/NAME_mean`.
 
     Args:
-        rewards: the rewards by the names that they are logged under.
-        weights: by name; 1 for those that are not listed.
-        success: the name of the reward that decides what a success is: for dynamic sampling, the filter and pass@k.
+        rewards: the rewards by the names under which they are logged.
+        weights: by name; default 1.
+        success: the name of the reward that decides success, for dynamic sampling, the filter and pass@k.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class WeightedSum(Reward):
         super().__init__()
         weights = weights or {}
         wrong = [
-            f"--reward.weights names {name!r}, which is none of --reward.rewards" for name in weights.keys() - rewards
+            f"--reward.weights names {name!r}, which is not in --reward.rewards" for name in weights.keys() - rewards
         ]
         wrong += [
             f"--reward.weights: {name} must be a finite number, got {weight}"
@@ -73,19 +73,20 @@ class WeightedSum(Reward):
 
 
 class BoxFormat(Reward):
-    """1.0 where the completion has a \\boxed{} whose braces balance, else 0.0; whatever is in it."""
+    """1.0 if the completion has a \\boxed{} with balanced braces and any content, else 0.0."""
 
     def rewards(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:
         return [float(last_box(text) is not None) for text in texts]
 
 
 class LengthPenalty(Reward):
-    """0.0 up to a length, then falling in a straight line to -1.0 at a second one, and -1.0 beyond (as in DAPO,
-    arXiv 2503.14476, eq. 13, by characters in place of tokens).
+    """0.0 up to one length, then falling linearly to -1.0 at a second length, and -1.0 beyond.
+
+    This is DAPO's penalty (arXiv 2503.14476, eq. 13), with characters instead of tokens.
 
     Args:
-        free_characters: characters that cost nothing.
-        max_characters: characters from which on the penalty is whole.
+        free_characters: longest completion without a penalty, characters.
+        max_characters: shortest completion with the full penalty, characters.
     """
 
     def __init__(self, *, free_characters: int, max_characters: int) -> None:

@@ -1,8 +1,8 @@
-"""Stored rollouts by problem, read from the shards of pools, for experience replay.
+"""Rollouts by problem, read from the shards of pools, for experience replay.
 
 buffer = ReplayBuffer(successes_only=True, per_problem=16)
-buffer.read([run / "round-0" / "pool"])                     # what is new since the last time
-buffer.select("problem-7", 2, "random", rng)                # two stored rollouts of those buffer.count("problem-7")
+buffer.read([run / "round-0" / "pool"])                     # reads only new shards
+buffer.select("problem-7", 2, "random", rng)                # two of the buffer.count("problem-7") stored rollouts
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _ADVICE = "it can't be replayed: restore it, or remove it to go on without its r
 
 @dataclass(frozen=True)
 class StoredRollout:
-    """What replay needs of a rollout in a pool."""
+    """The fields of a pooled rollout that replay needs."""
 
     completion_ids: np.ndarray  # [T] int64
     sampling_logprobs: np.ndarray  # [T] float32, nats
@@ -40,7 +40,7 @@ class StoredRollout:
 
     @property
     def entropy(self) -> float:
-        """Estimate of the entropy of the policy that drew it, nats a token: minus the mean of its logprobs."""
+        """Estimated entropy of the policy that sampled it, nats per token: minus its mean logprob."""
         return -float(self.sampling_logprobs.mean(dtype=np.float64))
 
 
@@ -48,35 +48,35 @@ class ReplayBuffer:
     """The newest distinct rollouts of each problem.
 
     Args:
-        successes_only: leave out rollouts that did not succeed.
-        per_problem: how many of a problem are kept, the newest.
+        successes_only: keep successes only.
+        per_problem: keep the newest `per_problem` rollouts of each problem.
     """
 
     def __init__(self, *, successes_only: bool, per_problem: int) -> None:
         self.successes_only = successes_only
         self.per_problem = per_problem
         self.best_success_rate = 0.0
-        """The largest share of successes in a rollout step that was read."""
+        """The largest success rate of any shard read so far."""
         self.largest_token = 0
-        """The largest token id that was read."""
+        """The largest token id read so far."""
         self.longest = 0
-        """The longest completion that was read, tokens."""
+        """The length of the longest completion read so far, tokens."""
         self._read: set[Path] = set()
         self._stored: dict[str, OrderedDict[bytes, StoredRollout]] = defaultdict(OrderedDict)
 
     def __len__(self) -> int:
-        """Rollouts stored, of all problems."""
+        """Number of stored rollouts, over all problems."""
         return sum(map(len, self._stored.values()))
 
     def count(self, problem_id: str) -> int:
-        """Rollouts stored of a problem."""
+        """Number of stored rollouts of a problem."""
         return len(self._stored.get(problem_id, ()))
 
     def read(self, folders: Sequence[Path]) -> None:
-        """Take in the shards that were not there the last time, folder by folder, in the order of their steps.
+        """Read the new shards, folder by folder, in the order of their steps.
 
         Raises:
-            RunFault: a shard can't be read, or is not what was written to it; names it.
+            RunFault: a shard can't be read or is damaged; the message names it.
         """
         for folder in folders:
             shards = [path for path in RolloutPool(folder).shards() if path not in self._read]
@@ -90,15 +90,15 @@ class ReplayBuffer:
         """`count` stored rollouts of a problem.
 
         Args:
-            how: `recent`, the newest; `random`; `low-entropy`, those that their own policy found likeliest (ExGRPO,
-                arXiv 2510.02245); `max-variance`, those whose rewards differ most (RePO, arXiv 2506.09340).
+            how: `recent`, the newest; `random`; `low-entropy`, those with the lowest estimated entropy (ExGRPO,
+                arXiv 2510.02245); `max-variance`, those whose rewards vary most (RePO, arXiv 2506.09340).
 
         Raises:
             ValueError: fewer are stored.
         """
         stored = list(self._stored.get(problem_id, {}).values())
         if len(stored) < count:
-            raise ValueError(f"{count} rollouts of problem {problem_id!r} are asked for, {len(stored)} are stored")
+            raise ValueError(f"{count} rollouts of problem {problem_id!r} are requested, but {len(stored)} are stored")
         if how == "recent":
             return stored[len(stored) - count :]
         if how == "random":
@@ -118,7 +118,7 @@ class ReplayBuffer:
             self.largest_token = max(self.largest_token, int(rollout.completion_ids.max()))
             self.longest = max(self.longest, len(rollout.completion_ids))
             key = rollout.completion_ids.tobytes()
-            of_problem.pop(key, None)  # the same completion again is the newer one
+            of_problem.pop(key, None)  # a repeated completion counts as new
             of_problem[key] = rollout
             if len(of_problem) > self.per_problem:
                 of_problem.popitem(last=False)
@@ -126,7 +126,7 @@ class ReplayBuffer:
 
 
 def shard_fault(path: Path) -> str | None:
-    """Why a file is no shard that can be replayed, as far as its footer tells."""
+    """Why a file can't be replayed, judged by its Parquet footer; None if it can."""
     try:
         schema = pq.read_schema(path)
     except (pa.ArrowException, OSError) as error:
@@ -140,7 +140,7 @@ def _type_of(column: str) -> pa.DataType:
 
 
 def _rollouts(path: Path) -> Iterator[tuple[str, StoredRollout]]:
-    """Problem ids and rollouts of a shard, a part of it in memory at a time."""
+    """Yield problem ids and rollouts of a shard, with a part of it in memory at a time."""
     try:
         with pq.ParquetFile(path) as shard:
             for part in shard.iter_batches(columns=_COLUMNS):
@@ -161,7 +161,7 @@ def _rollouts(path: Path) -> Iterator[tuple[str, StoredRollout]]:
 
 
 def _most_spread(stored: Sequence[StoredRollout], count: int) -> list[StoredRollout]:
-    """Those `count` whose rewards have the largest variance: some of the lowest, and some of the highest."""
+    """The `count` rollouts with the largest reward variance: some of the lowest, some of the highest."""
     ordered = sorted(stored, key=lambda rollout: rollout.reward)
     candidates = [ordered[:low] + ordered[len(ordered) - (count - low) :] for low in range(count + 1)]
     return max(candidates, key=lambda rollouts: float(np.var([rollout.reward for rollout in rollouts])))

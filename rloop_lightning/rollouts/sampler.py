@@ -1,4 +1,4 @@
-"""Problems in, scored groups out: the engine and the reward as one step, with the time that each takes."""
+"""Problems in, scored groups out: runs engine and reward, and measures the time of each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rloop_lightning.types import Group, Problem, SamplingParams
 
 @dataclass
 class SamplingCost:
-    """What sampling has cost so far."""
+    """The accumulated cost of sampling."""
 
     rollouts: int = 0
     tokens: int = 0
@@ -22,14 +22,14 @@ class SamplingCost:
 
 
 class GroupSampler:
-    """Generates rollouts with the policy's current weights and has them scored."""
+    """Generates rollouts with the policy's current weights and scores them."""
 
     def __init__(self, engine: RolloutEngine, reward: Reward) -> None:
         self.engine = engine
         self.reward = reward
 
     def sample(self, problems: Sequence[Problem], n: int, sampling: SamplingParams, cost: SamplingCost) -> list[Group]:
-        """A group of n scored rollouts for each problem, in order; what it took is added to `cost`."""
+        """Sample and score a group of n rollouts per problem, in order. Adds the cost to `cost`."""
         started = perf_counter()
         self.engine.sync()
         rollouts = self.engine.generate(problems, n, sampling)

@@ -1,10 +1,9 @@
-"""The training data of a phase, as loaders that Lightning can checkpoint in the middle.
+"""The training data of a phase, as loaders that Lightning can checkpoint at any batch.
 
-    RolloutStream   rollout steps, generated with the current policy when Lightning asks for the next one
+    RolloutStream   rollout steps, generated with the current policy when Lightning requests the next one
     ExpertStream    mini-batches of the expert set
 
-Both know their length, so that Lightning does not fetch a batch ahead: a rollout step generated before the update would
-come from an old policy.
+Both have a length, so Lightning does not prefetch. A prefetched rollout step would come from an outdated policy.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ from rloop_lightning.rollouts.sampler import GroupSampler, SamplingCost
 from rloop_lightning.seeds import derive_seed
 from rloop_lightning.types import Group, Problem, Rollout, RolloutBatch, RolloutStep, SamplingParams, collate
 
-# Ask for a little more groups than seem to be needed: another call of the engine costs more than a few spare ones.
+# Request slightly more groups than needed: another engine call costs more than a few spare groups.
 _HEADROOM = 1.1
-# Where hardly a group is kept, the share of those that are is a poor guess: ask for no more at once than this.
+# If few groups are kept, the estimated share is unreliable. This bounds the groups per engine call.
 _MOST_STEPS_PER_CALL = 4
 
 
 class Explorer(Protocol):
-    """What a stream needs of an algorithm."""
+    """What a stream needs from an algorithm."""
 
     max_generation_batches: int
 
@@ -41,20 +40,20 @@ class Explorer(Protocol):
 
 
 class NotEnoughGroupsError(RunFault):
-    """Dynamic sampling reached its cap before it had the groups that a rollout step trains on."""
+    """Dynamic sampling reached its limit before it had enough groups for a rollout step."""
 
 
 class RolloutStream:
     """The rollout steps of one exploration.
 
-    A step depends on the policy's weights and on (seed, position) alone, so that a resumed run repeats it exactly.
+    A step depends only on the policy's weights and on (seed, position), so a resumed run repeats it exactly.
 
     Args:
-        problems: the training set; each pass over it comes in a new seeded order.
+        problems: the training set; each pass over it has a new seeded order.
         problems_per_step: P, groups in the batch of a step.
-        rollouts_per_problem: G.
+        rollouts_per_problem: G, rollouts per group.
         steps: rollout steps in the phase.
-        seed: of the problem order and of all sampling.
+        seed: seed of the problem order and of all sampling.
     """
 
     def __init__(
@@ -75,9 +74,9 @@ class RolloutStream:
         self.rollouts_per_problem = rollouts_per_problem
         self.steps = steps
         self.seed = seed
-        self.position = 0  # rollout steps given out
+        self.position = 0  # rollout steps yielded so far
         self.drawn = 0  # problems drawn so far, over all passes
-        self.share_kept = 1.0  # of the groups that were generated last; says how many to ask for
+        self.share_kept = 1.0  # share of the latest groups that were kept; decides how many to request
         self.cost = SamplingCost()
 
     def __len__(self) -> int:
@@ -90,7 +89,7 @@ class RolloutStream:
             yield step
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream stands; Lightning puts it into checkpoints."""
+        """The stream's position, which Lightning saves in checkpoints."""
         return {
             "position": self.position,
             "drawn": self.drawn,
@@ -105,11 +104,11 @@ class RolloutStream:
         self.cost = SamplingCost(**state["cost"])
 
     def _generate_step(self) -> RolloutStep:
-        """Sample until enough groups may be trained on, asking for as many as should give them."""
+        """Sample until enough groups are kept. Each call requests as many groups as should suffice."""
         generated: list[Group] = []
         kept: list[Group] = []
         cost = SamplingCost()
-        self.sampler.reward.metrics()  # what an evaluation counted is not of this step
+        self.sampler.reward.metrics()  # discards the counts of an evaluation
         most = self.problems_per_step * self.explorer.max_generation_batches
         while (missing := self.problems_per_step - len(kept)) > 0:
             if len(generated) >= most:
@@ -131,14 +130,14 @@ class RolloutStream:
 
     def _too_few(self, kept: int, generated: int) -> str:
         return (
-            f"rollout step {self.position + 1}: of {generated} problems only {kept} gave a group that holds both right "
-            f"and wrong rollouts; the step needs {self.problems_per_step}. The problems are too hard or too easy for "
-            "this policy: change --data, raise --loop.rollouts_per_problem or --algo.max_generation_batches, or set "
+            f"rollout step {self.position + 1}: only {kept} of {generated} problems gave a group with both right and "
+            f"wrong rollouts; the step needs {self.problems_per_step}. The problems are too hard or too easy for this "
+            "policy: change --data, raise --loop.rollouts_per_problem or --algo.max_generation_batches, or set "
             "--algo.dynamic_sampling false"
         )
 
     def _draw(self, count: int) -> list[Problem]:
-        """The next problems; a pass over the training set ends before the next one, in another order, begins."""
+        """The next problems. Each pass over the training set has its own order."""
         drawn = []
         for number in range(self.drawn, self.drawn + count):
             epoch, place = divmod(number, len(self.problems))
@@ -158,8 +157,8 @@ class ExpertStream:
 
     Args:
         rollouts: the expert set.
-        weights: what each rollout weighs in the loss.
-        rollouts_per_update: rollouts in a mini-batch; the last one of a pass may hold fewer.
+        weights: the weight of each rollout in the loss.
+        rollouts_per_update: rollouts in a mini-batch; the last one of a pass may have fewer.
     """
 
     def __init__(
@@ -176,7 +175,7 @@ class ExpertStream:
         self.rollouts_per_update = rollouts_per_update
         self.epochs = epochs
         self.seed = seed
-        self.position = 0  # mini-batches given out
+        self.position = 0  # mini-batches yielded so far
 
     @property
     def batches_per_epoch(self) -> int:
@@ -194,7 +193,7 @@ class ExpertStream:
             yield replace(collate([self.rollouts[i] for i in rows], self.weights[rows]), rows=torch.from_numpy(rows))
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream stands; Lightning puts it into checkpoints."""
+        """The stream's position, which Lightning saves in checkpoints."""
         return {"position": self.position}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -202,7 +201,7 @@ class ExpertStream:
 
 
 def _step_metrics(generated: Sequence[Group], kept: Sequence[Group], cost: SamplingCost) -> dict[str, float]:
-    """What is said of a rollout step; over all its rollouts, those that are not trained on included."""
+    """Metrics of a rollout step, over all its rollouts, including those that are not trained on."""
     rollouts = [rollout for group in generated for rollout in group.rollouts]
     parts = rollouts[0].reward_parts
     return {

@@ -1,10 +1,10 @@
-"""Checksums of a folder's files, in `_SHA256SUMS` beside them: `sha256sum -c _SHA256SUMS` checks them, too.
+"""Checksums of a folder's files, in its file `_SHA256SUMS`. `sha256sum -c _SHA256SUMS` checks them too.
 
-    add_checksum(pool / "step-000012.parquet")      # a line more
-    write_checksums(policy_folder)                  # of all files in it
+    add_checksum(pool / "step-000012.parquet")      # appends a line
+    write_checksums(policy_folder)                  # for all its files
     damaged_files(pool)  # -> {"step-000003.parquet": "its content has changed"}
 
-The name begins with an underscore, so that whatever reads a folder of Parquet files passes it over.
+The name begins with an underscore, so that readers of a folder of Parquet files skip it.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ _DIGEST_CHARACTERS = 64
 
 
 def add_checksum(path: Path) -> None:
-    """Add a file that is new in its folder to the checksums there."""
+    """Add the checksum of a new file to its folder's checksums."""
     append(path.parent / SUMS, _line(path.name, _digest(path)).encode())
 
 
 def write_checksums(folder: Path) -> None:
-    """The checksums of all files that a folder holds now."""
+    """Write the checksums of all files that are now in a folder."""
     names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != SUMS)
     write_text(folder / SUMS, "".join(_line(name, _digest(folder / name)) for name in names))
 
 
 def keep_checksums(folder: Path, names: Iterable[str]) -> None:
-    """Forget the checksums of all files but these; a line that a kill left half-written goes, too."""
+    """Remove all checksums but those of the named files, and any line that a kill left half-written."""
     listed, kept = checksums(folder), sorted(names)
     if (folder / SUMS).exists():
         write_text(folder / SUMS, "".join(_line(name, listed[name]) for name in kept if name in listed))
 
 
 def checksums(folder: Path) -> dict[str, str]:
-    """Digests by file name; lines that are no checksum are left out."""
+    """Digests by file name. Lines that are not checksums are skipped."""
     if not (folder / SUMS).is_file():
         return {}
     lines = (line.split("  ", 1) for line in (folder / SUMS).read_bytes().decode(errors="replace").splitlines())
@@ -46,11 +46,11 @@ def checksums(folder: Path) -> dict[str, str]:
 
 
 def damaged_files(folder: Path, names: Iterable[str] | None = None) -> dict[str, str]:
-    """What is wrong with which files: missing, changed, or without a checksum.
+    """Damaged files and their faults: missing, changed, or without a checksum.
 
     Args:
-        folder: one that does not exist is itself what is missing.
-        names: the files to look at; those that have a checksum, if not given.
+        folder: where the files are; if it does not exist, its `_SHA256SUMS` counts as missing.
+        names: the files to check; default: those with a checksum.
     """
     listed = checksums(folder)
     if names is None and not listed:

@@ -1,6 +1,6 @@
-"""Files and folders that appear whole or not at all.
+"""Writes of files and folders that appear whole or not at all.
 
-A write that fails raises `WriteError`, which names the file and says how much room there is; what was there stays.
+A write that fails raises `WriteError`, which names the file and the free space. Existing content stays unchanged.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _PARTIAL = ".partial"
 
 
 class WriteError(OSError):
-    """A file or a folder can't be written, for want of room or otherwise; what was there before is still there."""
+    """A file or folder can't be written, because the disk is full or for another reason. Existing content is intact."""
 
     def __init__(self, path: Path, error: OSError, written: int) -> None:
         reason = error.strerror or str(error)
@@ -28,9 +28,9 @@ class WriteError(OSError):
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, renamed to it when the block ends well, removed when it raises.
+    """Yield a temporary path beside `path`; rename it to `path` when the block succeeds, remove it when it raises.
 
-    Works for a file or a folder. A kill leaves at most a `.partial` leftover, which nobody reads and the next write
+    Works for files and folders. A kill leaves at most a `.partial` file, which is never read and which the next write
     of the same name replaces.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,13 +54,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small text file, whole or not at all."""
+    """Write a small text file atomically."""
     with atomic_path(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 def append(path: Path, content: bytes) -> None:
-    """Add `content` to the end of a file, which is made if need be; on an error the file is as it was."""
+    """Append `content` to a file, which is created if missing. On an error the file stays unchanged."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
     write_tail(path, path.stat().st_size, content)
@@ -68,9 +68,10 @@ def append(path: Path, content: bytes) -> None:
 
 
 def write_tail(path: Path, start: int, content: bytes) -> None:
-    """Make `content` what a file holds from byte `start` on; on an error the file is as it was.
+    """Replace a file's content from byte `start` on with `content`. On an error the file stays unchanged.
 
-    Written first and cut off after: a kill in between leaves all of `content`, with a rest of what was there behind it.
+    The file is written first and truncated afterwards. A kill in between leaves all of `content`, followed by the rest
+    of the old content.
     """
     with path.open("r+b", buffering=0) as file:
         file.seek(start)
@@ -78,14 +79,14 @@ def write_tail(path: Path, start: int, content: bytes) -> None:
         try:
             _write_at(file, start, content)
         except OSError as error:
-            _write_at(file, start, before)  # into the room that it had
+            _write_at(file, start, before)  # into the space that it occupied before
             raise WriteError(path, error, len(content)) from error
 
 
 def _write_at(file: io.FileIO, start: int, content: bytes) -> None:
     file.seek(start)
     rest = memoryview(content)
-    while rest:  # a disk that is nearly full takes a part, and says so by its length alone
+    while rest:  # a nearly full disk may write only a part, without an error
         rest = rest[file.write(rest) :]
     file.truncate()
 
@@ -98,7 +99,7 @@ def _remove(path: Path) -> None:
 
 
 def _fsync(path: Path) -> None:
-    """Have a file's content, or a folder's list of names, on disk before going on."""
+    """Flush a file's content, or a folder's entries, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -107,13 +108,13 @@ def _fsync(path: Path) -> None:
 
 
 def _size(path: Path) -> int:
-    """Bytes of a file or of all files in a folder; 0 if there is none."""
+    """Size of a file, or of all files in a folder, bytes; 0 if missing."""
     files = [path, *path.rglob("*")] if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def _room(path: Path, written: int) -> str:
-    """What is known of the room that a write had."""
+    """The free space for a failed write, as text."""
     folder = next(parent for parent in path.absolute().parents if parent.is_dir())
     free = shutil.disk_usage(folder).free
     return (

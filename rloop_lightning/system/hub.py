@@ -1,7 +1,6 @@
-"""Whether the Hugging Face hub can be asked at all, found out once and quickly.
+"""Whether the Hugging Face hub answers, determined once and quickly.
 
-Its clients try a server that doesn't answer again and again, for half a minute or more, before they look for what they
-fetched earlier.
+The hub's clients retry a server that does not answer for half a minute or more before they use cached files.
 """
 
 from __future__ import annotations
@@ -13,20 +12,20 @@ _PATIENCE_S = 3.0
 
 @cache
 def hub_answers() -> bool:
-    """Whether the hub answers, whatever it says; asked once in a process. Never, where HF_HUB_OFFLINE is set."""
+    """Whether the hub gives any answer. Asked once per process; false without asking if HF_HUB_OFFLINE is set."""
     from huggingface_hub import constants, get_session
 
     if constants.is_offline_mode():
         return False
     try:
         get_session().head(constants.ENDPOINT, timeout=_PATIENCE_S)
-    except Exception:  # whatever the client of the day raises for names, connections, proxies and certificates
+    except Exception:  # DNS, connection, proxy and certificate errors differ between client versions
         return False
     return True
 
 
 def unreachable_hub() -> str:
-    """Why names of the hub mean only what was fetched earlier."""
+    """Why only what was fetched earlier can be used."""
     from huggingface_hub import constants
 
     if constants.is_offline_mode():

@@ -1,14 +1,14 @@
-"""SIGTERM and SIGINT (Ctrl-C): the first one lets a training step finish, the second one ends the run at once.
+"""SIGTERM and SIGINT (Ctrl-C): the first lets a training step finish, the second ends the run at once.
 
-    with StopSignals() as stop:            # here a signal raises Stopped at once
-        with stop.deferred():              # here the first one is noted, and the second raises
+    with StopSignals() as stop:            # a signal raises Stopped at once
+        with stop.deferred():              # the first signal is noted, the second raises
             for step in steps:
                 ...
-                stop.check()               # raises Stopped if one was noted
-            with stop.at_once():           # nothing here is worth waiting for
+                stop.check()               # raises Stopped if a signal was noted
+            with stop.at_once():           # a signal raises at once again
                 ...
 
-What a signal interrupts at once cleans up as it does after an error: files appear whole or not at all (atomic.py).
+Code that a signal interrupts cleans up as it does after an error: files appear whole or not at all (files.py).
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from rloop_lightning.errors import Stopped
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _ONE_REQUEST_S = 0.5
-"""Signals this close to each other are one: `timeout` and others send theirs to a process and to its group."""
+"""Signals this close together count as one: `timeout`, for example, signals both a process and its group."""
 
 
 class StopSignals:
-    """Handles both signals while it is entered; without that, or in another thread than the main one, none comes."""
+    """Handles both signals while it is entered, in the main thread only."""
 
     def __init__(self) -> None:
         self._noted: int | None = None
@@ -39,7 +39,7 @@ class StopSignals:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():  # others must not set handlers
+        if threading.current_thread() is threading.main_thread():  # other threads can't set handlers
             self._before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
         return self
 
@@ -49,23 +49,23 @@ class StopSignals:
 
     @property
     def noted(self) -> bool:
-        """Whether a signal came that `check` will act on."""
+        """Whether a signal was noted that the next `check` will raise."""
         return self._noted is not None
 
     def check(self, saved: str = "") -> None:
-        """Raise Stopped if a signal was noted; `saved` is what its message says is on disk."""
+        """Raise Stopped if a signal was noted. `saved` tells its message what is on disk."""
         if self._noted is not None:
             raise Stopped(self._noted, saved)
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Here the first signal waits for the next `check`."""
+        """Inside, the first signal waits for the next `check`."""
         with self._waiting(True):
             yield
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Here the first signal raises, one that was noted before included."""
+        """Inside, the first signal raises at once. A signal that was noted before raises on entry."""
         with self._waiting(False):
             self.check()
             yield
@@ -87,4 +87,4 @@ class StopSignals:
             raise Stopped(number)
         name = signal.Signals(number).name
         message = f"\n{name}: stops once this training step is done and saved; a second signal stops at once\n"
-        os.write(2, message.encode())  # what print does is not allowed in the midst of another print
+        os.write(2, message.encode())  # print is not reentrant

@@ -1,15 +1,15 @@
-"""Text of others, made safe to show in a terminal, a log or a message."""
+"""Makes untrusted text safe to show in a terminal, a log or a message."""
 
 from __future__ import annotations
 
 
 def printable(text: str, *, limit: int = 0) -> str:
-    """The text with everything but printable characters and line breaks escaped, as `\\x1b`.
+    """Escape all characters but printable ones and line breaks, as in `\\x1b`.
 
-    That covers terminal control sequences, bidirectional overrides and lone surrogates.
+    This covers terminal control sequences, bidirectional overrides and lone surrogates.
 
     Args:
-        limit: characters that are shown of a longer text; 0 shows all.
+        limit: a longer text is truncated to this many characters; 0 is no limit.
     """
     rest = len(text) - limit if limit and len(text) > limit else 0
     shown = text[:limit] if rest else text
@@ -18,5 +18,5 @@ def printable(text: str, *, limit: int = 0) -> str:
 
 
 def one_line(text: str, *, limit: int = 60) -> str:
-    """`printable`, in one line: for names and ids inside a message."""
+    """`printable` on one line, for names and ids inside a message."""
     return printable(text, limit=limit).replace("\n", "\\n")

@@ -119,7 +119,7 @@ CASES = {
     "missing file": data_case("none.jsonl", "--data: no such file or folder: {files}/none.jsonl"),
     "broken line": data_case("broken.jsonl", "{files}/broken.jsonl: broken.jsonl:2: not valid JSON"),
     "missing field": data_case("fieldless.jsonl", "2 rows without a field 'answer'", "fieldless.jsonl:2, fieldless"),
-    "ids twice": data_case("twice.jsonl", "ids must be unique", ": a; take another --data.id_field"),
+    "ids twice": data_case("twice.jsonl", "ids must be unique", ": a; choose another --data.id_field"),
     "empty set": data_case("empty.jsonl", "{files}/empty.jsonl: the set is empty"),
     "unreadable gold": data_case(
         "golds.jsonl", "no gold answer can be read for odd", "--data.skip_unreadable true", flags="--data.preset gsm8k"
@@ -127,7 +127,7 @@ CASES = {
     "gold that the reward can't read": data_case(
         "golds.jsonl",
         "--reward CountdownReward: train: odd: the answer must be an integer, got 'none\\x1b'",
-        "leave them out by --data.skip_unreadable true",
+        "skip them with --data.skip_unreadable true",
         flags="--reward countdown",
     ),
     "no gold that the reward can read": data_case(

@@ -95,7 +95,7 @@ def test_check_asks_the_reward(tmp_path: Path, capsys: pytest.CaptureFixture[str
     code, _, err = check(capsys, path, "--reward", "countdown")
     assert code == 2
     assert "rloop-data: error: --reward CountdownReward: train: a: metadata `numbers` must list" in err
-    assert "or leave them out by --data.skip_unreadable true" in err
+    assert "or skip them with --data.skip_unreadable true" in err
     code, out, err = check(capsys, path, "--reward", "countdown", "--data.skip_unreadable", "true")
     assert (code, err) == (0, "")
     assert "the reward can't read the gold answer of: 3 (a, b, c)" in out

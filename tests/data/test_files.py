@@ -99,7 +99,7 @@ def test_every_fault_of_all_sets_is_named_at_once_with_its_place(tmp_path: Path)
         "these stand for several problems: 1;",
         "no gold answer can be read for 6;",
         "train.jsonl:7: expected an object, got list",
-        "train.jsonl:8: the problem is no valid Unicode",
+        "train.jsonl:8: the problem is not valid Unicode",
         "train.jsonl:9: the problem is empty",
         "1 more rows that can't be read",
         f"--data.eval test: {test}: the set is empty",

@@ -192,9 +192,9 @@ def test_random_are_distinct_and_each_as_often(four):
 @pytest.mark.parametrize("how", ["recent", "random", "low-entropy", "max-variance"])
 def test_more_than_are_stored_is_an_error(four, how):
     assert len(chosen(four, 4, how)) == 4
-    with pytest.raises(ValueError, match="5 rollouts of problem 'a' are asked for, 4 are stored"):
+    with pytest.raises(ValueError, match="5 rollouts of problem 'a' are requested, but 4 are stored"):
         chosen(four, 5, how)
-    with pytest.raises(ValueError, match="1 rollouts of problem 'b' are asked for, 0 are stored"):
+    with pytest.raises(ValueError, match="1 rollouts of problem 'b' are requested, but 0 are stored"):
         four.select("b", 1, how, RNG)
 
 
