@@ -68,11 +68,11 @@ CASES = {
     "stray word": Case("3", ("'3' is no option; options begin with --",)),
     "option without value": Case("--loop.rounds", ("--loop.rounds: needs a value",)),
     "part without name": Case("--algo", ("--algo needs a value",)),
-    "text for an int": Case("--loop.rounds three", ("--loop.rounds: expected int, got 'three'",)),
-    "fraction for an int": Case("--loop.rounds 1.5", ("--loop.rounds: expected int, got '1.5'",)),
-    "text for a float": Case("--algo.lr high", ("--algo.lr: expected finite float, got 'high'",)),
-    "NaN for a float": Case("--algo.lr nan", ("--algo.lr: expected finite float, got 'nan'",)),
-    "text in a list": Case("--eval.k [1,a]", ("--eval.k: expected list of int, got '[1,a]'",)),
+    "text for an int": Case("--loop.rounds three", ("--loop.rounds: expected an integer > 0, got 'three'",)),
+    "fraction for an int": Case("--loop.rounds 1.5", ("--loop.rounds: expected an integer > 0, got 1.5",)),
+    "text for a float": Case("--algo.lr high", ("--algo.lr: expected a finite number, got 'high'",)),
+    "NaN for a float": Case("--algo.lr nan", ("--algo.lr: expected a finite number, got nan",)),
+    "text in a list": Case("--eval.k [1,a]", ("--eval.k: expected a list, each an integer > 0, got '[1,a]'",)),
     "none of the choices": Case("--loop.select best", ("expected last, explored, pass@1 or pass@k, got 'best'",)),
     "value for a switch": Case("--debug=yes", ("--debug: takes no value, got 'yes'",)),
     "no such callback": Case("--trainer.callbacks+=Timerr", ("can't take 'Timerr': Expected a dot import path",)),
@@ -83,8 +83,8 @@ CASES = {
         "--policy.model {models}/none --out {runs}/begun",
         (
             "--loop.roundz: no such option",
-            "--loop.rounds: expected int",
-            "--eval.samples must be at least 1",
+            "--loop.rounds: expected an integer",
+            "--eval.samples: expected an integer > 0, got 0",
             "--algo.lr must be > 0",
             "--algo.oops: no such option",
             "--data: no such file",
@@ -99,7 +99,7 @@ CASES = {
         "--config {files}/typos.yaml",
         (
             "--config {files}/typos.yaml: loop.roundz: no such option; did you mean --loop.rounds?",
-            "--config {files}/typos.yaml: loop.explore_steps: expected int, got 'many'",
+            "--config {files}/typos.yaml: loop.explore_steps: expected an integer > 0, got 'many'",
             "--config {files}/typos.yaml: filter: expected a group of settings such as filter.",
             "--config {files}/typos.yaml: algo.lrr: no such option; did you mean --algo.lr?",
         ),
@@ -109,7 +109,7 @@ CASES = {
         "--loop.rollouts_per_problem 1", ("--loop.rollouts_per_problem must be at least 2 for DAPO, got 1",)
     ),
     "k over n": Case("--eval.k [4]", ("--eval.k must lie between 1 and --eval.samples (2), got [4]",)),
-    "budget of zero": Case("--loop.explore_steps 0", ("--loop.explore_steps must be at least 1, got 0",)),
+    "budget of zero": Case("--loop.explore_steps 0", ("--loop.explore_steps: expected an integer > 0, got 0",)),
     "more problems a step than there are": Case(
         "--loop.problems_per_step 9", ("--loop.problems_per_step 9 exceeds the 3 training problems",)
     ),
