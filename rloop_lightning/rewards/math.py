@@ -18,7 +18,7 @@ from rloop_lightning.system.fields import PositiveFloat, PositiveInt, check_fiel
 from rloop_lightning.types import Problem
 
 _COUNTS = ("checked", "cached", "timed_out", "crashed", "unparsable")
-_REMEMBERED_PAIRS = 100_000  # about 15 MB
+REMEMBERED_PAIRS = 100_000  # about 15 MB
 _SHOWN_CHARACTERS = 80  # of a gold answer, in a message
 
 
@@ -144,7 +144,7 @@ class MathReward(Reward):
         for key, verdict in verdicts.items():
             self._verdicts[key] = verdict
             self._verdicts.move_to_end(key)
-        for _ in range(len(self._verdicts) - _REMEMBERED_PAIRS):
+        for _ in range(len(self._verdicts) - REMEMBERED_PAIRS):
             self._verdicts.popitem(last=False)
 
 

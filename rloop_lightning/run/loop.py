@@ -34,7 +34,8 @@ from rloop_lightning.callbacks.phase_record import StepRecord
 from rloop_lightning.callbacks.progress import PhaseProgress, open_bar
 from rloop_lightning.evaluation.evaluator import Evaluator
 from rloop_lightning.model.policy import Policy
-from rloop_lightning.rollouts.filter import build_expert_set, read_expert_set
+from rloop_lightning.rollouts.expert_set import read_expert_set
+from rloop_lightning.rollouts.filter import build_expert_set
 from rloop_lightning.rollouts.sampler import GroupSampler, SamplingCost
 from rloop_lightning.rollouts.stream import ExpertStream, RolloutStream
 from rloop_lightning.run.folder import RunFolder

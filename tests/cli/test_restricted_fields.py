@@ -33,7 +33,7 @@ def restricted_numbers() -> Iterator[Any]:
                 yield pytest.param(group, cls, name, id=f"{cls.__name__}.{name}")
 
 
-@pytest.mark.parametrize(("group", "cls", "name"), restricted_numbers())
+@pytest.mark.parametrize(("group", "cls", "name"), list(restricted_numbers()))
 def test_a_wrong_number_is_refused_from_python(group: str, cls: type, name: str) -> None:
     needed = {
         parameter.name: 1 if cls is LengthPenalty else "nowhere/none.jsonl"

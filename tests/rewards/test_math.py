@@ -181,7 +181,7 @@ def test_what_passes_a_limit_scores_0_and_is_counted():
 
 
 def test_memory_of_pairs_is_bounded(monkeypatch):
-    monkeypatch.setattr(math_reward, "_REMEMBERED_PAIRS", 3)
+    monkeypatch.setattr(math_reward, "REMEMBERED_PAIRS", 3)
     reward = MathReward(extract="box", workers=1)
 
     def checked(*golds):
@@ -198,10 +198,11 @@ def test_memory_of_pairs_is_bounded(monkeypatch):
 
 def test_golds_are_parsed_once(monkeypatch):
     parsed = []
-    parse = equivalence._parse
-    monkeypatch.setattr(equivalence, "_parse", lambda text, *more: parsed.append(text) or parse(text, *more))
-    equivalence._gold.cache_clear()
-    gold = r"\frac{17}{19}"
+    parse = equivalence.parse
+    monkeypatch.setattr(
+        equivalence, "parse", lambda text, *more, **options: parsed.append(text) or parse(text, *more, **options)
+    )
+    gold = r"\frac{17}{19}"  # of this test alone: golds are remembered
     answers = [r"$\frac{16}{19}$", r"$\frac{34}{38}$"]
     assert [equivalence.check((gold, answer, False)) for answer in answers] == ["wrong", "right"]
     assert parsed.count(f"${gold}$") == 1
