@@ -21,6 +21,7 @@ from rloop_lightning.data.hub_rows import parse_hub_name
 from rloop_lightning.data.rows import looks_like_a_file
 from rloop_lightning.engines.base import RolloutEngine
 from rloop_lightning.rewards.base import Reward
+from rloop_lightning.run.folder import RunFolder
 from rloop_lightning.run.start import resume_faults
 
 DEFAULT_PRESET = "countdown"
@@ -116,8 +117,9 @@ class Arguments:
             self.flags += [f"--{group}.{field}={where}" for field, where in settings.items()]
         else:
             if flag == "--resume":
-                self._names.append(str(Path(value) / "config.yaml"))
-                faults = resume_faults(Path(value))
+                run = RunFolder(Path(value))
+                self._names.append(str(run.config))
+                faults = resume_faults(run)
                 self.resumable = not faults
                 self.wrong += faults
             self.flags.append(f"{flag}={value}")

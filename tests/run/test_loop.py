@@ -13,11 +13,11 @@ import torch
 from lightning.pytorch.strategies import FSDPStrategy, SingleDeviceStrategy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rloop_lightning.cli.fit import main
+from rloop_lightning.cli.main import main
 from rloop_lightning.data.countdown import Countdown
 from rloop_lightning.model.policy import embedded_model_path
-from rloop_lightning.run.loop import LoopRunner
 from rloop_lightning.run.metrics_csv import read_metrics
+from rloop_lightning.run.trainer import new_trainer
 
 TINY = """
 policy: {model: countdown}
@@ -262,7 +262,7 @@ def test_devices_and_strategies_that_the_loop_does_not_know_are_refused(device: 
         world_size=1, precision="32-true", strategy=MagicMock(spec=strategy, root_device=torch.device(device))
     )
     with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
-        LoopRunner._trainer(MagicMock(make_trainer=lambda **_: made))
+        new_trainer(lambda **_: made)
 
 
 def test_a_resumed_run_may_take_less_memory(run: Path) -> None:

@@ -15,7 +15,7 @@ from same_run import assert_same_run
 
 from rloop_lightning.algorithms import ALGORITHMS, CONSOLIDATIONS
 from rloop_lightning.algorithms.policy_module import PolicyModule
-from rloop_lightning.cli.fit import main
+from rloop_lightning.cli.main import main
 from rloop_lightning.cli.registry import find_class
 from rloop_lightning.model.policy import embedded_model_path
 from rloop_lightning.run.metrics_csv import read_metrics

@@ -13,7 +13,7 @@ from killing import FullDisk, run_fit
 from safetensors.torch import load_file
 from same_run import assert_same_run
 
-from rloop_lightning.cli.fit import main
+from rloop_lightning.cli.main import main
 from rloop_lightning.model.policy import embedded_model_path
 from rloop_lightning.rollouts.pool import POOL_SCHEMA
 from rloop_lightning.run.metrics_csv import read_metrics

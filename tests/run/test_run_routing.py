@@ -10,7 +10,7 @@ import pytest
 import torch
 from moe import make_moe_policy
 
-from rloop_lightning.cli.fit import main
+from rloop_lightning.cli.main import main
 from rloop_lightning.engines.torch_engine import TorchEngine
 from rloop_lightning.model.policy import Policy, PolicyConfig
 from rloop_lightning.rewards.base import Reward

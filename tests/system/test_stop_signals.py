@@ -124,11 +124,11 @@ def test_a_signal_while_the_command_is_imported(
 ) -> None:
     class Interrupt:
         def find_spec(self, name: str, *_: object) -> None:
-            if name == "rloop_lightning.cli.fit":
+            if name == "rloop_lightning.cli.main":
                 os.kill(os.getpid(), INT)
 
     monkeypatch.setattr(sys, "meta_path", [Interrupt(), *sys.meta_path])
-    monkeypatch.delitem(sys.modules, "rloop_lightning.cli.fit", raising=False)
+    monkeypatch.delitem(sys.modules, "rloop_lightning.cli.main", raising=False)
     assert rloop_fit() == 130
     assert capsys.readouterr().err == "\nrloop-fit: stopped by SIGINT; no run was begun\n"
 
