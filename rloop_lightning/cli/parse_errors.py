@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from argparse import Action, ArgumentError
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin
 
@@ -75,6 +76,7 @@ class _Diagnosis:
 
     def parse(self, configuration: Mapping[str, Any], flags: Sequence[str]) -> tuple[Namespace | None, list[str]]:
         wrong: list[str] = []
+        refused: set[str] = set()
         taken = Namespace()
         for key, value in self._leaves(configuration):
             if self._undecided(key):
@@ -82,6 +84,7 @@ class _Diagnosis:
             fault = self._fault(key, value, _as_flag({key: value}))
             if fault:
                 wrong.append(f"--config {self.context.file_of(key)}: {key}: {fault}")
+                refused.add(key)
             else:
                 taken[key] = value
         kept: list[str] = []
@@ -96,12 +99,13 @@ class _Diagnosis:
             fault = self._fault(key, value if equals else None, [*kept, flag])
             if fault:
                 wrong.append(f"{one_line(name)}: {fault}")
+                refused.add(key)
             else:
                 kept.append(flag)
         try:
             return self.parser.parse_args([*_as_flag(taken.as_dict()), *kept]), wrong
         except ArgumentError as error:
-            return None, [*wrong, *self._missing(str(error))]
+            return None, [*wrong, *self._missing(str(error), refused)]
 
     def _leaves(self, settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
         """Settings by their dotted keys, down to what is one option of the parser or none at all."""
@@ -143,11 +147,11 @@ class _Diagnosis:
                 return None
         return self.actions[key]
 
-    def _missing(self, complaint: str) -> list[str]:
+    def _missing(self, complaint: str, refused: Container[str]) -> list[str]:
         if not complaint.startswith(_REQUIRED):
             return [one_line(complaint, limit=300)]
         keys = complaint.removeprefix(_REQUIRED).split(", ")
-        return [f"--{key} must be given" for key in keys if not self._undecided(key)]
+        return [f"--{key} must be given" for key in keys if not self._undecided(key) and key not in refused]
 
 
 def _check_groups(parser: ArgumentParser, configuration: Mapping[str, Any]) -> None:
@@ -162,10 +166,19 @@ def _type_fault(action: Action, value: Any, complaint: str) -> str:
     if action.nargs == 0:
         return f"takes no value, got {_shown(value)}"
     hint = getattr(action, "_typehint", action.type)
-    reasons = [line.strip(" -") for line in complaint.splitlines()[1:] if line.strip().startswith("- ")]
-    if not _is_plain(hint) and reasons:
-        return f"can't take {_shown(value)}: {one_line(reasons[0], limit=200)}"
+    if not _is_plain(hint) and (reason := _reason(complaint)):
+        return f"can't take {_shown(value)}: {one_line(reason, limit=200)}"
     return f"expected {in_words(hint)}, got {_shown(value)}"
+
+
+def _reason(complaint: str) -> str:
+    """Why the parser can't take a class: what it says first, of the alternatives that a type may have."""
+    _, _, reasons = complaint.partition("Errors:\n")
+    if reasons:
+        _, first, *_ = re.split(r"^ *- ", reasons, flags=re.MULTILINE)
+    else:
+        _, _, first = complaint.partition("\n")
+    return " ".join(map(str.strip, first.splitlines()))
 
 
 def _is_plain(hint: Any) -> bool:

@@ -76,6 +76,11 @@ CASES = {
     "none of the choices": Case("--loop.select best", ("expected last, explored, pass@1 or pass@k, got 'best'",)),
     "value for a switch": Case("--debug=yes", ("--debug: takes no value, got 'yes'",)),
     "no such callback": Case("--trainer.callbacks+=Timerr", ("can't take 'Timerr': Expected a dot import path",)),
+    "callback of no module": Case("--trainer.callbacks+=no.such.Class", ("'no.such.Class': No module named 'no'",)),
+    "part of no class": Case(
+        '--reward rloop_lightning.rewards.weighted.WeightedSum --reward.rewards={{"a":"no.such.Class"}}',
+        ("--reward.rewards: can't take ", "No module named 'no'"),
+    ),
     "what the loop sets": Case("--trainer.max_epochs 3", ("--trainer.max_epochs: the loop sets this itself",)),
     "field that must be given": Case("--data hub", ("--data.dataset must be given",)),
     "several at once": Case(

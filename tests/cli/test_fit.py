@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+import rloop_lightning
 from rloop_lightning.algorithms.dapo import DAPO
 from rloop_lightning.algorithms.rft import RFT
 from rloop_lightning.cli.arguments import UsageError, preset_folder
@@ -170,3 +171,39 @@ def test_an_algorithm_of_an_installed_package_is_found_by_its_entry_point(monkey
 
     monkeypatch.setattr("rloop_lightning.cli.registry.entry_points", entry_points)
     assert type(parse("--algo", "theirs").parts.algorithm).__name__ == "WithoutClip"
+
+
+@pytest.fixture
+def in_a_checkout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The current folder holds the repository's links into the package, and modules are looked up there."""
+    package = Path(rloop_lightning.__file__).parent
+    for door in ("algorithms", "callbacks", "configs"):
+        (tmp_path / door).symlink_to(package / door)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+def test_a_class_path_through_a_link_into_the_package_is_refused_with_the_right_one(
+    in_a_checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {
+        "--algo": "algorithms.dapo.DAPO",
+        "--consolidate": "algorithms.rft.RFT",
+        "--engine": "algorithms.dapo.DAPO",
+        "--data": "algorithms.dapo.DAPO",
+        "--reward": "callbacks.capture.RolloutCapture",
+    }
+    flags = [part for pair in given.items() for part in pair]
+    assert main([*flags, "--trainer.callbacks+=callbacks.progress.PhaseProgress", "--out", "run"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    for flag, path in given.items():
+        line = f"{flag}: {path!r} goes through a link into the package; give rloop_lightning.{path}"
+        assert f"rloop-fit: error: {line}" in said
+    (callback,) = [line for line in said if "--trainer.callbacks" in line]
+    assert "import rloop_lightning.callbacks" in callback
+    assert not (in_a_checkout / "run").exists()
+
+
+def test_a_settings_file_through_the_link_is_the_packages(in_a_checkout: Path) -> None:
+    assert parse("--config", "configs/countdown.yaml").parts.loop == parse("--config", "countdown").parts.loop
