@@ -16,18 +16,7 @@ import pytest
 from bad_models import make_models
 from killing import run_main
 from problem_files import ROWS, write_rows
-
-TINY = """
-policy: {{model: {models}/good}}
-data: {{name: files, path: {files}/good.jsonl}}
-reward: {{name: rloop_lightning.rewards.weighted.BoxFormat}}
-engine: {{max_new_tokens: 8}}
-algo: {{name: dapo, dynamic_sampling: false, updates_per_step: 1}}
-consolidate: {{name: none}}
-loop: {{rounds: 1, explore_steps: 1, problems_per_step: 2, rollouts_per_problem: 2}}
-eval: {{samples: 2, k: [1]}}
-trainer: {{accelerator: cpu}}
-"""
+from tiny_run import TinyRun
 
 # No hub answers there, whatever network the machine has.
 NO_HUB = {"huggingface_hub.constants:ENDPOINT": "http://127.0.0.1:9"}
@@ -223,8 +212,18 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         place.mkdir()
     make_files(places["files"])
     make_models(places["models"])
-    (places["files"] / "tiny.yaml").write_text(TINY.format(**places))
-    make_runs(places["runs"], places["files"] / "tiny.yaml")
+    tiny = TinyRun.written(
+        places["files"],
+        policy={"model": str(places["models"] / "good")},
+        data={"name": "files", "path": str(places["files"] / "good.jsonl")},
+        reward={"name": "rloop_lightning.rewards.weighted.BoxFormat"},
+        engine={"max_new_tokens": 8},
+        consolidate={"name": "none"},
+        loop={"explore_steps": 1, "problems_per_step": 2, "rollouts_per_problem": 2},
+        eval={"k": [1], "sets": None},
+        trainer={"accelerator": "cpu"},
+    )
+    make_runs(places["runs"], tiny.config)
     return places
 
 

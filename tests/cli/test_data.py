@@ -13,11 +13,12 @@ import yaml
 from bad_models import make_good_model
 from problem_files import ROWS, byte_tokenizer, write_rows
 from shared_data import shared
+from tiny_run import TinyRun
 
-from rloop_lightning.cli import fit as cli
 from rloop_lightning.cli.arguments import UsageError
 from rloop_lightning.cli.data import main
 from rloop_lightning.cli.fit import RLoopCLI
+from rloop_lightning.cli.main import main as rloop_fit
 from rloop_lightning.data.files import ProblemFiles
 from rloop_lightning.data.hub import HubProblems
 from rloop_lightning.data.presets import PRESETS
@@ -206,20 +207,17 @@ def test_a_reward_that_reads_no_gold_of_a_set_names_a_few_only(tmp_path: Path) -
     assert len(str(caught.value).splitlines()) < 12
 
 
-TINY = """
-engine: {max_new_tokens: 8}
-algo: {name: dapo, dynamic_sampling: false, updates_per_step: 1}
-consolidate: {name: rft, epochs: 1}
-loop: {rounds: 1, explore_steps: 2, problems_per_step: 2, rollouts_per_problem: 2}
-eval: {samples: 2, k: [1], max_problems: 2}
-reward: {name: cli.test_data.AnyAnswer}
-"""
-
-
 def fit(tmp_path: Path, model: Path, *arguments: str | Path) -> int:
-    (tmp_path / "tiny.yaml").write_text(TINY)
-    fixed = ["--config", tmp_path / "tiny.yaml", "--policy.model", model, "--trainer.accelerator=cpu"]
-    return cli.main([str(argument) for argument in [*fixed, *arguments]])
+    tiny = TinyRun.written(
+        tmp_path,
+        data={"name": "countdown"},
+        engine={"max_new_tokens": 8},
+        reward={"name": "cli.test_data.AnyAnswer"},
+        loop={"explore_steps": 2, "problems_per_step": 2, "rollouts_per_problem": 2},
+        eval={"sets": None},
+    )
+    fixed = ["--config", tiny.config, "--policy.model", model, "--trainer.accelerator=cpu"]
+    return rloop_fit([str(argument) for argument in [*fixed, *arguments]])
 
 
 LEFT_OUT = {
@@ -263,8 +261,8 @@ def test_a_resumed_run_reads_the_same_set_and_refuses_another(tmp_path: Path, ti
     assert fit(tmp_path, tiny_model, "--data", train, "--data.eval", other, "--out", out, "--debug") == 0
     saved = yaml.safe_load((out / "config.yaml").read_text())["data"]
     assert (saved["name"], saved["path"], saved["eval"]) == ("files", str(train), str(other))
-    assert cli.main(["--resume", str(out), "--debug"]) == 0
-    assert cli.main(["--resume", str(out), "--data", str(other)]) == 2
+    assert rloop_fit(["--resume", str(out), "--debug"]) == 0
+    assert rloop_fit(["--resume", str(out), "--data", str(other)]) == 2
 
 
 def test_a_limit_that_leaves_too_few_problems_is_an_error_that_names_it(

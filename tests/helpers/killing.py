@@ -22,16 +22,7 @@ from typing import Any
 import torch
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
-    [
-        "killing",
-        "rloop_lightning.cli.main",
-        "rloop_lightning.engines.torch_engine",
-        "rloop_lightning.rewards.weighted",
-        "transformers.models.auto.tokenization_auto",
-        "transformers.models.qwen2.modeling_qwen2",
-    ]
-)
+_CONTEXT.set_forkserver_preload(["killing", "preloaded"])
 
 
 @dataclass(frozen=True)
