@@ -21,6 +21,17 @@ class StateError(ValueError):
     """A run can't be resumed, because no readable state of it is left. The command's exit code is 2."""
 
 
+class DoorError(ImportError):
+    """A room is imported by the name of the link to it at the repository's root, which would make its classes anew.
+
+    Args:
+        door: the link's name.
+    """
+
+    def __init__(self, door: str) -> None:
+        super().__init__(f"{door} is a link into the package; import rloop_lightning.{door}", name=door)
+
+
 class Stopped(BaseException):
     """A signal ends the run.
 

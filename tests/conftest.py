@@ -3,11 +3,40 @@
 What Hypothesis would fail after 200 ms is often the first call of a kernel, or a busy machine.
 """
 
+from __future__ import annotations
+
+import gc
 import os
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; the commands that tests start inherit it
 
+import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from tiny_run import TinyRun
 
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
+
+
+def pytest_collection_finish() -> None:
+    """What the imports made stays to the end: the garbage collector needs not look through it again and again."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    """A tiny run to be made."""
+    from tiny_run import TinyRun  # here, as it imports the whole package
+
+    return TinyRun.written(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def finished(tiny: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny run that came to its end; it is only read."""
+    return tiny.finished(tmp_path_factory.mktemp("finished") / "run")

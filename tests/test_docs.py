@@ -13,7 +13,8 @@ import pytest
 
 from rloop_lightning.algorithms import ALGORITHMS
 from rloop_lightning.cli.arguments import preset_folder
-from rloop_lightning.cli.fit import RLoopCLI, main
+from rloop_lightning.cli.fit import RLoopCLI
+from rloop_lightning.cli.main import main
 from rloop_lightning.run.metrics_csv import read_metrics
 
 ROOT = Path(__file__).parents[1]

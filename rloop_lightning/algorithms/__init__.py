@@ -5,6 +5,11 @@ others register theirs under the entry-point groups `rloop_lightning.algorithms`
 Class paths are text so that a list of names costs no import.
 """
 
+from rloop_lightning.errors import DoorError
+
+if __name__ != "rloop_lightning.algorithms":
+    raise DoorError(__name__)
+
 ALGORITHMS = {
     "dapo": "rloop_lightning.algorithms.dapo.DAPO",
     "dr-grpo": "rloop_lightning.algorithms.dr_grpo.DrGRPO",

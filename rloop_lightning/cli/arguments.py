@@ -14,12 +14,14 @@ from typing import Any
 from jsonargparse import ArgumentParser, get_loader
 
 from rloop_lightning.algorithms.base import Algorithm, Consolidation
+from rloop_lightning.cli.parse_errors import is_number
 from rloop_lightning.cli.registry import NONE, find_class, names
 from rloop_lightning.data.base import ProblemSource
 from rloop_lightning.data.hub_rows import parse_hub_name
 from rloop_lightning.data.rows import looks_like_a_file
 from rloop_lightning.engines.base import RolloutEngine
 from rloop_lightning.rewards.base import Reward
+from rloop_lightning.run.folder import RunFolder
 from rloop_lightning.run.start import resume_faults
 
 DEFAULT_PRESET = "countdown"
@@ -115,8 +117,9 @@ class Arguments:
             self.flags += [f"--{group}.{field}={where}" for field, where in settings.items()]
         else:
             if flag == "--resume":
-                self._names.append(str(Path(value) / "config.yaml"))
-                faults = resume_faults(Path(value))
+                run = RunFolder(Path(value))
+                self._names.append(str(run.config))
+                faults = resume_faults(run)
                 self.resumable = not faults
                 self.wrong += faults
             self.flags.append(f"{flag}={value}")
@@ -162,18 +165,10 @@ def pairs(argv: Sequence[str]) -> Iterator[tuple[str, str | None]]:
         if "=" in flag:
             flag, _, value = flag.partition("=")
             yield flag, value
-        elif arguments and (not arguments[0].startswith("-") or _is_number(arguments[0])):
+        elif arguments and (not arguments[0].startswith("-") or is_number(arguments[0])):
             yield flag, arguments.pop(0)
         else:
             yield flag, None
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _read_config(name: str) -> dict[str, Any]:

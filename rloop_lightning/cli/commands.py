@@ -18,12 +18,12 @@ from rloop_lightning.system.signals import StopSignals
 
 
 def rloop_fit() -> int:
-    """The `rloop-fit` command; see `cli.main`. Deals with signals from before the imports on."""
+    """The `rloop-fit` command; see `cli.main.main`. Deals with signals from before the imports on."""
     _find_classes_here()
     with StopSignals():
         try:
             with _no_garbage_among_imports():
-                from rloop_lightning.cli.fit import main
+                from rloop_lightning.cli.main import main
             return main()
         except Stopped as stopped:
             print(f"\nrloop-fit: {stopped}; no run was begun", file=sys.stderr)
@@ -31,7 +31,7 @@ def rloop_fit() -> int:
 
 
 def rloop_data() -> int:
-    """The `rloop-data` command; see `data_cli.main`."""
+    """The `rloop-data` command; see `cli.data.main`."""
     _find_classes_here()
     with _no_garbage_among_imports():
         from rloop_lightning.cli.data import main

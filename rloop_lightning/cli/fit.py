@@ -1,32 +1,25 @@
-"""`rloop-fit`: the command line, a LightningCLI whose groups are the parts of a run.
+"""The command line of `rloop-fit`, a LightningCLI whose groups are the parts of a run.
 
     rloop-fit --algo dapo --consolidate rft
     rloop-fit --config countdown --algo.clip_eps_high 0.3 --trainer.accelerator gpu
     rloop-fit --resume runs/NAME
 
 A part that can be swapped takes a short name or a class path, and its own fields are ordinary options, checked and in
-`--help` (arguments.py).
+`--help` (arguments.py). The command itself: main.py.
 """
 
 from __future__ import annotations
 
-import logging
-import shlex
-import signal
-import sys
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from rloop_lightning.algorithms.policy_module import PolicyModule
 from rloop_lightning.callbacks.capture import CaptureConfig
@@ -35,17 +28,15 @@ from rloop_lightning.cli.arguments import SWAPPABLE, Arguments, Choice, UsageErr
 from rloop_lightning.cli.parse_errors import Context, parse
 from rloop_lightning.cli.registry import NONE, names
 from rloop_lightning.data.base import ProblemSource
-from rloop_lightning.errors import RunFault, StateError, Stopped
 from rloop_lightning.evaluation.evaluator import EvaluationConfig
 from rloop_lightning.model.policy import Policy, PolicyConfig, policy_faults
-from rloop_lightning.rewards.workers import WorkerStartError
 from rloop_lightning.rollouts.filter import FilterConfig
-from rloop_lightning.rollouts.stream import NotEnoughGroupsError
+from rloop_lightning.run.folder import RunFolder
 from rloop_lightning.run.loop import LoopRunner
 from rloop_lightning.run.parts import Parts
-from rloop_lightning.run.start import RunFolderError, begin, changed_settings, new_run_faults
+from rloop_lightning.run.start import begin, changed_settings, new_run_faults
 from rloop_lightning.run.state import LoopConfig
-from rloop_lightning.system.signals import StopSignals
+from rloop_lightning.system.fields import plain
 
 FIXED = {
     "policy": PolicyConfig,
@@ -77,12 +68,6 @@ _USAGE = "rloop-fit [--config FILE_OR_PRESET] [--algo NAME] [--consolidate NAME]
 _DESCRIPTION = """Trains a language model by reinforcement learning with verifiable rewards: rounds of exploration and
 consolidation (RLoop, arXiv 2511.04285), or one algorithm alone with --consolidate none. Without --config and
 --policy.model, the preset countdown trains the small policy that the package carries."""
-
-
-_MEMORY_ADVICE = (
-    "lower --engine.max_rows, if it was generating, or --policy.max_tokens_per_micro_batch, if it was updating, and go "
-    "on with: {go_on} --engine.max_rows N --policy.max_tokens_per_micro_batch N"
-)
 
 
 class RLoopCLI(LightningCLI):
@@ -155,7 +140,9 @@ class RLoopCLI(LightningCLI):
                 wrong += str(error).splitlines()
         wrong += [message for part in made.values() if isinstance(part, PolicyModule) for message in part.invalid()]
         if wrong:
-            _refuse([*wrong, *self._faults_outside(self._run_folder(), made.get("policy"), made.get("data"))])
+            _refuse(
+                [*wrong, *self._faults_outside(RunFolder(self._run_folder()), made.get("policy"), made.get("data"))]
+            )
         self.policy_config: PolicyConfig = made["policy"]
         self.parts = Parts(
             engine=made["engine"],
@@ -175,7 +162,7 @@ class RLoopCLI(LightningCLI):
         """The arguments of a group's class; those that are objects themselves are made anew."""
         # With its groups, the parser would make every class in it, those of all other groups without arguments.
         settings = Namespace({group: self.config[group].clone()})
-        return dict(self.parser.instantiate(settings, instantiate_groups=False)[group])
+        return plain(dict(self.parser.instantiate(settings, instantiate_groups=False)[group]))
 
     def make_trainer(self, **kwargs: Any) -> L.Trainer:
         """A fresh Trainer with the user's flags; the user's callbacks and loggers come before those of the loop."""
@@ -199,7 +186,7 @@ class RLoopCLI(LightningCLI):
             RunFolderError: the run folder can't be written.
         """
         out = self._run_folder()
-        wrong = self._faults_outside(out, self.policy_config, None)
+        wrong = self._faults_outside(RunFolder(out), self.policy_config, None)
         try:
             parts, unreadable = self.parts.readable()
             wrong += [*parts.validate(), *unreadable]
@@ -220,7 +207,7 @@ class RLoopCLI(LightningCLI):
             raise UsageError(str(error)) from error
         _refuse(runner.parts.validate_with(policy))
         if not self.config.resume:
-            begin(out, self._settings())
+            begin(runner.folder, self._settings())
         return runner, policy
 
     def _run_folder(self) -> Path:
@@ -233,12 +220,12 @@ class RLoopCLI(LightningCLI):
         """All settings as YAML."""
         return self.parser.dump(self.config, skip_unset=False)
 
-    def _faults_outside(self, out: Path, policy: PolicyConfig | None, data: ProblemSource | None) -> list[str]:
+    def _faults_outside(self, folder: RunFolder, policy: PolicyConfig | None, data: ProblemSource | None) -> list[str]:
         """What is wrong with the run folder, the model's folder and the problem sets that the settings name."""
         if not self.config.resume:
-            wrong = new_run_faults(out)
+            wrong = new_run_faults(folder)
         elif self.arguments.resumable:
-            wrong = changed_settings(out, self._settings())
+            wrong = changed_settings(folder, self._settings())
         else:  # which has been told
             wrong = []
         if policy is not None:
@@ -267,65 +254,3 @@ def _add_swappable(parser: LightningArgumentParser, group: str, choice: Choice) 
         action = next(action for action in parser._actions if f"--{group}" in action.option_strings)
         action.metavar, action.help = "NAME", what
     parser.add_argument(f"--{group}.name", type=str, default=choice.name, help=what, metavar="NAME")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The `rloop-fit` command.
-
-    Exit codes: 0 done, 1 a fault during the run, 2 wrong input, 130 or 143 stopped by Ctrl-C or SIGTERM.
-    """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    _quieten()
-    with StopSignals() as signals:
-        try:
-            return _fit(arguments, "--debug" in arguments, signals)
-        except Stopped as stopped:
-            print(f"\nrloop-fit: {stopped}; no run was begun", file=sys.stderr)
-            return stopped.exit_code
-
-
-def _fit(arguments: Sequence[str], debug: bool, signals: StopSignals) -> int:
-    try:
-        runner, policy = RLoopCLI(arguments).prepare()
-    except UsageError as error:
-        return _complain(error, debug, code=2)
-    except RunFolderError as error:
-        return _complain(error, debug, code=1)
-    go_on = f"rloop-fit --resume {shlex.quote(str(runner.out))}"
-    try:
-        state = runner.run(policy, signals)
-    except StateError as error:
-        return _complain(error, debug, code=2)
-    except (NotEnoughGroupsError, WorkerStartError) as error:
-        return _complain(error, debug, code=1)
-    except (RunFault, OSError) as error:
-        return _complain(error, debug, code=1, advice=f"mend the cause, then go on with: {go_on}")
-    except torch.OutOfMemoryError as error:
-        return _complain(error, debug, code=1, advice=_MEMORY_ADVICE.format(go_on=go_on))
-    except (Stopped, SIGTERMException) as error:  # Lightning's own comes where a step ended the phase
-        stopped = error if isinstance(error, Stopped) else Stopped(signal.SIGTERM)
-        saved = stopped.saved or "what came after the newest checkpoint is repeated"
-        print(f"\nrloop-fit: {stopped}; {saved}; go on with: {go_on}", file=sys.stderr)
-        return stopped.exit_code
-    out = runner.out
-    print(f"\n{(out / 'results.md').read_text(encoding='utf-8')}")
-    print(f"{state.selected} is in {out / 'final'}; table, plots, metrics.csv and TensorBoard logs are in {out}")
-    return 0
-
-
-def _complain(error: Exception, debug: bool, code: int, advice: str = "") -> int:
-    if debug:
-        raise error
-    for line in [*str(error).splitlines(), *([advice] if advice else [])]:
-        print(f"rloop-fit: error: {line}", file=sys.stderr)
-    return code
-
-
-def _quieten() -> None:
-    """Our messages, without what libraries say at every phase; their warnings stay."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("rloop_lightning").setLevel(logging.INFO)
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    # Lightning's own use of torch, which a user can do nothing about.
-    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)", category=FutureWarning)

@@ -13,6 +13,7 @@ from importlib.metadata import entry_points
 from rloop_lightning.algorithms import ALGORITHMS, CONSOLIDATIONS
 from rloop_lightning.data import PROBLEM_SOURCES
 from rloop_lightning.engines import ENGINES
+from rloop_lightning.errors import DoorError
 from rloop_lightning.rewards import REWARDS
 
 NONE = "none"
@@ -48,6 +49,8 @@ def find_class(registry: str, name: str, base: type) -> type:
         raise ValueError(f"unknown name {name!r}{hint} Known are {', '.join(sorted(known))}, or give a class path")
     try:
         found = getattr(importlib.import_module(module), attribute)
+    except DoorError:
+        raise ValueError(f"{name!r} goes through a link into the package; give rloop_lightning.{name}") from None
     except (ImportError, AttributeError) as error:
         raise ValueError(f"can't import {known.get(name, name)!r}: {error}") from error
     if not (isinstance(found, type) and issubclass(found, base)):

@@ -5,7 +5,7 @@
 
 A worker is a fresh interpreter, not a copy of this process: it inherits no thread, lock, device or open file, needs
 neither signals nor the main thread here, and starts the same way from a process that was forked, spawned or is a
-daemon. It imports the function's module and nothing else of the package.
+daemon. It imports the function's module and worker.py, and nothing else of the package.
 
 Tasks and values go over a socket as JSON; nothing is unpickled. A worker gets tasks by the chunk and answers each as it
 is done, so that it is known which one a dead worker was at: that one is lost, the rest of its chunk goes to another.
@@ -14,7 +14,6 @@ is done, so that it is known which one a dead worker was at: that one is lost, t
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import os
 import signal
@@ -27,19 +26,17 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, Pipe, wait
-from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
-Status = Literal["done", "failed", "timed_out", "crashed"]
+from rloop_lightning.rewards.worker import Status, encode
 
 _BOOTSTRAP = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
-    "from rloop_lightning.rewards.workers import serve; serve(int(sys.argv[1]))"
+    "from rloop_lightning.rewards.worker import serve; serve(int(sys.argv[1]))"
 )
 _START_LIMIT_S = 120.0  # imports on a busy machine
 _MOST_FAILED_STARTS = 3
 _CHUNKS_PER_WORKER = 4  # at least, so that all end at about the same time
-_GRACE_S = 1.0  # a worker whose parent died ends itself this long after the time limit
 
 
 class WorkerStartError(RuntimeError):
@@ -170,13 +167,13 @@ class WorkerPool:
                 signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         worker = _Worker(process, ours, time.monotonic() + _START_LIMIT_S)
         with contextlib.suppress(OSError):  # it died at once, which shows when it is read from
-            ours.send_bytes(_encode([self.function, self.time_limit_s, self.memory_limit_mb]))
+            ours.send_bytes(encode([self.function, self.time_limit_s, self.memory_limit_mb]))
         return worker
 
     def _give(self, worker: _Worker, waiting: deque[deque[int]], tasks: Sequence[Any]) -> None:
         chunk = waiting.popleft()
         try:
-            worker.connection.send_bytes(_encode([tasks[number] for number in chunk]))
+            worker.connection.send_bytes(encode([tasks[number] for number in chunk]))
         except OSError:  # it died while it was idle: nobody's fault
             waiting.appendleft(chunk)
             self._drop(worker)
@@ -242,10 +239,6 @@ def _remake(function: str, processes: int, time_limit_s: float, memory_limit_mb:
     )
 
 
-def _encode(message: Any) -> bytes:
-    return json.dumps(message).encode()  # ASCII: lone surrogates pass as escapes
-
-
 def _kill(worker: _Worker) -> int:
     worker.connection.close()
     worker.process.kill()
@@ -258,51 +251,3 @@ def _end(workers: list[_Worker], owner: int) -> None:
         for worker in workers:
             _kill(worker)
     workers.clear()
-
-
-# --- in the worker ----------------------------------------------------------------------------------------------------
-
-
-def serve(descriptor: int) -> None:
-    """A worker's life: the socket says what to run under which limits, then chunks of tasks, until it is closed."""
-    import resource  # not on every platform, and needed here alone
-
-    connection = Connection(descriptor)
-    with contextlib.suppress(EOFError, OSError):  # the parent is gone
-        function, time_limit_s, memory_limit_mb = json.loads(connection.recv_bytes())
-        limit = memory_limit_mb << 20
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-        module, _, name = function.partition(":")
-        try:
-            run = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError) as error:
-            connection.send_bytes(_encode(["failed", str(error), True]))
-            return
-        connection.send_bytes(_encode(["done", None, False]))
-        while True:
-            for task in json.loads(connection.recv_bytes()):
-                # The parent kills before this fires. Without a parent the signal's default ends the process, even in
-                # the midst of C code.
-                signal.setitimer(signal.ITIMER_REAL, time_limit_s + _GRACE_S)
-                answer = _answer(run, task)
-                signal.setitimer(signal.ITIMER_REAL, 0)
-                # What a task leaves behind must not make the next one fail.
-                leaving = _address_space_bytes() > limit // 2
-                connection.send_bytes(_encode([*answer, leaving]))
-                if leaving:
-                    return
-
-
-def _answer(run: Callable[[Any], Any], task: Any) -> tuple[Status, Any]:
-    try:
-        return "done", run(task)
-    except Exception:  # the fault boundary: whatever a task raises is its own affair, and is counted
-        return "failed", None
-
-
-def _address_space_bytes() -> int:
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:  # no Linux
-        return 0

@@ -6,7 +6,7 @@
 
 A shard appears by atomic rename or not at all, so a reader never meets half of one; its checksum then goes to
 `_SHA256SUMS` (checksums.py). Whatever reads Parquet reads the pool: `pandas.read_parquet(folder)`. `filter.py` makes
-the expert set from it.
+the expert set from it, `pool_scan.py` reads it for that.
 """
 
 from __future__ import annotations
@@ -211,3 +211,10 @@ def list_array(rows: Sequence[np.ndarray], type_: pa.ListType) -> pa.ListArray:
     offsets = np.fromiter(itertools.accumulate(map(len, rows), initial=0), dtype=np.int32, count=len(rows) + 1)
     values = (np.concatenate(rows) if rows else np.empty(0)).astype(type_.value_type.to_pandas_dtype())
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values), type=type_)
+
+
+def list_rows(column: pa.ListArray) -> list[np.ndarray]:
+    """The rows of a list column, as views."""
+    offsets = column.offsets.to_numpy().tolist()
+    values = column.values.to_numpy()
+    return [values[start:end] for start, end in itertools.pairwise(offsets)]

@@ -33,6 +33,25 @@ class RunFolder:
     out: Path
 
     @property
+    def config(self) -> Path:
+        """The settings that the run began with."""
+        return self.out / "config.yaml"
+
+    @property
+    def base(self) -> Path:
+        """The base policy, where it can't be read again from a folder that it came from."""
+        return self.out / "base"
+
+    @property
+    def results(self) -> Path:
+        """The table of all policies."""
+        return self.out / "results.md"
+
+    @property
+    def plots(self) -> Path:
+        return self.out / "plots"
+
+    @property
     def metrics(self) -> Path:
         return self.out / "metrics.csv"
 
@@ -47,9 +66,17 @@ class RunFolder:
         """What only this phase writes to."""
         return self.round(stage) / stage.phase
 
+    def logs(self, stage: Stage) -> Path:
+        """TensorBoard's, of the phase."""
+        return self.phase(stage) / "logs"
+
+    def faults(self, stage: Stage) -> Path:
+        """The rollouts of the phase's updates that were skipped."""
+        return self.phase(stage) / "faults"
+
     def pool(self, stage: Stage) -> RolloutPool:
         """Of the stage's round."""
-        return RolloutPool(self.round(stage) / "pool")
+        return RolloutPool(self.pools(stage)[-1])
 
     def pools(self, stage: Stage) -> list[Path]:
         """The folders of the pools up to that of the stage's round."""
@@ -60,16 +87,20 @@ class RunFolder:
         return self.round(stage) / "expert.parquet"
 
     def policy(self, stage: Stage) -> Path:
-        """The policy that an evaluation is of, or that a phase ends with."""
+        """The policy that a phase ends with, or that an evaluation is of unless that is the base policy."""
         return self.round(stage) / ("explore/policy" if stage.which == "explored" else "policy")
 
     def initial_policy(self, stage: Stage) -> Path | None:
         """theta_k, what the stage's round begins with; None is the base policy."""
         return self.out / f"round-{stage.round - 1}" / "policy" if stage.round else None
 
+    def checkpoint_folder(self, stage: Stage) -> Path:
+        """Of the phase."""
+        return self.phase(stage) / "checkpoints"
+
     def checkpoints(self, stage: Stage) -> list[Path]:
         """Of the phase, oldest first."""
-        return checkpoints(self.phase(stage) / "checkpoints")
+        return checkpoints(self.checkpoint_folder(stage))
 
     def steps_done(self, stage: Stage) -> int:
         """Training steps that the newest checkpoint of the phase has behind it."""
@@ -78,22 +109,29 @@ class RunFolder:
 
     def state_before(self, stage: Stage) -> Path:
         """The state in which the phase began."""
-        return self.phase(stage) / "state.json"
+        return self.phase(stage) / self.state.name
 
     @property
     def state(self) -> Path:
+        """Where the run stands."""
         return self.out / "state.json"
 
     @property
     def previous_state(self) -> Path:
+        """What `state` held before, should that be damaged."""
         return self.out / "state.previous.json"
 
+    @property
+    def states(self) -> list[Path]:
+        """The states that are there, the newest first."""
+        return [path for path in (self.state, self.previous_state) if path.exists()]
+
     def save_state(self, state: LoopState) -> None:
-        """Write state.json, and keep what it held before as state.previous.json."""
+        """Write `state`, and keep what it held before as `previous_state`."""
         try:
             before = LoopState.load(self.state)
         except DamagedError:
-            before = None  # state.previous.json is what is known
+            before = None  # the previous state is what is known
         if before is not None and before.checksum == state.checksum:
             return
         if before is not None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
+from rloop_lightning.run.folder import RunFolder
 from rloop_lightning.run.metrics_csv import read_metrics
 from rloop_lightning.run.plots import write_plots
 from rloop_lightning.run.results_table import PolicyResult, results_table
@@ -29,11 +29,11 @@ def select_final(names: Sequence[str], results: Mapping[str, Mapping[str, float]
     return max(names, key=lambda name: results[name][metric])
 
 
-def write_results(out: Path, state: LoopState, hidden_sets: Sequence[str]) -> None:
-    """Write results.md and the plots of a run.
+def write_results(folder: RunFolder, state: LoopState, hidden_sets: Sequence[str]) -> None:
+    """Write the table and the plots of a run.
 
     Args:
-        out: the run folder.
+        folder: the run folder.
         state: holds the results.
         hidden_sets: evaluation sets that the table leaves out.
     """
@@ -47,5 +47,5 @@ def write_results(out: Path, state: LoopState, hidden_sets: Sequence[str]) -> No
         for name, metrics in state.results.items()
     ]
     notes = "".join(f"\n- {note}" for note in state.notes)
-    write_text(out / "results.md", results_table(results) + "\n" + (f"{notes}\n" if notes else ""))
-    write_plots(read_metrics(out / "metrics.csv"), out / "plots")
+    write_text(folder.results, results_table(results) + "\n" + (f"{notes}\n" if notes else ""))
+    write_plots(read_metrics(folder.metrics), folder.plots)

@@ -2,8 +2,8 @@
 
 A run is a list of stages that the configuration alone decides (`state.plan`). A stage is one phase: a fresh Trainer and
 one `Trainer.fit`, or an evaluation. Killed at any moment, a run goes on from the newest checkpoint of the stage it was
-in; what it repeats it writes again, the same, under the same names. What lies where: run_folder.py. What becomes of
-damaged files: resume.py.
+in; what it repeats it writes again, the same, under the same names. What lies where: folder.py. What becomes of damaged
+files: resume.py. Which weights are loaded: weights.py. How a phase is trained: trainer.py.
 """
 
 from __future__ import annotations
@@ -11,38 +11,31 @@ from __future__ import annotations
 import copy
 import logging
 import uuid
-import warnings
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 import lightning as L
 import numpy as np
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
-from rloop_lightning.algorithms.policy_module import PolicyModule
 from rloop_lightning.callbacks.capture import RolloutCapture
-from rloop_lightning.callbacks.checkpoint import PhaseCheckpoint
 from rloop_lightning.callbacks.evaluation import InsideEvaluation
-from rloop_lightning.callbacks.faulty_rollouts import FaultyRollouts
-from rloop_lightning.callbacks.gradient_norm import GradientNormMonitor
-from rloop_lightning.callbacks.phase_record import StepRecord
 from rloop_lightning.callbacks.progress import PhaseProgress, open_bar
 from rloop_lightning.evaluation.evaluator import Evaluator
 from rloop_lightning.model.policy import Policy
-from rloop_lightning.rollouts.filter import build_expert_set, read_expert_set
+from rloop_lightning.rollouts.expert_set import read_expert_set
+from rloop_lightning.rollouts.filter import build_expert_set
 from rloop_lightning.rollouts.sampler import GroupSampler, SamplingCost
 from rloop_lightning.rollouts.stream import ExpertStream, RolloutStream
 from rloop_lightning.run.folder import RunFolder
 from rloop_lightning.run.handover import select_final, write_results
 from rloop_lightning.run.metrics_csv import RunMetrics, column, result_step
 from rloop_lightning.run.parts import Parts
-from rloop_lightning.run.resume import check_policy, check_pool, last_good_state
+from rloop_lightning.run.resume import check_pool, last_good_state
 from rloop_lightning.run.state import Budget, LoopState, Stage, StageOutcome, plan
+from rloop_lightning.run.trainer import MakeTrainer, PhaseTrainer, new_trainer
+from rloop_lightning.run.weights import Weights
 from rloop_lightning.seeds import derive_seed
 from rloop_lightning.system.checksums import damaged_files
 from rloop_lightning.system.signals import StopSignals
@@ -64,14 +57,14 @@ class LoopRunner:
         ValueError: the Trainer has settings that the loop can't work with.
     """
 
-    def __init__(self, out: Path, parts: Parts, make_trainer: Callable[..., L.Trainer] = L.Trainer) -> None:
+    def __init__(self, out: Path, parts: Parts, make_trainer: MakeTrainer = L.Trainer) -> None:
         self.out = out
         self.folder = RunFolder(out)
         self.parts = parts
         self.make_trainer = make_trainer
         self.sampler = GroupSampler(parts.engine, parts.reward)
         self.stages = plan(parts.loop.rounds, consolidates=parts.consolidation is not None)
-        self.device = self._trainer().strategy.root_device
+        self.device = new_trainer(make_trainer).strategy.root_device
 
     def run(self, policy: Policy, signals: StopSignals | None = None) -> LoopState:
         """Run all stages that are not done yet, hand over a policy, and write table and plots.
@@ -97,10 +90,9 @@ class LoopRunner:
         self.parts = self.parts.rendered(policy)
         self.evaluator = Evaluator(self.sampler, self.parts.evaluation_sets, self.parts.evaluation, self.parts.seed)
         self._announce_problems()
-        self.base = self._base_folder(policy)
-        self._weights = self.base
+        self.weights = Weights(policy, self.folder)
         self.sampler.engine.bind(policy)
-        self.run_id = state.run_id
+        self.phases = PhaseTrainer(self.make_trainer, self.folder, self.parts, state.run_id, self.signals)
         self.folder.save_state(state)
         while state.stages_done < len(self.stages) and not state.stopped:
             self.signals.check()
@@ -133,7 +125,7 @@ class LoopRunner:
     def _explore(self, stage: Stage, state: LoopState) -> StageOutcome:
         """phi: the round's initial policy, trained by the algorithm; every rollout on the way goes to the pool."""
         loop = self.parts.loop
-        self._use(self._initial(stage))
+        self.weights.use(self.folder.initial_policy(stage))
         algorithm = copy.deepcopy(self.parts.algorithm)
         algorithm.policy = self.policy
         algorithm.pools = self.folder.pools(stage)
@@ -156,15 +148,15 @@ class LoopRunner:
                 self.sampler,
                 self.parts.problems,
                 round=stage.round,
-                run_id=self.run_id,
+                run_id=state.run_id,
                 seed=seed,
             )
         ]
         if self.parts.evaluation.every_n_steps and self.parts.sets_inside:
             every = self.parts.evaluation.every_n_steps
             callbacks.append(InsideEvaluation(self.evaluator, self.parts.sets_inside, every))
-        optimizer_steps, skipped = self._fit(algorithm, stream, stage, callbacks, state)
-        self._save(self.folder.policy(stage))
+        optimizer_steps, skipped = self.phases.fit(algorithm, stream, stage, self._progress(stage, state), callbacks)
+        self.weights.save(self.folder.policy(stage))
         ended_early = f"{self._title(stage)} ended after {stream.position} of {stream.steps} rollout steps"
         norms = column(self.folder.metrics, stage.round, stage.phase, "grad/norm_preclip_max")
         return StageOutcome(
@@ -186,9 +178,9 @@ class LoopRunner:
             f"round {stage.round + 1}: expert set of {stats.kept} rollouts of {stats.hard_problems} problems "
             f"({stats.successes:,} successes among {stats.rollouts_seen:,} rollouts)"
         )
-        self._use(self._initial(stage))
+        self.weights.use(self.folder.initial_policy(stage))
         if stats.kept == 0:
-            self._save(policy_folder)
+            self.weights.save(policy_folder)
             stops = self.parts.loop.on_empty_expert_set == "stop"
             what_now = "the run stops here" if stops else "the next round begins where this one began"
             note = f"round {stage.round + 1}: the expert set is empty (--filter.max_success_rate); {what_now}"
@@ -204,13 +196,13 @@ class LoopRunner:
             epochs=module.epochs,
             seed=seed,
         )
-        optimizer_steps, skipped = self._fit(module, stream, stage, [], state)
-        self._save(policy_folder)
+        optimizer_steps, skipped = self.phases.fit(module, stream, stage, self._progress(stage, state))
+        self.weights.save(policy_folder)
         return StageOutcome(Budget(optimizer_steps=optimizer_steps), results, note=skipped)
 
     def _evaluate(self, stage: Stage) -> StageOutcome:
         """pass@k of a policy on every evaluation set; the same problems and seeds for all policies."""
-        self._use(self._weights_of(stage.name))
+        self._use(stage)
         self.policy.to(self.device)
         metrics: dict[str, float] = {}
         sets = self.parts.sets_between
@@ -225,82 +217,29 @@ class LoopRunner:
         record.log_metrics(metrics, step=step)
         return StageOutcome(results={stage.name: metrics})
 
-    def _fit(
-        self,
-        module: PolicyModule,
-        stream: RolloutStream | ExpertStream,
-        stage: Stage,
-        callbacks: Sequence[Callback],
-        state: LoopState,
-    ) -> tuple[int, str]:
-        """One fresh Trainer and one fit, from the phase's newest checkpoint if there is one.
-
-        Gives the optimizer steps that were made, and a note on those that were skipped.
-        """
-        folder, done = self.folder.phase(stage), self.folder.steps_done(stage)
-        saved = self.folder.checkpoints(stage)
-        faults = FaultyRollouts(folder / "faults", round=stage.round, run_id=self.run_id)
-        rollouts = stream.rollouts if isinstance(stream, ExpertStream) else ()
-        trainer = self._trainer(
-            default_root_dir=folder,
-            logger=[
-                TensorBoardLogger(folder, name="logs", version="", purge_step=done + 1),
-                RunMetrics(self.folder.metrics, stage.round, stage.phase, keep_before=done + 1),
-            ],
-            callbacks=[
-                *callbacks,
-                GradientNormMonitor(self.parts.gradient, faults, rollouts),
-                PhaseProgress(self._title(stage), self._last_pass_at_1(state)),
-                StepRecord(),
-                PhaseCheckpoint(folder / "checkpoints", self.parts.loop.checkpoint_every_n_steps, self.signals),
-            ],
-        )
-        with warnings.catch_warnings():
-            # A policy stays in eval mode on purpose: dropout would make its logprobs random.
-            warnings.filterwarnings("ignore", message=r".*module\(s\) in eval mode at the start of training")
-            trainer.fit(module, train_dataloaders=stream, ckpt_path=saved[-1] if saved else None, weights_only=True)
-        skipped = int(sum(column(self.folder.metrics, stage.round, stage.phase, "grad/skipped_updates")))
-        note = f"{self._title(stage)}: {skipped} optimizer steps skipped; their rollouts are in {faults.folder}"
-        return trainer.global_step - skipped, note if skipped else ""
-
-    def _trainer(self, **kwargs: Any) -> L.Trainer:
-        trainer = self.make_trainer(
-            max_epochs=1,  # a phase is one pass over its stream
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-            log_every_n_steps=1,
-            num_sanity_val_steps=0,
-            **kwargs,
-        )
-        if trainer.world_size > 1:
-            raise ValueError(f"--trainer.devices: a run uses one device, got {trainer.world_size}")
-        if (kind := trainer.strategy.root_device.type) not in ("cpu", "cuda"):
-            raise ValueError(f"--trainer.accelerator: {kind} is not supported; take cpu or gpu")
-        if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
-            raise ValueError("--trainer.strategy: weights have to be whole on the device; leave it at auto")
-        if trainer.precision in ("bf16-true", "16-true", "64-true", "16-mixed"):
-            raise ValueError(f"--trainer.precision {trainer.precision} is not supported; take bf16-mixed")
-        return trainer
-
     def _hand_over(self, state: LoopState) -> LoopState:
         """Save the selected policy to final/, and write the table and the plots."""
         loop = self.parts.loop
         names = [stage.name for stage in self.stages[: state.stages_done] if stage.phase == "evaluate"]
         selected = select_final(names, state.results, loop.select, k=max(self.parts.evaluation.k))
         if state.selected != selected or damaged_files(self.folder.final):
-            self._use(self._weights_of(selected))
+            self._use(next(stage for stage in self.stages if stage.name == selected))
             self.policy.save(self.folder.final)
             state = replace(state, selected=selected)
             self.folder.save_state(state)
-        write_results(self.out, state, hidden_sets=() if loop.select.startswith("pass@") else ("validation",))
+        write_results(self.folder, state, hidden_sets=() if loop.select.startswith("pass@") else ("validation",))
         self.signals.check("the run is complete")
         return state
 
-    def _last_pass_at_1(self, state: LoopState) -> float | None:
-        """Of the policy evaluated last, on the first of the sets that are evaluated inside phases."""
+    def _use(self, stage: Stage) -> None:
+        """Load the policy that an evaluation is of."""
+        self.weights.use(None if stage.which == "base" else self.folder.policy(stage))
+
+    def _progress(self, stage: Stage, state: LoopState) -> PhaseProgress:
+        """The phase's bar. It begins with the last policy's pass@1 on the first set evaluated inside phases."""
         name = next(iter(self.parts.sets_inside), "")
         known = [result[key] for result in state.results.values() if (key := f"eval/{name}/pass@1") in result]
-        return known[-1] if known else None
+        return PhaseProgress(self._title(stage), known[-1] if known else None)
 
     def _drop_checkpoints(self, stage: Stage) -> None:
         """Of phases that are complete: their policies are saved, and each holds the optimizer's state besides.
@@ -312,36 +251,6 @@ class LoopRunner:
             for phase in ("explore", "consolidate"):
                 for path in self.folder.checkpoints(replace(stage, phase=phase)):
                     path.unlink()
-
-    def _base_folder(self, policy: Policy) -> str:
-        """Where the base policy can be read again: where it came from, or in the run folder if that is no folder."""
-        if Path(policy.source).is_dir():
-            return policy.source
-        folder = self.out / "base"
-        if damaged_files(folder):
-            policy.save(folder)
-        return str(folder)
-
-    def _use(self, folder: str) -> None:
-        """Make the policy's weights those of a folder, unless they are."""
-        if folder != self._weights:
-            if folder != self.base:
-                check_policy(Path(folder))
-            self.policy.load_weights(folder)
-            self._weights = folder
-
-    def _save(self, folder: Path) -> None:
-        self.policy.save(folder)
-        self._weights = str(folder)
-
-    def _weights_of(self, name: str) -> str:
-        """The folder of a policy by its name in the table."""
-        stage = next(stage for stage in self.stages if stage.name == name)
-        return self.base if stage.which == "base" else str(self.folder.policy(stage))
-
-    def _initial(self, stage: Stage) -> str:
-        """The folder of theta_k, the policy that a round begins with."""
-        return str(self.folder.initial_policy(stage) or self.base)
 
     def _title(self, stage: Stage) -> str:
         rounds = self.parts.loop.rounds if self.parts.consolidation else 1

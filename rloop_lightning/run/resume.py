@@ -74,10 +74,9 @@ def checkpoint_damage(path: Path) -> str:
 
 
 def _newest_state(folder: RunFolder) -> LoopState | None:
-    """state.json, or the state before it if that is damaged."""
+    """The state, or the one before it if that is damaged."""
     damage = []
-    found = [path for path in (folder.state, folder.previous_state) if path.exists()]
-    for path in found:
+    for path in folder.states:
         try:
             state = LoopState.load(path)
         except DamagedError as error:
@@ -86,7 +85,7 @@ def _newest_state(folder: RunFolder) -> LoopState | None:
         for line in damage:
             _log.warning(f"{line}; the run goes on from {path.name}")
         return state
-    if found:
+    if damage:
         raise StateError(
             "\n".join(damage) + f"\n--resume {folder.out}: nothing else says where the run stands; begin a new one"
         )

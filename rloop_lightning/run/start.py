@@ -1,7 +1,4 @@
-"""Whether a run can live in its folder, before anything is written there; and its first file.
-
-out/config.yaml, out/state.json: a run that --resume can go on with
-"""
+"""Whether a run can live in its folder, before anything is written there; and its first file, the settings."""
 
 from __future__ import annotations
 
@@ -14,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from rloop_lightning.run.folder import RunFolder
 from rloop_lightning.system.files import write_text
 
 # What may differ when a run is resumed: it has no part in what the run computes, or changes its rounding alone, as a
@@ -35,9 +33,10 @@ class RunFolderError(OSError):
     """The run folder can't be written; says why and how to go on."""
 
 
-def new_run_faults(out: Path) -> list[str]:
+def new_run_faults(folder: RunFolder) -> list[str]:
     """Why a run can't begin in a folder; nothing is left there."""
-    if (out / "state.json").exists():
+    out = folder.out
+    if folder.state.exists():
         return [f"--out {out} holds a run already; go on with it by --resume {out}, or name another folder"]
     there = next(path for path in (out.absolute(), *out.absolute().parents) if os.path.lexists(path))
     if not there.is_dir():
@@ -50,22 +49,22 @@ def new_run_faults(out: Path) -> list[str]:
     return []
 
 
-def resume_faults(run: Path) -> list[str]:
+def resume_faults(run: RunFolder) -> list[str]:
     """Why there is no run to go on with; what is damaged in one is for resume.py to find."""
-    states = ("state.json", "state.previous.json")
-    if (run / "config.yaml").is_file() and any((run / name).is_file() for name in states):
+    if run.config.is_file() and run.states:
         return []
-    return [f"--resume {run}: no config.yaml and state.json there; give the folder of a begun run"]
+    needed = f"{run.config.name} and {run.state.name}"
+    return [f"--resume {run.out}: no {needed} there; give the folder of a begun run"]
 
 
-def changed_settings(run: Path, now: str) -> list[str]:
+def changed_settings(run: RunFolder, now: str) -> list[str]:
     """What differs from the settings that a run began with, where it has a part in what the run computes.
 
     Args:
-        run: folder of a begun run.
+        run: a begun run.
         now: the present settings, as YAML.
     """
-    before = dict(_flat(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))))
+    before = dict(_flat(yaml.safe_load(run.config.read_text(encoding="utf-8"))))
     after = dict(_flat(yaml.safe_load(now)))
     return [
         f"--resume: --{key} was {before.get(key)!r} when the run began and is {after.get(key)!r} now; leave it out, or "
@@ -75,14 +74,14 @@ def changed_settings(run: Path, now: str) -> list[str]:
     ]
 
 
-def begin(out: Path, settings: str) -> None:
-    """Write config.yaml, the first file of a run.
+def begin(folder: RunFolder, settings: str) -> None:
+    """Write the settings, as YAML, which makes the folder a run's.
 
     Raises:
         RunFolderError: it can't be written; folders that were made for it are gone again.
     """
-    file = out / "config.yaml"
-    with _nothing_half_written(out):
+    file = folder.config
+    with _nothing_half_written(folder.out):
         try:
             write_text(file, settings)
         except OSError as error:

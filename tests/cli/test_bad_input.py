@@ -16,18 +16,7 @@ import pytest
 from bad_models import make_models
 from killing import run_main
 from problem_files import ROWS, write_rows
-
-TINY = """
-policy: {{model: {models}/good}}
-data: {{name: files, path: {files}/good.jsonl}}
-reward: {{name: rloop_lightning.rewards.weighted.BoxFormat}}
-engine: {{max_new_tokens: 8}}
-algo: {{name: dapo, dynamic_sampling: false, updates_per_step: 1}}
-consolidate: {{name: none}}
-loop: {{rounds: 1, explore_steps: 1, problems_per_step: 2, rollouts_per_problem: 2}}
-eval: {{samples: 2, k: [1]}}
-trainer: {{accelerator: cpu}}
-"""
+from tiny_run import TinyRun
 
 # No hub answers there, whatever network the machine has.
 NO_HUB = {"huggingface_hub.constants:ENDPOINT": "http://127.0.0.1:9"}
@@ -68,14 +57,19 @@ CASES = {
     "stray word": Case("3", ("'3' is no option; options begin with --",)),
     "option without value": Case("--loop.rounds", ("--loop.rounds: needs a value",)),
     "part without name": Case("--algo", ("--algo needs a value",)),
-    "text for an int": Case("--loop.rounds three", ("--loop.rounds: expected int, got 'three'",)),
-    "fraction for an int": Case("--loop.rounds 1.5", ("--loop.rounds: expected int, got '1.5'",)),
-    "text for a float": Case("--algo.lr high", ("--algo.lr: expected finite float, got 'high'",)),
-    "NaN for a float": Case("--algo.lr nan", ("--algo.lr: expected finite float, got 'nan'",)),
-    "text in a list": Case("--eval.k [1,a]", ("--eval.k: expected list of int, got '[1,a]'",)),
+    "text for an int": Case("--loop.rounds three", ("--loop.rounds: expected an integer > 0, got 'three'",)),
+    "fraction for an int": Case("--loop.rounds 1.5", ("--loop.rounds: expected an integer > 0, got 1.5",)),
+    "text for a float": Case("--algo.lr high", ("--algo.lr: expected a finite number, got 'high'",)),
+    "NaN for a float": Case("--algo.lr nan", ("--algo.lr: expected a finite number, got nan",)),
+    "text in a list": Case("--eval.k [1,a]", ("--eval.k: expected a list, each an integer > 0, got '[1,a]'",)),
     "none of the choices": Case("--loop.select best", ("expected last, explored, pass@1 or pass@k, got 'best'",)),
     "value for a switch": Case("--debug=yes", ("--debug: takes no value, got 'yes'",)),
     "no such callback": Case("--trainer.callbacks+=Timerr", ("can't take 'Timerr': Expected a dot import path",)),
+    "callback of no module": Case("--trainer.callbacks+=no.such.Class", ("'no.such.Class': No module named 'no'",)),
+    "part of no class": Case(
+        '--reward rloop_lightning.rewards.weighted.WeightedSum --reward.rewards={{"a":"no.such.Class"}}',
+        ("--reward.rewards: can't take ", "No module named 'no'"),
+    ),
     "what the loop sets": Case("--trainer.max_epochs 3", ("--trainer.max_epochs: the loop sets this itself",)),
     "field that must be given": Case("--data hub", ("--data.dataset must be given",)),
     "several at once": Case(
@@ -83,8 +77,8 @@ CASES = {
         "--policy.model {models}/none --out {runs}/begun",
         (
             "--loop.roundz: no such option",
-            "--loop.rounds: expected int",
-            "--eval.samples must be at least 1",
+            "--loop.rounds: expected an integer",
+            "--eval.samples: expected an integer > 0, got 0",
             "--algo.lr must be > 0",
             "--algo.oops: no such option",
             "--data: no such file",
@@ -99,7 +93,7 @@ CASES = {
         "--config {files}/typos.yaml",
         (
             "--config {files}/typos.yaml: loop.roundz: no such option; did you mean --loop.rounds?",
-            "--config {files}/typos.yaml: loop.explore_steps: expected int, got 'many'",
+            "--config {files}/typos.yaml: loop.explore_steps: expected an integer > 0, got 'many'",
             "--config {files}/typos.yaml: filter: expected a group of settings such as filter.",
             "--config {files}/typos.yaml: algo.lrr: no such option; did you mean --algo.lr?",
         ),
@@ -109,7 +103,7 @@ CASES = {
         "--loop.rollouts_per_problem 1", ("--loop.rollouts_per_problem must be at least 2 for DAPO, got 1",)
     ),
     "k over n": Case("--eval.k [4]", ("--eval.k must lie between 1 and --eval.samples (2), got [4]",)),
-    "budget of zero": Case("--loop.explore_steps 0", ("--loop.explore_steps must be at least 1, got 0",)),
+    "budget of zero": Case("--loop.explore_steps 0", ("--loop.explore_steps: expected an integer > 0, got 0",)),
     "more problems a step than there are": Case(
         "--loop.problems_per_step 9", ("--loop.problems_per_step 9 exceeds the 3 training problems",)
     ),
@@ -218,8 +212,18 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         place.mkdir()
     make_files(places["files"])
     make_models(places["models"])
-    (places["files"] / "tiny.yaml").write_text(TINY.format(**places))
-    make_runs(places["runs"], places["files"] / "tiny.yaml")
+    tiny = TinyRun.written(
+        places["files"],
+        policy={"model": str(places["models"] / "good")},
+        data={"name": "files", "path": str(places["files"] / "good.jsonl")},
+        reward={"name": "rloop_lightning.rewards.weighted.BoxFormat"},
+        engine={"max_new_tokens": 8},
+        consolidate={"name": "none"},
+        loop={"explore_steps": 1, "problems_per_step": 2, "rollouts_per_problem": 2},
+        eval={"k": [1], "sets": None},
+        trainer={"accelerator": "cpu"},
+    )
+    make_runs(places["runs"], tiny.config)
     return places
 
 

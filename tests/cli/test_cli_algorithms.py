@@ -12,7 +12,7 @@ from torch import Tensor
 from rloop_lightning.algorithms.advantages import centred
 from rloop_lightning.algorithms.base import Algorithm
 from rloop_lightning.algorithms.losses import ratio
-from rloop_lightning.cli.fit import main
+from rloop_lightning.cli.main import main
 from rloop_lightning.run.metrics_csv import read_metrics
 from rloop_lightning.types import LossOutput, RolloutBatch, TokenScores
 

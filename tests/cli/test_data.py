@@ -13,11 +13,12 @@ import yaml
 from bad_models import make_good_model
 from problem_files import ROWS, byte_tokenizer, write_rows
 from shared_data import shared
+from tiny_run import TinyRun
 
-from rloop_lightning.cli import fit as cli
 from rloop_lightning.cli.arguments import UsageError
 from rloop_lightning.cli.data import main
 from rloop_lightning.cli.fit import RLoopCLI
+from rloop_lightning.cli.main import main as rloop_fit
 from rloop_lightning.data.files import ProblemFiles
 from rloop_lightning.data.hub import HubProblems
 from rloop_lightning.data.presets import PRESETS
@@ -116,8 +117,8 @@ def test_check_of_wrong_input_exits_with_2(tmp_path: Path, capsys: pytest.Captur
     assert code == 2
     assert err.splitlines() == [
         "rloop-data: error: --data.prest: no such option; did you mean --data.preset?",
-        "rloop-data: error: --data.validation_size: expected int, got 'a'",
-        "rloop-data: error: --data.max_prompt_tokens must be at least 1, got 0",
+        "rloop-data: error: --data.validation_size: expected an integer >= 0, got 'a'",
+        "rloop-data: error: --data.max_prompt_tokens: expected an integer > 0 or null, got 0",
     ]
 
 
@@ -183,7 +184,7 @@ def test_print_config_keeps_the_problem_file_and_its_fields(tmp_path: Path, caps
 def test_wrong_sets_are_named_with_all_other_faults_before_a_model_is_loaded(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         parse("--data", tmp_path / "nope.jsonl", "--data.preset", "gsm", "--loop.rounds", "0")
-    for expected in ("--data: no such file", "did you mean gsm8k?", "--loop.rounds must be at least 1"):
+    for expected in ("--data: no such file", "did you mean gsm8k?", "--loop.rounds: expected an integer > 0"):
         assert expected in str(caught.value)
     (tmp_path / "a.jsonl").write_text('{"problem": "x"}\n{')
     settings = parse(
@@ -206,20 +207,17 @@ def test_a_reward_that_reads_no_gold_of_a_set_names_a_few_only(tmp_path: Path) -
     assert len(str(caught.value).splitlines()) < 12
 
 
-TINY = """
-engine: {max_new_tokens: 8}
-algo: {name: dapo, dynamic_sampling: false, updates_per_step: 1}
-consolidate: {name: rft, epochs: 1}
-loop: {rounds: 1, explore_steps: 2, problems_per_step: 2, rollouts_per_problem: 2}
-eval: {samples: 2, k: [1], max_problems: 2}
-reward: {name: cli.test_data.AnyAnswer}
-"""
-
-
 def fit(tmp_path: Path, model: Path, *arguments: str | Path) -> int:
-    (tmp_path / "tiny.yaml").write_text(TINY)
-    fixed = ["--config", tmp_path / "tiny.yaml", "--policy.model", model, "--trainer.accelerator=cpu"]
-    return cli.main([str(argument) for argument in [*fixed, *arguments]])
+    tiny = TinyRun.written(
+        tmp_path,
+        data={"name": "countdown"},
+        engine={"max_new_tokens": 8},
+        reward={"name": "cli.test_data.AnyAnswer"},
+        loop={"explore_steps": 2, "problems_per_step": 2, "rollouts_per_problem": 2},
+        eval={"sets": None},
+    )
+    fixed = ["--config", tiny.config, "--policy.model", model, "--trainer.accelerator=cpu"]
+    return rloop_fit([str(argument) for argument in [*fixed, *arguments]])
 
 
 LEFT_OUT = {
@@ -263,8 +261,8 @@ def test_a_resumed_run_reads_the_same_set_and_refuses_another(tmp_path: Path, ti
     assert fit(tmp_path, tiny_model, "--data", train, "--data.eval", other, "--out", out, "--debug") == 0
     saved = yaml.safe_load((out / "config.yaml").read_text())["data"]
     assert (saved["name"], saved["path"], saved["eval"]) == ("files", str(train), str(other))
-    assert cli.main(["--resume", str(out), "--debug"]) == 0
-    assert cli.main(["--resume", str(out), "--data", str(other)]) == 2
+    assert rloop_fit(["--resume", str(out), "--debug"]) == 0
+    assert rloop_fit(["--resume", str(out), "--data", str(other)]) == 2
 
 
 def test_a_limit_that_leaves_too_few_problems_is_an_error_that_names_it(

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import yaml
 
+import rloop_lightning
 from rloop_lightning.algorithms.dapo import DAPO
 from rloop_lightning.algorithms.rft import RFT
 from rloop_lightning.cli.arguments import UsageError, preset_folder
-from rloop_lightning.cli.fit import RLoopCLI, main
+from rloop_lightning.cli.fit import RLoopCLI
+from rloop_lightning.cli.main import main
 
 PRESETS = sorted(path.stem for path in preset_folder().glob("*.yaml"))
 
@@ -125,7 +127,7 @@ def test_all_wrong_settings_are_named_at_once() -> None:
     message = usage_error("--algo.clip_eps_low", "-0.1", "--loop.rounds", "0", "--eval.k", "[64]", "--algo.lr=-1")
     assert "--algo.clip_eps_low must be in (0, 1), got -0.1" in message
     assert "--algo.lr must be > 0, got -1" in message
-    assert "--loop.rounds must be at least 1, got 0" in message
+    assert "--loop.rounds: expected an integer > 0, got 0" in message
     assert "--eval.k must lie between 1 and --eval.samples (32), got [64]" in message
 
 
@@ -148,7 +150,7 @@ def test_unknown_names_come_with_a_suggestion() -> None:
 def test_errors_exit_with_2_and_leave_nothing_behind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
     assert main(["--loop.rounds", "0", "--out", str(out)]) == 2
-    assert "rloop-fit: error: --loop.rounds must be at least 1, got 0" in capsys.readouterr().err
+    assert "rloop-fit: error: --loop.rounds: expected an integer > 0, got 0" in capsys.readouterr().err
     assert main(["--resume", str(out)]) == 2
     assert not out.exists()
 
@@ -169,3 +171,39 @@ def test_an_algorithm_of_an_installed_package_is_found_by_its_entry_point(monkey
 
     monkeypatch.setattr("rloop_lightning.cli.registry.entry_points", entry_points)
     assert type(parse("--algo", "theirs").parts.algorithm).__name__ == "WithoutClip"
+
+
+@pytest.fixture
+def in_a_checkout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The current folder holds the repository's links into the package, and modules are looked up there."""
+    package = Path(rloop_lightning.__file__).parent
+    for door in ("algorithms", "callbacks", "configs"):
+        (tmp_path / door).symlink_to(package / door)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+def test_a_class_path_through_a_link_into_the_package_is_refused_with_the_right_one(
+    in_a_checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {
+        "--algo": "algorithms.dapo.DAPO",
+        "--consolidate": "algorithms.rft.RFT",
+        "--engine": "algorithms.dapo.DAPO",
+        "--data": "algorithms.dapo.DAPO",
+        "--reward": "callbacks.capture.RolloutCapture",
+    }
+    flags = [part for pair in given.items() for part in pair]
+    assert main([*flags, "--trainer.callbacks+=callbacks.progress.PhaseProgress", "--out", "run"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    for flag, path in given.items():
+        line = f"{flag}: {path!r} goes through a link into the package; give rloop_lightning.{path}"
+        assert f"rloop-fit: error: {line}" in said
+    (callback,) = [line for line in said if "--trainer.callbacks" in line]
+    assert "import rloop_lightning.callbacks" in callback
+    assert not (in_a_checkout / "run").exists()
+
+
+def test_a_settings_file_through_the_link_is_the_packages(in_a_checkout: Path) -> None:
+    assert parse("--config", "configs/countdown.yaml").parts.loop == parse("--config", "countdown").parts.loop

@@ -22,16 +22,7 @@ from typing import Any
 import torch
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
-    [
-        "killing",
-        "rloop_lightning.cli.fit",
-        "rloop_lightning.engines.torch_engine",
-        "rloop_lightning.rewards.weighted",
-        "transformers.models.auto.tokenization_auto",
-        "transformers.models.qwen2.modeling_qwen2",
-    ]
-)
+_CONTEXT.set_forkserver_preload(["killing", "preloaded"])
 
 
 @dataclass(frozen=True)
@@ -102,7 +93,7 @@ def _fit(arguments: list[str], output: Connection, kill: Kill | None) -> None:
     output.close()
     if kill is not None:
         _arm(kill)
-    from rloop_lightning.cli.fit import main
+    from rloop_lightning.cli.main import main
 
     sys.exit(main(arguments))
 
@@ -154,6 +145,6 @@ def _main(arguments: list[str], log: Path, patches: Mapping[str, Any], largest_f
         setattr(importlib.import_module(module), name, value)
     if largest_file is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
-    from rloop_lightning.cli.fit import main
+    from rloop_lightning.cli.main import main
 
     sys.exit(main(arguments))

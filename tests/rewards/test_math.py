@@ -181,7 +181,7 @@ def test_what_passes_a_limit_scores_0_and_is_counted():
 
 
 def test_memory_of_pairs_is_bounded(monkeypatch):
-    monkeypatch.setattr(math_reward, "_REMEMBERED_PAIRS", 3)
+    monkeypatch.setattr(math_reward, "REMEMBERED_PAIRS", 3)
     reward = MathReward(extract="box", workers=1)
 
     def checked(*golds):
@@ -198,10 +198,11 @@ def test_memory_of_pairs_is_bounded(monkeypatch):
 
 def test_golds_are_parsed_once(monkeypatch):
     parsed = []
-    parse = equivalence._parse
-    monkeypatch.setattr(equivalence, "_parse", lambda text, *more: parsed.append(text) or parse(text, *more))
-    equivalence._gold.cache_clear()
-    gold = r"\frac{17}{19}"
+    parse = equivalence.parse
+    monkeypatch.setattr(
+        equivalence, "parse", lambda text, *more, **options: parsed.append(text) or parse(text, *more, **options)
+    )
+    gold = r"\frac{17}{19}"  # of this test alone: golds are remembered
     answers = [r"$\frac{16}{19}$", r"$\frac{34}{38}$"]
     assert [equivalence.check((gold, answer, False)) for answer in answers] == ["wrong", "right"]
     assert parsed.count(f"${gold}$") == 1
@@ -259,11 +260,11 @@ def test_impossible_settings_are_named_all_at_once():
     with pytest.raises(ValueError, match="extract") as error:
         MathReward(extract="middle", workers=0, time_limit_s=-1, memory_limit_mb=0, max_characters=0)
     assert re.findall(r"--reward\.\w+", str(error.value)) == [
+        "--reward.extract",
         "--reward.workers",
         "--reward.time_limit_s",
         "--reward.memory_limit_mb",
         "--reward.max_characters",
-        "--reward.extract",
     ]
 
 

@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import rloop_lightning.rollouts.filter
-from rloop_lightning.rollouts.filter import ExpertStats, FilterConfig, build_expert_set, read_expert_set
+from rloop_lightning.rollouts import expert_set
+from rloop_lightning.rollouts.expert_set import read_expert_set
+from rloop_lightning.rollouts.filter import ExpertStats, FilterConfig, build_expert_set
 from rloop_lightning.rollouts.pool import RolloutPool
+from rloop_lightning.rollouts.pool_scan import count_rollouts
 from rloop_lightning.types import Group, Problem, Rollout
 
 
@@ -170,18 +172,20 @@ def test_an_empty_pool_gives_an_empty_file_that_can_be_read(tmp_path):
     assert names[:4] == ["problem_id", "completion_ids", "sampling_logprobs", "reward"]
 
 
-def test_counting_in_pieces_gives_the_same_counts(tmp_path, monkeypatch):
+def test_counting_in_pieces_gives_the_same_counts(tmp_path):
     pool = make_pool(tmp_path / "pool", [[("p", [1], True), ("q", [1], False)], [("p", [1], False)], []])
-    whole = build_expert_set(pool, tmp_path / "e", FilterConfig(max_success_rate=1.0), 0)
-    monkeypatch.setattr(rloop_lightning.rollouts.filter, "_COUNT_EVERY_ROWS", 1)
-    assert build_expert_set(pool, tmp_path / "e", FilterConfig(max_success_rate=1.0), 0) == whole
-    assert whole.hard_problems == 1
+    for rows_at_once in (1, 2, 1000):
+        counts = count_rollouts(pool, rows_at_once=rows_at_once).sort_by("problem_id")
+        assert counts.to_pylist() == [
+            {"problem_id": "p", "rollouts": 2, "successes": 1},
+            {"problem_id": "q", "rollouts": 1, "successes": 0},
+        ]
 
 
 def test_writing_in_pieces_gives_the_same_rows(tmp_path, monkeypatch):
     pool = make_pool(tmp_path / "pool", [[(f"p{number}", [number], True) for number in range(5)]])
     build_expert_set(pool, tmp_path / "whole", FilterConfig(enabled=False), 0)
-    monkeypatch.setattr(rloop_lightning.rollouts.filter, "ROW_GROUP_ROWS", 2)
+    monkeypatch.setattr(expert_set, "ROW_GROUP_ROWS", 2)
     build_expert_set(pool, tmp_path / "pieces", FilterConfig(enabled=False), 0)
     assert pq.ParquetFile(tmp_path / "pieces").num_row_groups == 3
     assert pq.read_table(tmp_path / "pieces").equals(pq.read_table(tmp_path / "whole"))
@@ -233,5 +237,5 @@ def test_metrics_carry_the_counts():
 def test_every_wrong_setting_is_named_at_once():
     with pytest.raises(ValueError, match=r"--filter\.max_success_rate") as error:
         FilterConfig(max_success_rate=float("nan"), max_per_problem=-1)
-    assert "--filter.max_per_problem must be >= 0 (0 is no limit), got -1" in str(error.value)
+    assert "--filter.max_per_problem: expected an integer >= 0, got -1" in str(error.value)
     assert FilterConfig(max_success_rate=1.0).max_success_rate == 1.0

@@ -9,20 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from killing import Kill, run_fit
+from killing import Kill
 from same_run import assert_same_run
+from tiny_run import TinyRun, resume
 
 # A round of four rollout steps on the embedded policy, a checkpoint after each.
-TINY = """
-policy: {model: countdown}
-engine: {max_new_tokens: 24}
-algo: {name: dapo, lr: 1e-4, warmup_steps: 2, updates_per_step: 1, dynamic_sampling: false}
-consolidate: {name: rft, lr: 1e-4, epochs: 2, rollouts_per_update: 4}
-loop: {rounds: 1, explore_steps: 4, problems_per_step: 4, rollouts_per_problem: 4, checkpoint_every_n_steps: 1}
-filter: {enabled: false}
-eval: {samples: 2, k: [1, 2], max_problems: 2, sets: [test]}
-"""
-
 RENAME = "rloop_lightning.system.files:_fsync"
 EXPLORING = Kill(RENAME, 1, "round-0/pool/step-000004.parquet")
 CONSOLIDATING = Kill(RENAME, 1, "round-0/consolidate/checkpoints/step-000003.ckpt")
@@ -116,19 +107,16 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Kill | None], Path]]:
-    """The run that was killed at a moment, or never; each is made once."""
+def killed(tiny: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Kill], Path]]:
+    """The run that was killed at a moment; each is made once."""
     folder = tmp_path_factory.mktemp("killed")
-    config = folder / "tiny.yaml"
-    config.write_text(TINY)
-    runs: dict[Kill | None, Path] = {}
+    runs: dict[Kill, Path] = {}
 
-    def run(kill: Kill | None) -> Path:
+    def run(kill: Kill) -> Path:
         if kill not in runs:
             out = runs[kill] = folder / f"run-{len(runs)}"
             log = out.with_suffix(".log")
-            code = run_fit(["--config", str(config), "--out", str(out)], log, kill)
-            assert code == (-9 if kill else 0), log.read_text()
+            assert tiny.fit_apart(out, log, kill) == -9, log.read_text()
         return runs[kill]
 
     yield run
@@ -136,21 +124,23 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Kill 
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_run_resumes_from_what_is_whole(case: str, killed: Callable[[Kill | None], Path], tmp_path: Path) -> None:
+def test_a_run_resumes_from_what_is_whole(
+    case: str, killed: Callable[[Kill], Path], finished: Path, tmp_path: Path
+) -> None:
     damage, out, log = CASES[case], tmp_path / "run", tmp_path / "log"
     shutil.copytree(killed(damage.kill), out)
     for file in damage.files:
         damage.deed(out / file)
-    assert run_fit(["--resume", str(out)], log) == 0, log.read_text()
+    assert resume(out, log) == 0, log.read_text()
     for part in damage.said:
         assert part in log.read_text()
-    assert_same_run(out, killed(None))
+    assert_same_run(out, finished)
 
 
-def test_an_undamaged_run_has_nothing_said_of_it(killed: Callable[[Kill | None], Path], tmp_path: Path) -> None:
+def test_an_undamaged_run_has_nothing_said_of_it(killed: Callable[[Kill], Path], tmp_path: Path) -> None:
     out, log = tmp_path / "run", tmp_path / "log"
     shutil.copytree(killed(CONSOLIDATING), out)
-    assert run_fit(["--resume", str(out)], log) == 0
+    assert resume(out, log) == 0
     assert not [word for word in ("repeated", "goes on from", "checksum", "missing") if word in log.read_text()]
 
 
@@ -165,28 +155,28 @@ class Flip(Kill):
 
 
 def test_a_shard_damaged_under_a_running_run_is_named_and_a_resume_repeats_its_exploration(
-    killed: Callable[[Kill | None], Path], tmp_path: Path
+    killed: Callable[[Kill], Path], finished: Path, tmp_path: Path
 ) -> None:
     out, log = tmp_path / "run", tmp_path / "log"
     shutil.copytree(killed(EXPLORING), out)
     shard = out / "round-0" / "pool" / "step-000002.parquet"
     damage = Flip("rloop_lightning.run.loop:check_pool", 1, file=str(shard))
-    assert run_fit(["--resume", str(out)], log, damage, debug=False) == 1
+    assert resume(out, log, damage, debug=False) == 1
     said = log.read_text()
     assert f"rloop-fit: error: {shard} does not hold what was written to it" in said
     assert f"rloop-fit --resume {out}" in said
     assert "Traceback" not in said
-    assert run_fit(["--resume", str(out)], log) == 0, log.read_text()
-    assert_same_run(out, killed(None))
+    assert resume(out, log) == 0, log.read_text()
+    assert_same_run(out, finished)
 
 
-def test_without_any_whole_state_a_run_is_not_resumed(killed: Callable[[Kill | None], Path], tmp_path: Path) -> None:
+def test_without_any_whole_state_a_run_is_not_resumed(killed: Callable[[Kill], Path], tmp_path: Path) -> None:
     out, log = tmp_path / "run", tmp_path / "log"
     shutil.copytree(killed(EXPLORING), out)
     for name in ("state.json", "state.previous.json"):
         cut(out / name)
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    assert run_fit(["--resume", str(out)], log, debug=False) == 2
+    assert resume(out, log, debug=False) == 2
     said = log.read_text()
     assert f"{out / 'state.json'} does not hold what was written to it" in said
     assert f"{out / 'state.previous.json'} does not hold what was written to it" in said

@@ -11,29 +11,26 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from lightning.pytorch.strategies import FSDPStrategy, SingleDeviceStrategy
+from tiny_run import TinyRun
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rloop_lightning.cli.fit import main
+from rloop_lightning.cli.main import main
 from rloop_lightning.data.countdown import Countdown
 from rloop_lightning.model.policy import embedded_model_path
-from rloop_lightning.run.loop import LoopRunner
 from rloop_lightning.run.metrics_csv import read_metrics
-
-TINY = """
-policy: {model: countdown}
-engine: {max_new_tokens: 48}
-algo: {name: dapo, lr: 1e-4, warmup_steps: 2, updates_per_step: 2}
-consolidate: {name: rft, lr: 1e-4, epochs: 2, rollouts_per_update: 4}
-loop: {rounds: 2, explore_steps: 3, problems_per_step: 4, rollouts_per_problem: 8, checkpoint_every_n_steps: 2}
-filter: {enabled: false}
-eval: {every_n_steps: 2, samples: 4, k: [1, 4], max_problems: 4, sets_inside: [test]}
-"""
+from rloop_lightning.run.trainer import new_trainer
 
 
 def fit(out: Path, *arguments: str) -> int:
-    config = out.with_suffix(".yaml")
-    config.write_text(TINY)
-    return main(["--config", str(config), "--out", str(out), *arguments])
+    """Two rounds of three rollout steps, with evaluations inside."""
+    tiny = TinyRun.written(
+        out.parent,
+        engine={"max_new_tokens": 48},
+        algo={"updates_per_step": 2, "dynamic_sampling": True},
+        loop={"rounds": 2, "explore_steps": 3, "rollouts_per_problem": 8, "checkpoint_every_n_steps": 2},
+        eval={"every_n_steps": 2, "samples": 4, "k": [1, 4], "max_problems": 4, "sets": None, "sets_inside": ["test"]},
+    )
+    return tiny.fit(out, *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -262,7 +259,7 @@ def test_devices_and_strategies_that_the_loop_does_not_know_are_refused(device: 
         world_size=1, precision="32-true", strategy=MagicMock(spec=strategy, root_device=torch.device(device))
     )
     with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
-        LoopRunner._trainer(MagicMock(make_trainer=lambda **_: made))
+        new_trainer(lambda **_: made)
 
 
 def test_a_resumed_run_may_take_less_memory(run: Path) -> None:

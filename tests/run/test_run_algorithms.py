@@ -12,24 +12,14 @@ from cli.test_fit import parse, usage_error
 from killing import Kill, run_fit
 from safetensors.torch import load_file
 from same_run import assert_same_run
+from tiny_run import TinyRun
 
 from rloop_lightning.algorithms import ALGORITHMS, CONSOLIDATIONS
 from rloop_lightning.algorithms.policy_module import PolicyModule
-from rloop_lightning.cli.fit import main
+from rloop_lightning.cli.main import main
 from rloop_lightning.cli.registry import find_class
 from rloop_lightning.model.policy import embedded_model_path
 from rloop_lightning.run.metrics_csv import read_metrics
-
-TINY = """
-policy: {model: countdown}
-data: {name: countdown, train_size: 4}
-engine: {max_new_tokens: 32}
-algo: {name: dapo, lr: 1e-4, warmup_steps: 0, updates_per_step: 2}
-consolidate: {name: rft, lr: 1e-4, warmup_steps: 0, epochs: 1, rollouts_per_update: 8}
-loop: {rounds: 1, explore_steps: 2, problems_per_step: 4, rollouts_per_problem: 8, checkpoint_every_n_steps: 2}
-filter: {enabled: false}
-eval: {samples: 2, k: [1], max_problems: 1, sets: [], sets_inside: []}
-"""
 
 # What the tiny run needs of an algorithm to show all that it does.
 SETTINGS = {
@@ -51,9 +41,16 @@ METRICS = {
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
-    path.write_text(TINY)
-    return path
+    tiny = TinyRun.written(
+        tmp_path_factory.mktemp("config"),
+        data={"name": "countdown", "train_size": 4},
+        engine={"max_new_tokens": 32},
+        algo={"name": "dapo", "lr": 1e-4, "warmup_steps": 0, "updates_per_step": 2},
+        consolidate={"name": "rft", "lr": 1e-4, "warmup_steps": 0, "epochs": 1, "rollouts_per_update": 8},
+        loop={"explore_steps": 2, "rollouts_per_problem": 8, "checkpoint_every_n_steps": 2},
+        eval={"k": [1], "max_problems": 1, "sets": [], "sets_inside": []},
+    )
+    return tiny.config
 
 
 def fit(config: Path, out: Path, *arguments: str) -> int:

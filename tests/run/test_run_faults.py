@@ -9,46 +9,26 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from killing import FullDisk, run_fit
+from killing import FullDisk
 from safetensors.torch import load_file
 from same_run import assert_same_run
+from tiny_run import TinyRun, resume
 
-from rloop_lightning.cli.fit import main
 from rloop_lightning.model.policy import embedded_model_path
 from rloop_lightning.rollouts.pool import POOL_SCHEMA
 from rloop_lightning.run.metrics_csv import read_metrics
-
-TINY = """
-policy: {model: countdown}
-engine: {max_new_tokens: 24}
-algo: {name: dapo, lr: 1e-4, warmup_steps: 2, updates_per_step: 3, dynamic_sampling: false}
-consolidate: {name: rft, lr: 1e-4, epochs: 2, rollouts_per_update: 4}
-loop: {rounds: 1, explore_steps: 3, problems_per_step: 4, rollouts_per_problem: 4, checkpoint_every_n_steps: 1}
-filter: {enabled: false}
-eval: {samples: 2, k: [1, 2], max_problems: 2, sets: [test]}
-"""
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
-    path.write_text(TINY)
-    return path
-
-
-def fit(config: Path, out: Path, *arguments: str) -> int:
-    return main(["--config", str(config), "--out", str(out), *arguments])
 
 
 def explored(out: Path) -> list[dict[str, float]]:
     return [row for row in read_metrics(out / "metrics.csv") if row["phase"] == "explore"]
 
 
-def test_a_nan_loss_ends_the_phase_and_its_rollouts_are_saved(config: Path, tmp_path: Path) -> None:
+def test_a_nan_loss_ends_the_phase_and_its_rollouts_are_saved(tiny: TinyRun, tmp_path: Path) -> None:
     """The second of three updates of the first step: the third must not run, and the first one stays."""
     out = tmp_path / "run"
+    updates = ["--algo.updates_per_step=3", "--seed_everything=1"]  # a success is in the second update
     with pytest.warns(UserWarning, match="the step is skipped and the phase ends here") as said:
-        assert fit(config, out, "--algo", "faulty.NaNLoss", "--algo.at=1", "--consolidate=none", "--debug") == 0
+        assert tiny.fit(out, "--algo", "faulty.NaNLoss", "--algo.at=1", *updates, "--consolidate=none", "--debug") == 0
     file = out / "round-0" / "explore" / "faults" / "step-000001-update-2.parquet"
     (message,) = [str(warning.message) for warning in said if "skipped" in str(warning.message)]
     assert "loss nan" in message
@@ -69,15 +49,15 @@ def test_a_nan_loss_ends_the_phase_and_its_rollouts_are_saved(config: Path, tmp_
     assert math.isfinite(row["train/loss"])
     assert json.loads((out / "state.json").read_text())["budget"]["optimizer_steps"] == 1
     note = f"round 1/1 explore: 1 optimizer steps skipped; their rollouts are in {file.parent}"
-    assert f"round 1/1 explore ended after 1 of 3 rollout steps; {note}" in (out / "results.md").read_text()
+    assert f"round 1/1 explore ended after 1 of 4 rollout steps; {note}" in (out / "results.md").read_text()
 
 
-def test_a_phase_may_go_on_after_a_nan_loss_as_if_the_update_had_not_been(config: Path, tmp_path: Path) -> None:
+def test_a_phase_may_go_on_after_a_nan_loss_as_if_the_update_had_not_been(tiny: TinyRun, tmp_path: Path) -> None:
     """The first update of all is skipped: policy and moments of the checkpoint behind it are untouched."""
     out, go_on = tmp_path / "run", ["--gradient.stop_on_nonfinite=false", "--consolidate=none", "--debug"]
-    once = ["--algo.updates_per_step=1", "--loop.explore_steps=2"]
+    once = ["--loop.explore_steps=2"]
     with pytest.warns(UserWarning, match="the step is skipped; its 16 rollouts are in"):
-        assert fit(config, out, "--algo", "faulty.NaNLoss", "--algo.at=0", *once, *go_on) == 0
+        assert tiny.fit(out, "--algo", "faulty.NaNLoss", "--algo.at=0", *once, *go_on) == 0
     first, second = explored(out)
     assert (first["grad/skipped_updates"], second["grad/skipped_updates"]) == (1, 0)
     assert "train/loss" not in first
@@ -88,10 +68,10 @@ def test_a_phase_may_go_on_after_a_nan_loss_as_if_the_update_had_not_been(config
     assert moved  # by the second update alone
 
 
-def test_an_infinite_gradient_in_the_consolidation_leaves_the_policy_as_it_was(config: Path, tmp_path: Path) -> None:
+def test_an_infinite_gradient_in_the_consolidation_leaves_the_policy_as_it_was(tiny: TinyRun, tmp_path: Path) -> None:
     out = tmp_path / "run"
     with pytest.warns(UserWarning, match="gradient norm (inf|nan), loss 0"):
-        assert fit(config, out, "--consolidate", "faulty.InfiniteGradient", "--debug") == 0
+        assert tiny.fit(out, "--consolidate", "faulty.InfiniteGradient", "--debug") == 0
     (file,) = (out / "round-0" / "consolidate" / "faults").iterdir()
     expert = {tuple(row["completion_ids"]): row for row in pq.read_table(out / "round-0/expert.parquet").to_pylist()}
     for row in pq.read_table(file).to_pylist():
@@ -102,9 +82,9 @@ def test_an_infinite_gradient_in_the_consolidation_leaves_the_policy_as_it_was(c
     assert all(torch.equal(policy[name], base[name]) for name in base)
 
 
-def test_infinite_weights_are_never_saved(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_infinite_weights_are_never_saved(tiny: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
-    assert fit(config, out, "--trainer.callbacks+=faulty.InfiniteWeight") == 1
+    assert tiny.fit(out, "--trainer.callbacks+=faulty.InfiniteWeight") == 1
     said = capsys.readouterr().err
     assert "rloop-fit: error: the policy's weight model.embed_tokens.weight holds NaN or infinite values" in said
     assert f"go on with: rloop-fit --resume {out}" in said
@@ -129,22 +109,14 @@ DISKS = {
 }
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("uninterrupted") / "run"
-    log = out.with_suffix(".log")
-    assert run_fit(["--config", str(config), "--out", str(out)], log) == 0, log.read_text()
-    return out
-
-
 @pytest.mark.parametrize("name", DISKS)
 def test_a_full_disk_stops_the_run_which_resumes_when_there_is_room(
-    name: str, config: Path, uninterrupted: Path, tmp_path: Path
+    name: str, tiny: TinyRun, finished: Path, tmp_path: Path
 ) -> None:
     """The system refuses the write for real: a limit on the size of files, which it checks as it checks the disk."""
     out, log = tmp_path / "run", tmp_path / "log"
     disk, path = DISKS[name]
-    assert run_fit(["--config", str(config), "--out", str(out)], log, disk, debug=False) == 1, log.read_text()
+    assert tiny.fit_apart(out, log, disk, debug=False) == 1, log.read_text()
     said = log.read_text()
     assert f"rloop-fit: error: can't write {out / path}: " in said
     assert "MB are free in " in said
@@ -153,5 +125,5 @@ def test_a_full_disk_stops_the_run_which_resumes_when_there_is_room(
     assert not list(out.rglob("*.partial"))
     rows = len(read_metrics(out / "metrics.csv"))
     assert len((out / "metrics.csv").read_text().splitlines()) == rows + 1  # none is half-written
-    assert run_fit(["--resume", str(out)], log) == 0, log.read_text()
-    assert_same_run(out, uninterrupted)
+    assert resume(out, log) == 0, log.read_text()
+    assert_same_run(out, finished)

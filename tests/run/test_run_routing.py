@@ -9,25 +9,13 @@ from typing import Any
 import pytest
 import torch
 from moe import make_moe_policy
+from tiny_run import TinyRun
 
-from rloop_lightning.cli.fit import main
 from rloop_lightning.engines.torch_engine import TorchEngine
 from rloop_lightning.model.policy import Policy, PolicyConfig
 from rloop_lightning.rewards.base import Reward
 from rloop_lightning.run.metrics_csv import read_metrics
 from rloop_lightning.types import Problem
-
-TINY = """
-data: {name: countdown}
-reward: {name: run.test_run_routing.Digits}
-engine: {max_new_tokens: 12}
-algo: {name: dapo, lr: 3e-2, warmup_steps: 0, updates_per_step: 2, dynamic_sampling: false}
-consolidate: {name: rft, lr: 1e-3, epochs: 1, rollouts_per_update: 8}
-loop: {rounds: 1, explore_steps: 2, problems_per_step: 4, rollouts_per_problem: 4}
-filter: {enabled: false}
-eval: {every_n_steps: 0, samples: 2, k: [1], max_problems: 2}
-trainer: {accelerator: cpu}
-"""
 
 
 class Digits(Reward):
@@ -51,9 +39,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def fit(folder: Path, model: Path, *arguments: str) -> int:
-    config = folder / "tiny.yaml"
-    config.write_text(TINY)
-    return main(["--config", str(config), "--policy.model", str(model), "--out", str(folder / "run"), *arguments])
+    tiny = TinyRun.written(
+        folder,
+        reward={"name": "run.test_run_routing.Digits"},
+        engine={"max_new_tokens": 12},
+        algo={"lr": 3e-2, "warmup_steps": 0, "updates_per_step": 2},
+        loop={"explore_steps": 2},
+        eval={"k": [1]},
+        trainer={"accelerator": "cpu"},
+    )
+    return tiny.fit(folder / "run", "--policy.model", str(model), *arguments)
 
 
 def routing_metrics(folder: Path) -> list[dict[str, Any]]:

@@ -5,29 +5,19 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from killing import Kill, Signal, run_fit
+from killing import Signal
 from same_run import assert_same_run
+from tiny_run import TinyRun, resume
 
 from rloop_lightning.cli.commands import rloop_fit
 from rloop_lightning.errors import Stopped
 from rloop_lightning.rewards.math import MathReward
 from rloop_lightning.system.signals import StopSignals
 from rloop_lightning.types import Problem
-
-TINY = """
-policy: {model: countdown}
-engine: {max_new_tokens: 24}
-algo: {name: dapo, lr: 1e-4, warmup_steps: 2, updates_per_step: 1, dynamic_sampling: false}
-consolidate: {name: rft, lr: 1e-4, epochs: 2, rollouts_per_update: 4}
-loop: {rounds: 1, explore_steps: 3, problems_per_step: 4, rollouts_per_problem: 4, checkpoint_every_n_steps: 0}
-filter: {enabled: false}
-eval: {samples: 2, k: [1, 2], max_problems: 2, sets: [test]}
-"""
 
 UPDATE = "torch.optim:AdamW.step"
 RENAME = "rloop_lightning.system.files:_fsync"
@@ -69,7 +59,7 @@ CASES = {
         "stopped by SIGINT; what came after the newest checkpoint is repeated",
     ),
     "SIGTERM in the last optimizer step of a phase": Case(
-        Signal(UPDATE, 3, number=TERM), 143, "stopped by SIGTERM; what came after the newest checkpoint is repeated"
+        Signal(UPDATE, 4, number=TERM), 143, "stopped by SIGTERM; what came after the newest checkpoint is repeated"
     ),
     "SIGTERM while the policy is handed over": Case(
         Signal(RENAME, 1, "final", number=TERM), 143, "stopped by SIGTERM; the run is complete"
@@ -78,42 +68,29 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def fit(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., int]:
-    config = tmp_path_factory.mktemp("config") / "tiny.yaml"
-    config.write_text(TINY)
-
-    def begin(out: Path, log: Path, kill: Kill | None = None) -> int:
-        return run_fit(["--config", str(config), "--out", str(out)], log, kill, debug=False)
-
-    return begin
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(fit: Callable[..., int], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("uninterrupted") / "run"
-    assert fit(out, out.with_suffix(".log")) == 0, out.with_suffix(".log").read_text()
-    return out
+def unsaved(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    """One that saves no checkpoint unless it is told to stop."""
+    return TinyRun.written(tmp_path_factory.mktemp("tiny"), loop={"checkpoint_every_n_steps": 0})
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_stopped_run_resumes_to_the_same_bits(
-    name: str, fit: Callable[..., int], uninterrupted: Path, tmp_path: Path
-) -> None:
+def test_a_stopped_run_resumes_to_the_same_bits(name: str, unsaved: TinyRun, finished: Path, tmp_path: Path) -> None:
     case, out, log = CASES[name], tmp_path / "run", tmp_path / "log"
-    assert fit(out, log, case.signal) == case.code, log.read_text()
+    assert unsaved.fit_apart(out, log, case.signal, debug=False) == case.code, log.read_text()
     said = log.read_text()
     assert f"rloop-fit: {case.said.format(out=out)}; go on with: rloop-fit --resume {out}\n" in said
     assert ("a second signal stops at once" in said) == ("evaluation" not in name)
     assert "Traceback" not in said
     assert not list(out.rglob("*.partial"))
     assert sorted(str(path.relative_to(out)) for path in out.rglob("*.ckpt")) == list(case.checkpoints)
-    assert run_fit(["--resume", str(out)], log) == 0, log.read_text()
-    assert_same_run(out, uninterrupted)
+    assert resume(out, log) == 0, log.read_text()
+    assert_same_run(out, finished)
 
 
-def test_a_signal_before_the_run_leaves_nothing(fit: Callable[..., int], tmp_path: Path) -> None:
+def test_a_signal_before_the_run_leaves_nothing(unsaved: TinyRun, tmp_path: Path) -> None:
     out, log = tmp_path / "run", tmp_path / "log"
-    assert fit(out, log, Signal("rloop_lightning.run.parts:Parts.rendered", 1, number=TERM)) == 143
+    signal = Signal("rloop_lightning.run.parts:Parts.rendered", 1, number=TERM)
+    assert unsaved.fit_apart(out, log, signal, debug=False) == 143
     assert log.read_text().endswith("\nrloop-fit: stopped by SIGTERM; no run was begun\n")
     assert "Traceback" not in log.read_text()
     assert not out.exists()
@@ -124,11 +101,11 @@ def test_a_signal_while_the_command_is_imported(
 ) -> None:
     class Interrupt:
         def find_spec(self, name: str, *_: object) -> None:
-            if name == "rloop_lightning.cli.fit":
+            if name == "rloop_lightning.cli.main":
                 os.kill(os.getpid(), INT)
 
     monkeypatch.setattr(sys, "meta_path", [Interrupt(), *sys.meta_path])
-    monkeypatch.delitem(sys.modules, "rloop_lightning.cli.fit", raising=False)
+    monkeypatch.delitem(sys.modules, "rloop_lightning.cli.main", raising=False)
     assert rloop_fit() == 130
     assert capsys.readouterr().err == "\nrloop-fit: stopped by SIGINT; no run was begun\n"
 

@@ -1,0 +1,88 @@
+"""The `rloop-fit` command: runs what the command line asks for, and says how it ended.
+
+Exit codes: 0 done, 1 a fault during the run, 2 wrong input, 130 or 143 stopped by Ctrl-C or SIGTERM.
+"""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import signal
+import sys
+import warnings
+from collections.abc import Sequence
+
+import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from rloop_lightning.cli.arguments import UsageError
+from rloop_lightning.cli.fit import RLoopCLI
+from rloop_lightning.errors import RunFault, StateError, Stopped
+from rloop_lightning.rewards.workers import WorkerStartError
+from rloop_lightning.rollouts.stream import NotEnoughGroupsError
+from rloop_lightning.run.start import RunFolderError
+from rloop_lightning.system.signals import StopSignals
+
+_MEMORY_ADVICE = (
+    "lower --engine.max_rows, if it was generating, or --policy.max_tokens_per_micro_batch, if it was updating, and go "
+    "on with: {go_on} --engine.max_rows N --policy.max_tokens_per_micro_batch N"
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The `rloop-fit` command; gives its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    _quieten()
+    with StopSignals() as signals:
+        try:
+            return _fit(arguments, "--debug" in arguments, signals)
+        except Stopped as stopped:
+            print(f"\nrloop-fit: {stopped}; no run was begun", file=sys.stderr)
+            return stopped.exit_code
+
+
+def _fit(arguments: Sequence[str], debug: bool, signals: StopSignals) -> int:
+    try:
+        runner, policy = RLoopCLI(arguments).prepare()
+    except UsageError as error:
+        return _complain(error, debug, code=2)
+    except RunFolderError as error:
+        return _complain(error, debug, code=1)
+    go_on = f"rloop-fit --resume {shlex.quote(str(runner.out))}"
+    try:
+        state = runner.run(policy, signals)
+    except StateError as error:
+        return _complain(error, debug, code=2)
+    except (NotEnoughGroupsError, WorkerStartError) as error:
+        return _complain(error, debug, code=1)
+    except (RunFault, OSError) as error:
+        return _complain(error, debug, code=1, advice=f"mend the cause, then go on with: {go_on}")
+    except torch.OutOfMemoryError as error:
+        return _complain(error, debug, code=1, advice=_MEMORY_ADVICE.format(go_on=go_on))
+    except (Stopped, SIGTERMException) as error:  # Lightning's own comes where a step ended the phase
+        stopped = error if isinstance(error, Stopped) else Stopped(signal.SIGTERM)
+        saved = stopped.saved or "what came after the newest checkpoint is repeated"
+        print(f"\nrloop-fit: {stopped}; {saved}; go on with: {go_on}", file=sys.stderr)
+        return stopped.exit_code
+    folder = runner.folder
+    print(f"\n{folder.results.read_text(encoding='utf-8')}")
+    print(f"{state.selected} is in {folder.final}; table, plots, metrics.csv and TensorBoard logs are in {folder.out}")
+    return 0
+
+
+def _complain(error: Exception, debug: bool, code: int, advice: str = "") -> int:
+    if debug:
+        raise error
+    for line in [*str(error).splitlines(), *([advice] if advice else [])]:
+        print(f"rloop-fit: error: {line}", file=sys.stderr)
+    return code
+
+
+def _quieten() -> None:
+    """Our messages, without what libraries say at every phase; their warnings stay."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("rloop_lightning").setLevel(logging.INFO)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # Lightning's own use of torch, which a user can do nothing about.
+    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)", category=FutureWarning)

@@ -1,0 +1,70 @@
+"""A worker process of workers.py: gets tasks over a socket, runs one function on each, sends back what came out.
+
+Imports nothing of the package but the function's module, so that a worker starts fast and holds little memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import signal
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Literal
+
+Status = Literal["done", "failed", "timed_out", "crashed"]
+
+_GRACE_S = 1.0  # a worker whose parent died ends itself this long after the time limit
+
+
+def encode(message: Any) -> bytes:
+    """A message for the socket."""
+    return json.dumps(message).encode()  # ASCII: lone surrogates pass as escapes
+
+
+def serve(descriptor: int) -> None:
+    """A worker's life: the socket says what to run under which limits, then chunks of tasks, until it is closed."""
+    import resource  # not on every platform, and needed here alone
+
+    connection = Connection(descriptor)
+    with contextlib.suppress(EOFError, OSError):  # the parent is gone
+        function, time_limit_s, memory_limit_mb = json.loads(connection.recv_bytes())
+        limit = memory_limit_mb << 20
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        module, _, name = function.partition(":")
+        try:
+            run = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            connection.send_bytes(encode(["failed", str(error), True]))
+            return
+        connection.send_bytes(encode(["done", None, False]))
+        while True:
+            for task in json.loads(connection.recv_bytes()):
+                # The parent kills before this fires. Without a parent the signal's default ends the process, even in
+                # the midst of C code.
+                signal.setitimer(signal.ITIMER_REAL, time_limit_s + _GRACE_S)
+                answer = _answer(run, task)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                # What a task leaves behind must not make the next one fail.
+                leaving = _address_space_bytes() > limit // 2
+                connection.send_bytes(encode([*answer, leaving]))
+                if leaving:
+                    return
+
+
+def _answer(run: Callable[[Any], Any], task: Any) -> tuple[Status, Any]:
+    try:
+        return "done", run(task)
+    except Exception:  # the fault boundary: whatever a task raises is its own affair, and is counted
+        return "failed", None
+
+
+def _address_space_bytes() -> int:
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:  # no Linux
+        return 0

@@ -1,0 +1,92 @@
+"""The file of an expert set: what consolidation trains on, one row a rollout, sorted by problem.
+
+write_expert_set(run / "round-0" / "expert.parquet", drawn)
+for rollout in read_expert_set(run / "round-0" / "expert.parquet"): ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rloop_lightning.rollouts.pool import LOGPROBS, ROW_GROUP_ROWS, TOKEN_IDS, list_array, list_rows
+from rloop_lightning.rollouts.pool_scan import Success
+from rloop_lightning.system.files import atomic_path
+
+EXPERT_SCHEMA = pa.schema(
+    [
+        pa.field(name, type_, nullable=False)
+        for name, type_ in {
+            "problem_id": pa.string(),
+            "completion_ids": TOKEN_IDS,
+            "sampling_logprobs": LOGPROBS,
+            "reward": pa.float64(),
+            "rollout_step": pa.int32(),  # the first that it was sampled in
+            "text": pa.string(),
+            "copies": pa.int32(),  # how often it was sampled in the whole exploration
+        }.items()
+    ]
+)
+
+
+@dataclass(frozen=True)
+class ExpertRollout:
+    """One completion of the expert set."""
+
+    problem_id: str
+    completion_ids: np.ndarray  # [T] int64, the stop token included
+    sampling_logprobs: np.ndarray  # [T] float32, nats
+    reward: float
+
+
+def write_expert_set(out: Path, drawn: Sequence[tuple[Success, int]]) -> None:
+    """Write the file, whole or not at all; an empty set is a file too.
+
+    Args:
+        out: the Parquet file.
+        drawn: rollouts, and how often each was sampled.
+    """
+    with (
+        atomic_path(out) as partial,
+        pq.ParquetWriter(partial, EXPERT_SCHEMA, compression="zstd") as writer,
+    ):
+        # A piece at a time, as a second copy of all rows might not fit beside the first.
+        for start in range(0, len(drawn), ROW_GROUP_ROWS):
+            writer.write_table(_table(drawn[start : start + ROW_GROUP_ROWS]))
+
+
+def _table(drawn: Sequence[tuple[Success, int]]) -> pa.Table:
+    rows = [row for row, _ in drawn]
+    return pa.Table.from_arrays(
+        [
+            pa.array([row.problem_id for row in rows], pa.string()),
+            list_array([np.frombuffer(row.completion_ids, np.int32) for row in rows], TOKEN_IDS),
+            list_array([np.frombuffer(row.sampling_logprobs, np.float32) for row in rows], LOGPROBS),
+            pa.array([row.reward for row in rows], pa.float64()),
+            pa.array([row.rollout_step for row in rows], pa.int32()),
+            pa.array([row.text for row in rows], pa.string()),
+            pa.array([copies for _, copies in drawn], pa.int32()),
+        ],
+        schema=EXPERT_SCHEMA,
+    )
+
+
+def read_expert_set(path: Path) -> list[ExpertRollout]:
+    """The expert set, in the file's order."""
+    table = pq.read_table(path, columns=["problem_id", "completion_ids", "sampling_logprobs", "reward"])
+    return [
+        ExpertRollout(problem_id, completion_ids.astype(np.int64), sampling_logprobs, reward)
+        for batch in table.to_batches()
+        for problem_id, completion_ids, sampling_logprobs, reward in zip(
+            batch["problem_id"].to_pylist(),
+            list_rows(batch["completion_ids"]),
+            list_rows(batch["sampling_logprobs"]),
+            batch["reward"].to_pylist(),
+            strict=True,
+        )
+    ]

@@ -1,0 +1,112 @@
+"""The Trainer of a phase: made afresh from the user's flags and the loop's settings, checked, and run once."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+
+from rloop_lightning.algorithms.policy_module import PolicyModule
+from rloop_lightning.callbacks.checkpoint import PhaseCheckpoint
+from rloop_lightning.callbacks.faulty_rollouts import FaultyRollouts
+from rloop_lightning.callbacks.gradient_norm import GradientNormMonitor
+from rloop_lightning.callbacks.phase_record import StepRecord
+from rloop_lightning.callbacks.progress import PhaseProgress
+from rloop_lightning.rollouts.stream import ExpertStream, RolloutStream
+from rloop_lightning.run.folder import RunFolder
+from rloop_lightning.run.metrics_csv import RunMetrics, column
+from rloop_lightning.run.parts import Parts
+from rloop_lightning.run.state import Stage
+from rloop_lightning.system.signals import StopSignals
+
+MakeTrainer = Callable[..., L.Trainer]
+"""Makes a Trainer from keyword arguments; never the same one twice."""
+
+
+def new_trainer(make_trainer: MakeTrainer, **kwargs: Any) -> L.Trainer:
+    """A Trainer for one phase.
+
+    Raises:
+        ValueError: it has settings that the loop can't work with.
+    """
+    trainer = make_trainer(
+        max_epochs=1,  # a phase is one pass over its stream
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        log_every_n_steps=1,
+        num_sanity_val_steps=0,
+        **kwargs,
+    )
+    if trainer.world_size > 1:
+        raise ValueError(f"--trainer.devices: a run uses one device, got {trainer.world_size}")
+    if (kind := trainer.strategy.root_device.type) not in ("cpu", "cuda"):
+        raise ValueError(f"--trainer.accelerator: {kind} is not supported; take cpu or gpu")
+    if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+        raise ValueError("--trainer.strategy: weights have to be whole on the device; leave it at auto")
+    if trainer.precision in ("bf16-true", "16-true", "64-true", "16-mixed"):
+        raise ValueError(f"--trainer.precision {trainer.precision} is not supported; take bf16-mixed")
+    return trainer
+
+
+@dataclass(frozen=True)
+class PhaseTrainer:
+    """Trains the modules of a run's phases.
+
+    Args:
+        make_trainer: makes the Trainer of a phase.
+        folder: the run folder.
+        parts: what the run is made of.
+        run_id: of the run.
+        signals: that stop the run.
+    """
+
+    make_trainer: MakeTrainer
+    folder: RunFolder
+    parts: Parts
+    run_id: str
+    signals: StopSignals
+
+    def fit(
+        self,
+        module: PolicyModule,
+        stream: RolloutStream | ExpertStream,
+        stage: Stage,
+        progress: PhaseProgress,
+        callbacks: Sequence[Callback] = (),
+    ) -> tuple[int, str]:
+        """One fresh Trainer and one fit, from the phase's newest checkpoint if there is one.
+
+        Gives the optimizer steps that were made, and a note on those that were skipped.
+        """
+        done, saved = self.folder.steps_done(stage), self.folder.checkpoints(stage)
+        faults = FaultyRollouts(self.folder.faults(stage), round=stage.round, run_id=self.run_id)
+        rollouts = stream.rollouts if isinstance(stream, ExpertStream) else ()
+        every, logs = self.parts.loop.checkpoint_every_n_steps, self.folder.logs(stage)
+        trainer = new_trainer(
+            self.make_trainer,
+            default_root_dir=self.folder.phase(stage),
+            logger=[
+                TensorBoardLogger(logs.parent, name=logs.name, version="", purge_step=done + 1),
+                RunMetrics(self.folder.metrics, stage.round, stage.phase, keep_before=done + 1),
+            ],
+            callbacks=[
+                *callbacks,
+                GradientNormMonitor(self.parts.gradient, faults, rollouts),
+                progress,
+                StepRecord(),
+                PhaseCheckpoint(self.folder.checkpoint_folder(stage), every, self.signals),
+            ],
+        )
+        with warnings.catch_warnings():
+            # A policy stays in eval mode on purpose: dropout would make its logprobs random.
+            warnings.filterwarnings("ignore", message=r".*module\(s\) in eval mode at the start of training")
+            trainer.fit(module, train_dataloaders=stream, ckpt_path=saved[-1] if saved else None, weights_only=True)
+        skipped = int(sum(column(self.folder.metrics, stage.round, stage.phase, "grad/skipped_updates")))
+        note = f"{progress.title}: {skipped} optimizer steps skipped; their rollouts are in {faults.folder}"
+        return trainer.global_step - skipped, note if skipped else ""
