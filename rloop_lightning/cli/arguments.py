@@ -14,7 +14,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, get_loader
 
 from rloop_lightning.algorithms.base import Algorithm, Consolidation
-from rloop_lightning.cli.registry import NONE, find_class, names
+from rloop_lightning.cli.registry import NONE, find_class, is_function, names
 from rloop_lightning.data.base import ProblemSource
 from rloop_lightning.data.hub_rows import parse_hub_name
 from rloop_lightning.data.rows import looks_like_a_file
@@ -51,7 +51,7 @@ SWAPPABLE = {
     "consolidate": Swappable("consolidations", Consolidation, "rft", "what is done with the expert set, or none"),
     "engine": Swappable("engines", RolloutEngine, "torch", "what generates rollouts"),
     "data": Swappable("data", ProblemSource, "countdown", "the problem sets"),
-    "reward": Swappable("rewards", Reward, "the data's own", "how completions are scored"),
+    "reward": Swappable("rewards", Reward, "the data's own", "how completions are scored, also module.function"),
 }
 
 
@@ -199,9 +199,14 @@ def _read_config(name: str) -> dict[str, Any]:
 def expand(group: str, name: str) -> dict[str, str]:
     """A part's name as settings: `--data train.jsonl` is `--data files --data.path train.jsonl`.
 
-    A file or folder means `files`, `organisation/name` means `hub`; all else is a short name or a class path.
+    A file or folder means `files`, `organisation/name` means `hub`; a function of your own means `--reward function`.
+    All else is a short name or a class path.
     """
-    if group != "data" or name in names(SWAPPABLE[group].registry):
+    if name in names(SWAPPABLE[group].registry):
+        return {"name": name}
+    if group == "reward" and is_function(name):
+        return {"name": "function", "function": name}
+    if group != "data":
         return {"name": name}
     if looks_like_a_file(name):
         return {"name": "files", "path": name}
