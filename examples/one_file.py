@@ -31,6 +31,7 @@ TokenLoss = Callable[[Tensor, rl.RolloutBatch], Tensor]  # (logprobs [B, T], bat
 
 def sample(engine: rl.TorchEngine, problems: Sequence[rl.Problem], n: int, seed: int) -> list[rl.Group]:
     """A group of n rollouts for each problem, with their rewards. A reward of at least 1 is a success."""
+    engine.sync()  # after every change of the weights
     rollouts = engine.generate(problems, n, engine.sampling(seed))  # problem-major, with a logprob for each token
     scores = rl.CountdownReward()([p for p in problems for _ in range(n)], [rollout.text for rollout in rollouts])
     scored = [replace(r, reward=s.reward, success=s.success) for r, s in zip(rollouts, scores, strict=True)]
@@ -80,10 +81,9 @@ def explore(
     rng, pool = random.Random(seed), []
     for step in range(steps):
         sampled: list[rl.Group] = []
-        mixed: list[rl.Group] = []
-        while len(mixed) < P:  # dynamic sampling: where all rewards are equal, advantages and gradient are 0
+        # Dynamic sampling: a group whose rewards are all equal has no advantage, and no gradient.
+        while len(mixed := [group for group in sampled if 0 < group.success_count < G]) < P:
             sampled += sample(engine, rng.sample(problems, P), G, seed=rng.getrandbits(32))
-            mixed = [group for group in sampled if 0 < group.success_count < G]
         rollouts = [rollout for group in mixed[:P] for rollout in group.rollouts]
         advantages = group_advantages(torch.tensor([rollout.reward for rollout in rollouts]).view(P, G))
         batch = rl.collate(rollouts, advantages.flatten().tolist())
