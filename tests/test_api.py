@@ -64,7 +64,7 @@ def test_a_type_checker_knows_the_names(tmp_path: Path) -> None:
         "from rloop_lightning import DPO\n"
         "def reward(problems: list[Problem], completions: list[str]) -> list[float]:\n"
         "    return [float(problem.answer) for problem in problems]\n"
-        "result: TrainResult = train(algo=DAPO(lr=1e-4), loop={'rounds': 1}, seed_everything=0)\n"
+        "result: TrainResult = train(algo=DAPO(lr=1e-4), reward=reward, data=[{'problem': '1'}], loop={'rounds': 1})\n"
         "final: Path = result.final\n"
         "train(seed_everything='zero')\n"
     )

@@ -21,6 +21,9 @@ from rloop_lightning.rewards.function import FunctionReward
 from rloop_lightning.system.imports import import_path, unnamed
 from rloop_lightning.system.terminal import one_line
 
+_ALSO = {"data": ", rows (a list of dicts, or a Dataset)", "reward": ", a function"}
+"""What a part may be besides what all of them may be, for messages."""
+
 
 @dataclass
 class PythonSettings:
@@ -85,27 +88,34 @@ class PythonSettings:
 
     def _object(self, group: str, thing: Any, fields: Mapping[str, Any]) -> None:
         """What has no import path: an object, or a class or a function that no module holds."""
-        base = SWAPPABLE[group].base
-        makes = isinstance(thing, type) and issubclass(thing, base)
         try:
-            if makes:
-                self.objects[group] = thing(**fields)
-            elif isinstance(thing, base) and not fields:
-                self.objects[group] = thing
-            elif isinstance(thing, base):
-                self.wrong.append(f"{group}: give {', '.join(fields)} to {type(thing).__name__} where you make it")
-            elif callable(thing) and issubclass(FunctionReward, base):
-                self.objects[group] = FunctionReward(thing, **fields)
-            else:
-                self.wrong.append(
-                    f"{group}: can't take {_shown(thing)}; expected a short name, an import path, or a "
-                    f"{base.__name__} or its class"
-                )
+            self.objects[group] = _made(group, thing, fields)
         except (TypeError, ValueError) as error:
+            self.objects[group] = None  # its place is taken: nothing more is to be said of it
             self.wrong += [f"{group}: {line}" for line in str(error).splitlines()]
         self.unnamed[group] = unnamed(thing)
         self.options({f"{group}.name": self.unnamed[group]})
-        self.objects.setdefault(group, None)  # its place is taken, and what is wrong with it was said
+
+
+def _made(group: str, thing: Any, fields: Mapping[str, Any]) -> Any:
+    """The part that a thing without an import path is or makes.
+
+    Raises:
+        TypeError, ValueError: it is none, or its fields are wrong.
+    """
+    base = SWAPPABLE[group].base
+    if isinstance(thing, type) and issubclass(thing, base):
+        return thing(**fields)
+    if isinstance(thing, base):
+        if fields:
+            raise TypeError(f"give {', '.join(fields)} to {type(thing).__name__} where you make it")
+        return thing
+    if callable(thing) and issubclass(FunctionReward, base):
+        return FunctionReward(thing, **fields)
+    raise TypeError(
+        f"can't take {_shown(thing)}; expected a short name, an import path{_ALSO.get(group, '')}, or a "
+        f"{base.__name__} or its class"
+    )
 
 
 def _text(value: Any) -> str:

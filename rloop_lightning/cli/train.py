@@ -1,10 +1,10 @@
-"""`train`: one call of Python that gives a finished run; it is `rloop-fit` with objects for arguments.
+"""`train`: a whole run in one call from Python.
 
     result = train(algo="dapo", data=[{"problem": "1+1=", "answer": "2"}, ...], reward=my_function)
     print(result.table)
 
-It stands with the command line, and takes the same way through its parser: one set of names, checks and defaults, and a
-config.yaml from which `rloop-fit --resume` goes on.
+It turns its arguments into flags and goes through the parser of `rloop-fit`. So names, checks and defaults are those of
+the command line, and every run has a config.yaml from which `rloop-fit --resume` continues.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ from rloop_lightning.run.state import Budget, LoopConfig
 from rloop_lightning.system.signals import StopSignals
 
 Fields = Mapping[str, Any]
-"""Settings of a group by their names, as `--GROUP.NAME` sets them; those of a part that can be swapped hold its
-`name`, which may be all that the argument may be."""
+"""Fields of a group by name, as `--GROUP.FIELD` sets them. For a part that can be swapped, `name` says which it is, and
+takes whatever the argument itself takes."""
 
 
 class _AsConfigured:
@@ -95,26 +95,24 @@ def train(
     config: str | Path | Sequence[str | Path] = (),
     resume: str | Path | None = None,
 ) -> TrainResult:
-    """Train a policy: rounds of exploration and consolidation, as `rloop-fit` does with the same arguments.
+    """Train a policy by rounds of exploration and consolidation (RLoop, arXiv 2511.04285), as `rloop-fit` does.
 
-    Arguments are the groups of the command line, and hold what it holds: without `policy` and `config` the preset
-    `countdown` applies, with `policy` the defaults of the classes. A part that can be swapped (algo, consolidate,
-    engine, data, reward) is a short name, an import path, a class, or a dict of its `name` and fields:
-    `{"name": "dapo", "lr": 1e-5}`. It may be an object, too: `DAPO(lr=1e-5)`.
+    The arguments are the groups of the command line. Without `policy` and `config`, the preset `countdown` applies;
+    with `policy`, each class's defaults. A part that can be swapped (algo, consolidate, engine, data, reward) is a
+    short name, an import path, a class, an object, or a dict of its `name` and fields: `{"name": "dapo", "lr": 1e-5}`.
 
-    The run is a folder, and `rloop-fit --resume FOLDER` goes on with it. An object, a lambda, and what `__main__` or a
-    function defines have no import path: such a run is resumed with the object, `train(resume=FOLDER, reward=...)`,
-    or with one that has a path, `rloop-fit --resume FOLDER --reward module.function`; a warning says so.
+    `rloop-fit --resume FOLDER` resumes the run. An object, a lambda, and what `__main__` or a function defines have no
+    import path, so config.yaml can't name them. Resume such a run with the object, `train(resume=FOLDER, reward=...)`,
+    or with one that has a path, `rloop-fit --resume FOLDER --reward module.function`. A warning at the start says so.
 
     Args:
-        algo: what explores.
+        algo: the algorithm that explores.
         consolidate: what is done with the expert set; None or "none" is plain reinforcement learning.
-        policy: a Hugging Face name or folder, `countdown` for the policy that the package carries, or its fields.
+        policy: a Hugging Face name or folder, `countdown` for the policy in the package, or a dict of fields.
         engine: what generates rollouts.
-        data: problems: a `datasets.Dataset`, a list of dicts, or a dict of those whose `train` is trained on and whose
-            others are evaluated on; a file, a folder or a name on the hub. Rows become files in the run folder.
-        reward: how completions are scored; a function `(problems, completions) -> list[float]`, for which a reward of
-            at least 1 is a success.
+        data: a `datasets.Dataset` or a list of dicts; a dict of those, `train` and sets to evaluate on; or a file, a
+            folder or a name on the hub. Rows are written to the run folder.
+        reward: a function `(problems, completions) -> list[float]`, with success at 1 and above; or what `algo` takes.
         filter: what the expert set takes.
         capture: extra rollouts for the pool.
         gradient: what is done about exploding gradients.
@@ -167,7 +165,8 @@ def train(
             stopped = error if isinstance(error, Stopped) else Stopped(signal.SIGTERM)
             if stopped.number != signal.SIGINT:
                 raise stopped from None
-            go_on = f"go on with train(resume={str(folder.out)!r})"
+            begun = folder.state.exists()
+            go_on = f"go on with train(resume={str(folder.out)!r})" if begun else "no run was begun"
             raise KeyboardInterrupt(f"{stopped.saved}; {go_on}" if stopped.saved else go_on) from None
     return TrainResult(
         folder=folder.out,

@@ -17,7 +17,7 @@ from rloop_lightning.system.imports import import_object, import_path, unnamed
 from rloop_lightning.system.terminal import one_line
 from rloop_lightning.types import Problem
 
-RewardFunction = Callable[[Sequence[Problem], Sequence[str]], Sequence[float]]
+RewardFunction = Callable[[list[Problem], list[str]], Sequence[float]]
 """(problems, completions) -> one number for each completion; completions[i] answers problems[i]."""
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import reward_functions
 import torch
@@ -19,10 +20,12 @@ from transformers import AutoModelForCausalLM
 
 from rloop_lightning.algorithms.dapo import DAPO
 from rloop_lightning.algorithms.grpo import GRPO
+from rloop_lightning.algorithms.rft import RFT
 from rloop_lightning.cli.arguments import UsageError
 from rloop_lightning.cli.fit import main
 from rloop_lightning.cli.train import TrainResult, train
 from rloop_lightning.errors import RunFault
+from rloop_lightning.model.policy import embedded_model_path
 from rloop_lightning.run.state import LoopConfig, LoopState
 from rloop_lightning.types import Problem
 
@@ -180,12 +183,30 @@ def test_the_preset_applies_without_a_policy_and_the_defaults_of_the_classes_wit
         assert f"--loop.problems_per_step {problems_per_step} exceeds the 9 training problems" in str(caught.value)
 
 
+def test_a_model_a_dataset_and_a_function_are_enough(tmp_path: Path) -> None:
+    """The short call of the README, with a small model and few steps."""
+    result = train(
+        algo="dapo",
+        consolidate="rft",
+        policy=str(embedded_model_path()),
+        data={"name": datasets.Dataset.from_list(ROWS), "template": "{problem}", "instruction": ""},
+        reward=reward_functions.boxed,
+        loop={"rounds": 2, "explore_steps": 1, "problems_per_step": 4, "rollouts_per_problem": 4},
+        out=tmp_path / "run",
+    )
+    assert list(result.results)[-1] == result.handed_over == "round 2 consolidated"
+    assert settings(result.folder)["algo"]["lr"] == DAPO().lr
+    assert settings(result.folder)["data"]["eval"] is None
+
+
 def test_all_that_is_wrong_is_said_at_once_and_nothing_is_left_behind(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         train(
             algo={"name": "dapo", "lr": -1.0, "clip": 3},
             engine=3,
+            data=[],
             reward={"name": "reward_functions.boxed", "success_threshold": "high"},
+            consolidate={"name": RFT(), "lr": 1e-4},
             loop={"rounds": 0},
             filter=["enabled"],
             trainer={"callbacks": [object()], "max_epochs": 3},
@@ -194,6 +215,8 @@ def test_all_that_is_wrong_is_said_at_once_and_nothing_is_left_behind(tmp_path: 
         )
     said = str(caught.value)
     assert "engine: can't take 3; expected a short name, an import path, or a RolloutEngine or its class" in said
+    assert "data: can't take []; expected a short name, an import path, rows (a list of dicts, or a" in said
+    assert "consolidate: give lr to RFT where you make it" in said
     assert "filter: expected a dict of its fields, got ['enabled']" in said
     assert "trainer.callbacks: config.yaml can't hold [<object object" in said
     assert "--trainer.max_epochs: the loop sets this itself; leave it out" in said
