@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import warnings
 from collections.abc import Sequence
@@ -221,9 +222,8 @@ def test_all_that_is_wrong_is_said_at_once_and_nothing_is_left_behind(tmp_path: 
     assert "trainer.callbacks: config.yaml can't hold [<object object" in said
     assert "--trainer.max_epochs: the loop sets this itself; leave it out" in said
     assert "--algo.clip: no such option" in said
-    assert "--algo.lr must be > 0, got -1.0" in said
-    assert "--reward.success_threshold: expected finite float, got 'high'" in said
-    assert "--loop.rounds must be at least 1, got 0" in said
+    for flag, value in (("algo.lr", "-1.0"), ("reward.success_threshold", "'high'"), ("loop.rounds", "0")):
+        assert re.search(rf"^--{re.escape(flag)}\b.* got {value}$", said, flags=re.MULTILINE)
     assert "--eval.k must lie between 1 and --eval.samples (2)" in said
     assert list(tmp_path.iterdir()) == []
 
@@ -254,7 +254,7 @@ def test_rows_never_replace_what_is_there(finished: TrainResult, tmp_path: Path)
 
 
 def test_a_changed_setting_is_refused_on_resume_and_a_complete_run_is_read_again(finished: TrainResult) -> None:
-    with pytest.raises(UsageError, match=r"--loop.rounds was 1 when the run began and is 2 now"):
+    with pytest.raises(UsageError, match=r"--loop\.rounds was 1 when the run began and is 2 now"):
         train(resume=finished.folder, loop={"rounds": 2})
     again = train(resume=finished.folder, loop={"select": "explored"}, trainer=TINY["trainer"])
     assert again.handed_over == "round 1 explored"
