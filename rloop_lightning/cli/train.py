@@ -125,8 +125,8 @@ def train(
         resume: run folder to go on with.
 
     Raises:
-        UsageError: names all that is wrong with the arguments; nothing is left behind.
-        RunFault: a fault during the run; mend the cause and resume.
+        UsageError: lists all that is wrong with the arguments; no files are left.
+        RunFault: a fault during the run; fix the cause and resume.
         StateError: the run can't be resumed.
         OSError: a file can't be written.
         KeyboardInterrupt: Ctrl-C, once the training step is done and saved; a second Ctrl-C does not wait.

@@ -23,7 +23,7 @@ def import_object(path: str) -> Any:
         raise ValueError(f"{path!r} is no import path; give module.name")
     try:
         return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:  # ValueError: an empty module name, as in `..name`
+    except (ImportError, AttributeError, ValueError, TypeError) as error:  # the last two of `.name` and `..name`
         raise ValueError(f"can't import {path!r}: {error}") from error
 
 
