@@ -150,13 +150,20 @@ class Side:
         arguments: the module's arguments.
         log: file for its output.
         python: the interpreter.
+        root: the checkout whose code runs.
 
     Raises:
         RuntimeError: from `step`, if the process ended; the message shows the end of its log.
     """
 
     def __init__(
-        self, name: str, module: str, arguments: Sequence[str], log: Path, python: str = sys.executable
+        self,
+        name: str,
+        module: str,
+        arguments: Sequence[str],
+        log: Path,
+        python: str = sys.executable,
+        root: Path = ROOT,
     ) -> None:
         self.name = name
         self.log = log
@@ -167,8 +174,8 @@ class Side:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=output,
-                cwd=ROOT,
-                env=side_environment(),
+                cwd=root,
+                env=side_environment(root),
                 text=True,
             )
 
@@ -200,9 +207,9 @@ class Side:
         self._process.communicate()
 
 
-def side_environment() -> dict[str, str]:
+def side_environment(root: Path = ROOT) -> dict[str, str]:
     """This process's environment, with the project importable and without network access for libraries."""
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
     return {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 

@@ -13,6 +13,7 @@ from benchmarks.measure import ROOT
 from benchmarks.models import SIZES
 
 PARTS = ("step_vs_trl", "same_learning", "generate_vs_hf", "limit", "scaling", "reward_throughput")
+COMPARISONS = ("step_vs_checkout",)  # which need another side that only the user knows
 STUDIES = ("learning", "precision", "minirl_on_experts")
 _RESPONSES = Path(os.environ.get("RLOOP_SHARED", ROOT.parent / "shared")) / "data" / "gsm8k_responses.jsonl"
 
@@ -32,6 +33,7 @@ class Options:
         seeds: runs per variant of a study.
         keep: folder that keeps the runs of studies, so that complete runs are reused; None keeps nothing.
         filter_rollouts: size of the largest filtered pool, rollouts.
+        against: another checkout of this project, for step_vs_checkout.
         vllm_python: interpreter of an environment with vLLM; empty skips vLLM.
         responses: file of answers for `reward_throughput`; without the file, the part measures nothing.
         out: folder for results.json and results.md.
@@ -47,6 +49,7 @@ class Options:
     seeds: int
     keep: Path | None
     filter_rollouts: int
+    against: Path | None
     vllm_python: str
     responses: Path
     out: Path
@@ -67,7 +70,8 @@ def parse(argv: Sequence[str] | None) -> Options:
         "parts",
         nargs="*",
         metavar="PART",
-        help=f"parts to run: {', '.join(PARTS)} (default: all of these); studies: {', '.join(STUDIES)}",
+        help=f"parts to run: {', '.join(PARTS)} (default: all of these); against another checkout: "
+        f"{', '.join(COMPARISONS)}; studies: {', '.join(STUDIES)}",
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--rounds", type=int, default=5, help="turns per side (default: %(default)s)")
@@ -82,6 +86,7 @@ def parse(argv: Sequence[str] | None) -> Options:
     parser.add_argument(
         "--keep", type=Path, default=None, help="folder that keeps the runs of studies; complete runs are reused"
     )
+    parser.add_argument("--against", type=Path, default=None, help="another checkout, for step_vs_checkout")
     parser.add_argument(
         "--filter-rollouts",
         type=int,
@@ -98,12 +103,14 @@ def parse(argv: Sequence[str] | None) -> Options:
     parser.add_argument("--toy", action="store_true", help="only check that everything runs; needs --out")
     given = parser.parse_args(argv)
     parts = given.parts or list(PARTS)
-    known = (*PARTS, *STUDIES)
+    known = (*PARTS, *COMPARISONS, *STUDIES)
     wrong = [f"no part {name!r}; parts are {', '.join(known)}" for name in parts if name not in known]
     wrong += [f"--sizes: no size {name!r}; sizes are {', '.join(SIZES)}" for name in given.sizes if name not in SIZES]
     for flag in ("rounds", "learn_steps", "study_steps", "seeds", "filter_rollouts"):
         if getattr(given, flag) < 1:
             wrong.append(f"--{flag.replace('_', '-')} must be at least 1, got {getattr(given, flag)}")
+    if "step_vs_checkout" in parts and not (given.against and (given.against / "benchmarks").is_dir()):
+        wrong.append("step_vs_checkout needs --against: the folder of another checkout of this project")
     if given.toy and given.out is None:
         wrong.append("--toy needs --out: its figures must not mix with real ones")
     if given.vllm_python and not Path(given.vllm_python).is_file():
@@ -125,6 +132,7 @@ def parse(argv: Sequence[str] | None) -> Options:
         seeds=1 if given.toy else given.seeds,
         keep=given.keep.resolve() if given.keep else None,
         filter_rollouts=2000 if given.toy else given.filter_rollouts,
+        against=given.against.resolve() if given.against else None,
         vllm_python=given.vllm_python,
         responses=given.responses,
         out=given.out or ROOT / "benchmarks",

@@ -13,8 +13,8 @@ PACKAGE = "rloop_lightning"
 DOORS = ("algorithms", "callbacks", "configs")
 
 # From the bottom up: a room imports from itself and from the rows above its own; rooms of one row do not know each
-# other. `types`, `errors` and `seeds` are files that every room knows; `__init__` names what lies in the rooms, and
-# loads it when somebody asks.
+# other. `types`, `errors` and `seeds` are files that every room knows; `__init__` names what lies in the rooms, to type
+# checkers by imports that never run, and loads it when somebody asks.
 ROWS = (
     {"__init__", "types", "errors", "seeds"},
     {"system"},
@@ -44,9 +44,21 @@ ROW = {room: number for number, rooms in enumerate(ROWS) for room in rooms}
 STRANGERS = ({"algorithms", "callbacks"},)  # of two rows, and may not
 
 
-def imported_names(source: str, package: tuple[str, ...]) -> Iterator[str]:
-    """Dotted names that a module of `package` imports, wherever in the module and under whatever condition."""
-    for node in ast.walk(ast.parse(source)):
+def for_types_alone(statement: ast.stmt) -> bool:
+    """`if TYPE_CHECKING: ...`"""
+    return (
+        isinstance(statement, ast.If) and isinstance(statement.test, ast.Name) and statement.test.id == "TYPE_CHECKING"
+    )
+
+
+def imported_names(source: str, package: tuple[str, ...], *, types: bool = True) -> Iterator[str]:
+    """Dotted names that a module of `package` imports, wherever in the module and under whatever condition.
+
+    Without `types`, those that only a type checker follows are left out.
+    """
+    tree = ast.parse(source)
+    tree.body = [statement for statement in tree.body if types or not for_types_alone(statement)]
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -70,7 +82,7 @@ def wrong_arrows(root: Path) -> list[str]:
         if importer not in ROW:
             problems.append(f"{'/'.join(parts)}.py: {importer} is no room; see ROWS in tests/test_architecture.py")
             continue
-        for name in imported_names(path.read_text(encoding="utf-8"), parts[:-1]):
+        for name in imported_names(path.read_text(encoding="utf-8"), parts[:-1], types=importer != "__init__"):
             top, *rest = name.split(".")
             if top in DOORS:
                 problems.append(f"{'/'.join(parts)}.py: imports {name} through a symlink; write {PACKAGE}.{name}")
@@ -130,6 +142,17 @@ def test_a_file_has_one_subject() -> None:
             "callbacks/capture.py",
             "from rloop_lightning.algorithms.dapo import DAPO",
             "callbacks must not import algorithms (rloop_lightning.algorithms.dapo.DAPO)",
+        ),
+        ("__init__.py", "if TYPE_CHECKING:\n    from rloop_lightning.run.loop import LoopRunner", None),
+        (
+            "__init__.py",
+            "from rloop_lightning.run.loop import LoopRunner",
+            "__init__ must not import run (rloop_lightning.run.loop.LoopRunner)",
+        ),
+        (
+            "types.py",
+            "if TYPE_CHECKING:\n    from rloop_lightning.run.loop import LoopRunner",
+            "types must not import run (rloop_lightning.run.loop.LoopRunner)",
         ),
         ("run/loop.py", "import algorithms.dapo", "imports algorithms.dapo through a symlink; write "),
         ("elsewhere.py", "", "elsewhere is no room; see ROWS"),

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from jsonargparse import ArgumentParser, get_loader
 
 from rloop_lightning.algorithms.base import Algorithm, Consolidation
 from rloop_lightning.cli.parse_errors import is_number
-from rloop_lightning.cli.registry import NONE, find_class, names
+from rloop_lightning.cli.registry import NONE, find_class, is_function, names
 from rloop_lightning.data.base import ProblemSource
 from rloop_lightning.data.hub_rows import parse_hub_name
 from rloop_lightning.data.rows import looks_like_a_file
@@ -23,6 +24,7 @@ from rloop_lightning.engines.base import RolloutEngine
 from rloop_lightning.rewards.base import Reward
 from rloop_lightning.run.folder import RunFolder
 from rloop_lightning.run.start import resume_faults
+from rloop_lightning.system.imports import is_unnamed
 
 DEFAULT_PRESET = "countdown"
 
@@ -53,13 +55,15 @@ SWAPPABLE = {
     "consolidate": Swappable("consolidations", Consolidation, "rft", "what is done with the expert set, or none"),
     "engine": Swappable("engines", RolloutEngine, "torch", "what generates rollouts"),
     "data": Swappable("data", ProblemSource, "countdown", "the problem sets"),
-    "reward": Swappable("rewards", Reward, "the data's own", "how completions are scored"),
+    "reward": Swappable("rewards", Reward, "the data's own", "how completions are scored, also module.function"),
 }
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What the user chose for a swappable group; `cls` is None for `none`, and for a name that means nothing."""
+    """What the user chose for a swappable group; `cls` is None for `none`, for a Python object, and for a name that
+    means nothing.
+    """
 
     name: str
     cls: type | None
@@ -67,6 +71,10 @@ class Choice:
 
 class Arguments:
     """The command line, taken apart. What is wrong with it is collected, so that all of it can be told at once.
+
+    Args:
+        argv: command line arguments.
+        objects: by group, parts that are given as Python objects; `--GROUP.name` holds what stands for one.
 
     Attributes:
         choices: the class for each swappable group.
@@ -77,7 +85,8 @@ class Arguments:
         undecided: groups whose class is not known for that.
     """
 
-    def __init__(self, argv: Sequence[str]) -> None:
+    def __init__(self, argv: Sequence[str], objects: Mapping[str, Any] = MappingProxyType({})) -> None:
+        self._objects = objects
         self.wrong: list[str] = []
         self.resumable = True
         self.flags: list[str] = []
@@ -89,10 +98,13 @@ class Arguments:
             self._names.append(DEFAULT_PRESET)
         self._configs = [self._read_config(name) for name in self._names]
         self.choices = {group: self._choose(group) for group in SWAPPABLE if group != "reward"}
-        self._named.setdefault("reward", self._named_in("reward") or _reward_of(self.choices["data"].cls))
+        source = type(objects["data"]) if "data" in objects else self.choices["data"].cls
+        self._named.setdefault("reward", self._named_in("reward") or _reward_of(source))
         self.choices["reward"] = self._choose("reward")
         self.undecided = frozenset(
-            group for group, choice in self.choices.items() if choice.cls is None and choice.name != NONE
+            group
+            for group, choice in self.choices.items()
+            if choice.cls is None and choice.name != NONE and group not in objects
         )
         self.configuration = _merge(self._configs, self.choices)
         self.flags = [*(f"--{group}.name={choice.name}" for group, choice in self.choices.items()), *self.flags]
@@ -137,7 +149,13 @@ class Arguments:
         """The command line's name for a part, else the last configuration file's, else the default."""
         swappable = SWAPPABLE[group]
         name = self._named.get(group) or self._named_in(group) or swappable.default
-        if name == NONE and group == "consolidate":
+        if group in self._objects or (name == NONE and group == "consolidate"):
+            return Choice(name, None)
+        if is_unnamed(name):
+            self.wrong.append(
+                f"--{group}: the run began with a Python object that config.yaml can't name, {name}; give --{group} "
+                f"MODULE.NAME, or go on from Python: train(resume=..., {group}=...)"
+            )
             return Choice(name, None)
         try:
             return Choice(name, find_class(swappable.registry, name, swappable.base))
@@ -194,9 +212,14 @@ def _read_config(name: str) -> dict[str, Any]:
 def expand(group: str, name: str) -> dict[str, str]:
     """A part's name as settings: `--data train.jsonl` is `--data files --data.path train.jsonl`.
 
-    A file or folder means `files`, `organisation/name` means `hub`; all else is a short name or a class path.
+    A file or folder means `files`, `organisation/name` means `hub`; a function of your own means `--reward function`.
+    All else is a short name or a class path.
     """
-    if group != "data" or name in names(SWAPPABLE[group].registry):
+    if name in names(SWAPPABLE[group].registry) or is_unnamed(name):
+        return {"name": name}
+    if group == "reward" and is_function(name):
+        return {"name": "function", "function": name}
+    if group != "data":
         return {"name": name}
     if looks_like_a_file(name):
         return {"name": "files", "path": name}

@@ -111,7 +111,8 @@ def _reward(name: str | None) -> Reward | None:
     """The reward that the gold answers are for; where none is named, `math` if there is one."""
     if name is None and "math" not in names("rewards"):
         return None
-    return find_class("rewards", name or "math", SWAPPABLE["reward"].base)()
+    settings = expand("reward", name or "math")
+    return find_class("rewards", settings.pop("name"), SWAPPABLE["reward"].base)(**settings)
 
 
 def _read(source: ProblemSource) -> tuple[Mapping[str, Sequence[Problem]], list[str]]:

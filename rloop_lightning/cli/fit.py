@@ -11,8 +11,9 @@ A part that can be swapped takes a short name or a class path, and its own field
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import lightning as L
@@ -75,14 +76,16 @@ class RLoopCLI(LightningCLI):
 
     Args:
         argv: command line arguments, without the program's name.
+        objects: by group, parts that are given as Python objects, which no argument can name.
 
     Raises:
         UsageError: names all that is wrong with the settings.
         SystemExit: 0, after `--help` and `--print_config`.
     """
 
-    def __init__(self, argv: Sequence[str]) -> None:
-        self.arguments = Arguments(argv)
+    def __init__(self, argv: Sequence[str], objects: Mapping[str, Any] = MappingProxyType({})) -> None:
+        self.arguments = Arguments(argv, objects)
+        self.objects = objects
         self.choices = self.arguments.choices
         super().__init__(
             args=self.arguments.flags,
@@ -128,11 +131,11 @@ class RLoopCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Make every part, and say all that is wrong with them at once."""
-        made: dict[str, Any] = {"consolidate": None}
+        made: dict[str, Any] = {"consolidate": None, **self.objects}
         wrong = list(self.wrong)
         chosen = {group: choice.cls for group, choice in self.choices.items() if choice.cls is not None}
         for group, cls in {**chosen, **FIXED}.items():
-            settings = self._arguments_of(group)
+            settings = RunFolder(self._run_folder()).located(self._arguments_of(group))
             settings.pop("name", None)
             try:
                 made[group] = cls(**settings)
@@ -213,7 +216,7 @@ class RLoopCLI(LightningCLI):
     def _run_folder(self) -> Path:
         if self.config.resume:
             return Path(self.config.resume)
-        chosen = (self.choices[group].name.rpartition(".")[2] for group in ("algo", "consolidate"))
+        chosen = (self.choices[group].name.rpartition(".")[2].rstrip(">") for group in ("algo", "consolidate"))
         return Path(self.config.out or "runs/" + "-".join([time.strftime("%Y%m%d-%H%M%S"), *chosen]))
 
     def _settings(self) -> str:

@@ -6,15 +6,14 @@ Packages of others add names under the entry-point group `rloop_lightning.GROUP`
 from __future__ import annotations
 
 import difflib
-import importlib
 from collections.abc import Mapping
 from importlib.metadata import entry_points
 
 from rloop_lightning.algorithms import ALGORITHMS, CONSOLIDATIONS
 from rloop_lightning.data import PROBLEM_SOURCES
 from rloop_lightning.engines import ENGINES
-from rloop_lightning.errors import DoorError
 from rloop_lightning.rewards import REWARDS
+from rloop_lightning.system.imports import import_object
 
 NONE = "none"
 
@@ -42,17 +41,21 @@ def find_class(registry: str, name: str, base: type) -> type:
         ValueError: there is none, or it is no subclass of `base`; says what there is.
     """
     known = names(registry)
-    module, dot, attribute = known.get(name, name).rpartition(".")
-    if not dot:
+    path = known.get(name, name)
+    if "." not in path:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {near[0]}?" if near else "."
         raise ValueError(f"unknown name {name!r}{hint} Known are {', '.join(sorted(known))}, or give a class path")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except DoorError:
-        raise ValueError(f"{name!r} goes through a link into the package; give rloop_lightning.{name}") from None
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"can't import {known.get(name, name)!r}: {error}") from error
+    found = import_object(path)
     if not (isinstance(found, type) and issubclass(found, base)):
-        raise ValueError(f"{known.get(name, name)!r} is no subclass of {base.__module__}.{base.__qualname__}")
+        raise ValueError(f"{path!r} is no subclass of {base.__module__}.{base.__qualname__}")
     return found
+
+
+def is_function(path: str) -> bool:
+    """Whether an import path leads to something that is called as it is, not to a class."""
+    try:
+        found = import_object(path)
+    except ValueError:
+        return False
+    return callable(found) and not isinstance(found, type)

@@ -3,8 +3,8 @@
     prompt      3 7 12=33:
     completion  7*3=21;21+12=33;\\boxed{7*3+12}
 
-`Countdown` deals out the sets; `draw_solution` draws a problem together with one derivation of it, which is how every
-target is known to be reachable and what the built-in policy is fine-tuned on.
+`Countdown` generates the sets. `draw_solution` draws a problem together with a derivation. This guarantees that every
+target is reachable, and the built-in policy is fine-tuned on these derivations.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ else:
     LargestNumber = _range("LargestNumber", 2, 100)
     LargestTarget = _range("LargestTarget", 2, 1000)
 
-# A hash of the canonical form says which set a problem may be in, in every run: sets are disjoint whatever their sizes,
-# seeds and ranges, and the built-in policy, fine-tuned on `policy`, has seen none of the others.
+# A hash of the canonical form decides which set a problem belongs to, in every run. Sets are therefore disjoint for any
+# sizes, seeds and ranges, and the built-in policy, fine-tuned on `policy`, has seen none of the other sets.
 _SHARES = ("train",) * 4 + ("validation",) * 2 + ("test",) * 2 + ("ood",) * 2 + ("policy",) * 6
-_MOST_MISSES = 20_000  # draws without a new problem: the family has run dry
+_MOST_MISSES = 20_000  # consecutive draws without a new problem: the family is exhausted
 _PRECEDENCE = {"+": 1, "-": 1, "*": 2, "/": 2}
 
 
 @dataclass(frozen=True)
 class Family:
-    """What problems look like.
+    """The distribution of problems.
 
     Args:
-        counts: how many numbers a problem has, each count as likely as the others.
+        counts: possible numbers of numbers in a problem, equally likely.
         max_number: numbers are 1 to this.
         max_target: targets are 1 to this.
     """
@@ -59,13 +59,13 @@ class Family:
 
 @dataclass(frozen=True)
 class Solution:
-    """A problem and one derivation of it.
+    """A problem and one derivation of its target.
 
     Args:
-        numbers: sorted; with the target, the canonical form of the problem.
-        target: what `expression` equals.
-        steps: one operation each, as `7*3=21`; every result is a positive integer.
-        expression: the derivation as one expression, without needless parentheses.
+        numbers: sorted; numbers and target are the canonical form of the problem.
+        target: the value of `expression`.
+        steps: one operation each, such as `7*3=21`; every result is a positive integer.
+        expression: the derivation as one expression, without redundant parentheses.
     """
 
     numbers: tuple[int, ...]
@@ -96,7 +96,7 @@ def set_of(numbers: Sequence[int], target: int) -> str:
 
 
 def _join(left: tuple[str, int], operator: str, right: tuple[str, int]) -> tuple[str, int]:
-    """Two (expression, precedence) as one, with parentheses only where the value needs them."""
+    """Join two (expression, precedence) pairs, with parentheses only where the value needs them."""
     precedence = _PRECEDENCE[operator]
     first = left[0] if left[1] >= precedence else f"({left[0]})"
     bare = right[1] > precedence or (right[1] == precedence and operator in "+*")
@@ -105,10 +105,10 @@ def _join(left: tuple[str, int], operator: str, right: tuple[str, int]) -> tuple
 
 
 def draw_solution(rng: random.Random, family: Family) -> Solution | None:
-    """A random problem with the derivation that it was built from; None where the target came out above the limit.
+    """A random problem with the derivation that it was built from, or None if its target exceeds the limit.
 
-    Two values are taken at random and joined by a random operation until one is left. Every intermediate result is a
-    positive integer: no difference below 1, no division with a remainder.
+    Two random values are joined by a random operation until one value is left. Every intermediate result is a positive
+    integer: no difference below 1, no division with a remainder.
     """
     numbers = tuple(sorted(rng.randint(1, family.max_number) for _ in range(rng.choice(family.counts))))
     values: list[tuple[int, tuple[str, int]]] = [(number, (str(number), 3)) for number in numbers]
@@ -128,16 +128,16 @@ def draw_solution(rng: random.Random, family: Family) -> Solution | None:
 class Countdown(ProblemSource):
     """Write an expression that uses each of the given numbers once and equals the target.
 
-    Sets: `train`; `validation` and `test` from the same distribution; `ood` with more and larger numbers. They are
-    disjoint in every run, and no set depends on another's size.
+    The sets are `train`; `validation` and `test` from the same distribution; `ood` with more and larger numbers. They
+    are disjoint in every run, and no set depends on another's size.
 
     Args:
-        train_size: problems to train on.
+        train_size: problems in the training set.
         validation_size: problems in `validation`.
         test_size: problems in `test`.
         ood_size: problems in `ood`.
-        seed: which problems are drawn; the same seed gives the same sets.
-        counts: how many numbers a problem has, each count as likely as the others.
+        seed: the same seed gives the same sets, in every run.
+        counts: possible numbers of numbers in a problem, equally likely.
         max_number: numbers are 1 to this.
         max_target: targets are 1 to this.
         ood_counts: `counts` of the set `ood`.
@@ -145,7 +145,7 @@ class Countdown(ProblemSource):
         ood_max_target: `max_target` of the set `ood`.
     """
 
-    reward = "countdown"  # the value of the box, and the rule on numbers
+    reward = "countdown"  # checks the value of the box, and the rule on numbers
 
     def __init__(
         self,
@@ -201,7 +201,7 @@ class Countdown(ProblemSource):
         return Family(self.counts, self.max_number, self.max_target)
 
     def _draw(self, name: str, size: int, family: Family) -> tuple[Problem, ...]:
-        """The first problems of the set's own stream, so that a larger set begins with the smaller one."""
+        """The first problems of the set's own stream. A larger set therefore begins with the smaller one."""
         rng = random.Random(f"countdown {name} {self.seed}")
         found: dict[str, Problem] = {}
         misses = 0
@@ -213,7 +213,7 @@ class Countdown(ProblemSource):
                 found[problem.id] = problem
             if misses > _MOST_MISSES:
                 raise ValueError(
-                    f"--data.{name}_size is {size}, but only about {len(found)} problems are there for it in {family}: "
+                    f"--data.{name}_size is {size}, but only about {len(found)} problems exist for it in {family}: "
                     "lower it, or allow more or larger numbers"
                 )
         return tuple(found.values())

@@ -1,7 +1,7 @@
-"""The math reward: 1 where the completion's answer means the same as the gold answer to math-verify, else 0.
+"""The math reward: 1 if the completion's answer is equivalent to the gold answer according to math-verify, else 0.
 
-Parsing and comparing run in worker processes (workers.py) with a limit on time and memory: an answer that passes it
-scores 0 and is counted.
+Worker processes (workers.py) parse and compare under a limit on time and memory. An answer that exceeds a limit scores
+0 and is counted.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from rloop_lightning.types import Problem
 
 _COUNTS = ("checked", "cached", "timed_out", "crashed", "unparsable")
 REMEMBERED_PAIRS = 100_000  # about 15 MB
-_SHOWN_CHARACTERS = 80  # of a gold answer, in a message
+_SHOWN_CHARACTERS = 80  # of a gold answer in a message
 
 
 class MathReward(Reward):
-    """1.0 where the answer equals the gold answer (Math-Verify), else 0.0.
+    """1.0 if the answer is equivalent to the gold answer (Math-Verify), else 0.0.
 
-    Gold and answer may be LaTeX, plain expressions, numbers, sets, intervals, matrices, equations, percentages, and
-    have units.
+    Gold answers and answers may be LaTeX, plain expressions, numbers, sets, intervals, matrices, equations and
+    percentages, with or without units.
 
     Args:
-        extract: where the answer stands: `box`, in the last \\boxed{}; `last`, at the end of the last line that is not
-            empty, such as 80 of "A: 80", or else the last number; `auto`, wherever math-verify finds one.
-        workers: processes that check answers.
-        time_limit_s: wall-clock seconds that one answer may take.
+        extract: where the answer is: `box`, in the last \\boxed{}; `last`, at the end of the last non-empty line, such
+            as 80 in "A: 80", else the last number; `auto`, wherever math-verify finds one.
+        workers: number of worker processes.
+        time_limit_s: wall-clock limit for one answer, seconds.
         memory_limit_mb: address space of a worker, MiB; the interpreter and sympy take about 80.
-        max_characters: an answer from the box or the last line that is longer scores 0 unread; `auto` looks at this
-            many characters at the completion's end.
-        success_threshold: the reward from which on a rollout counts as a success.
+        max_characters: a longer answer from the box or the last line scores 0 without being parsed; `auto` searches
+            only this many characters at the end of the completion.
+        success_threshold: smallest reward that counts as a success.
     """
 
     def __init__(
@@ -62,11 +62,11 @@ class MathReward(Reward):
             time_limit_s=time_limit_s,
             memory_limit_mb=memory_limit_mb,
         )
-        self._verdicts: OrderedDict[bytes, bool] = OrderedDict()  # by pair, the one used longest ago first
+        self._verdicts: OrderedDict[bytes, bool] = OrderedDict()  # by pair, least recently used first
         self._counts: Counter[str] = Counter()
 
     def close(self) -> None:
-        """End the worker processes; they start again when there is something to check."""
+        """End the worker processes. They start again when needed."""
         self.pool.close()
 
     def rewards(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:
@@ -95,16 +95,17 @@ class MathReward(Reward):
         return [0.0 if key is None else float(verdicts[key]) for key in keys]
 
     def metrics(self) -> dict[str, float]:
-        """Completions by what became of them, since the last call.
+        """Counts of completions by outcome since the last call.
 
-        `checked` and `cached` are those with an answer; of the checked ones, `timed_out`, `crashed` (over the memory
-        limit, mostly) and `unparsable` scored 0 for that. `unparsable` also counts completions without an answer.
+        `checked` and `cached` count completions with an answer. `timed_out`, `crashed` (mostly by exceeding the memory
+        limit) and `unparsable` count checked ones that scored 0 for that reason. `unparsable` also counts completions
+        without an answer.
         """
         counts, self._counts = self._counts, Counter()
         return {name: float(counts[name]) for name in _COUNTS}
 
     def unusable(self, problems: Sequence[Problem]) -> Mapping[str, str]:
-        """Reads one gold answer of each form, and each one by itself of the forms whose first can't be read."""
+        """Parses one gold answer of each form; if that fails, every gold answer of the form."""
         golds = dict.fromkeys(problem.answer for problem in problems)
         first_of: dict[str, str] = {}
         for gold in golds:
@@ -118,7 +119,7 @@ class MathReward(Reward):
         }
 
     def _unreadable(self, golds: Sequence[str]) -> dict[str, str]:
-        """Why a gold answer can't be read, for those that can't."""
+        """The unreadable gold answers, each with the reason."""
         outcomes = self.pool.map([(gold, None, True) for gold in golds])
         return {
             gold: "math-verify finds no answer in" if outcome.status == "done" else f"checking {outcome.status} on"
@@ -127,7 +128,7 @@ class MathReward(Reward):
         }
 
     def _answer(self, text: str) -> str | None:
-        """What of a completion is compared; None if it has no answer or one of absurd length."""
+        """The part of a completion that is compared; None if there is no answer or it is too long."""
         if self.extract == "auto":
             return text[-self.max_characters :]
         answer = last_box(text) if self.extract == "box" else last_answer(text)
@@ -149,7 +150,7 @@ class MathReward(Reward):
 
 
 def _key(gold: str, answer: str) -> bytes:
-    """A pair in 16 bytes, however long its texts are."""
+    """A 16-byte digest of a pair of texts."""
     texts: Iterable[bytes] = (text.encode(errors="surrogatepass") for text in (gold, answer))
     digest = hashlib.blake2b(digest_size=16)
     for text in texts:

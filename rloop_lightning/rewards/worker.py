@@ -1,6 +1,6 @@
-"""A worker process of workers.py: gets tasks over a socket, runs one function on each, sends back what came out.
+"""A worker process of workers.py: receives tasks over a socket, runs one function on each, and returns the results.
 
-Imports nothing of the package but the function's module, so that a worker starts fast and holds little memory.
+It imports only the function's module from the package, so a worker starts fast and takes little memory.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from typing import Any, Literal
 
 Status = Literal["done", "failed", "timed_out", "crashed"]
 
-_GRACE_S = 1.0  # a worker whose parent died ends itself this long after the time limit
+_GRACE_S = 1.0  # a worker without a parent exits this long after the time limit
 
 
 def encode(message: Any) -> bytes:
-    """A message for the socket."""
+    """Encode a message for the socket."""
     return json.dumps(message).encode()  # ASCII: lone surrogates pass as escapes
 
 
 def serve(descriptor: int) -> None:
-    """A worker's life: the socket says what to run under which limits, then chunks of tasks, until it is closed."""
-    import resource  # not on every platform, and needed here alone
+    """Run a worker: read the function and its limits from the socket, then chunks of tasks until it closes."""
+    import resource  # not on every platform, and needed only here
 
     connection = Connection(descriptor)
     with contextlib.suppress(EOFError, OSError):  # the parent is gone
@@ -44,12 +44,12 @@ def serve(descriptor: int) -> None:
         connection.send_bytes(encode(["done", None, False]))
         while True:
             for task in json.loads(connection.recv_bytes()):
-                # The parent kills before this fires. Without a parent the signal's default ends the process, even in
-                # the midst of C code.
+                # The parent kills the worker before this fires. Without a parent, the signal's default action ends the
+                # process, even inside C code.
                 signal.setitimer(signal.ITIMER_REAL, time_limit_s + _GRACE_S)
                 answer = _answer(run, task)
                 signal.setitimer(signal.ITIMER_REAL, 0)
-                # What a task leaves behind must not make the next one fail.
+                # Memory that a task leaves behind must not make the next one fail.
                 leaving = _address_space_bytes() > limit // 2
                 connection.send_bytes(encode([*answer, leaving]))
                 if leaving:
@@ -59,12 +59,12 @@ def serve(descriptor: int) -> None:
 def _answer(run: Callable[[Any], Any], task: Any) -> tuple[Status, Any]:
     try:
         return "done", run(task)
-    except Exception:  # the fault boundary: whatever a task raises is its own affair, and is counted
+    except Exception:  # the fault boundary: any error of a task is counted as `failed`
         return "failed", None
 
 
 def _address_space_bytes() -> int:
     try:
         return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:  # no Linux
+    except OSError:  # not Linux
         return 0

@@ -1,14 +1,15 @@
-"""Worker processes for work that may hang, crash or eat memory: each task has a limit on its time and memory.
+"""Worker processes for tasks that may hang, crash or exhaust memory. Each task has a limit on time and memory.
 
     with WorkerPool("rloop_lightning.rewards.equivalence:check", time_limit_s=5, memory_limit_mb=1024) as pool:
         outcomes = pool.map([["1/2", "0.5"], ...])      # in order; outcome.status, outcome.value
 
-A worker is a fresh interpreter, not a copy of this process: it inherits no thread, lock, device or open file, needs
-neither signals nor the main thread here, and starts the same way from a process that was forked, spawned or is a
-daemon. It imports the function's module and worker.py, and nothing else of the package.
+A worker is a fresh interpreter, not a copy of this process. It inherits no thread, lock, device or open file, and needs
+neither signals nor the main thread of this process. It starts the same way from a forked, spawned or daemon process. It
+imports the function's module and worker.py, and nothing else of the package.
 
-Tasks and values go over a socket as JSON; nothing is unpickled. A worker gets tasks by the chunk and answers each as it
-is done, so that it is known which one a dead worker was at: that one is lost, the rest of its chunk goes to another.
+Tasks and values pass through a socket as JSON; nothing is unpickled. A worker receives tasks in chunks and answers
+them one by one, so the current task of a dead worker is known. That task is lost. The rest of the chunk goes to another
+worker.
 """
 
 from __future__ import annotations
@@ -36,20 +37,20 @@ _BOOTSTRAP = (
 )
 _START_LIMIT_S = 120.0  # imports on a busy machine
 _MOST_FAILED_STARTS = 3
-_CHUNKS_PER_WORKER = 4  # at least, so that all end at about the same time
+_CHUNKS_PER_WORKER = 4  # at least, so that all workers end at about the same time
 
 
 class WorkerStartError(RuntimeError):
-    """Workers die before they can take a task."""
+    """Workers exit before they can take a task."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a task.
+    """The outcome of a task.
 
     Args:
-        status: `done`; `failed`, the function raised; `timed_out` and `crashed`, its worker was killed or died.
-        value: what the function returned, if `done`.
+        status: `done`; `failed` if the function raised; `timed_out` or `crashed` if its worker was killed or died.
+        value: the function's return value, if `done`.
     """
 
     status: Status
@@ -60,23 +61,23 @@ class Outcome:
 class _Worker:
     process: subprocess.Popen[bytes]
     connection: Connection
-    deadline: float  # of the start, then of the task that it is at; seconds of the monotonic clock
+    deadline: float  # of the start, then of the current task; monotonic clock, seconds
     ready: bool = False
-    tasks: deque[int] = field(default_factory=deque)  # given and not answered, by their numbers
+    tasks: deque[int] = field(default_factory=deque)  # numbers of the tasks that are not yet answered
 
 
 class WorkerPool:
-    """Runs one function over tasks in worker processes that are killed and replaced when they pass a limit.
+    """Maps one function over tasks in worker processes, which are killed and replaced when they exceed a limit.
 
-    Workers start with the first tasks and end with the pool, with `close`, or with this process however it ends.
-    A pool may be used from any thread; one batch runs at a time. A copy in another process has workers of its own.
+    Workers start with the first tasks. They end with the pool, with `close`, or with this process, however it ends.
+    A pool can be used from any thread; one batch runs at a time. A copy in another process has its own workers.
 
     Args:
-        function: "module:name"; takes and returns what JSON can say. Its module must not need `__main__`.
-        processes: workers.
-        time_limit_s: wall-clock seconds that one task may take.
-        memory_limit_mb: address space of one worker, MiB, the interpreter and what it imports included (sympy: 80).
-        chunk: most tasks that a worker holds at once.
+        function: "module:name"; takes and returns JSON values. Its module must not need `__main__`.
+        processes: number of workers.
+        time_limit_s: wall-clock limit for one task, seconds.
+        memory_limit_mb: address space of one worker, MiB, including the interpreter and its imports (sympy: 80).
+        chunk: maximum number of tasks that a worker holds at once.
     """
 
     def __init__(
@@ -105,26 +106,26 @@ class WorkerPool:
         self.close()
 
     def close(self) -> None:
-        """End the workers. The pool may be used again; it starts new ones."""
+        """End the workers. The pool can be used again and then starts new ones."""
         _end(self._workers, self._owner)
 
     def pids(self) -> list[int]:
-        """Process ids of the workers that now live."""
+        """Process ids of the running workers."""
         return [worker.process.pid for worker in self._workers]
 
     def map(self, tasks: Sequence[Any]) -> list[Outcome]:
         """One outcome for each task, in order.
 
         Raises:
-            WorkerStartError: workers don't start; a fault of the installation, not of a task.
+            WorkerStartError: workers don't start, because of the installation, not of a task.
         """
         if self._owner != os.getpid():
-            self._fresh()  # after a fork, the workers and the lock are the parent's
+            self._fresh()  # after a fork, workers and lock belong to the parent
         with self._lock:
             try:
                 return self._map(tasks)
             except BaseException:
-                self.close()  # they may still be at tasks that nobody waits for
+                self.close()  # they may still run tasks that nobody waits for
                 raise
 
     def _fresh(self) -> None:
@@ -152,21 +153,21 @@ class WorkerPool:
     def _start(self) -> _Worker:
         ours, theirs = Pipe()
         with theirs:
-            # A worker is born with them blocked: what stops this process must not first stop the workers, whose tasks
-            # would count as crashed. It ends when this process does, by the socket.
+            # Workers start with these signals blocked. A signal that stops this process must not stop the workers
+            # first, or their tasks would count as crashed. They exit with this process, when the socket closes.
             blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
             try:
                 process = subprocess.Popen(
                     [sys.executable, "-c", _BOOTSTRAP, str(theirs.fileno()), json.dumps(sys.path)],
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,  # parsers print about what they can't read
+                    stdout=subprocess.DEVNULL,  # parsers print what they can't read
                     stderr=subprocess.DEVNULL,
                 )
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         worker = _Worker(process, ours, time.monotonic() + _START_LIMIT_S)
-        with contextlib.suppress(OSError):  # it died at once, which shows when it is read from
+        with contextlib.suppress(OSError):  # it died at once; the next read detects this
             ours.send_bytes(encode([self.function, self.time_limit_s, self.memory_limit_mb]))
         return worker
 
@@ -174,7 +175,7 @@ class WorkerPool:
         chunk = waiting.popleft()
         try:
             worker.connection.send_bytes(encode([tasks[number] for number in chunk]))
-        except OSError:  # it died while it was idle: nobody's fault
+        except OSError:  # it died while idle, so no task is at fault
             waiting.appendleft(chunk)
             self._drop(worker)
             return
@@ -182,7 +183,7 @@ class WorkerPool:
         worker.deadline = time.monotonic() + self.time_limit_s
 
     def _collect(self, waiting: deque[deque[int]], outcomes: dict[int, Outcome]) -> None:
-        """Wait for the next message, death or deadline, and deal with all that there are."""
+        """Wait for the next message, death or deadline, and handle all pending ones."""
         busy = [worker for worker in self._workers if worker.tasks or not worker.ready]
         patience = min((worker.deadline for worker in busy), default=0.0) - time.monotonic()
         readable = wait([worker.connection for worker in busy], max(0.0, patience))
@@ -210,7 +211,7 @@ class WorkerPool:
                 waiting.appendleft(worker.tasks)
 
     def _lose(self, worker: _Worker, status: Status, waiting: deque[deque[int]], outcomes: dict[int, Outcome]) -> None:
-        """The task that the worker was at is lost; what it held beyond that goes to another."""
+        """The worker's current task is lost; its other tasks go to another worker."""
         code = self._drop(worker)
         if worker.tasks:
             outcomes[worker.tasks.popleft()] = Outcome(status)
@@ -246,7 +247,7 @@ def _kill(worker: _Worker) -> int:
 
 
 def _end(workers: list[_Worker], owner: int) -> None:
-    """End the workers; in a process that was forked from their owner, leave them alone."""
+    """End the workers, except in a process that was forked from their owner."""
     if os.getpid() == owner:
         for worker in workers:
             _kill(worker)

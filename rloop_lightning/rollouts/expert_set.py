@@ -1,4 +1,4 @@
-"""The file of an expert set: what consolidation trains on, one row a rollout, sorted by problem.
+"""The file of an expert set, which consolidation trains on: one row per rollout, sorted by problem.
 
 write_expert_set(run / "round-0" / "expert.parquet", drawn)
 for rollout in read_expert_set(run / "round-0" / "expert.parquet"): ...
@@ -26,9 +26,9 @@ EXPERT_SCHEMA = pa.schema(
             "completion_ids": TOKEN_IDS,
             "sampling_logprobs": LOGPROBS,
             "reward": pa.float64(),
-            "rollout_step": pa.int32(),  # the first that it was sampled in
+            "rollout_step": pa.int32(),  # first step in which it was sampled
             "text": pa.string(),
-            "copies": pa.int32(),  # how often it was sampled in the whole exploration
+            "copies": pa.int32(),  # number of times that it was sampled in the exploration
         }.items()
     ]
 )
@@ -39,13 +39,13 @@ class ExpertRollout:
     """One completion of the expert set."""
 
     problem_id: str
-    completion_ids: np.ndarray  # [T] int64, the stop token included
+    completion_ids: np.ndarray  # [T] int64, including the stop token
     sampling_logprobs: np.ndarray  # [T] float32, nats
     reward: float
 
 
 def write_expert_set(out: Path, drawn: Sequence[tuple[Success, int]]) -> None:
-    """Write the file, whole or not at all; an empty set is a file too.
+    """Write the file atomically. An empty set is written too.
 
     Args:
         out: the Parquet file.
@@ -55,7 +55,7 @@ def write_expert_set(out: Path, drawn: Sequence[tuple[Success, int]]) -> None:
         atomic_path(out) as partial,
         pq.ParquetWriter(partial, EXPERT_SCHEMA, compression="zstd") as writer,
     ):
-        # A piece at a time, as a second copy of all rows might not fit beside the first.
+        # In pieces, because a second copy of all rows may not fit into memory.
         for start in range(0, len(drawn), ROW_GROUP_ROWS):
             writer.write_table(_table(drawn[start : start + ROW_GROUP_ROWS]))
 
@@ -77,7 +77,7 @@ def _table(drawn: Sequence[tuple[Success, int]]) -> pa.Table:
 
 
 def read_expert_set(path: Path) -> list[ExpertRollout]:
-    """The expert set, in the file's order."""
+    """Read the expert set, in the file's order."""
     table = pq.read_table(path, columns=["problem_id", "completion_ids", "sampling_logprobs", "reward"])
     return [
         ExpertRollout(problem_id, completion_ids.astype(np.int64), sampling_logprobs, reward)

@@ -1,10 +1,10 @@
-"""From the rollout pool to the expert set: the successes on the hard problems (RLoop, arXiv 2511.04285).
+"""Selects the expert set from the rollout pool: the successes on hard problems (RLoop, arXiv 2511.04285).
 
     stats = build_expert_set(pool, run / "round-0" / "expert.parquet", FilterConfig(), seed=0)
 
-Two passes over the shards, in memory that does not grow with the pool: the first counts every problem's rollouts and
-successes, the second keeps successes of the problems that pass. The set depends on what is in the pool and on the seed,
-not on the order or the number of the shards.
+The filter makes two passes over the shards, in memory that does not grow with the pool. The first pass counts every
+problem's rollouts and successes; the second keeps successes of the hard problems. The expert set depends on the pool's
+rollouts and the seed, not on the order or number of the shards.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from rloop_lightning.system.fields import LeftOpenUnitInterval, NonNegativeInt, 
 
 @dataclass(frozen=True)
 class FilterConfig:
-    """What the expert set takes from the pool.
+    """Selects which rollouts of the pool enter the expert set.
 
     Args:
-        enabled: take the hard problems only; false takes the successes of every problem, the ablation without the
-            hard-problem filter (duplicates and the cap per problem are still dealt with as below).
+        enabled: keep successes of hard problems only. False keeps the successes of every problem, the ablation without
+            the hard-problem filter; `max_per_problem` and `deduplicate` still apply.
         max_success_rate: a problem is hard if 0 < success rate < this, over its rollouts of the whole exploration
             (fraction; 0.10 in the paper).
-        max_per_problem: most rollouts that one problem gives, drawn at random, so that few problems don't dominate;
+        max_per_problem: maximum number of rollouts per problem, drawn at random, so that a few problems don't dominate;
             0 is no limit.
-        deduplicate: keep one of the rollouts of a problem whose completions are the same tokens, the earliest.
+        deduplicate: among a problem's rollouts with identical completion tokens, keep the earliest.
     """
 
     enabled: bool = True
@@ -48,17 +48,17 @@ class FilterConfig:
 
 @dataclass(frozen=True)
 class ExpertStats:
-    """What the filter saw and did. `hard_successes` = `kept` + `duplicates` + `over_cap`.
+    """The filter's counts. `hard_successes` = `kept` + `duplicates` + `over_cap`.
 
     Args:
         problems_seen: problems in the pool.
         rollouts_seen: rollouts in the pool.
         successes: rollouts in the pool that are successes.
-        hard_problems: problems that passed; with `enabled` false, those with a success.
-        hard_successes: successes of those problems.
+        hard_problems: hard problems; with `enabled` false, problems with a success.
+        hard_successes: successes of these problems.
         kept: rollouts in the expert set.
         duplicates: further copies of the rollouts in the expert set.
-        over_cap: successes of those problems, copies included, that the cap per problem left out.
+        over_cap: successes of these problems, copies included, beyond `max_per_problem`.
     """
 
     problems_seen: int
@@ -85,20 +85,20 @@ class ExpertStats:
 
 
 def build_expert_set(pool: RolloutPool, out: Path, config: FilterConfig, seed: int) -> ExpertStats:
-    """Write the pool's expert set to `out`, whole or not at all; an empty one is a file too.
+    """Write the pool's expert set to `out` atomically. An empty set is written too.
 
-    Rows come sorted by problem id. The same rollouts, config and seed give the same bytes. Memory grows with the
-    number of problems and of rows kept, not with the pool.
+    Rows are sorted by problem id. The same rollouts, config and seed give the same bytes. Memory grows with the number
+    of problems and of kept rows, not with the pool.
 
     Args:
         pool: every rollout of a round's exploration.
         out: the Parquet file.
-        config: what to take.
-        seed: of the draw where a problem has more successes than `config.max_per_problem`.
+        config: the selection.
+        seed: seed of the draw from a problem with more than `config.max_per_problem` successes.
     """
     counts = count_rollouts(pool)
     successes = counts["successes"].to_numpy()
-    # The quotient is the double nearest to the rate, and so is a literal such as 0.10: 1 of 10 is not below it.
+    # The quotient is the double nearest to the rate, like a literal such as 0.10. So 1 of 10 is not below 0.10.
     hard = (successes > 0) & (successes / counts["rollouts"].to_numpy() < config.max_success_rate)
     taken = hard if config.enabled else successes > 0
     expert = {
@@ -126,21 +126,21 @@ def build_expert_set(pool: RolloutPool, out: Path, config: FilterConfig, seed: i
 
 
 def _digest(row: Success, key: bytes, deduplicate: bool) -> int:
-    """Where a row stands in its problem's draw: pseudo-random, by the seed and what the row holds."""
+    """A row's rank in its problem's draw: pseudo-random, from the seed and the row's content."""
     content = hashlib.blake2b(row.completion_ids, key=key, digest_size=16)
     content.update(row.problem_id.encode())
-    if not deduplicate:  # else copies would stand together, and be drawn together
+    if not deduplicate:  # otherwise copies would have equal ranks and be drawn together
         content.update(f"{row.rollout_step} {row.reward!r}".encode() + row.sampling_logprobs)
     return int.from_bytes(content.digest(), "big")
 
 
 def _order(row: Success) -> tuple[int, bytes, float]:
-    """Which of several copies is kept: the least."""
+    """Sort key among copies: the smallest is kept."""
     return row.rollout_step, row.sampling_logprobs, row.reward
 
 
 class _ProblemDraw:
-    """The `limit` rows of least digest among all that are offered (0: all), whatever their order."""
+    """Keeps the `limit` offered rows with the smallest digests (0: all), independent of their order."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -151,7 +151,7 @@ class _ProblemDraw:
     def offer(self, digest: int, row: Success, deduplicate: bool) -> None:
         key = (digest, 0 if deduplicate else next(self._serial))
         if key in self._rows:
-            # Every copy of a row that stays to the end passes here: its digest never was too large.
+            # Every copy of a row that is finally kept is counted here, because its digest was never too large.
             held, copies = self._rows[key]
             self._rows[key] = (min(held, row, key=_order), copies + 1)
             return
@@ -166,5 +166,5 @@ class _ProblemDraw:
         self._rows[key] = (row, 1)
 
     def sorted(self) -> list[tuple[Success, int]]:
-        """Rows and how often each was offered, by digest."""
+        """Rows and how often each was offered, sorted by digest."""
         return [entry for _, entry in sorted(self._rows.items())]

@@ -4,9 +4,9 @@
     pool.write("step-000012", groups, round=0, rollout_step=12, run_id="...")
     pool.shards()  # -> [.../step-000012.parquet]
 
-A shard appears by atomic rename or not at all, so a reader never meets half of one; its checksum then goes to
-`_SHA256SUMS` (checksums.py). Whatever reads Parquet reads the pool: `pandas.read_parquet(folder)`. `filter.py` makes
-the expert set from it, `pool_scan.py` reads it for that.
+A shard appears by atomic rename or not at all, so readers never see a partial one. Its checksum is then added to
+`_SHA256SUMS` (system/checksums.py). Any Parquet reader can read the pool: `pandas.read_parquet(folder)`. `filter.py`
+selects the expert set from it, and `pool_scan.py` reads it for the filter.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ LOGPROBS = pa.list_(pa.field("element", pa.float32(), nullable=False))  # nats
 
 POOL_SCHEMA = pa.schema(
     [
-        pa.field(name, type_, nullable=False)  # which spares the reader the decoding of what is null
+        pa.field(name, type_, nullable=False)  # readers then decode no null masks
         for name, type_ in {
             "round": pa.int32(),
             "rollout_step": pa.int32(),
             "problem_id": pa.string(),
-            "completion_ids": TOKEN_IDS,  # the stop token included
+            "completion_ids": TOKEN_IDS,  # including the stop token
             "text": pa.string(),
             "reward": pa.float64(),
             "success": pa.bool_(),
@@ -48,7 +48,7 @@ POOL_SCHEMA = pa.schema(
     ]
 )
 
-# The columns whose values repeat; a dictionary of logprobs or texts takes more room than it saves.
+# Columns with repeated values. For logprobs and texts, a dictionary takes more space than it saves.
 _DICTIONARIES = [
     "round",
     "rollout_step",
@@ -59,37 +59,37 @@ _DICTIONARIES = [
     "run_id",
 ]
 
-# Few successes of a group, as a fraction: at a success rate of a tenth a group of eight has more in 4 % of all cases.
+# A group has few successes up to this fraction. At a success rate of 10 %, 4 % of groups of eight have more.
 FEW_SUCCESSES = 0.25
 
-# Bounds what a reader holds at a time: 1024 completions of 8k tokens are 64 MB of token ids and logprobs.
+# Bounds a reader's memory: 1024 completions of 8k tokens are 64 MB of token ids and logprobs.
 ROW_GROUP_ROWS = 1024
 _STEP_KEY = b"rollout_step"
 
 
 class RolloutPool:
-    """The shards of one folder, which is made by the first write."""
+    """The shards of one folder, which the first write creates."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
 
     def write(self, name: str, groups: Sequence[Group], *, round: int, rollout_step: int, run_id: str) -> Path:
-        """Write the groups' rollouts as the shard `name`, whole or not at all.
+        """Write the groups' rollouts as the shard `name`, atomically.
 
-        The same name again replaces the shard: a resumed run repeats its last steps. Successes stand in row groups of
-        their own before the rest, so that the filter never decodes the tokens of a failure; those of groups with few
-        come first, also by themselves, so that it rarely decodes those of an easy problem. Lone surrogates in a text
-        become "?", as Parquet holds UTF-8 only.
+        Writing the same name again replaces the shard, because a resumed run repeats its last steps. Successes have row
+        groups of their own, so that the filter never decodes the tokens of a failure. The successes of groups with few
+        successes come first, in separate row groups, so that it rarely decodes those of an easy problem. Lone
+        surrogates in a text become "?", because Parquet stores UTF-8 only.
 
         Args:
             name: shard name without suffix, `step-000012`.
-            groups: rollouts that the reward has checked.
+            groups: groups of rollouts that the reward has scored.
             round: round of the run, from 0.
-            rollout_step: rollout step inside the phase; `drop_after` goes by it.
-            run_id: of the run that generated them.
+            rollout_step: rollout step within the phase; `drop_after` uses it.
+            run_id: id of the run that generated them.
 
         Raises:
-            ValueError: a rollout has no reward yet, or not one logprob a token.
+            ValueError: a rollout has no reward yet, or not one logprob per token.
         """
         _check([rollout for group in groups for rollout in group.rollouts])
         tables = [
@@ -105,15 +105,15 @@ class RolloutPool:
         return path
 
     def shards(self) -> list[Path]:
-        """The shards that are there, sorted by name."""
+        """The existing shards, sorted by name."""
         return sorted(self.folder.glob("*.parquet"))
 
     def damaged(self, rollout_steps: int | None = None) -> dict[str, str]:
-        """What is wrong with which shards: missing, changed, or without a checksum.
+        """Damaged shards and their faults: missing, changed, or without a checksum.
 
         Args:
-            rollout_steps: look at the shards of the first so many rollout steps, all of which must be there; at all
-                shards, if not given.
+            rollout_steps: check the shards of the first `rollout_steps` rollout steps, all of which must exist;
+                default: check all shards.
         """
         names = {path.name for path in self.shards()} | checksums(self.folder).keys()
         if rollout_steps is not None:
@@ -122,7 +122,7 @@ class RolloutPool:
         return damaged_files(self.folder, sorted(names))
 
     def drop_after(self, rollout_step: int) -> None:
-        """Remove the shards of `rollout_step` and later, and those whose footer can't be read.
+        """Remove the shards of `rollout_step` and later, and those with an unreadable footer.
 
         A run that resumes there generates them again.
         """
@@ -137,13 +137,13 @@ class RolloutPool:
 
 
 def shard_step(name: str) -> int:
-    """The rollout step, counted from 1, that a shard's file name ends in; 0 if it ends in none."""
+    """The rollout step, from 1, at the end of a shard's file name; 0 if there is none."""
     match = re.search(r"-(\d+)\.parquet$", name)
     return int(match[1]) if match else 0
 
 
 def _kinds(groups: Sequence[Group]) -> list[list[Rollout]]:
-    """The successes of groups with few, the other successes, the failures."""
+    """Split into successes of groups with few successes, other successes, and failures."""
     few: list[Rollout] = []
     other: list[Rollout] = []
     failures: list[Rollout] = []
@@ -155,7 +155,7 @@ def _kinds(groups: Sequence[Group]) -> list[list[Rollout]]:
 
 
 def write_shard(path: Path, tables: Sequence[pa.Table], *, rollout_step: int) -> None:
-    """Write rows of `POOL_SCHEMA` as a shard, whole or not at all; no row group holds rows of two tables."""
+    """Write rows of `POOL_SCHEMA` as a shard, atomically. No row group contains rows of two tables."""
     schema = POOL_SCHEMA.with_metadata({_STEP_KEY: str(rollout_step)})
     with (
         atomic_path(path) as partial,

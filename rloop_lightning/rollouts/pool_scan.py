@@ -1,7 +1,7 @@
-"""Reading the pool in memory that does not grow with it: counts of every problem, and the successes of some.
+"""Scans the pool in memory that does not grow with it: counts per problem, and the successes of given problems.
 
-Each is one pass over the shards. The first reads two columns. The second decodes tokens of those row groups alone that
-hold a success it is asked for.
+Each scan is one pass over the shards. The first reads two columns. The second decodes tokens only for row groups that
+contain a requested success.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SUCCESS_COLUMN = POOL_SCHEMA.get_field_index("success")
 
 @dataclass(frozen=True)
 class Success:
-    """A rollout that succeeded. Arrays are bytes, so that it holds on to nothing but itself."""
+    """A successful rollout. Arrays are bytes, so that it keeps no larger buffer alive."""
 
     problem_id: str
     completion_ids: bytes  # int32
@@ -38,11 +38,11 @@ _SUCCESS_FIELDS = [field.name for field in fields(Success)]
 
 
 def count_rollouts(pool: RolloutPool, *, rows_at_once: int = 1 << 20) -> pa.Table:
-    """Every problem's `rollouts` and `successes`, in no particular order.
+    """Count every problem's `rollouts` and `successes`, in no particular order.
 
     Args:
-        pool: what is counted.
-        rows_at_once: rows that are held before they are counted; a million takes about 50 MB.
+        pool: the pool.
+        rows_at_once: rows that are buffered before they are counted; a million takes about 50 MB.
     """
     counts = _COUNTS_SCHEMA.empty_table()
     pending: list[pa.Table] = []
@@ -65,7 +65,7 @@ def _add_counts(counts: pa.Table, rollouts: list[pa.Table]) -> pa.Table:
 
 
 def successes_of(pool: RolloutPool, problems: Container[str]) -> Iterator[Success]:
-    """The successes of `problems`. Tokens are decoded only of row groups that hold one."""
+    """Yield the successes of `problems`. Tokens are decoded only for row groups that contain one."""
     for path in pool.shards():
         with _open(path) as shard:
             for group in range(shard.num_row_groups):
@@ -81,13 +81,13 @@ def successes_of(pool: RolloutPool, problems: Container[str]) -> Iterator[Succes
 
 @contextmanager
 def _open(path: Path) -> Iterator[pq.ParquetFile]:
-    # Opened by path, a file takes twice the time; so does a small one with `pre_buffer`, which is for remote files.
+    # Opening by path takes twice the time, and so does `pre_buffer`, which is meant for remote files.
     with pa.OSFile(str(path)) as file:
         yield pq.ParquetFile(file, pre_buffer=False)
 
 
 def _wanted(head: pa.Table, problems: Container[str]) -> np.ndarray:
-    """Which rows are successes of `problems`: one look-up for each problem that occurs, not for each row."""
+    """Mask of the rows that are successes of `problems`, with one look-up per problem instead of per row."""
     success = head["success"].combine_chunks().to_numpy(zero_copy_only=False)
     if not success.any():
         return success

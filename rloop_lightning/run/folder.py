@@ -2,6 +2,7 @@
 
     runs/NAME/
       config.yaml  state.json  state.previous.json  metrics.csv  results.md  plots/*.png
+      data/*.jsonl                                      problem sets that were given as Python objects
       round-0/explore/{checkpoints,logs,policy,faults}  phi, the policy at the end of the exploration
       round-0/pool/*.parquet  round-0/expert.parquet    every rollout, and what the filter let through
       round-0/consolidate/{checkpoints,logs,faults}
@@ -15,11 +16,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rloop_lightning.callbacks.checkpoint import checkpoint_step, checkpoints
 from rloop_lightning.errors import DamagedError
 from rloop_lightning.rollouts.pool import RolloutPool
 from rloop_lightning.run.state import LoopState, Stage
+
+_HERE = "{run}/"
+"""A setting that begins so is a path inside of the run folder, wherever that was moved to."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,22 @@ class RunFolder:
     """
 
     out: Path
+
+    def setting_of(self, path: Path) -> str:
+        """How config.yaml names a path inside of the run folder."""
+        return f"{_HERE}{path.relative_to(self.out)}"
+
+    def located(self, setting: Any) -> Any:
+        """A setting whose paths inside of the run folder are as they are now; lists and dicts of them too."""
+        if isinstance(setting, str) and setting.startswith(_HERE):
+            return str(self.out / setting.removeprefix(_HERE))
+        if isinstance(setting, dict):
+            return {name: self.located(value) for name, value in setting.items()}
+        return [self.located(value) for value in setting] if isinstance(setting, list) else setting
+
+    @property
+    def data(self) -> Path:
+        return self.out / "data"
 
     @property
     def config(self) -> Path:

@@ -17,6 +17,7 @@ from time import perf_counter
 
 import lightning as L
 import numpy as np
+import torch
 from lightning.pytorch.callbacks import Callback
 
 from rloop_lightning.callbacks.capture import RolloutCapture
@@ -64,7 +65,9 @@ class LoopRunner:
         self.make_trainer = make_trainer
         self.sampler = GroupSampler(parts.engine, parts.reward)
         self.stages = plan(parts.loop.rounds, consolidates=parts.consolidation is not None)
-        self.device = new_trainer(make_trainer).strategy.root_device
+        trainer = new_trainer(make_trainer)
+        self.device = trainer.strategy.root_device
+        self.mixed_precision = torch.bfloat16 if trainer.precision == "bf16-mixed" else None
 
     def run(self, policy: Policy, signals: StopSignals | None = None) -> LoopState:
         """Run all stages that are not done yet, hand over a policy, and write table and plots.
@@ -87,6 +90,7 @@ class LoopRunner:
     def _run(self, policy: Policy) -> LoopState:
         state = last_good_state(self.folder, self.stages) or LoopState(uuid.uuid4().hex)
         self.policy = policy
+        policy.mixed_precision = self.mixed_precision
         self.parts = self.parts.rendered(policy)
         self.evaluator = Evaluator(self.sampler, self.parts.evaluation_sets, self.parts.evaluation, self.parts.seed)
         self._announce_problems()

@@ -13,6 +13,7 @@ import yaml
 
 from rloop_lightning.run.folder import RunFolder
 from rloop_lightning.system.files import write_text
+from rloop_lightning.system.imports import is_unnamed
 
 # What may differ when a run is resumed: it has no part in what the run computes, or changes its rounding alone, as a
 # machine with less memory needs it.
@@ -66,11 +67,14 @@ def changed_settings(run: RunFolder, now: str) -> list[str]:
     """
     before = dict(_flat(yaml.safe_load(run.config.read_text(encoding="utf-8"))))
     after = dict(_flat(yaml.safe_load(now)))
+    # A Python object that has no import path is given anew, as whatever the user can name.
+    unnamed = [name.removesuffix("name") for name, value in before.items() if is_unnamed(value)]
+    free = (*_FREE_ON_RESUME, *unnamed)
     return [
         f"--resume: --{key} was {before.get(key)!r} when the run began and is {after.get(key)!r} now; leave it out, or "
         "begin a new run"
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and not key.startswith(_FREE_ON_RESUME)
+        if before.get(key) != after.get(key) and not key.startswith(free)
     ]
 
 
@@ -81,7 +85,7 @@ def begin(folder: RunFolder, settings: str) -> None:
         RunFolderError: it can't be written; folders that were made for it are gone again.
     """
     file = folder.config
-    with _nothing_half_written(folder.out):
+    with nothing_half_written(folder.out):
         try:
             write_text(file, settings)
         except OSError as error:
@@ -92,7 +96,7 @@ def begin(folder: RunFolder, settings: str) -> None:
 
 
 @contextmanager
-def _nothing_half_written(out: Path) -> Iterator[None]:
+def nothing_half_written(out: Path) -> Iterator[None]:
     """Removes the folders that were made on the way to `out`, as far as they are empty, where the block raises."""
     made = [path for path in (out, *out.parents) if not path.exists()]
     try:

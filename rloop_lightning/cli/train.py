@@ -1,0 +1,257 @@
+"""`train`: a whole run in one call from Python.
+
+    result = train(algo="dapo", data=[{"problem": "1+1=", "answer": "2"}, ...], reward=my_function)
+    print(result.table)
+
+It turns its arguments into flags and goes through the parser of `rloop-fit`. So names, checks and defaults are those of
+the command line, and every run has a config.yaml from which `rloop-fit --resume` continues.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from rloop_lightning.algorithms.base import Algorithm, Consolidation
+from rloop_lightning.callbacks.capture import CaptureConfig
+from rloop_lightning.callbacks.gradient_norm import GradientConfig
+from rloop_lightning.cli.arguments import UsageError
+from rloop_lightning.cli.fit import RLoopCLI
+from rloop_lightning.cli.python_settings import PythonSettings
+from rloop_lightning.cli.registry import NONE
+from rloop_lightning.data.base import ProblemSource
+from rloop_lightning.data.records import Records, record_faults, record_sets, write_sets
+from rloop_lightning.engines.base import RolloutEngine
+from rloop_lightning.errors import Stopped
+from rloop_lightning.evaluation.evaluator import EvaluationConfig
+from rloop_lightning.model.policy import Policy, PolicyConfig
+from rloop_lightning.rewards.base import Reward
+from rloop_lightning.rewards.function import RewardFunction
+from rloop_lightning.rollouts.filter import FilterConfig
+from rloop_lightning.run.folder import RunFolder
+from rloop_lightning.run.loop import LoopRunner
+from rloop_lightning.run.start import new_run_faults, nothing_half_written
+from rloop_lightning.run.state import Budget, LoopConfig
+from rloop_lightning.system.signals import StopSignals
+
+Fields = Mapping[str, Any]
+"""Fields of a group by name, as `--GROUP.FIELD` sets them. For a part that can be swapped, `name` says which it is, and
+takes whatever the argument itself takes."""
+
+
+class _AsConfigured:
+    """The default of `consolidate`, for which None means something."""
+
+
+AS_CONFIGURED = _AsConfigured()
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished run.
+
+    Args:
+        folder: the run folder: config.yaml, metrics.csv, plots, and the policy and the rollouts of each round.
+        final: the policy that the run hands over, a plain Hugging Face folder.
+        handed_over: its name in the table, "round 2 consolidated".
+        results: metrics of every evaluated policy by its name, in order: `eval/SET/pass@K` and others.
+        budget: rollout steps, optimizer steps, rollouts, tokens and seconds that the run has spent.
+        table: the policies and their metrics, in Markdown.
+    """
+
+    folder: Path
+    final: Path
+    handed_over: str
+    results: Mapping[str, Mapping[str, float]]
+    budget: Budget
+    table: str
+
+
+def train(
+    *,
+    algo: str | type[Algorithm] | Algorithm | Fields | None = None,
+    consolidate: str | type[Consolidation] | Consolidation | Fields | _AsConfigured | None = AS_CONFIGURED,
+    policy: str | Path | PolicyConfig | Fields | None = None,
+    engine: str | type[RolloutEngine] | RolloutEngine | Fields | None = None,
+    data: str | Path | Records | Mapping[str, Records] | type[ProblemSource] | ProblemSource | Fields | None = None,
+    reward: str | RewardFunction | type[Reward] | Reward | Fields | None = None,
+    filter: FilterConfig | Fields | None = None,
+    capture: CaptureConfig | Fields | None = None,
+    gradient: GradientConfig | Fields | None = None,
+    eval: EvaluationConfig | Fields | None = None,
+    loop: LoopConfig | Fields | None = None,
+    trainer: Fields | None = None,
+    out: str | Path | None = None,
+    seed_everything: int | None = None,
+    config: str | Path | Sequence[str | Path] = (),
+    resume: str | Path | None = None,
+) -> TrainResult:
+    """Train a policy by rounds of exploration and consolidation (RLoop, arXiv 2511.04285), as `rloop-fit` does.
+
+    The arguments are the groups of the command line. Without `policy` and `config`, the preset `countdown` applies;
+    with `policy`, each class's defaults. A part that can be swapped (algo, consolidate, engine, data, reward) is a
+    short name, an import path, a class, an object, or a dict of its `name` and fields: `{"name": "dapo", "lr": 1e-5}`.
+
+    `rloop-fit --resume FOLDER` resumes the run. An object, a lambda, and what `__main__` or a function defines have no
+    import path, so config.yaml can't name them. Resume such a run with the object, `train(resume=FOLDER, reward=...)`,
+    or with one that has a path, `rloop-fit --resume FOLDER --reward module.function`. A warning at the start says so.
+
+    Args:
+        algo: the algorithm that explores.
+        consolidate: what is done with the expert set; None or "none" is plain reinforcement learning.
+        policy: a Hugging Face name or folder, `countdown` for the policy in the package, or a dict of fields.
+        engine: what generates rollouts.
+        data: a `datasets.Dataset` or a list of dicts; a dict of those, `train` and sets to evaluate on; or a file, a
+            folder or a name on the hub. Rows are written to the run folder.
+        reward: a function `(problems, completions) -> list[float]`, with success at 1 and above; or what `algo` takes.
+        filter: what the expert set takes.
+        capture: extra rollouts for the pool.
+        gradient: what is done about exploding gradients.
+        eval: how policies are evaluated.
+        loop: rounds and sizes.
+        trainer: arguments of `lightning.Trainer`; a callback as `{"class_path": ..., "init_args": {...}}`.
+        out: run folder; without it runs/DATE-TIME.
+        seed_everything: everything random derives from it.
+        config: settings files and names of presets; later ones win, and arguments win over all.
+        resume: run folder to go on with.
+
+    Raises:
+        UsageError: lists all that is wrong with the arguments; no files are left.
+        RunFault: a fault during the run; fix the cause and resume.
+        StateError: the run can't be resumed.
+        OSError: a file can't be written.
+        KeyboardInterrupt: Ctrl-C, once the training step is done and saved; a second Ctrl-C does not wait.
+        Stopped: SIGTERM, likewise.
+    """
+    folder = RunFolder(Path(resume or out or f"runs/{time.strftime('%Y%m%d-%H%M%S')}"))
+    as_configured = isinstance(consolidate, _AsConfigured)
+    sets, data = _split_data(data)
+    given = PythonSettings()
+    given.options({"resume" if resume else "out": folder.out, "config": config, "seed_everything": seed_everything})
+    given.parts(
+        {
+            "algo": algo,
+            "consolidate": None if as_configured else NONE if consolidate is None else consolidate,
+            "engine": engine,
+            "data": data,
+            "reward": reward,
+        }
+    )
+    given.groups(
+        {
+            "policy": {"model": policy} if isinstance(policy, str | Path) else policy,
+            "filter": filter,
+            "capture": capture,
+            "gradient": gradient,
+            "eval": eval,
+            "loop": loop,
+            "trainer": trainer,
+        }
+    )
+    with StopSignals() as signals, _quiet_libraries():
+        try:
+            runner, base = _begin(given, folder, sets, resumes=resume is not None)
+            state = runner.run(base, signals)
+        except (Stopped, SIGTERMException) as error:  # Lightning's own comes where a step ended the phase
+            stopped = error if isinstance(error, Stopped) else Stopped(signal.SIGTERM)
+            if stopped.number != signal.SIGINT:
+                raise stopped from None
+            begun = folder.state.exists()
+            go_on = f"go on with train(resume={str(folder.out)!r})" if begun else "no run was begun"
+            raise KeyboardInterrupt(f"{stopped.saved}; {go_on}" if stopped.saved else go_on) from None
+    return TrainResult(
+        folder=folder.out,
+        final=folder.final,
+        handed_over=state.selected,
+        results=state.results,
+        budget=state.budget,
+        table=(folder.out / "results.md").read_text(encoding="utf-8"),
+    )
+
+
+def _split_data(data: Any) -> tuple[Mapping[str, Records], Any]:
+    """Problem sets that are Python objects, and what is left of the argument."""
+    fields = dict(data) if isinstance(data, Mapping) and "name" in data else {"name": data}
+    sets = record_sets(fields["name"])
+    if sets is None:
+        return {}, data
+    del fields["name"]
+    return sets, fields
+
+
+def _begin(
+    given: PythonSettings, folder: RunFolder, sets: Mapping[str, Records], *, resumes: bool
+) -> tuple[LoopRunner, Policy]:
+    """The loop and the base policy, with the run folder begun; if it can't be, nothing is left there.
+
+    Raises:
+        UsageError: names all that is wrong.
+    """
+    if not sets:
+        return _prepare(given, folder)
+    given.wrong += record_faults(sets)
+    if resumes:
+        given.wrong.append(f"data: the run has its problems in {folder.data}; leave data out")
+    else:
+        given.wrong += new_run_faults(folder)
+        if folder.data.exists():
+            given.wrong.append(f"out: {folder.data} is there already; remove it, or name another run folder")
+    if given.wrong:
+        raise UsageError("\n".join(given.wrong))
+    with nothing_half_written(folder.data):
+        try:
+            files = write_sets(sets, folder.data)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        try:
+            given.data_files({name: folder.setting_of(file) for name, file in files.items()})
+            return _prepare(given, folder)
+        except BaseException:
+            for file in files.values():
+                file.unlink()
+            raise
+
+
+def _prepare(given: PythonSettings, folder: RunFolder) -> tuple[LoopRunner, Policy]:
+    """What the command line makes of the settings."""
+    try:
+        prepared = RLoopCLI(given.flags, given.objects)
+    except UsageError as error:
+        raise UsageError("\n".join([*given.wrong, str(error)])) from None
+    if given.wrong:
+        raise UsageError("\n".join(given.wrong))
+    runner, base = prepared.prepare()
+    for group, name in given.unnamed.items():
+        warnings.warn(
+            f"{group}: {name} has no import path, so that config.yaml can't name it. Resume this run with it, "
+            f"train(resume={str(folder.out)!r}, {group}=...), or with one that has a path, "
+            f"rloop-fit --resume {folder.out} --{group} MODULE.NAME",
+            stacklevel=4,
+        )
+    return runner, base
+
+
+@contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Without what Lightning says at every phase; its warnings stay."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        # Lightning's own use of torch, which a user can do nothing about.
+        warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)", category=FutureWarning)
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.WARNING)
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

@@ -1,0 +1,55 @@
+"""Python objects by their import path, and what stands for one that has none.
+
+import_object("my_module.my_function")
+import_path(my_function)                 "my_module.my_function", or None for a lambda
+unnamed(my_lambda)                       "<function my_module.<lambda>>", what config.yaml holds then
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+from rloop_lightning.errors import DoorError
+
+
+def import_object(path: str) -> Any:
+    """What stands in a module under a name: `module.name`.
+
+    Raises:
+        ValueError: it can't be imported; says why.
+    """
+    module, dot, name = path.rpartition(".")
+    if not dot:
+        raise ValueError(f"{path!r} is no import path; give module.name")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except DoorError:
+        raise ValueError(f"{path!r} goes through a link into the package; give rloop_lightning.{path}") from None
+    except (ImportError, AttributeError, ValueError, TypeError) as error:  # the last two of `.name` and `..name`
+        raise ValueError(f"can't import {path!r}: {error}") from error
+
+
+def import_path(thing: Any) -> str | None:
+    """The path by which another process imports a class or a function.
+
+    None where there is none: a lambda, what a function or `__main__` defines, an object.
+    """
+    module, name = getattr(thing, "__module__", None), getattr(thing, "__qualname__", None)
+    if module in (None, "__main__") or name is None:
+        return None
+    return f"{module}.{name}" if getattr(sys.modules.get(module), name, None) is thing else None
+
+
+def unnamed(thing: Any) -> str:
+    """The name of an object that has no import path; no object that has one is named so."""
+    if isinstance(thing, type) or not hasattr(thing, "__qualname__"):
+        cls = thing if isinstance(thing, type) else type(thing)
+        return f"<object of {cls.__module__}.{cls.__qualname__}>"
+    return f"<function {thing.__module__}.{thing.__qualname__}>"
+
+
+def is_unnamed(name: object) -> bool:
+    """Whether a name is one that `unnamed` gives."""
+    return isinstance(name, str) and name.startswith("<")

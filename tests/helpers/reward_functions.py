@@ -1,0 +1,39 @@
+"""Reward functions that tests name by their import path."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from rloop_lightning.types import Problem
+
+
+def boxed(problems: Sequence[Problem], completions: Sequence[str]) -> list[float]:
+    """1 for a box whose content is short, so that the embedded policy both succeeds and fails."""
+    return [float("boxed" in text and len(text) % 2 == 0) for text in completions]
+
+
+def matches(problems: Sequence[Problem], completions: Sequence[str]) -> list[float]:
+    """1 for the gold answer, and a hundredth for each of its characters otherwise."""
+    return [
+        1.0 if text == problem.answer else len(text) / 100 for problem, text in zip(problems, completions, strict=True)
+    ]
+
+
+def too_few(problems: Sequence[Problem], completions: Sequence[str]) -> list[float]:
+    return [1.0] * (len(completions) - 1)
+
+
+def nothing(problems: Sequence[Problem], completions: Sequence[str]) -> None:
+    return None
+
+
+def words(problems: Sequence[Problem], completions: Sequence[str]) -> list[str]:
+    return ["1.0"] * len(completions)
+
+
+def not_a_number(problems: Sequence[Problem], completions: Sequence[str]) -> list[float]:
+    return [1.0, math.nan, *[0.0] * (len(completions) - 2)]
+
+
+NOT_A_FUNCTION = 3
