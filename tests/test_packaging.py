@@ -1,4 +1,7 @@
-"""The wheel carries the whole project and works outside the checkout; the constraints pin what CI installs."""
+"""The wheel carries the whole package and works outside the checkout; the source distribution passes its own tests.
+
+And the constraints pin what CI installs.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import re
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import tomllib
 import zipfile
 from collections.abc import Iterator
@@ -22,23 +26,40 @@ ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
-def run(*command: str | Path, cwd: Path) -> str:
+def run(*command: str | Path, cwd: Path, **environment: str) -> str:
     """Standard output of a command that must succeed and that sees nothing of the checkout."""
     hidden = ("PYTHONPATH", "PYTHONHOME", "PYTEST_ADDOPTS")
     env = {key: value for key, value in os.environ.items() if key not in hidden}
-    env |= {"PYTHONSAFEPATH": "1", "HF_HUB_OFFLINE": "1"}
+    env |= {"PYTHONSAFEPATH": "1", "HF_HUB_OFFLINE": "1", **environment}
     done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, f"{command} exited with {done.returncode}:\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds the source distribution, and the wheel that is built from it."""
+    folder = tmp_path_factory.mktemp("built")
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT, cwd=folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(built: Path) -> Path:
     """The project's wheel."""
-    folder = tmp_path_factory.mktemp("wheel")
-    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, ROOT, cwd=folder)
-    (built,) = folder.glob("*.whl")
-    return built
+    (wheel,) = built.glob("*.whl")
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def source(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source distribution, unpacked."""
+    (archive,) = built.glob("*.tar.gz")
+    folder = tmp_path_factory.mktemp("source")
+    with tarfile.open(archive) as file:
+        file.extractall(folder, filter="data")
+    (unpacked,) = folder.iterdir()
+    return unpacked
 
 
 @dataclass(frozen=True)
@@ -79,21 +100,48 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installe
     return Installed(folder, python.parent, site / "rloop_lightning")
 
 
-def package_files() -> Iterator[str]:
-    """What git would keep of the package, relative to the root."""
-    for path in sorted((ROOT / "rloop_lightning").rglob("*")):
-        if path.is_file() and "__pycache__" not in path.parts:
+def files_of(folder: Path) -> Iterator[str]:
+    """What git would keep of a folder of the project, relative to the root."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and not {"__pycache__", ".hypothesis"} & set(path.parts):
             yield path.relative_to(ROOT).as_posix()
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    assert {name for name in names if ".dist-info/" not in name} == set(package_files())
+    assert {name for name in names if ".dist-info/" not in name} == set(files_of(ROOT / "rloop_lightning"))
     assert "rloop_lightning/py.typed" in names
     assert any(re.fullmatch(r"rloop_lightning/configs/[^/]+\.yaml", name) for name in names)
     assert "rloop_lightning/assets/countdown-policy/config.json" in names
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
+
+
+def test_the_source_distribution_holds_the_project_once(source: Path) -> None:
+    """The root's links into the package are no files, and are left to the repository."""
+    names = {path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()}
+    folders = ("rloop_lightning", "tests", "benchmarks", "docs", "examples")
+    assert {name for name in names if "/" in name} == {name for folder in folders for name in files_of(ROOT / folder)}
+    top = {name for name in names if "/" not in name} - {"PKG-INFO"}
+    assert top == {
+        ".gitignore",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "LICENSE",
+        "Makefile",
+        "README.md",
+        "constraints.txt",
+        "pyproject.toml",
+    }
+
+
+def test_the_source_distribution_passes_its_own_tests(source: Path) -> None:
+    """Quick ones that read its files, as running all of them here would be running them twice."""
+    quick = ["tests/test_architecture.py", "tests/system/test_fields.py", "-k", "symlink or one_way or fields"]
+    options = ["-p", "no:cacheprovider", "-rs"]
+    said = run(sys.executable, "-m", "pytest", *options, *quick, cwd=source, PYTHONPATH=str(source))
+    assert "SKIPPED [3] tests/test_architecture.py" in said
+    assert "a source distribution holds files alone, no links" in said
 
 
 def test_the_installed_command_shows_its_help(installed: Installed) -> None:

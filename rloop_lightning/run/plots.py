@@ -46,13 +46,13 @@ def write_plots(rows: Sequence[Row], folder: Path) -> list[Path]:
         rows: as `read_metrics` gives them.
         folder: made where it is missing.
     """
-    timeline = _Timeline(rows)
+    timeline = Timeline(rows)
     plots = {
-        "reward_and_pass.png": _reward_and_pass(timeline),
-        "gradient_norm.png": _training_curve(
+        "reward_and_pass.png": reward_and_pass(timeline),
+        "gradient_norm.png": training_curve(
             timeline, "grad/norm_preclip_max", "gradient norm before clipping", _VERMILION, log=True
         ),
-        "entropy.png": _training_curve(timeline, "policy/entropy_nats", "policy entropy (nats)", _BLUE),
+        "entropy.png": training_curve(timeline, "policy/entropy_nats", "policy entropy (nats)", _BLUE),
     }
     written = []
     for name, figure in plots.items():
@@ -64,7 +64,7 @@ def write_plots(rows: Sequence[Row], folder: Path) -> list[Path]:
     return written
 
 
-class _Timeline:
+class Timeline:
     """The run's rows on one axis: rollout steps counted over the rounds."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
@@ -124,7 +124,7 @@ class _Timeline:
         return list(dict.fromkeys(match[0] for match in (chosen[0], chosen[-1])))
 
 
-def _reward_and_pass(timeline: _Timeline) -> Figure | None:
+def reward_and_pass(timeline: Timeline) -> Figure | None:
     rewards = timeline.training("rollout/reward_mean")
     evaluations = {name: timeline.evaluations(name) for name in timeline.eval_metrics()}
     if not rewards and not any(evaluations.values()):
@@ -137,7 +137,7 @@ def _reward_and_pass(timeline: _Timeline) -> Figure | None:
     return figure
 
 
-def _training_curve(timeline: _Timeline, metric: str, label: str, colour: str, log: bool = False) -> Figure | None:
+def training_curve(timeline: Timeline, metric: str, label: str, colour: str, log: bool = False) -> Figure | None:
     curves = timeline.training(metric)
     if not curves:
         return None
@@ -149,7 +149,7 @@ def _training_curve(timeline: _Timeline, metric: str, label: str, colour: str, l
     return figure
 
 
-def _figure(timeline: _Timeline, label: str) -> tuple[Figure, Axes]:
+def _figure(timeline: Timeline, label: str) -> tuple[Figure, Axes]:
     """A figure with its axes labelled and the rounds marked."""
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
@@ -177,7 +177,7 @@ def _draw(axes: Axes, curves: Sequence[_Curve], label: str, colour: str, log: bo
         axes.plot(
             curve.x, curve.y, color=colour, alpha=0.25, linewidth=1, label=None if number else "each rollout step"
         )
-        axes.plot(curve.x, _smooth(curve.y, log), color=colour, linewidth=2, label=None if number else label)
+        axes.plot(curve.x, smoothed(curve.y, log), color=colour, linewidth=2, label=None if number else label)
 
 
 def _draw_evaluations(axes: Axes, curves: Sequence[_Curve], label: str, colour: str, marker: str) -> None:
@@ -192,7 +192,7 @@ def _draw_evaluations(axes: Axes, curves: Sequence[_Curve], label: str, colour: 
             )
 
 
-def _smooth(y: np.ndarray, log: bool) -> np.ndarray:
+def smoothed(y: np.ndarray, log: bool) -> np.ndarray:
     """The mean under a bell as wide as a fifth of the curve, cut off at its ends; of the logarithm where `log`."""
     window = np.hanning(2 * (len(y) // 10) + 3)
     values = np.log(np.maximum(y, np.finfo(float).tiny)) if log else y

@@ -25,7 +25,7 @@ from typing import Any, Self
 from rloop_lightning.errors import Stopped
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_ONE_REQUEST_S = 0.5
+ONE_REQUEST_S = 0.5
 """Signals this close together count as one: `timeout`, for example, signals both a process and its group."""
 
 
@@ -80,7 +80,7 @@ class StopSignals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         first = self._noted is None
-        if not first and time.monotonic() - self._noted_at < _ONE_REQUEST_S:
+        if not first and time.monotonic() - self._noted_at < ONE_REQUEST_S:
             return
         self._noted, self._noted_at = number, time.monotonic()
         if not (first and self._waits):

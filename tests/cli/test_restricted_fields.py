@@ -8,7 +8,7 @@ from typing import Any, get_type_hints
 
 import pytest
 
-from rloop_lightning.cli.fit import FIXED
+from rloop_lightning.cli.fit import FIXED, RLoopCLI
 from rloop_lightning.cli.registry import REGISTRIES, find_class
 from rloop_lightning.data.files import ProblemFiles
 from rloop_lightning.rewards.weighted import LengthPenalty
@@ -48,3 +48,11 @@ def test_the_fields_above_are_all_there() -> None:
     names = {parameter.id for parameter in restricted_numbers()}
     assert len(names) > 25
     assert {"LoopConfig.rounds", f"{ProblemFiles.__name__}.validation_size", "Countdown.train_size"} <= names
+
+
+def test_a_run_is_made_of_plain_numbers() -> None:
+    """A checkpoint holds some, and is read with `weights_only`, which knows no types but Python's and torch's."""
+    parts = RLoopCLI(["--loop.rounds=2", "--engine.top_p=0.5", "--eval.k=[1,2]", "--gradient.warn_above=3"]).parts
+    floats = [parts.engine.top_p, parts.gradient.warn_above, parts.algorithm.lr]
+    numbers = [parts.loop.rounds, *parts.evaluation.k, *floats]
+    assert [type(number) for number in numbers] == [int, int, int, float, float, float]

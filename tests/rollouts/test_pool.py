@@ -1,6 +1,7 @@
 """The pool on disk: what a shard holds, and that it appears whole or not at all."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -112,7 +113,7 @@ def test_a_write_that_fails_leaves_the_old_shard_and_no_new_one(tmp_path, monkey
 def test_what_a_killed_write_left_is_no_shard(tmp_path, monkeypatch):
     """A kill cleans nothing up, so the temporary file stays; here the rename fails and the clean-up is switched off."""
     pool = RolloutPool(tmp_path)
-    monkeypatch.setattr("rloop_lightning.system.files._remove", lambda path: None)
+    monkeypatch.setattr(Path, "unlink", lambda *_, **__: None)
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         write(pool)

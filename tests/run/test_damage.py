@@ -14,7 +14,7 @@ from same_run import assert_same_run
 from tiny_run import TinyRun, resume
 
 # A round of four rollout steps on the embedded policy, a checkpoint after each.
-RENAME = "rloop_lightning.system.files:_fsync"
+RENAME = "os:replace"
 EXPLORING = Kill(RENAME, 1, "round-0/pool/step-000004.parquet")
 CONSOLIDATING = Kill(RENAME, 1, "round-0/consolidate/checkpoints/step-000003.ckpt")
 EVALUATING = Kill("rloop_lightning.run.loop:result_step", 3)  # the consolidated policy

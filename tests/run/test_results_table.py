@@ -53,13 +53,13 @@ def make_rows(rounds=2, steps=4):
 
 
 def test_evaluations_stand_where_their_policy_is_and_break_at_consolidation():
-    curves = plots._Timeline(make_rows()).evaluations("eval/test/pass@1")
+    curves = plots.Timeline(make_rows()).evaluations("eval/test/pass@1")
     points = [list(zip(curve.x.tolist(), curve.y.tolist(), strict=True)) for curve in curves]
     assert points == [[(0, 0.1), (2, 0.2), (4, 0.3)], [(4, 0.15), (6, 0.2), (8, 0.3)], [(8, 0.15)]]
 
 
 def test_training_curves_hold_exploration_only_one_for_each_round():
-    curves = plots._Timeline(make_rows()).training("grad/norm_preclip_max")
+    curves = plots.Timeline(make_rows()).training("grad/norm_preclip_max")
     assert [curve.x.tolist() for curve in curves] == [[1, 2, 3, 4], [5, 6, 7, 8]]
     assert curves[1].y.tolist() == [0.1, 0.01, 0.001, 0.0001]
 
@@ -68,7 +68,7 @@ def test_rounds_of_different_length_follow_each_other():
     rows = [{"round": 0, "phase": "explore", "step": step, "m": 1.0} for step in range(1, 4)]
     rows += [{"round": 1, "phase": "explore", "step": step, "m": 1.0} for step in range(1, 3)]
     rows += [{"round": 1, "phase": "evaluate", "step": 1, "m": 2.0}]
-    assert [curve.x.tolist() for curve in plots._Timeline(rows).evaluations("m")] == [[1, 2, 3], [4, 5]]
+    assert [curve.x.tolist() for curve in plots.Timeline(rows).evaluations("m")] == [[1, 2, 3], [4, 5]]
 
 
 @pytest.mark.parametrize(
@@ -79,16 +79,16 @@ def test_rounds_of_different_length_follow_each_other():
     ],
 )
 def test_smallest_and_largest_k_of_the_test_set_are_drawn(names, chosen):
-    timeline = plots._Timeline([{"round": 0, "phase": "evaluate", "step": 0, **dict.fromkeys(names, 0.5)}])
+    timeline = plots.Timeline([{"round": 0, "phase": "evaluate", "step": 0, **dict.fromkeys(names, 0.5)}])
     assert timeline.eval_metrics() == [f"eval/test/pass@{k}" for k in chosen]
 
 
 def test_smoothing_keeps_a_constant_and_follows_the_mean():
-    np.testing.assert_allclose(plots._smooth(np.full(50, 3.0), log=False), 3.0)
-    np.testing.assert_allclose(plots._smooth(np.full(50, 3.0), log=True), 3.0)
+    np.testing.assert_allclose(plots.smoothed(np.full(50, 3.0), log=False), 3.0)
+    np.testing.assert_allclose(plots.smoothed(np.full(50, 3.0), log=True), 3.0)
     noisy = np.tile([1.0, 3.0], 50)
-    assert np.abs(plots._smooth(noisy, log=False) - 2)[15:-15].max() < 0.05
-    assert plots._smooth(np.array([7.0]), log=False).tolist() == [7.0]
+    assert np.abs(plots.smoothed(noisy, log=False) - 2)[15:-15].max() < 0.05
+    assert plots.smoothed(np.array([7.0]), log=False).tolist() == [7.0]
 
 
 def test_plots_are_written_and_are_the_same_bytes_again(tmp_path):
@@ -101,14 +101,14 @@ def test_plots_are_written_and_are_the_same_bytes_again(tmp_path):
 
 
 def test_figures_carry_labels_rounds_and_units():
-    timeline = plots._Timeline(make_rows())
-    (axes,) = plots._reward_and_pass(timeline).axes
+    timeline = plots.Timeline(make_rows())
+    (axes,) = plots.reward_and_pass(timeline).axes
     assert [text.get_text() for text in axes.get_legend().get_texts()] == [
         "each rollout step", "training reward, smoothed", "test pass@1", "test pass@8"
     ]  # fmt: skip
     assert [text.get_text().strip() for text in axes.texts] == ["round 1", "round 2"]
     assert axes.get_xlabel() == "rollout steps, over all rounds"
-    (axes,) = plots._training_curve(timeline, "grad/norm_preclip_max", "gradient norm", "red", log=True).axes
+    (axes,) = plots.training_curve(timeline, "grad/norm_preclip_max", "gradient norm", "red", log=True).axes
     assert axes.get_yscale() == "log"
 
 

@@ -14,7 +14,7 @@ from tiny_run import TinyRun, resume
 DECODE = "rloop_lightning.engines.torch_engine:sample_tokens"
 UPDATE = "torch.optim:AdamW.step"
 NLL = "rloop_lightning.algorithms.rft:negative_log_likelihood"
-RENAME = "rloop_lightning.system.files:_fsync"
+RENAME = "os:replace"
 
 # In the order in which they come, so that a run which was killed at one and resumed can be killed at any later one.
 MOMENTS = {

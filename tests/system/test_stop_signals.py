@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from killing import Signal
@@ -20,7 +22,7 @@ from rloop_lightning.system.signals import StopSignals
 from rloop_lightning.types import Problem
 
 UPDATE = "torch.optim:AdamW.step"
-RENAME = "rloop_lightning.system.files:_fsync"
+RENAME = "os:replace"
 SHARD = "round-0/pool/step-000002.parquet"
 TERM, INT = signal.SIGTERM, signal.SIGINT
 
@@ -110,19 +112,20 @@ def test_a_signal_while_the_command_is_imported(
     assert capsys.readouterr().err == "\nrloop-fit: stopped by SIGINT; no run was begun\n"
 
 
-def test_reward_workers_take_no_signal_of_the_group_and_lose_no_task() -> None:
+def test_reward_workers_take_no_signal_of_the_group_and_lose_no_task(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that a signal ended would score the answer that it was at as wrong."""
     reward, problem = MathReward(workers=2), Problem("p", "?", "1/2")
     texts = [rf"\boxed{{{n}/{2 * n}}}" for n in range(1, 40)]
-    start = reward.pool._start
 
-    def start_under_fire() -> object:
-        worker = start()
-        for number in (INT, TERM):
-            worker.process.send_signal(number)
-        return worker
+    class UnderFire(subprocess.Popen[bytes]):
+        """A process that signals are sent to as it starts."""
 
-    reward.pool._start = start_under_fire  # type: ignore[method-assign, assignment] -- a signal comes as it starts
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            for number in (INT, TERM):
+                self.send_signal(number)
+
+    monkeypatch.setattr(subprocess, "Popen", UnderFire)
     assert reward.rewards([problem] * len(texts), texts) == [1.0] * len(texts)
     pids = reward.pool.pids()
     for pid in pids:
@@ -143,7 +146,7 @@ def test_the_first_signal_waits_for_a_check_and_handlers_are_put_back(monkeypatc
             for _ in range(2):  # at the same moment: one request
                 os.kill(os.getpid(), TERM)
             assert stop.noted
-            monkeypatch.setattr("rloop_lightning.system.signals._ONE_REQUEST_S", 0.0)
+            monkeypatch.setattr("rloop_lightning.system.signals.ONE_REQUEST_S", 0.0)
             with pytest.raises(Stopped) as noted, stop.at_once():
                 raise AssertionError("not reached")
             assert noted.value.exit_code == 143
