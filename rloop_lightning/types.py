@@ -210,7 +210,7 @@ class TokenScores:
     """What the policy says of a batch's completion tokens; 0 behind the completion."""
 
     logprobs: Tensor  # [B, T] float32, nats, with gradients
-    entropy: Tensor  # [B, T] float32, nats, detached
+    entropy: Tensor  # [B, T] float32, nats, with gradients only if they were asked for
     routed_experts: Tensor | None = None  # [B, L, layers, top_k], the routers' own choice; None without routing replay
 
 

@@ -173,22 +173,25 @@ class Policy(nn.Module):
             return packed_micro_batches(batch, self.max_tokens_per_micro_batch)
         return batch.micro_batches(self.max_tokens_per_micro_batch)
 
-    def logprobs(self, batch: RolloutBatch) -> TokenScores:
+    def logprobs(self, batch: RolloutBatch, *, entropy_gradient: bool = False) -> TokenScores:
         """Logprob and entropy of every completion token, at the batch's temperature.
 
+        Logprobs have gradients; entropies have them only if `entropy_gradient`.
         The batch's experts are replayed, if it has any; with gradients, inside of `replaying(batch)` alone.
         """
         if batch.routed_experts is not None and self.routing is None:
             raise ValueError("the batch has experts to replay, which a policy of --policy.routing_replay none can't do")
         experts = None
         if self.llama is not None:
-            logprobs, entropy = packed_scores(self.llama, batch, self._compute_dtype())
+            logprobs, entropy = packed_scores(
+                self.llama, batch, self._compute_dtype(), entropy_gradient=entropy_gradient
+            )
         elif self.routing is not None:
             with self.routing.forward_pass(batch.input_ids.shape, batch) as passed:
-                logprobs, entropy = padded_scores(self.model, batch)
+                logprobs, entropy = padded_scores(self.model, batch, entropy_gradient=entropy_gradient)
             experts = passed.routed_experts
         else:
-            logprobs, entropy = padded_scores(self.model, batch)
+            logprobs, entropy = padded_scores(self.model, batch, entropy_gradient=entropy_gradient)
         places = batch.completion_mask.nonzero(as_tuple=True)
         empty = logprobs.new_zeros(batch.loss_mask.shape)
         return TokenScores(empty.index_put(places, logprobs), empty.index_put(places, entropy), experts)

@@ -3,12 +3,13 @@
     packed_scores(llama, batch, dtype)      a Llama-like model's, by llama.py over packed rollouts
     padded_scores(model, batch)             any model's, by its own forward over padded rollouts
 
-Both give logprobs, with gradients, and entropies, without, row by row, float32 [N], nats, at the batch's temperature.
-No tensor of batch x tokens x vocabulary exists in either.
+Both give logprobs and entropies, float32 [N], nats, row by row, at the batch's temperature. Logprobs have gradients,
+entropies only if `entropy_gradient`. No tensor of batch x tokens x vocabulary exists in either.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +25,9 @@ from rloop_lightning.types import RolloutBatch
 _LOGITS_PER_CHUNK = 2**24
 
 
-def packed_scores(llama: Llama, batch: RolloutBatch, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def packed_scores(
+    llama: Llama, batch: RolloutBatch, dtype: torch.dtype, *, entropy_gradient: bool = False
+) -> tuple[Tensor, Tensor]:
     """Logprobs and entropies [N] of a Llama-like model, whose products are computed in `dtype`."""
     weights = llama.weights(dtype)
     packed = pack(batch).padded()
@@ -32,10 +35,16 @@ def packed_scores(llama: Llama, batch: RolloutBatch, dtype: torch.dtype) -> tupl
     # What is cast, and when, is the forward's own affair.
     with torch.autocast(batch.input_ids.device.type, enabled=False):
         hidden = llama(weights, packed.input_ids, packed.positions, attend)
-        return token_scores(hidden[packed.predicting], weights.head, packed.targets, batch.temperature or 1.0)
+        return token_scores(
+            hidden[packed.predicting],
+            weights.head,
+            packed.targets,
+            batch.temperature or 1.0,
+            entropy_gradient=entropy_gradient,
+        )
 
 
-def padded_scores(model: Any, batch: RolloutBatch) -> tuple[Tensor, Tensor]:
+def padded_scores(model: Any, batch: RolloutBatch, *, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
     """Logprobs and entropies [N] of any Hugging Face causal LM.
 
     Logits are computed in chunks of rows, which the backward pass computes anew.
@@ -46,8 +55,9 @@ def padded_scores(model: Any, batch: RolloutBatch) -> tuple[Tensor, Tensor]:
     hidden = hidden[rows, predicting]  # [N, H]
     targets = batch.input_ids[rows, predicting + 1]  # [N]
     chunk = max(1, _LOGITS_PER_CHUNK // model.config.get_text_config().vocab_size)  # rows
+    score = partial(_score, model, temperature=batch.temperature or 1.0, entropy_gradient=entropy_gradient)
     pieces = [
-        checkpoint(_score, model, h, t, batch.temperature or 1.0, use_reentrant=False, preserve_rng_state=False)
+        checkpoint(score, h, t, use_reentrant=False, preserve_rng_state=False)
         for h, t in zip(hidden.split(chunk), targets.split(chunk), strict=True)
     ]
     logprobs, entropy = (torch.cat(parts) for parts in zip(*pieces, strict=True))
@@ -71,11 +81,13 @@ def check_head(model: Any) -> None:
         )
 
 
-def _score(model: Any, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def _score(
+    model: Any, hidden: Tensor, targets: Tensor, *, temperature: float, entropy_gradient: bool
+) -> tuple[Tensor, Tensor]:
     """Logprobs of the targets and entropies, both [N], from hidden states [N, H]."""
     logits = _logits(model, hidden) / temperature  # [N, V]
     logprobs = -nn.functional.cross_entropy(logits, targets, reduction="none")
-    with torch.no_grad():
+    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
         entropy = torch.distributions.Categorical(logits=logits, validate_args=False).entropy()
     return logprobs, entropy
 
