@@ -10,6 +10,8 @@ import numpy as np
 import torch
 
 from rloop_lightning.algorithms.dapo import DAPO
+from rloop_lightning.algorithms.numbers import ClosedUnitInterval, NonNegativeInt, PositiveInt, Share
+from rloop_lightning.algorithms.ranks import mean_over_ranks
 from rloop_lightning.errors import RunFault
 from rloop_lightning.rollouts.pool import RolloutPool
 from rloop_lightning.rollouts.replay_buffer import ReplayBuffer, Selection, StoredRollout, shard_fault
@@ -42,14 +44,14 @@ class Replay(DAPO):
     def __init__(
         self,
         *,
-        replay_per_problem: int = 2,
-        replay_share: float = 1.0,
+        replay_per_problem: NonNegativeInt = 2,
+        replay_share: Share = 1.0,
         replay_selection: Selection = "random",
         replay_buckets: bool = False,
         replay_advantages: Literal["joint", "split"] = "joint",
         replay_successes_only: bool = True,
-        replay_start_success_rate: float = 0.0,
-        replay_stored_per_problem: int = 16,
+        replay_start_success_rate: ClosedUnitInterval = 0.0,
+        replay_stored_per_problem: PositiveInt = 16,
         replay_pool: str | None = None,
         **kwargs: Any,
     ) -> None:
@@ -65,14 +67,10 @@ class Replay(DAPO):
         self._check(replay_successes_only, replay_stored_per_problem, replay_pool)
 
     def _check(self, successes_only: bool, stored: int, pool: str | None) -> None:
-        self.require(self.replay_per_problem >= 0, "replay_per_problem", "must be >= 0", self.replay_per_problem)
-        self.require(0 < self.replay_share <= 1, "replay_share", "must be in (0, 1]", self.replay_share)
-        rate = self.replay_start_success_rate
-        self.require(0 <= rate <= 1, "replay_start_success_rate", "must be in [0, 1]", rate)
         self.require(
-            stored >= max(1, self.replay_per_problem),
+            stored >= self.replay_per_problem,
             "replay_stored_per_problem",
-            f"must be at least 1 and --algo.replay_per_problem {self.replay_per_problem}",
+            f"must be at least --algo.replay_per_problem {self.replay_per_problem}",
             stored,
         )
         apart = self.replay_advantages == "split"
@@ -94,6 +92,7 @@ class Replay(DAPO):
         self.require(self.replay_pools != [], "replay_pool", "must be a run or a pool with shards", pool)
         for fault in filter(None, map(shard_fault, self._foreign_shards())):
             self.require(False, "replay_pool", f"can't be replayed: {fault}", pool)
+        rate = self.replay_start_success_rate
         self.require(pool is None or rate == 0, "replay_start_success_rate", "must be 0 with --algo.replay_pool", rate)
 
     @property
@@ -161,7 +160,7 @@ class Replay(DAPO):
         return sorted(rng.choice(len(groups), size=count, replace=False, p=weights / weights.sum()).tolist())
 
     def prepare(self, batch: RolloutBatch) -> RolloutBatch:
-        share = self.mean_over_ranks(batch.replayed.sum(), torch.tensor(len(batch), device=batch.rows.device))
+        share = mean_over_ranks(batch.replayed.sum(), torch.tensor(len(batch), device=batch.rows.device))
         self.record({"replay/share": share, "replay/stored": float(len(self.buffer))})
         return super().prepare(batch)
 

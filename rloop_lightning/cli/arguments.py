@@ -13,7 +13,8 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, get_loader
 
-from rloop_lightning.algorithms.base import Algorithm, Consolidation
+from rloop_lightning.algorithms.base import Algorithm
+from rloop_lightning.algorithms.consolidation import Consolidation
 from rloop_lightning.cli.registry import NONE, find_class, names
 from rloop_lightning.data.base import ProblemSource
 from rloop_lightning.data.hub_rows import parse_hub_name

@@ -18,6 +18,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from jsonargparse import ArgumentParser, Namespace
 
+from rloop_lightning.algorithms.numbers import allowed
 from rloop_lightning.system.terminal import one_line
 
 # What the parser says last, once it has taken every single setting.
@@ -170,7 +171,7 @@ def _type_fault(action: Action, value: Any, complaint: str) -> str:
 
 def _is_plain(hint: Any) -> bool:
     """Whether a type is made of numbers, texts and the like alone."""
-    if get_origin(hint) is Literal or hint is Ellipsis:
+    if get_origin(hint) is Literal or hint is Ellipsis or allowed(hint):
         return True
     inner = get_args(hint)
     return all(map(_is_plain, inner)) if inner else hint in (int, float, str, bool, type(None), list, dict, tuple)
@@ -181,6 +182,8 @@ def _expected(hint: Any) -> str:
     names = {bool: "true or false", float: "finite float", type(None): "null"}
     if hint in names:
         return names[hint]
+    if words := allowed(hint):
+        return f"{'an integer' if issubclass(_number(hint), int) else 'a number'} {words}"
     if get_origin(hint) is Literal:
         *others, last = map(str, get_args(hint))
         return f"{', '.join(others)} or {last}" if others else last
@@ -190,6 +193,11 @@ def _expected(hint: Any) -> str:
         inner = dict.fromkeys(_expected(inner) for inner in get_args(hint) if inner is not Ellipsis)
         return f"list of {' or '.join(inner)}"
     return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint).replace("typing.", "")
+
+
+def _number(hint: Any) -> type:
+    """The number type of X or X | None."""
+    return next(one for one in (get_args(hint) or (hint,)) if one is not type(None))
 
 
 def _nearest(key: str, known: Iterable[str]) -> str:

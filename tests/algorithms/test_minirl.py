@@ -76,8 +76,8 @@ def test_token_losses_by_hand():
 )
 def test_an_update_equals_the_slow_implementation(ours, slow):
     metrics = assert_update_is(MiniRL(**ours), SlowMiniRL(**slow))
-    assert ("policy/importance_weight" in metrics) == ours.get("importance_weight", True)
-    assert ("policy/clip_fraction" in metrics) == ours.get("clip", True)
+    assert (metrics["policy/importance_weight"] == 1) != ours.get("importance_weight", True)
+    assert (metrics["policy/clip_fraction"] == 0) != ours.get("clip", True)
 
 
 @dataclass(frozen=True)
@@ -135,15 +135,14 @@ def test_the_weight_follows_the_updates_of_a_rollout_step():
 def test_what_would_weigh_twice_is_refused():
     (message,) = MiniRL(importance_correction="mask").invalid()
     assert message == (
-        "--algo.importance_correction would weigh twice what --algo.importance_weight weighs; set one of them to none "
-        "or false, got mask"
+        "--algo.importance_correction weights tokens twice with --algo.importance_weight true; turn one off, got mask"
     )
 
 
 def test_every_wrong_setting_is_named():
     messages = MiniRL(clip_eps_low=1.0, clip_eps_high=0.0, importance_cap=0.5).invalid()
     assert messages == [
-        "--algo.importance_cap must be >= 1, got 0.5",
         "--algo.clip_eps_low must be in (0, 1), got 1.0",
         "--algo.clip_eps_high must be > 0, got 0.0",
+        "--algo.importance_cap must be >= 1, got 0.5",
     ]

@@ -1,0 +1,36 @@
+"""Hyper-parameters that are checked when a module is made, so that all wrong ones can be told at once."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from rloop_lightning.algorithms.numbers import number_faults
+
+
+class CheckedHyperparameters:
+    """Checks the arguments of `__init__`: single numbers by their types, and rules between arguments by `require`.
+
+    It is apart from PolicyModule because the command line takes the arguments of a class from its `__new__`, if it has
+    one.
+    """
+
+    flag = "--algo"
+    """The command line's name for this kind of module, for messages."""
+
+    _invalid: list[str]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        module = super().__new__(cls)
+        module.__dict__["_invalid"] = [  # which a torch module can hold before its __init__
+            f"{cls.flag}.{name} must be {words}, got {value}" for name, words, value in number_faults(cls, kwargs)
+        ]
+        return module
+
+    def require(self, holds: bool, name: str, what: str, got: object) -> None:
+        """Note a hyper-parameter that does not go with the others."""
+        if not holds:
+            self._invalid.append(f"{self.flag}.{name} {what}, got {got}")
+
+    def invalid(self) -> list[str]:
+        """What is wrong with the hyper-parameters, one message each."""
+        return self._invalid
