@@ -1,39 +1,17 @@
 """MiniRL: weight, mask and normaliser by hand, against a slow implementation, and as REINFORCE."""
 
 import math
-from dataclasses import dataclass
 
 import pytest
 import torch
 from builders import GradientRecorder, fit, gradients, make_policy, random_batch, relative_difference, slow_logprobs
-from slow_algorithms import SAMPLING, Slow, assert_update_is, random_groups
+from slow_algorithms import SAMPLING, SlowMiniRL, assert_update_is, random_groups
 from slow_updates import step_of
 
 from rloop_lightning.algorithms.minirl import MiniRL
 from rloop_lightning.types import RolloutStep, TokenScores
 
 LN2 = math.log(2)
-
-
-@dataclass(frozen=True)
-class SlowMiniRL(Slow):
-    normalised: bool = False
-    aggregation: str = "sequence-sum"
-    high: float = 0.27
-    cap: float = 5.0
-    weighs: bool = True
-    clips: bool = True
-
-    def tokens(self, advantage, logprobs, old, engine):
-        found = []
-        for logprob, old_logprob, engine_logprob in zip(logprobs, old, engine, strict=False):
-            weight = min(math.exp(logprob - engine_logprob), self.cap) if self.weighs else 1.0
-            rho = math.exp(logprob - old_logprob)
-            outside = (advantage > 0 and rho > 1 + self.high) or (advantage < 0 and rho < 1 - self.low)
-            if self.clips and outside:
-                weight = 0.0
-            found.append((-weight * advantage * logprob, -weight * advantage))
-        return found
 
 
 def test_token_losses_by_hand():
@@ -80,20 +58,10 @@ def test_an_update_equals_the_slow_implementation(ours, slow):
     assert (metrics["policy/clip_fraction"] == 0) != ours.get("clip", True)
 
 
-@dataclass(frozen=True)
-class SlowCorrected(SlowMiniRL):
-    """Without its own weight, but with the trainer's correction: old policy over engine, not current over engine."""
-
-    def tokens(self, advantage, logprobs, old, engine):
-        weights = self.weights(old[: len(logprobs)], engine)
-        own = super().tokens(advantage, logprobs, old, engine)
-        return [(w * value, w * slope) for w, (value, slope) in zip(weights, own, strict=True)]
-
-
 def test_without_its_weight_it_may_be_corrected_as_the_others():
     module = MiniRL(importance_weight=False, importance_correction="truncate", importance_cap=1.5)
     assert module.invalid() == []
-    assert_update_is(module, SlowCorrected(weighs=False, correction="truncate", cap=1.5))
+    assert_update_is(module, SlowMiniRL(weighs=False, correction="truncate", cap=1.5))
 
 
 def test_on_policy_with_the_engines_logprobs_it_is_reinforce_with_a_centred_baseline():
