@@ -24,6 +24,7 @@ from slow_updates import MoveTo, moved_policy, step_of
 from rloop_lightning.algorithms import ALGORITHMS
 from rloop_lightning.algorithms.base import Algorithm
 from rloop_lightning.algorithms.grpo import GRPO
+from rloop_lightning.cli.fit import RLoopCLI
 from rloop_lightning.cli.registry import find_class
 from rloop_lightning.rollouts.stream import RolloutStream
 from rloop_lightning.types import RolloutStep, SamplingParams
@@ -86,11 +87,13 @@ def test_an_update_with_an_option_equals_the_slow_implementation(option):
 
 @every_algorithm
 @pytest.mark.parametrize("options", TOGETHER)
-def test_an_update_with_all_options_equals_the_slow_implementation(name, options):
+def test_an_update_with_all_options_of_the_command_line_equals_the_slow_implementation(name, options):
     ours, theirs = TOGETHER[options]
     if name == "minirl":
-        theirs = {**theirs, "weighs": False}
-    metrics = assert_update_is(make(name, **ours), replace(SLOW[name], **theirs))
+        ours, theirs = {**ours, "importance_weight": "false"}, {**theirs, "weighs": False}
+    flags = [f"--algo.{option}={value}" for option, value in {"updates_per_step": 1, **ours}.items()]
+    module = RLoopCLI(["--algo", name, *flags]).parts.algorithm
+    metrics = assert_update_is(module, replace(SLOW[name], **theirs))
     assert {"policy/kl_nats", "policy/importance_weight", "policy/entropy_nats"} <= set(metrics)
 
 

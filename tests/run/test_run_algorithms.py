@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import json
+from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -31,19 +34,22 @@ filter: {enabled: false}
 eval: {samples: 2, k: [1], max_problems: 1, sets: [], sets_inside: []}
 """
 
+# Every option that all algorithms have.
+OPTIONS = [
+    *("--algo.dynamic_sampling=true", "--algo.max_generation_batches=20", "--algo.passes=2"),
+    *("--algo.mask_truncated=true", "--algo.overlong_buffer_tokens=8"),
+    *("--algo.kl_beta=0.1", "--algo.kl_target=0.01", "--algo.kl_adaptation=0.5", "--algo.entropy_coef=0.01"),
+    *("--algo.importance_correction=truncate", "--algo.importance_cap=1.5"),
+    *("--algo.lr_schedule=cosine", "--algo.min_lr=2e-5", "--algo.optimizer_options={'amsgrad': true}"),
+]
 # What the tiny run needs of an algorithm to show all that it does.
 SETTINGS = {
-    "dapo": ["--algo.dynamic_sampling=false", "--algo.importance_correction=truncate"],
-    "grpo": ["--algo.kl_beta=0.04"],
-    "kl": ["--algo.dynamic_sampling=false", "--algo.kl_target=0.01", "--algo.reference_reset_steps=1"],
-    "replay": ["--algo.dynamic_sampling=false", "--algo.replay_successes_only=false"],
-    "rft": ["--consolidate.kl_beta=0.1", "--consolidate.weight=exp"],
+    "minirl": ["--algo.importance_weight=false"],
+    "replay": ["--algo.replay_successes_only=false"],
+    "rft": ["--consolidate.kl_beta=0.1", "--consolidate.weight=exp", "--consolidate.lr_schedule=linear"],
 }
+REPLAY = ["--algo=replay", "--algo.dynamic_sampling=false", "--algo.replay_successes_only=false"]
 METRICS = {
-    "dapo": {"policy/importance_weight"},
-    "grpo": {"policy/kl_nats"},
-    "kl": {"policy/kl_nats", "train/kl_beta"},
-    "minirl": {"policy/importance_weight"},
     "replay": {"replay/share", "replay/stored"},
     "rft": {"policy/kl_nats"},
 }
@@ -75,18 +81,36 @@ def moved(out: Path) -> bool:
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_every_algorithm_runs_by_its_short_name(name: str, config: Path, tmp_path: Path) -> None:
+def test_every_algorithm_runs_by_its_short_name_with_every_option(name: str, config: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    assert fit(config, out, "--algo", name, *SETTINGS.get(name, []), "--consolidate=none", "--debug") == 0
-    first, second = rows_of(out, "explore")
-    for row in (first, second):
-        assert {"train/loss", "policy/engine_kl_nats", "policy/engine_gap_nats_max"} | METRICS.get(name, set()) <= set(
-            row
-        )
+    rest = ["--data.train_size=100", "--consolidate=none", "--debug"]  # no problem comes twice in a step
+    assert fit(config, out, "--algo", name, *OPTIONS, *SETTINGS.get(name, []), *rest) == 0
+    rows, beta = rows_of(out, "explore"), 0.1
+    assert len(rows) == 2
+    for step, row in enumerate(rows):
+        assert {"train/loss", "policy/engine_gap_nats_max"} | METRICS.get(name, set()) <= set(row)
         assert row["grad/norm_preclip_max"] > 0
         assert row["grad/skipped_updates"] == 0
-    assert len(pq.read_table(out / "round-0" / "pool")) == 2 * 32
+        assert 0 < row["policy/importance_weight"] <= 1.5
+        beta *= 1 + 0.5 * min(max(row["policy/kl_nats"] / 0.01 - 1, -0.2), 0.2)
+        assert row["train/kl_beta"] == pytest.approx(beta)
+        generated = pq.read_table(out / "round-0" / "pool" / f"step-{step + 1:06d}.parquet").to_pylist()
+        mixed, all_groups = count_groups(generated)
+        assert row["rollout/kept_rate"] == pytest.approx(mixed / all_groups)
+        assert mixed >= 4
+    assert [row["train/lr"] for row in rows] == pytest.approx([1e-4, 6e-5])
+    budget = json.loads((out / "state.json").read_text())["budget"]
+    assert budget["optimizer_steps"] == 2 * 2 * 2  # steps, passes, mini-batches
     assert moved(out)
+
+
+def count_groups(generated: list[dict[str, Any]]) -> tuple[int, int]:
+    """How many groups of a shard hold both right and wrong rollouts, and how many there are."""
+    successes: dict[str, list[bool]] = defaultdict(list)
+    for rollout in generated:
+        successes[rollout["problem_id"]].append(rollout["success"])
+    assert {len(group) for group in successes.values()} == {8}
+    return sum(0 < sum(group) < 8 for group in successes.values()), len(successes)
 
 
 @pytest.mark.parametrize("name", CONSOLIDATIONS)
@@ -96,6 +120,8 @@ def test_every_consolidation_runs_by_its_short_name(name: str, config: Path, tmp
     assert fit(config, out, "--consolidate", name, *still, *SETTINGS.get(name, []), "--debug") == 0
     rows = rows_of(out, "consolidate")
     assert rows
+    lrs = [row["train/lr"] for row in rows]
+    assert lrs == pytest.approx([1e-4 * (1 - step / len(rows)) for step in range(len(rows))])
     assert all({"train/loss"} | METRICS.get(name, set()) <= set(row) for row in rows)
     assert moved(out)
 
@@ -104,7 +130,7 @@ def test_replay_trains_on_what_it_generated_before(config: Path, tmp_path: Path)
     """Four problems, each in every step: from the second one on all have stored rollouts. The pool holds new ones."""
     out = tmp_path / "run"
     sizes = ["--loop.explore_steps=3", "--consolidate=none", "--algo.replay_share=0.5"]
-    assert fit(config, out, "--algo=replay", *SETTINGS["replay"], *sizes, "--debug") == 0
+    assert fit(config, out, *REPLAY, *sizes, "--debug") == 0
     shares = [row["replay/share"] for row in rows_of(out, "explore")]
     assert shares == [0.0, pytest.approx(4 / 36), pytest.approx(4 / 36)]  # of two problems two rollouts each
     stored = [row["replay/stored"] for row in rows_of(out, "explore")]
@@ -115,8 +141,11 @@ def test_replay_trains_on_what_it_generated_before(config: Path, tmp_path: Path)
 # --- a run that is killed ---------------------------------------------------------------------------------------------
 
 RESUMED = {
-    "replay": ["--algo=replay", *SETTINGS["replay"], "--algo.replay_share=0.5", "--algo.replay_stored_per_problem=6"],
-    "kl": ["--algo=kl", *SETTINGS["kl"][:2], "--algo.reference_reset_steps=3"],
+    "replay": [*REPLAY, "--algo.replay_share=0.5", "--algo.replay_stored_per_problem=6"],
+    "gspo": [
+        *("--algo=gspo", "--algo.kl_beta=0.04", "--algo.kl_target=0.01", "--algo.reference_reset_steps=3"),
+        *("--algo.entropy_coef=0.01", "--algo.lr_schedule=cosine", "--algo.warmup_steps=2"),
+    ],
 }
 
 
@@ -154,7 +183,7 @@ def test_another_runs_pool_is_replayed_from_the_first_step_unless_it_is_damaged(
     other, out = tmp_path / "other", tmp_path / "run"
     dapo = ["--algo=dapo", "--algo.dynamic_sampling=false", "--consolidate=none"]
     assert fit(config, other, *dapo, "--loop.explore_steps=1", "--debug") == 0
-    replay = ["--algo=replay", *SETTINGS["replay"], "--consolidate=none", f"--algo.replay_pool={other}"]
+    replay = [*REPLAY, "--consolidate=none", f"--algo.replay_pool={other}"]
     assert fit(config, out, *replay, "--loop.explore_steps=1", "--debug") == 0
     assert rows_of(out, "explore")[0]["replay/share"] == pytest.approx(8 / 40)
     capsys.readouterr()
