@@ -95,10 +95,10 @@ class KLTerm(nn.Module):
 
     def reset_if_due(self, rollout_step: int) -> bool:
         """Copy the policy into the reference after every `reset_steps` rollout steps; whether it did so."""
-        due = self.reference is not None and self.reset_steps > 0 and (rollout_step + 1) % self.reset_steps == 0
-        if due and self.reference is not None:
-            self.reference.reset()
-        return due
+        if self.reference is None or self.reset_steps == 0 or (rollout_step + 1) % self.reset_steps:
+            return False
+        self.reference.reset()
+        return True
 
 
 def kl(logprobs: Tensor, other_logprobs: Tensor, estimator: KLEstimator) -> Tensor:
