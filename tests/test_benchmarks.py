@@ -254,5 +254,5 @@ def test_a_study_of_learning_reads_what_its_runs_left_and_keeps_them(
 
 
 def test_a_study_names_the_run_that_failed(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match=r"--loop.rounds 0 .* exit code 2:[\s\S]*--loop.rounds must be at least 1"):
+    with pytest.raises(RuntimeError, match=r"--loop.rounds 0 .* exit code 2:[\s\S]*loop.rounds: expected an integer"):
         studies.run_all({"none": ["--loop.rounds", "0"]}, [], seeds=1, folder=tmp_path)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rloop_lightning.algorithms.base import Algorithm
 from rloop_lightning.algorithms.losses import policy_gradient, ratio
-from rloop_lightning.algorithms.numbers import NonNegativeFloat
+from rloop_lightning.system.fields import NonNegativeFloat
 from rloop_lightning.types import LossOutput, RolloutBatch, TokenScores
 
 

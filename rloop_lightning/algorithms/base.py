@@ -21,10 +21,10 @@ from rloop_lightning.algorithms.dynamic_sampling import has_right_and_wrong
 from rloop_lightning.algorithms.entropy_bonus import entropy_bonus
 from rloop_lightning.algorithms.importance import ImportanceCorrection, ImportanceLevel, ImportanceMode
 from rloop_lightning.algorithms.kl_term import KLEstimator, KLTerm, kl
-from rloop_lightning.algorithms.numbers import AtLeastOne, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from rloop_lightning.algorithms.overlong import Overlong
 from rloop_lightning.algorithms.policy_module import PolicyModule
 from rloop_lightning.algorithms.ranks import mean_over_ranks
+from rloop_lightning.system.fields import AtLeastOne, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from rloop_lightning.types import (
     Group,
     LossOutput,

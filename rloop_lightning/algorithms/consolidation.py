@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from rloop_lightning.algorithms.kl_term import KLTerm
-from rloop_lightning.algorithms.numbers import NonNegativeFloat, PositiveInt
 from rloop_lightning.algorithms.policy_module import PolicyModule
+from rloop_lightning.system.fields import NonNegativeFloat, PositiveInt
 from rloop_lightning.types import LossOutput, RolloutBatch, TokenScores
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from rloop_lightning.algorithms.advantages import group_normalised
 from rloop_lightning.algorithms.base import Algorithm
 from rloop_lightning.algorithms.losses import clipped, clipped_surrogate, ratio
-from rloop_lightning.algorithms.numbers import AboveOne, OpenUnitInterval, PositiveFloat, PositiveInt
+from rloop_lightning.system.fields import AboveOne, OpenUnitInterval, PositiveFloat, PositiveInt
 from rloop_lightning.types import LossOutput, RolloutBatch, TokenScores
 
 

@@ -10,7 +10,7 @@ from rloop_lightning.algorithms.advantages import centred
 from rloop_lightning.algorithms.aggregation import Aggregation
 from rloop_lightning.algorithms.base import Algorithm
 from rloop_lightning.algorithms.losses import clipped, clipped_surrogate, ratio
-from rloop_lightning.algorithms.numbers import AboveOne, OpenUnitInterval, PositiveFloat
+from rloop_lightning.system.fields import AboveOne, OpenUnitInterval, PositiveFloat
 from rloop_lightning.types import LossOutput, RolloutBatch, TokenScores
 
 

@@ -10,7 +10,7 @@ from rloop_lightning.algorithms.advantages import group_normalised
 from rloop_lightning.algorithms.aggregation import Aggregation
 from rloop_lightning.algorithms.base import Algorithm
 from rloop_lightning.algorithms.losses import clipped, clipped_surrogate, sequence_ratio
-from rloop_lightning.algorithms.numbers import AboveOne, OpenUnitInterval, PositiveFloat, PositiveInt
+from rloop_lightning.system.fields import AboveOne, OpenUnitInterval, PositiveFloat, PositiveInt
 from rloop_lightning.types import LossOutput, RolloutBatch, TokenScores
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Self
 
-from rloop_lightning.algorithms.numbers import number_faults
+from rloop_lightning.system.fields import wrong_values
 
 
 class CheckedHyperparameters:
-    """Checks the arguments of `__init__`: single numbers by their types, and rules between arguments by `require`.
+    """Checks the arguments of `__init__`: single values by their types, and rules between arguments by `require`.
 
     It is apart from PolicyModule because the command line takes the arguments of a class from its `__new__`, if it has
     one.
@@ -21,9 +21,8 @@ class CheckedHyperparameters:
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         module = super().__new__(cls)
-        module.__dict__["_invalid"] = [  # which a torch module can hold before its __init__
-            f"{cls.flag}.{name} must be {words}, got {value}" for name, words, value in number_faults(cls, kwargs)
-        ]
+        # Past torch's own __setattr__, which wants its __init__ first.
+        module.__dict__["_invalid"] = wrong_values(cls, kwargs, cls.flag)
         return module
 
     def require(self, holds: bool, name: str, what: str, got: object) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rloop_lightning.algorithms.dapo import DAPO
-from rloop_lightning.algorithms.numbers import NonNegativeFloat
+from rloop_lightning.system.fields import NonNegativeFloat
 
 
 class KLConstrained(DAPO):

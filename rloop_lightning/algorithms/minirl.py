@@ -10,7 +10,7 @@ from torch import Tensor
 from rloop_lightning.algorithms.advantages import centred
 from rloop_lightning.algorithms.base import Algorithm
 from rloop_lightning.algorithms.losses import clipped, policy_gradient, ratio
-from rloop_lightning.algorithms.numbers import AtLeastOne, OpenUnitInterval, PositiveFloat
+from rloop_lightning.system.fields import AtLeastOne, OpenUnitInterval, PositiveFloat
 from rloop_lightning.types import LossOutput, RolloutBatch, TokenScores
 
 

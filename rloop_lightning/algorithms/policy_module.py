@@ -25,12 +25,6 @@ from torch.nn.utils import clip_grad_norm_
 from rloop_lightning.algorithms import totals
 from rloop_lightning.algorithms.aggregation import Aggregation, loss_count, row_weights
 from rloop_lightning.algorithms.hyperparameters import CheckedHyperparameters
-from rloop_lightning.algorithms.numbers import (
-    DecayRate,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-)
 from rloop_lightning.algorithms.optimizer import (
     LRSchedule,
     learning_rate_factor,
@@ -40,6 +34,12 @@ from rloop_lightning.algorithms.optimizer import (
 from rloop_lightning.algorithms.ranks import sum_gradients_over_ranks, sum_over_ranks
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.model.routing_replay import routing_count
+from rloop_lightning.system.fields import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    RightOpenUnitInterval,
+)
 from rloop_lightning.types import LossOutput, PendingUpdate, RolloutBatch, TokenScores
 
 # Adam moves a weight by about the learning rate, and bfloat16 forgets what is less than a 256th of the weight, which is
@@ -85,8 +85,8 @@ class PolicyModule(CheckedHyperparameters, L.LightningModule, ABC):
         optimizer: str = "torch.optim.AdamW",
         optimizer_options: dict[str, Any] | None = None,
         weight_decay: NonNegativeFloat = 0.1,
-        beta1: DecayRate = 0.9,
-        beta2: DecayRate = 0.999,
+        beta1: RightOpenUnitInterval = 0.9,
+        beta2: RightOpenUnitInterval = 0.999,
         max_grad_norm: NonNegativeFloat = 1.0,
         aggregation: Aggregation = "token-mean",
     ) -> None:
@@ -99,7 +99,7 @@ class PolicyModule(CheckedHyperparameters, L.LightningModule, ABC):
         self.optimizer = optimizer
         self.optimizer_options = optimizer_options or {}
         self.weight_decay = weight_decay
-        self.betas = (float(beta1), float(beta2))
+        self.betas = (beta1, beta2)
         self.max_grad_norm = max_grad_norm
         self.aggregation = aggregation
         self.step_metrics: dict[str, float] = {}
@@ -135,12 +135,11 @@ class PolicyModule(CheckedHyperparameters, L.LightningModule, ABC):
                 "it at float32, and set --trainer.precision bf16-mixed and --engine.dtype bfloat16",
                 stacklevel=1,
             )
-        # Plain numbers: a type of the command line in its state would keep a checkpoint from being read.
         optimizer = make_optimizer(
             self.optimizer,
             parameters,
-            lr=float(self.lr),
-            weight_decay=float(self.weight_decay),
+            lr=self.lr,
+            weight_decay=self.weight_decay,
             betas=self.betas,
             options=self.optimizer_options,
         )

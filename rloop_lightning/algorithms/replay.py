@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from rloop_lightning.algorithms.dapo import DAPO
-from rloop_lightning.algorithms.numbers import ClosedUnitInterval, NonNegativeInt, PositiveInt, Share
 from rloop_lightning.algorithms.ranks import mean_over_ranks
 from rloop_lightning.errors import RunFault
 from rloop_lightning.rollouts.pool import RolloutPool
 from rloop_lightning.rollouts.replay_buffer import ReplayBuffer, Selection, StoredRollout, shard_fault
 from rloop_lightning.seeds import derive_seed
+from rloop_lightning.system.fields import ClosedUnitInterval, LeftOpenUnitInterval, NonNegativeInt, PositiveInt
 from rloop_lightning.types import Group, Rollout, RolloutBatch, SamplingParams
 
 
@@ -45,7 +45,7 @@ class Replay(DAPO):
         self,
         *,
         replay_per_problem: NonNegativeInt = 2,
-        replay_share: Share = 1.0,
+        replay_share: LeftOpenUnitInterval = 1.0,
         replay_selection: Selection = "random",
         replay_buckets: bool = False,
         replay_advantages: Literal["joint", "split"] = "joint",

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from rloop_lightning.algorithms.consolidation import Consolidation
 from rloop_lightning.algorithms.losses import negative_log_likelihood
-from rloop_lightning.algorithms.numbers import NonNegativeFloat, NonNegativeInt, PositiveFloat
+from rloop_lightning.system.fields import NonNegativeFloat, NonNegativeInt, PositiveFloat
 from rloop_lightning.types import LossOutput, RolloutBatch, TokenScores
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from rloop_lightning.rollouts.pool import RolloutPool
 from rloop_lightning.rollouts.sampler import GroupSampler, SamplingCost
 from rloop_lightning.seeds import derive_seed
+from rloop_lightning.system.fields import NonNegativeInt, PositiveInt, check_fields
 from rloop_lightning.types import Problem, RolloutStep
 
 
@@ -25,20 +26,12 @@ class CaptureConfig:
         extra_problems: training problems in an extra capture, drawn at random; 0 takes all.
     """
 
-    every_n_steps: int = 0
-    extra_rollouts: int = 8
-    extra_problems: int = 0
+    every_n_steps: NonNegativeInt = 0
+    extra_rollouts: PositiveInt = 8
+    extra_problems: NonNegativeInt = 0
 
     def __post_init__(self) -> None:
-        problems = []
-        if self.every_n_steps < 0:
-            problems.append(f"--capture.every_n_steps must be >= 0 rollout steps, got {self.every_n_steps}")
-        if self.extra_rollouts < 1:
-            problems.append(f"--capture.extra_rollouts must be at least 1, got {self.extra_rollouts}")
-        if self.extra_problems < 0:
-            problems.append(f"--capture.extra_problems must be >= 0, got {self.extra_problems}")
-        if problems:
-            raise ValueError("\n".join(problems))
+        check_fields(self, "--capture")
 
 
 class RolloutCapture(L.Callback):

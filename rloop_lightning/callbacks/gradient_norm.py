@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from rloop_lightning.callbacks.faulty_rollouts import FaultyRollouts
+from rloop_lightning.system.fields import PositiveFloat, check_fields
 from rloop_lightning.types import Rollout, RolloutStep
 
 
@@ -26,18 +27,12 @@ class GradientConfig:
             anyway, and its rollouts are saved in the phase's folder `faults`.
     """
 
-    warn_above: float | None = 50.0
-    stop_above: float | None = None
+    warn_above: PositiveFloat | None = 50.0
+    stop_above: PositiveFloat | None = None
     stop_on_nonfinite: bool = True
 
     def __post_init__(self) -> None:
-        problems = [
-            f"--gradient.{name} must be > 0 or null, got {value}"
-            for name, value in (("warn_above", self.warn_above), ("stop_above", self.stop_above))
-            if value is not None and not value > 0
-        ]
-        if problems:
-            raise ValueError("\n".join(problems))
+        check_fields(self, "--gradient")
 
 
 class GradientNormMonitor(L.Callback):

@@ -15,6 +15,7 @@ from jsonargparse import ArgumentParser, get_loader
 
 from rloop_lightning.algorithms.base import Algorithm
 from rloop_lightning.algorithms.consolidation import Consolidation
+from rloop_lightning.cli.parse_errors import is_number
 from rloop_lightning.cli.registry import NONE, find_class, names
 from rloop_lightning.data.base import ProblemSource
 from rloop_lightning.data.hub_rows import parse_hub_name
@@ -163,18 +164,10 @@ def pairs(argv: Sequence[str]) -> Iterator[tuple[str, str | None]]:
         if "=" in flag:
             flag, _, value = flag.partition("=")
             yield flag, value
-        elif arguments and (not arguments[0].startswith("-") or _is_number(arguments[0])):
+        elif arguments and (not arguments[0].startswith("-") or is_number(arguments[0])):
             yield flag, arguments.pop(0)
         else:
             yield flag, None
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _read_config(name: str) -> dict[str, Any]:

@@ -45,6 +45,7 @@ from rloop_lightning.run.loop import LoopRunner
 from rloop_lightning.run.parts import Parts
 from rloop_lightning.run.start import RunFolderError, begin, changed_settings, new_run_faults
 from rloop_lightning.run.state import LoopConfig
+from rloop_lightning.system.fields import plain
 from rloop_lightning.system.signals import StopSignals
 
 FIXED = {
@@ -175,7 +176,7 @@ class RLoopCLI(LightningCLI):
         """The arguments of a group's class; those that are objects themselves are made anew."""
         # With its groups, the parser would make every class in it, those of all other groups without arguments.
         settings = Namespace({group: self.config[group].clone()})
-        return dict(self.parser.instantiate(settings, instantiate_groups=False)[group])
+        return plain(dict(self.parser.instantiate(settings, instantiate_groups=False)[group]))
 
     def make_trainer(self, **kwargs: Any) -> L.Trainer:
         """A fresh Trainer with the user's flags; the user's callbacks and loggers come before those of the loop."""

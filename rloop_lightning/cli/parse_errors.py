@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import difflib
 import json
-import types
 from argparse import Action, ArgumentError
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from jsonargparse import ArgumentParser, Namespace
 
-from rloop_lightning.algorithms.numbers import allowed
+from rloop_lightning.system.fields import in_words
 from rloop_lightning.system.terminal import one_line
 
 # What the parser says last, once it has taken every single setting.
@@ -76,15 +75,15 @@ class _Diagnosis:
 
     def parse(self, configuration: Mapping[str, Any], flags: Sequence[str]) -> tuple[Namespace | None, list[str]]:
         wrong: list[str] = []
-        taken: dict[str, Any] = {}
+        taken = Namespace()
         for key, value in self._leaves(configuration):
             if self._undecided(key):
                 continue
-            fault = self._fault(key, value, [*_as_flag(_nested(key, value))])
+            fault = self._fault(key, value, _as_flag({key: value}))
             if fault:
                 wrong.append(f"--config {self.context.file_of(key)}: {key}: {fault}")
             else:
-                _merge(taken, _nested(key, value))
+                taken[key] = value
         kept: list[str] = []
         for flag in flags:
             name, equals, value = flag.partition("=")
@@ -100,7 +99,7 @@ class _Diagnosis:
             else:
                 kept.append(flag)
         try:
-            return self.parser.parse_args([*_as_flag(taken), *kept]), wrong
+            return self.parser.parse_args([*_as_flag(taken.as_dict()), *kept]), wrong
         except ArgumentError as error:
             return None, [*wrong, *self._missing(str(error))]
 
@@ -166,38 +165,17 @@ def _type_fault(action: Action, value: Any, complaint: str) -> str:
     reasons = [line.strip(" -") for line in complaint.splitlines()[1:] if line.strip().startswith("- ")]
     if not _is_plain(hint) and reasons:
         return f"can't take {_shown(value)}: {one_line(reasons[0], limit=200)}"
-    return f"expected {_expected(hint)}, got {_shown(value)}"
+    return f"expected {in_words(hint)}, got {_shown(value)}"
 
 
 def _is_plain(hint: Any) -> bool:
     """Whether a type is made of numbers, texts and the like alone."""
-    if get_origin(hint) is Literal or hint is Ellipsis or allowed(hint):
+    if get_origin(hint) is Literal or hint is Ellipsis:
         return True
     inner = get_args(hint)
-    return all(map(_is_plain, inner)) if inner else hint in (int, float, str, bool, type(None), list, dict, tuple)
-
-
-def _expected(hint: Any) -> str:
-    """A type in words."""
-    names = {bool: "true or false", float: "finite float", type(None): "null"}
-    if hint in names:
-        return names[hint]
-    if words := allowed(hint):
-        return f"{'an integer' if issubclass(_number(hint), int) else 'a number'} {words}"
-    if get_origin(hint) is Literal:
-        *others, last = map(str, get_args(hint))
-        return f"{', '.join(others)} or {last}" if others else last
-    if get_origin(hint) in (Union, types.UnionType):
-        return " or ".join(_expected(inner) for inner in get_args(hint))
-    if get_origin(hint) in (list, tuple):
-        inner = dict.fromkeys(_expected(inner) for inner in get_args(hint) if inner is not Ellipsis)
-        return f"list of {' or '.join(inner)}"
-    return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint).replace("typing.", "")
-
-
-def _number(hint: Any) -> type:
-    """The number type of X or X | None."""
-    return next(one for one in (get_args(hint) or (hint,)) if one is not type(None))
+    if inner:
+        return all(map(_is_plain, inner))
+    return isinstance(hint, type) and issubclass(hint, int | float | str | type(None) | list | dict | tuple)
 
 
 def _nearest(key: str, known: Iterable[str]) -> str:
@@ -211,26 +189,21 @@ def _nearest(key: str, known: Iterable[str]) -> str:
 
 
 def _first_field(group: str, known: Sequence[str]) -> str:
-    return next((key.partition(".")[2] for key in known if key.startswith(f"{group}.")), "FIELD")
+    fields = (key.partition(".")[2] for key in known if key.startswith(f"{group}."))
+    return next((field for field in fields if not field.endswith(".help")), "FIELD")
 
 
 def _shown(value: Any) -> str:
-    return one_line(repr(value), limit=80)
+    return value if isinstance(value, str) and is_number(value) else one_line(repr(value), limit=80)
+
+
+def is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _as_flag(configuration: Mapping[str, Any]) -> list[str]:
     return ["--config", json.dumps(configuration)] if configuration else []
-
-
-def _nested(key: str, value: Any) -> dict[str, Any]:
-    for name in reversed(key.split(".")):
-        value = {name: value}
-    return value
-
-
-def _merge(settings: dict[str, Any], more: Mapping[str, Any]) -> None:
-    for name, value in more.items():
-        if isinstance(value, dict) and isinstance(settings.get(name), dict):
-            _merge(settings[name], value)
-        else:
-            settings[name] = value

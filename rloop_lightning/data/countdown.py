@@ -14,9 +14,26 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from rloop_lightning.data.base import ProblemSource
+from rloop_lightning.system.fields import PositiveInt, check_fields
 from rloop_lightning.types import Problem
+
+if TYPE_CHECKING:
+    Count = int
+    LargestNumber = int
+    LargestTarget = int
+else:
+    from jsonargparse.typing import restricted_number_type
+
+    def _range(name: str, least: int, most: int) -> type:
+        limits = [(">=", least), ("<=", most)]
+        return restricted_number_type(name, int, limits, docstring=f"int restricted to be ≥{least} and ≤{most}")
+
+    Count = _range("Count", 2, 6)
+    LargestNumber = _range("LargestNumber", 2, 100)
+    LargestTarget = _range("LargestTarget", 2, 1000)
 
 # A hash of the canonical form says which set a problem may be in, in every run: sets are disjoint whatever their sizes,
 # seeds and ranges, and the built-in policy, fine-tuned on `policy`, has seen none of the others.
@@ -133,32 +150,31 @@ class Countdown(ProblemSource):
     def __init__(
         self,
         *,
-        train_size: int = 600,
-        validation_size: int = 64,
-        test_size: int = 128,
-        ood_size: int = 128,
+        train_size: PositiveInt = 600,
+        validation_size: PositiveInt = 64,
+        test_size: PositiveInt = 128,
+        ood_size: PositiveInt = 128,
         seed: int = 0,
-        counts: tuple[int, ...] = (3, 4),
-        max_number: int = 12,
-        max_target: int = 100,
-        ood_counts: tuple[int, ...] = (5,),
-        ood_max_number: int = 20,
-        ood_max_target: int = 200,
+        counts: tuple[Count, ...] = (3, 4),
+        max_number: LargestNumber = 12,
+        max_target: LargestTarget = 100,
+        ood_counts: tuple[Count, ...] = (5,),
+        ood_max_number: LargestNumber = 20,
+        ood_max_target: LargestTarget = 200,
     ) -> None:
-        self.sizes = {"train": train_size, "validation": validation_size, "test": test_size, "ood": ood_size}
+        self.train_size, self.validation_size, self.test_size, self.ood_size = (
+            train_size,
+            validation_size,
+            test_size,
+            ood_size,
+        )
         self.seed = seed
-        self.family = Family(tuple(counts), max_number, max_target)
-        self.ood_family = Family(tuple(ood_counts), ood_max_number, ood_max_target)
-        problems = [f"--data.{name}_size must be > 0, got {n}" for name, n in self.sizes.items() if n <= 0]
-        for prefix, family in (("", self.family), ("ood_", self.ood_family)):
-            if not family.counts or not all(2 <= count <= 6 for count in family.counts):
-                problems.append(f"--data.{prefix}counts must be one or more of 2 to 6, got {list(family.counts)}")
-            if not 2 <= family.max_number <= 100:
-                problems.append(f"--data.{prefix}max_number must be 2 to 100, got {family.max_number}")
-            if not 2 <= family.max_target <= 1000:
-                problems.append(f"--data.{prefix}max_target must be 2 to 1000, got {family.max_target}")
-        if problems:
-            raise ValueError("\n".join(problems))
+        self.counts, self.max_number, self.max_target = tuple(counts), max_number, max_target
+        self.ood_counts, self.ood_max_number, self.ood_max_target = tuple(ood_counts), ood_max_number, ood_max_target
+        check_fields(self, "--data")
+        for name in ("counts", "ood_counts"):
+            if not getattr(self, name):
+                raise ValueError(f"--data.{name} must hold at least one count")
 
     def train(self) -> Sequence[Problem]:
         return self._train
@@ -168,17 +184,25 @@ class Countdown(ProblemSource):
 
     @cached_property
     def _train(self) -> tuple[Problem, ...]:
-        return self._draw("train", self.family)
+        return self._draw("train", self.train_size, self.family)
 
     @cached_property
     def _evaluation(self) -> Mapping[str, tuple[Problem, ...]]:
-        families = {"validation": self.family, "test": self.family, "ood": self.ood_family}
-        return {name: self._draw(name, family) for name, family in families.items()}
+        ood = Family(self.ood_counts, self.ood_max_number, self.ood_max_target)
+        return {
+            "validation": self._draw("validation", self.validation_size, self.family),
+            "test": self._draw("test", self.test_size, self.family),
+            "ood": self._draw("ood", self.ood_size, ood),
+        }
 
-    def _draw(self, name: str, family: Family) -> tuple[Problem, ...]:
+    @property
+    def family(self) -> Family:
+        """Of every set but `ood`."""
+        return Family(self.counts, self.max_number, self.max_target)
+
+    def _draw(self, name: str, size: int, family: Family) -> tuple[Problem, ...]:
         """The first problems of the set's own stream, so that a larger set begins with the smaller one."""
         rng = random.Random(f"countdown {name} {self.seed}")
-        size = self.sizes[name]
         found: dict[str, Problem] = {}
         misses = 0
         while len(found) < size:

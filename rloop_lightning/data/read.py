@@ -17,6 +17,7 @@ from rloop_lightning.data.presets import PRESETS
 from rloop_lightning.data.problem_set import Layout, ProblemSet, read_set
 from rloop_lightning.data.render import BOXED, PLACE, prompt_texts
 from rloop_lightning.data.rows import BadRow, Row, files_of, looks_like_a_file, read_rows
+from rloop_lightning.system.fields import NonNegativeInt, PositiveInt, wrong_fields
 from rloop_lightning.types import Problem
 
 
@@ -69,8 +70,8 @@ class ReadProblems(ProblemSource):
         skip_unreadable: bool = False,
         eval: dict[str, str] | list[str] | str | None = None,
         eval_presets: dict[str, str] | None = None,
-        validation_size: int = 0,
-        max_prompt_tokens: int | None = None,
+        validation_size: NonNegativeInt = 0,
+        max_prompt_tokens: PositiveInt | None = None,
         instruction: str = BOXED,
         system_prompt: str = "",
         template: str | None = None,
@@ -84,7 +85,7 @@ class ReadProblems(ProblemSource):
         self._fields = {"problem_field": problem_field, "answer_field": answer_field, "id_field": id_field}
         self._metadata_fields = tuple(metadata_fields)
         self.skip_unreadable: bool = skip_unreadable
-        wrong: list[str] = []
+        wrong = wrong_fields(self, "--data")
         self._origins = {"train": self.origin(wrong), **_evaluation_origins(eval, wrong)}
         wrong += self._invalid()
         if wrong:
@@ -159,12 +160,8 @@ class ReadProblems(ProblemSource):
                 yield f"{flag} {preset!r} is not known; {hint}Known are {', '.join(PRESETS)}"
             if name not in self._origins:
                 yield f"{flag} --data.eval has no set {name!r}, it has {', '.join([*self._origins][1:]) or 'none'}"
-        if self.validation_size < 0:
-            yield f"--data.validation_size must be >= 0, got {self.validation_size}"
         if self.validation_size and "validation" in self._origins:
             yield "--data.validation_size: --data.eval has a set named validation already"
-        if self.max_prompt_tokens is not None and self.max_prompt_tokens < 1:
-            yield f"--data.max_prompt_tokens must be at least 1, got {self.max_prompt_tokens}"
         if self.template is not None and self.template.count(PLACE) != 1:
             yield f"--data.template must hold {PLACE} once, got {self.template!r}"
 

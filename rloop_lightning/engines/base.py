@@ -6,6 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from rloop_lightning.model.policy import Policy
+from rloop_lightning.system.fields import (
+    LeftOpenUnitInterval,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    check_fields,
+)
 from rloop_lightning.types import Problem, Rollout, SamplingParams
 
 
@@ -20,23 +27,18 @@ class RolloutEngine(ABC):
     """
 
     def __init__(
-        self, *, max_new_tokens: int = 64, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
+        self,
+        *,
+        max_new_tokens: PositiveInt = 64,
+        temperature: NonNegativeFloat = 1.0,
+        top_k: NonNegativeInt = 0,
+        top_p: LeftOpenUnitInterval = 1.0,
     ) -> None:
-        problems = []
-        if max_new_tokens < 1:
-            problems.append(f"--engine.max_new_tokens must be at least 1, got {max_new_tokens}")
-        if temperature < 0:
-            problems.append(f"--engine.temperature must be >= 0, got {temperature}")
-        if top_k < 0:
-            problems.append(f"--engine.top_k must be >= 0, got {top_k}")
-        if not 0 < top_p <= 1:
-            problems.append(f"--engine.top_p must be in (0, 1], got {top_p}")
-        if problems:
-            raise ValueError("\n".join(problems))
         self.max_new_tokens = max_new_tokens
         self.temperature = temperature
         self.top_k = top_k
         self.top_p = top_p
+        check_fields(self, "--engine")
 
     def sampling(self, seed: int) -> SamplingParams:
         """The engine's settings with a seed."""

@@ -11,6 +11,7 @@ import torch
 from rloop_lightning.evaluation import PassAtK
 from rloop_lightning.rollouts.sampler import GroupSampler, SamplingCost
 from rloop_lightning.seeds import derive_seed
+from rloop_lightning.system.fields import NonNegativeInt, PositiveInt, check_fields
 from rloop_lightning.types import Problem
 
 
@@ -27,25 +28,17 @@ class EvaluationConfig:
         max_problems: the first so many problems of a set are used; 0 uses all.
     """
 
-    every_n_steps: int = 0
-    samples: int = 32
-    k: tuple[int, ...] = (1, 8, 32)
+    every_n_steps: NonNegativeInt = 0
+    samples: PositiveInt = 32
+    k: tuple[PositiveInt, ...] = (1, 8, 32)
     sets: list[str] | None = None
     sets_inside: list[str] | None = None
-    max_problems: int = 0
+    max_problems: NonNegativeInt = 0
 
     def __post_init__(self) -> None:
-        problems = []
-        if self.every_n_steps < 0:
-            problems.append(f"--eval.every_n_steps must be >= 0 rollout steps, got {self.every_n_steps}")
-        if self.samples < 1:
-            problems.append(f"--eval.samples must be at least 1, got {self.samples}")
-        if not self.k or min(self.k) < 1 or max(self.k) > self.samples:
-            problems.append(f"--eval.k must lie between 1 and --eval.samples ({self.samples}), got {list(self.k)}")
-        if self.max_problems < 0:
-            problems.append(f"--eval.max_problems must be >= 0, got {self.max_problems}")
-        if problems:
-            raise ValueError("\n".join(problems))
+        check_fields(self, "--eval")
+        if not self.k or max(self.k) > self.samples:
+            raise ValueError(f"--eval.k must lie between 1 and --eval.samples ({self.samples}), got {list(self.k)}")
 
 
 class Evaluator:

@@ -36,6 +36,7 @@ from rloop_lightning.model.routers import unknown_routers
 from rloop_lightning.model.routing_replay import RoutingReplay
 from rloop_lightning.model.scores import check_head, packed_scores, padded_scores
 from rloop_lightning.system.checksums import write_checksums
+from rloop_lightning.system.fields import PositiveInt, check_fields
 from rloop_lightning.system.files import atomic_path
 from rloop_lightning.types import RolloutBatch, TokenScores
 
@@ -78,15 +79,12 @@ class PolicyConfig:
 
     model: str = EMBEDDED_MODEL
     dtype: Literal["float32", "bfloat16"] = "float32"
-    max_tokens_per_micro_batch: int = 4096
+    max_tokens_per_micro_batch: PositiveInt = 4096
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     routing_replay: RoutingReplayMode = "none"
 
     def __post_init__(self) -> None:
-        if self.max_tokens_per_micro_batch < 1:
-            raise ValueError(
-                f"--policy.max_tokens_per_micro_batch must be at least 1 token, got {self.max_tokens_per_micro_batch}"
-            )
+        check_fields(self, "--policy")
 
 
 class Policy(nn.Module):

@@ -14,6 +14,7 @@ from typing import Literal
 from rloop_lightning.rewards.base import Reward
 from rloop_lightning.rewards.extraction import form, last_answer, last_box
 from rloop_lightning.rewards.workers import Outcome, WorkerPool
+from rloop_lightning.system.fields import PositiveFloat, PositiveInt, check_fields
 from rloop_lightning.types import Problem
 
 _COUNTS = ("checked", "cached", "timed_out", "crashed", "unparsable")
@@ -42,26 +43,19 @@ class MathReward(Reward):
         self,
         *,
         extract: Literal["auto", "box", "last"] = "auto",
-        workers: int = 2,
-        time_limit_s: float = 5.0,
-        memory_limit_mb: int = 1024,
-        max_characters: int = 4000,
+        workers: PositiveInt = 2,
+        time_limit_s: PositiveFloat = 5.0,
+        memory_limit_mb: PositiveInt = 1024,
+        max_characters: PositiveInt = 4000,
         success_threshold: float = 1.0,
     ) -> None:
         super().__init__(success_threshold)
-        positive = {
-            "workers": workers,
-            "time_limit_s": time_limit_s,
-            "memory_limit_mb": memory_limit_mb,
-            "max_characters": max_characters,
-        }
-        wrong = [f"--reward.{name} must be > 0, got {value}" for name, value in positive.items() if not value > 0]
-        if extract not in ("auto", "box", "last"):
-            wrong.append(f"--reward.extract must be auto, box or last, got {extract!r}")
-        if wrong:
-            raise ValueError("\n".join(wrong))
         self.extract = extract
+        self.workers = workers
+        self.time_limit_s = time_limit_s
+        self.memory_limit_mb = memory_limit_mb
         self.max_characters = max_characters
+        check_fields(self, "--reward")
         self.pool = WorkerPool(
             "rloop_lightning.rewards.equivalence:check",
             processes=workers,

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from rloop_lightning.rewards.base import Reward
 from rloop_lightning.rewards.extraction import last_box
+from rloop_lightning.system.fields import NonNegativeInt, PositiveInt, check_fields
 from rloop_lightning.types import Problem, Scored
 
 
@@ -88,15 +89,15 @@ class LengthPenalty(Reward):
         max_characters: characters from which on the penalty is whole.
     """
 
-    def __init__(self, *, free_characters: int, max_characters: int) -> None:
+    def __init__(self, *, free_characters: NonNegativeInt, max_characters: PositiveInt) -> None:
         super().__init__()
-        if not 0 <= free_characters < max_characters:
-            raise ValueError(
-                f"--reward.free_characters must be >= 0 and below max_characters, got {free_characters} and "
-                f"{max_characters}"
-            )
         self.free_characters = free_characters
         self.max_characters = max_characters
+        check_fields(self, "--reward")
+        if free_characters >= max_characters:
+            raise ValueError(
+                f"--reward.free_characters must be below max_characters, got {free_characters} and {max_characters}"
+            )
 
     def rewards(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:
         span = self.max_characters - self.free_characters

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rloop_lightning.rollouts.pool import LOGPROBS, POOL_SCHEMA, ROW_GROUP_ROWS, TOKEN_IDS, RolloutPool, list_array
+from rloop_lightning.system.fields import LeftOpenUnitInterval, NonNegativeInt, check_fields
 from rloop_lightning.system.files import atomic_path
 
 EXPERT_SCHEMA = pa.schema(
@@ -62,18 +63,12 @@ class FilterConfig:
     """
 
     enabled: bool = True
-    max_success_rate: float = 0.10
-    max_per_problem: int = 8
+    max_success_rate: LeftOpenUnitInterval = 0.10
+    max_per_problem: NonNegativeInt = 8
     deduplicate: bool = True
 
     def __post_init__(self) -> None:
-        problems = []
-        if not 0 < self.max_success_rate <= 1:
-            problems.append(f"--filter.max_success_rate must be in (0, 1], got {self.max_success_rate}")
-        if self.max_per_problem < 0:
-            problems.append(f"--filter.max_per_problem must be >= 0 (0 is no limit), got {self.max_per_problem}")
-        if problems:
-            raise ValueError("\n".join(problems))
+        check_fields(self, "--filter")
 
 
 @dataclass(frozen=True)

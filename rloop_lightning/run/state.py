@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rloop_lightning.errors import DamagedError
+from rloop_lightning.system.fields import NonNegativeInt, PositiveInt, check_fields
 from rloop_lightning.system.files import write_text
 
 Phase = Literal["explore", "consolidate", "evaluate"]
@@ -41,25 +42,16 @@ class LoopConfig:
             on SIGTERM and Ctrl-C.
     """
 
-    rounds: int = 3
-    explore_steps: int = 200
-    problems_per_step: int = 64
-    rollouts_per_problem: int = 8
+    rounds: PositiveInt = 3
+    explore_steps: PositiveInt = 200
+    problems_per_step: PositiveInt = 64
+    rollouts_per_problem: PositiveInt = 8
     select: Select = "last"
     on_empty_expert_set: Literal["continue", "stop"] = "continue"
-    checkpoint_every_n_steps: int = 10
+    checkpoint_every_n_steps: NonNegativeInt = 10
 
     def __post_init__(self) -> None:
-        at_least_one = ("rounds", "explore_steps", "problems_per_step", "rollouts_per_problem")
-        problems = [
-            f"--loop.{name} must be at least 1, got {getattr(self, name)}"
-            for name in at_least_one
-            if getattr(self, name) < 1
-        ]
-        if self.checkpoint_every_n_steps < 0:
-            problems.append(f"--loop.checkpoint_every_n_steps must be >= 0, got {self.checkpoint_every_n_steps}")
-        if problems:
-            raise ValueError("\n".join(problems))
+        check_fields(self, "--loop")
 
 
 @dataclass(frozen=True)

@@ -186,6 +186,8 @@ def test_every_wrong_hyper_parameter_is_named_at_once():
         passes=1.5,
         entropy_coef=-0.1,
         importance_cap=float("inf"),
+        importance_level="row",
+        lr_schedule="step",
         lr=0.0,
         warmup_steps=-1,
         weight_decay=-0.5,
@@ -193,31 +195,33 @@ def test_every_wrong_hyper_parameter_is_named_at_once():
         beta2=-0.1,
         max_grad_norm=-1.0,
     )
-    messages = dict(message.split(" ", 1) for message in algorithm.invalid())
+    messages = dict(message.split(": ", 1) for message in algorithm.invalid())
     assert messages == {
-        "--algo.lr": "must be > 0, got 0.0",
-        "--algo.warmup_steps": "must be >= 0, got -1",
-        "--algo.weight_decay": "must be >= 0, got -0.5",
-        "--algo.beta1": "must be in [0, 1), got 1.0",
-        "--algo.beta2": "must be in [0, 1), got -0.1",
-        "--algo.max_grad_norm": "must be >= 0, got -1.0",
-        "--algo.updates_per_step": "must be >= 1, got 0",
-        "--algo.passes": "must be >= 1, got 1.5",
-        "--algo.clip_eps_low": "must be in (0, 1), got 1.0",
-        "--algo.clip_eps_high": "must be > 0, got -0.1",
-        "--algo.dual_clip": "must be > 1 or null, got 1.0",
-        "--algo.max_generation_batches": "must be >= 1, got 0",
-        "--algo.overlong_buffer_tokens": "must be >= 0, got -1",
-        "--algo.entropy_coef": "must be >= 0, got -0.1",
-        "--algo.importance_cap": "must be finite, got inf",
+        "--algo.lr": "expected a number > 0, got 0.0",
+        "--algo.warmup_steps": "expected an integer >= 0, got -1",
+        "--algo.lr_schedule": "expected constant, linear or cosine, got 'step'",
+        "--algo.weight_decay": "expected a number >= 0, got -0.5",
+        "--algo.beta1": "expected a number >= 0 and < 1, got 1.0",
+        "--algo.beta2": "expected a number >= 0 and < 1, got -0.1",
+        "--algo.max_grad_norm": "expected a number >= 0, got -1.0",
+        "--algo.updates_per_step": "expected an integer > 0, got 0",
+        "--algo.passes": "expected an integer > 0, got 1.5",
+        "--algo.clip_eps_low": "expected a number > 0 and < 1, got 1.0",
+        "--algo.clip_eps_high": "expected a number > 0, got -0.1",
+        "--algo.dual_clip": "expected a number > 1 or null, got 1.0",
+        "--algo.max_generation_batches": "expected an integer > 0, got 0",
+        "--algo.overlong_buffer_tokens": "expected an integer >= 0, got -1",
+        "--algo.entropy_coef": "expected a number >= 0, got -0.1",
+        "--algo.importance_cap": "expected a number >= 1, got inf",
+        "--algo.importance_level": "expected token or sequence, got 'row'",
     }
-    with pytest.raises(ValueError, match=r"--algo.lr must be > 0, got 0.0"):
+    with pytest.raises(ValueError, match=r"--algo.lr: expected a number > 0, got 0.0"):
         fit(algorithm, make_policy(), [step_of(random_batch())])
 
 
 def test_a_consolidation_names_its_own_flags():
     messages = RFT(epochs=0, rollouts_per_update=0, lr=-1.0).invalid()
-    assert sorted(message.split(" ")[0] for message in messages) == [
+    assert sorted(message.split(":")[0] for message in messages) == [
         "--consolidate.epochs",
         "--consolidate.lr",
         "--consolidate.rollouts_per_update",
@@ -231,7 +235,7 @@ def test_the_defaults_are_valid(module):
 
 def test_a_copy_keeps_what_is_wrong():
     """The loop trains a copy in each round."""
-    assert copy.deepcopy(DAPO(lr=-1.0)).invalid() == ["--algo.lr must be > 0, got -1.0"]
+    assert copy.deepcopy(DAPO(lr=-1.0)).invalid() == ["--algo.lr: expected a number > 0, got -1.0"]
 
 
 # --- a new algorithm is two methods -----------------------------------------------------------------------------------

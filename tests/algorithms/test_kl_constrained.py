@@ -261,10 +261,10 @@ def test_with_an_adapter_a_reset_is_refused():
 
 def test_every_wrong_setting_is_named():
     assert KLConstrained(kl_beta=-0.1, kl_target=-1.0, kl_adaptation=0.0, reference_reset_steps=-1).invalid() == [
-        "--algo.kl_beta must be >= 0, got -0.1",
-        "--algo.kl_target must be > 0 or null, got -1.0",
-        "--algo.kl_adaptation must be > 0, got 0.0",
-        "--algo.reference_reset_steps must be >= 0, got -1",
+        "--algo.kl_beta: expected a number >= 0, got -0.1",
+        "--algo.kl_target: expected a number > 0 or null, got -1.0",
+        "--algo.kl_adaptation: expected a number > 0, got 0.0",
+        "--algo.reference_reset_steps: expected an integer >= 0, got -1",
         "--algo.kl_beta must be > 0 with --algo.kl_target: 0 stays 0, got -0.1",
     ]
     assert KLConstrained(kl_beta=0.0, reference_reset_steps=5).invalid() == [

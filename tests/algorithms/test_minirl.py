@@ -110,7 +110,7 @@ def test_what_would_weigh_twice_is_refused():
 def test_every_wrong_setting_is_named():
     messages = MiniRL(clip_eps_low=1.0, clip_eps_high=0.0, importance_cap=0.5).invalid()
     assert messages == [
-        "--algo.clip_eps_low must be in (0, 1), got 1.0",
-        "--algo.clip_eps_high must be > 0, got 0.0",
-        "--algo.importance_cap must be >= 1, got 0.5",
+        "--algo.importance_cap: expected a number >= 1, got 0.5",
+        "--algo.clip_eps_low: expected a number > 0 and < 1, got 1.0",
+        "--algo.clip_eps_high: expected a number > 0, got 0.0",
     ]

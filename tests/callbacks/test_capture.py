@@ -104,5 +104,5 @@ def test_extra_captures_are_seeded(tmp_path):
 def test_every_wrong_setting_is_named_at_once():
     with pytest.raises(ValueError, match=r"--capture\.") as raised:
         CaptureConfig(every_n_steps=-1, extra_rollouts=0, extra_problems=-2)
-    flags = [line.split(" ")[0] for line in str(raised.value).splitlines()]
+    flags = [line.split(":")[0] for line in str(raised.value).splitlines()]
     assert flags == ["--capture.every_n_steps", "--capture.extra_rollouts", "--capture.extra_problems"]

@@ -107,9 +107,9 @@ def test_the_reward_decides_on_success():
 
 def test_every_wrong_setting_is_named_at_once():
     with pytest.raises(ValueError, match=r"--eval\.") as raised:
-        EvaluationConfig(every_n_steps=-1, samples=0, k=(1,), max_problems=-1)
-    flags = [line.split(" ")[0] for line in str(raised.value).splitlines()]
+        EvaluationConfig(every_n_steps=-1, samples=0, k=(0,), max_problems=-1)
+    flags = [line.split(":")[0] for line in str(raised.value).splitlines()]
     assert flags == ["--eval.every_n_steps", "--eval.samples", "--eval.k", "--eval.max_problems"]
-    for k in ((), (0,), (1, 33)):
+    for k in ((), (1, 33)):
         with pytest.raises(ValueError, match=r"--eval.k must lie between 1 and --eval.samples \(32\)"):
             EvaluationConfig(k=k)

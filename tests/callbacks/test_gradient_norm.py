@@ -121,9 +121,9 @@ def test_a_skipped_step_leaves_no_trace_in_the_optimizer():
 
 
 def test_every_wrong_setting_is_named_at_once():
-    with pytest.raises(ValueError, match="must be > 0 or null") as raised:
+    with pytest.raises(ValueError, match="expected a number > 0 or null") as raised:
         GradientConfig(warn_above=0.0, stop_above=float("nan"))
     assert str(raised.value).splitlines() == [
-        "--gradient.warn_above must be > 0 or null, got 0.0",
-        "--gradient.stop_above must be > 0 or null, got nan",
+        "--gradient.warn_above: expected a number > 0 or null, got 0.0",
+        "--gradient.stop_above: expected a number > 0 or null, got nan",
     ]

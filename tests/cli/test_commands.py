@@ -33,7 +33,13 @@ print("\\n", code, "lightning" in sys.modules, any(runs), bool(runs), gc.isenabl
     ("command", "function", "arguments", "said", "code"),
     [
         ("rloop-fit", "rloop_fit", ["--help"], "--algo.clip_eps_high", 0),
-        ("rloop-fit", "rloop_fit", ["--loop.rounds", "0"], "rloop-fit: error: --loop.rounds must be at least 1", 2),
+        (
+            "rloop-fit",
+            "rloop_fit",
+            ["--loop.rounds", "0"],
+            "error: --loop.rounds: expected an integer > 0",
+            2,
+        ),
         ("rloop-data", "rloop_data", ["check"], "rloop-data: error: give a problem set", 2),
     ],
 )

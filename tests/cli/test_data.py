@@ -116,8 +116,8 @@ def test_check_of_wrong_input_exits_with_2(tmp_path: Path, capsys: pytest.Captur
     assert code == 2
     assert err.splitlines() == [
         "rloop-data: error: --data.prest: no such option; did you mean --data.preset?",
-        "rloop-data: error: --data.validation_size: expected int, got 'a'",
-        "rloop-data: error: --data.max_prompt_tokens must be at least 1, got 0",
+        "rloop-data: error: --data.validation_size: expected an integer >= 0, got 'a'",
+        "rloop-data: error: --data.max_prompt_tokens: expected an integer > 0 or null, got 0",
     ]
 
 
@@ -183,7 +183,7 @@ def test_print_config_keeps_the_problem_file_and_its_fields(tmp_path: Path, caps
 def test_wrong_sets_are_named_with_all_other_faults_before_a_model_is_loaded(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         parse("--data", tmp_path / "nope.jsonl", "--data.preset", "gsm", "--loop.rounds", "0")
-    for expected in ("--data: no such file", "did you mean gsm8k?", "--loop.rounds must be at least 1"):
+    for expected in ("--data: no such file", "did you mean gsm8k?", "--loop.rounds: expected an integer > 0"):
         assert expected in str(caught.value)
     (tmp_path / "a.jsonl").write_text('{"problem": "x"}\n{')
     settings = parse(

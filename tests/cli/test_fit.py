@@ -123,9 +123,9 @@ def test_two_trainers_share_no_callback() -> None:
 
 def test_all_wrong_settings_are_named_at_once() -> None:
     message = usage_error("--algo.clip_eps_low", "-0.1", "--loop.rounds", "0", "--eval.k", "[64]", "--algo.lr=-1")
-    assert "--algo.clip_eps_low: expected a number in (0, 1), got '-0.1'" in message
-    assert "--algo.lr: expected a number > 0, got '-1'" in message
-    assert "--loop.rounds must be at least 1, got 0" in message
+    assert "--algo.clip_eps_low: expected a number > 0 and < 1, got -0.1" in message
+    assert "--algo.lr: expected a number > 0, got -1" in message
+    assert "--loop.rounds: expected an integer > 0, got 0" in message
     assert "--eval.k must lie between 1 and --eval.samples (32), got [64]" in message
 
 
@@ -148,7 +148,7 @@ def test_unknown_names_come_with_a_suggestion() -> None:
 def test_errors_exit_with_2_and_leave_nothing_behind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
     assert main(["--loop.rounds", "0", "--out", str(out)]) == 2
-    assert "rloop-fit: error: --loop.rounds must be at least 1, got 0" in capsys.readouterr().err
+    assert "rloop-fit: error: --loop.rounds: expected an integer > 0, got 0" in capsys.readouterr().err
     assert main(["--resume", str(out)]) == 2
     assert not out.exists()
 

@@ -129,7 +129,7 @@ def test_policy_problems_are_a_share_of_their_own():
 
 def test_bad_arguments_are_all_named_at_once():
     with pytest.raises(ValueError, match=r"--data\.train_size") as error:
-        Countdown(train_size=0, ood_size=-1, counts=(), ood_counts=(1, 3), max_number=1, ood_max_target=0)
+        Countdown(train_size=0, ood_size=-1, counts=(7,), ood_counts=(1, 3), max_number=1, ood_max_target=0)
     flags = re.findall(r"--data\.\w+", str(error.value))
     assert flags == [
         "--data.train_size",
@@ -139,6 +139,8 @@ def test_bad_arguments_are_all_named_at_once():
         "--data.ood_counts",
         "--data.ood_max_target",
     ]
+    with pytest.raises(ValueError, match=r"--data\.ood_counts must hold at least one count"):
+        Countdown(ood_counts=())
 
 
 def test_a_family_too_small_for_the_set_is_an_error_not_a_hang():

@@ -155,8 +155,8 @@ def test_a_set_that_can_not_be_there_is_refused_when_it_is_named(tmp_path: Path)
         "holds no file that ends in .jsonl",
         "--data.preset 'gsm' is not known; did you mean gsm8k?",
         "--data.template must hold {problem} once",
-        "--data.max_prompt_tokens must be at least 1, got 0",
-        "--data.validation_size must be >= 0, got -1",
+        "--data.max_prompt_tokens: expected an integer > 0 or null, got 0",
+        "--data.validation_size: expected an integer >= 0, got -1",
     ):
         assert expected in str(caught.value)
 

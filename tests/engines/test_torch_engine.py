@@ -443,8 +443,8 @@ def test_constructor_gathers_all_problems() -> None:
     with pytest.raises(ValueError, match="max_new_tokens") as error:
         TorchEngine(max_new_tokens=0, temperature=-1.0, max_rows=0)
     assert str(error.value).splitlines() == [
-        "--engine.max_new_tokens must be at least 1, got 0",
-        "--engine.temperature must be >= 0, got -1.0",
+        "--engine.max_new_tokens: expected an integer > 0, got 0",
+        "--engine.temperature: expected a number >= 0, got -1.0",
         "--engine.max_rows must be at least 1, got 0",
     ]
     with pytest.raises(ValueError, match=r"^--engine\.max_rows must be at least 1, got -2$"):

@@ -259,11 +259,11 @@ def test_impossible_settings_are_named_all_at_once():
     with pytest.raises(ValueError, match="extract") as error:
         MathReward(extract="middle", workers=0, time_limit_s=-1, memory_limit_mb=0, max_characters=0)
     assert re.findall(r"--reward\.\w+", str(error.value)) == [
+        "--reward.extract",
         "--reward.workers",
         "--reward.time_limit_s",
         "--reward.memory_limit_mb",
         "--reward.max_characters",
-        "--reward.extract",
     ]
 
 

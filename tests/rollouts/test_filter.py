@@ -233,5 +233,5 @@ def test_metrics_carry_the_counts():
 def test_every_wrong_setting_is_named_at_once():
     with pytest.raises(ValueError, match=r"--filter\.max_success_rate") as error:
         FilterConfig(max_success_rate=float("nan"), max_per_problem=-1)
-    assert "--filter.max_per_problem must be >= 0 (0 is no limit), got -1" in str(error.value)
+    assert "--filter.max_per_problem: expected an integer >= 0, got -1" in str(error.value)
     assert FilterConfig(max_success_rate=1.0).max_success_rate == 1.0

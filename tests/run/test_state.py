@@ -59,7 +59,7 @@ def test_which_policy_is_handed_over(select: str, expected: str) -> None:
 
 
 def test_all_wrong_sizes_are_named_at_once() -> None:
-    with pytest.raises(ValueError, match=r"--loop.rounds must be at least 1, got 0\n.*explore_steps.*\n.*checkpoint"):
+    with pytest.raises(ValueError, match=r"--loop.rounds: expected an integer > 0.*\n.*explore_steps.*\n.*checkpoint"):
         LoopConfig(rounds=0, explore_steps=-1, checkpoint_every_n_steps=-1)
 
 
