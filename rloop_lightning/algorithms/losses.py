@@ -42,7 +42,7 @@ def clipped_surrogate(
 
         L_t = -min(rho_t A, clip(rho_t, 1 - eps_low, 1 + eps_high) A)
 
-    With `dual_clip` = c, a token of negative advantage loses at most -c A (arXiv 1912.09729, eq. 5).
+    With `dual_clip` = c, a token with negative advantage loses at most -c A (arXiv 1912.09729, eq. 5).
 
     Args: rho [B, T], as `ratio` gives it; advantages [B]. Returns [B, T].
     """
@@ -55,7 +55,7 @@ def clipped_surrogate(
 
 
 def clipped(rho: Tensor, advantages: Tensor, *, clip_eps_low: float, clip_eps_high: float) -> Tensor:
-    """Which tokens the clip leaves without gradient, [B, T] bool: the ratio passed its bound on the advantage's side.
+    """The tokens without gradient, [B, T] bool: their ratio passed the clip bound on the advantage's side.
 
     Args: rho [B, T]; advantages [B].
     """

@@ -20,24 +20,24 @@ from rloop_lightning.types import Group, Rollout, RolloutBatch, SamplingParams
 
 
 class Replay(DAPO):
-    """Adds stored rollouts of its problems to a rollout step; their ratios are taken against their sampling logprobs.
+    """Adds stored rollouts of a rollout step's problems to it; their ratio is taken against their sampling logprobs.
 
-    The defaults are RLEP's (arXiv 2507.07451): two stored successes of a problem join its group. RePO's (arXiv
-    2506.09340) are `replay_advantages split`, `replay_successes_only false` and one of its selections; ExGRPO's (arXiv
-    2510.02245) `replay_per_problem 1`, `replay_share 0.5`, `replay_selection low-entropy`, `replay_buckets true` and
-    `replay_start_success_rate 0.35`. Unlike there, which problems a step has is the stream's choice in all of them.
+    The defaults are RLEP's (arXiv 2507.07451): two stored successes join the group of their problem. RePO (arXiv
+    2506.09340) is `replay_advantages split`, `replay_successes_only false` and one of its selections. ExGRPO (arXiv
+    2510.02245) is `replay_per_problem 1`, `replay_share 0.5`, `replay_selection low-entropy`, `replay_buckets true` and
+    `replay_start_success_rate 0.35`. Unlike in the papers, the stream chooses the problems of a step.
 
     Args:
-        replay_per_problem: M, stored rollouts that are added for a problem; 0 is DAPO. Problems with fewer get none.
-        replay_share: largest share of a step's problems that replay is added to, one problem at least.
+        replay_per_problem: M, stored rollouts added per problem; a problem with fewer gets none; 0 is DAPO.
+        replay_share: largest share of a step's problems that get stored rollouts; at least one problem does.
         replay_selection: which of a problem's stored rollouts: the most `recent`, `random` ones, those of
             `low-entropy`, or those whose rewards have `max-variance`.
-        replay_buckets: choose problems at random, each with the weight of a normal distribution around half its group's
-            rollouts, standard deviation 1, at its number of successes; those that are all right or all wrong never.
-        replay_advantages: take advantages of new and stored rollouts together, `joint`, or apart, `split`.
-        replay_successes_only: store nothing else.
-        replay_start_success_rate: no replay before this share of a rollout step's rollouts succeeded.
-        replay_stored_per_problem: how many distinct rollouts of a problem are stored, the newest (RePO's 16).
+        replay_buckets: choose problems at random, weighted by a normal density of standard deviation 1 around half the
+            group size, at their number of successes; never those that are all right or all wrong.
+        replay_advantages: compute advantages of new and stored rollouts together (`joint`) or apart (`split`).
+        replay_successes_only: store successes only.
+        replay_start_success_rate: replay starts once this share of a rollout step's rollouts succeeded.
+        replay_stored_per_problem: distinct rollouts stored per problem, the newest ones (RePO: 16).
         replay_pool: replay from the pools of another run: its folder, or one of its pools; null is the run's own.
     """
 

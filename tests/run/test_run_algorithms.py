@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from safetensors.torch import load_file
 from same_run import assert_same_run
 
 from rloop_lightning.algorithms import ALGORITHMS, CONSOLIDATIONS
+from rloop_lightning.algorithms.grpo import GRPO
 from rloop_lightning.algorithms.policy_module import PolicyModule
+from rloop_lightning.algorithms.rft import RFT
 from rloop_lightning.cli.fit import main
 from rloop_lightning.cli.registry import find_class
 from rloop_lightning.model.policy import embedded_model_path
@@ -326,3 +329,14 @@ def test_wrong_settings_are_named_at_once(arguments: str, said: tuple[str, ...])
     for text in said:
         assert text in message
     assert len(message.splitlines()) == len(said)
+
+
+def test_modules_made_in_python_are_refused_before_a_run() -> None:
+    parts = parse("--algo", "grpo").parts
+    assert parts.validate() == []
+    wrong = replace(parts, algorithm=GRPO(entropy_coef=-1.0, overlong_buffer_tokens=64), consolidation=RFT(epochs=0))
+    assert wrong.validate() == [
+        "--algo.entropy_coef: expected a number >= 0, got -1.0",
+        "--consolidate.epochs: expected an integer > 0, got 0",
+        "--algo.overlong_buffer_tokens 64 must be below --engine.max_new_tokens 64",
+    ]
