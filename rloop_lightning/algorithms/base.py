@@ -109,21 +109,8 @@ class Algorithm(PolicyModule):
         )
         self.entropy_coef = entropy_coef
         self.importance = ImportanceCorrection(importance_correction, importance_level, importance_cap)
-        self.require(
-            kl_in == "reward" or kl_estimator != "k1",
-            "kl_estimator",
-            "must be k2 or k3 in the loss, where the gradient of k1 is zero in expectation (--algo.kl_in reward)",
-            kl_estimator,
-        )
-        self.require(
-            kl_target is None or kl_beta > 0, "kl_beta", "must be > 0 with --algo.kl_target: 0 stays 0", kl_beta
-        )
-        self.require(
-            kl_beta > 0 or reference_reset_steps <= 0,
-            "reference_reset_steps",
-            "must be 0 with --algo.kl_beta 0, which has no reference",
-            reference_reset_steps,
-        )
+        for fault in self.kl.faults():
+            self.refuse(*fault)
 
     @abstractmethod
     def advantages(self, rewards: Tensor) -> Tensor:

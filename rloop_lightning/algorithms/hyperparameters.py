@@ -26,9 +26,13 @@ class CheckedHyperparameters:
         return module
 
     def require(self, holds: bool, name: str, what: str, got: object) -> None:
-        """Note a hyper-parameter that does not go with the others."""
+        """Refuse a hyper-parameter unless it goes with the others."""
         if not holds:
-            self._invalid.append(f"{self.flag}.{name} {what}, got {got}")
+            self.refuse(name, what, got)
+
+    def refuse(self, name: str, what: str, got: object) -> None:
+        """Note what is wrong with a hyper-parameter."""
+        self._invalid.append(f"{self.flag}.{name} {what}, got {got}")
 
     def invalid(self) -> list[str]:
         """What is wrong with the hyper-parameters, one message each."""

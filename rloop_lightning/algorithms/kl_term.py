@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -54,6 +55,17 @@ class KLTerm(nn.Module):
         self.adaptation = adaptation
         self.reset_steps = reset_steps
         self.reference = None
+
+    def faults(self) -> Iterator[tuple[str, str, object]]:
+        """Settings that do not go together: the field, what is wrong with it, its value."""
+        if self.place == "loss" and self.estimator == "k1":
+            what = "must be k2 or k3 in the loss, where the gradient of k1 is zero in expectation (--algo.kl_in reward)"
+            yield "kl_estimator", what, self.estimator
+        if self.initial_beta <= 0 and self.target is not None:
+            yield "kl_beta", "must be > 0 with --algo.kl_target: 0 stays 0", self.initial_beta
+        if self.initial_beta <= 0 and self.reset_steps > 0:
+            what = "must be 0 with --algo.kl_beta 0, which has no reference"
+            yield "reference_reset_steps", what, self.reset_steps
 
     def begin(self, policy: Policy) -> None:
         """Take the policy as it is now for the reference.

@@ -111,7 +111,7 @@ class PolicyModule(CheckedHyperparameters, L.LightningModule, ABC):
             min_lr,
         )
         for fault in optimizer_faults(optimizer, self.optimizer_options, betas=self.betas, weight_decay=weight_decay):
-            self.require(False, *fault)
+            self.refuse(*fault)
 
     def setup(self, stage: str) -> None:
         """Raises ValueError, naming all hyper-parameters that are wrong."""

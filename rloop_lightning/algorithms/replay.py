@@ -91,7 +91,7 @@ class Replay(DAPO):
         )
         self.require(self.replay_pools != [], "replay_pool", "must be a run or a pool with shards", pool)
         for fault in filter(None, map(shard_fault, self._foreign_shards())):
-            self.require(False, "replay_pool", f"can't be replayed: {fault}", pool)
+            self.refuse("replay_pool", f"can't be replayed: {fault}", pool)
         rate = self.replay_start_success_rate
         self.require(pool is None or rate == 0, "replay_start_success_rate", "must be 0 with --algo.replay_pool", rate)
 

@@ -1,6 +1,9 @@
 """The options of all algorithms, of every algorithm by value: updates against the slow implementation, rows by hand."""
 
+import inspect
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import lightning as L
 import pytest
@@ -24,6 +27,7 @@ from slow_updates import MoveTo, moved_policy, step_of
 from rloop_lightning.algorithms import ALGORITHMS
 from rloop_lightning.algorithms.base import Algorithm
 from rloop_lightning.algorithms.grpo import GRPO
+from rloop_lightning.algorithms.policy_module import PolicyModule
 from rloop_lightning.cli.fit import RLoopCLI
 from rloop_lightning.cli.registry import find_class
 from rloop_lightning.rollouts.stream import RolloutStream
@@ -43,6 +47,19 @@ def make(name, **settings):
 
 def test_every_algorithm_has_a_slow_one():
     assert set(SLOW) == set(ALGORITHMS)
+
+
+def test_the_table_of_the_docs_names_every_option():
+    text = (Path(__file__).parents[2] / "docs" / "algorithms.md").read_text()
+    table = text.split("## Options of all algorithms")[1].split("###")[0]
+    rows = [line.split("|")[2] for line in table.splitlines() if line.startswith("| [")]
+    options = {
+        name
+        for cls in (Algorithm, PolicyModule)
+        for name, parameter in inspect.signature(cls.__init__).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == options
 
 
 # --- gradients --------------------------------------------------------------------------------------------------------
