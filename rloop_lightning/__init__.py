@@ -11,7 +11,8 @@ __version__ = "0.1.0"
 
 TYPE_CHECKING = False  # to a type checker it is true; importing `typing` would take longer than all that is here
 if TYPE_CHECKING:
-    from rloop_lightning.algorithms.base import Algorithm, Consolidation
+    from rloop_lightning.algorithms.base import Algorithm
+    from rloop_lightning.algorithms.consolidation import Consolidation
     from rloop_lightning.algorithms.dapo import DAPO
     from rloop_lightning.algorithms.dr_grpo import DrGRPO
     from rloop_lightning.algorithms.grpo import GRPO
@@ -110,7 +111,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "algorithms.base": "Algorithm Consolidation",
+    "algorithms.base": "Algorithm",
+    "algorithms.consolidation": "Consolidation",
     "algorithms.dapo": "DAPO",
     "algorithms.dr_grpo": "DrGRPO",
     "algorithms.grpo": "GRPO",

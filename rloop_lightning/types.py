@@ -207,7 +207,7 @@ class TokenScores:
     """The policy's logprobs and entropy at a batch's completion tokens; 0 after the completion."""
 
     logprobs: Tensor  # [B, T] float32, nats, with gradients
-    entropy: Tensor  # [B, T] float32, nats, detached
+    entropy: Tensor  # [B, T] float32, nats, with gradients only if they were asked for
     routed_experts: Tensor | None = None  # [B, L, layers, top_k], the routers' own choice; None without routing replay
 
 

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rloop_lightning.algorithms.kl_term import KLPenalty
+from rloop_lightning.algorithms.base import Algorithm
 from rloop_lightning.algorithms.losses import policy_gradient, ratio
+from rloop_lightning.system.fields import NonNegativeFloat
 from rloop_lightning.types import LossOutput, RolloutBatch, TokenScores
 
 
-class RLOO(KLPenalty):
+class RLOO(Algorithm):
     """-sum_t sg[rho_t] A logp_t, summed over a rollout's tokens, then the mean over rollouts; no clip.
 
     A rollout's baseline is the mean reward of the others in its group, which it had no part in, so that the gradient is
@@ -23,11 +24,8 @@ class RLOO(KLPenalty):
             0 is none, and keeps no copy of it. Off by default, unlike in the paper, whose rewards come from a model.
     """
 
-    aggregation = "sequence-sum"
-    min_rollouts_per_problem = 2
-
-    def __init__(self, *, kl_beta: float = 0.0, **kwargs: Any) -> None:
-        super().__init__(kl_beta=kl_beta, kl_estimator="k1", kl_in="reward", **kwargs)
+    def __init__(self, *, kl_beta: NonNegativeFloat = 0.0, **kwargs: Any) -> None:
+        super().__init__(aggregation="sequence-sum", kl_beta=kl_beta, kl_estimator="k1", kl_in="reward", **kwargs)
 
     def advantages(self, rewards: Tensor) -> Tensor:
         return leave_one_out(rewards)

@@ -1,7 +1,7 @@
-"""Advantages: rewards of a group's rollouts in, how much better than its group each one is out. Pure functions.
+"""Advantages: how much better than its group each rollout is. Pure functions.
 
-Each takes rewards [P, G], one row a problem, and gives advantages of the same shape in float32. A row whose rewards are
-all equal gets exactly 0.
+Each takes rewards [P, G], one row per problem, and gives advantages of the same shape in float32. A row whose rewards
+are all equal gets exactly 0.
 """
 
 from __future__ import annotations

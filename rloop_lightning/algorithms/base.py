@@ -1,10 +1,8 @@
-"""What all algorithms share, and all consolidations: how rollouts become mini-batches.
-
-    Algorithm       explores: turns groups of rollouts into advantages, then updates on them     (dapo.py, ...)
-    Consolidation   fine-tunes the round's initial policy on the expert set                      (rft.py, ...)
+"""What all algorithms share: their options, and how groups of rollouts become mini-batches and updates.
 
 A new algorithm subclasses `Algorithm`, gives `advantages` and `loss`, and declares its hyper-parameters as documented
-arguments of `__init__`; everything else has a default here.
+arguments of `__init__`; everything else has a default here. The formula of each option stands in its own file:
+dynamic_sampling.py, overlong.py, kl_term.py, importance.py, entropy_bonus.py, aggregation.py, optimizer.py.
 """
 
 from __future__ import annotations
@@ -19,8 +17,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rloop_lightning.algorithms.losses import importance_weights, kl
+from rloop_lightning.algorithms.dynamic_sampling import has_right_and_wrong
+from rloop_lightning.algorithms.entropy_bonus import entropy_bonus
+from rloop_lightning.algorithms.importance import ImportanceCorrection, ImportanceLevel, ImportanceMode
+from rloop_lightning.algorithms.kl_term import KLEstimator, KLTerm, kl
+from rloop_lightning.algorithms.overlong import Overlong
 from rloop_lightning.algorithms.policy_module import PolicyModule
+from rloop_lightning.algorithms.ranks import mean_over_ranks
+from rloop_lightning.system.fields import AtLeastOne, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from rloop_lightning.types import (
     Group,
     LossOutput,
@@ -37,59 +41,107 @@ class Algorithm(PolicyModule):
     """Reinforcement learning on groups of rollouts. Subclasses give `advantages` and `loss`.
 
     Args:
-        updates_per_step: optimizer steps on the rollouts of one rollout step, each on an equal share of them.
-        importance_correction: weigh tokens by how much likelier the trainer's own old policy makes them than the engine
-            said when it drew them (truncated importance sampling): `truncate` cuts a weight at the cap, `mask` drops
-            what lies above it. `none` is right where both agree (policy/engine_gap_nats_max).
-        importance_level: a weight for each `token`, or one for the whole `sequence`, the product of its tokens'.
+        updates_per_step: optimizer steps per pass over a rollout step's rollouts, each on an equal share of them.
+        passes: passes over a rollout step's rollouts; ratios stay those to the policy that generated.
+        dynamic_sampling: train only on groups that hold both right and wrong rollouts, and sample on until there are
+            enough of them.
+        max_generation_batches: problems that a rollout step may sample for that before the run ends, in multiples of
+            --loop.problems_per_step.
+        mask_truncated: overlong filtering: leave rollouts cut at the length limit out of the loss.
+        overlong_buffer_tokens: soft overlong punishment: the reward falls linearly by 1 over this many tokens before
+            the length limit; 0 is off.
+        kl_beta: weight of the KL term against the policy that the round began with; 0 is none, and keeps no copy of it.
+        kl_estimator: of the KL divergence at a token, d = lp_ref - lp: `k1` -d, `k2` d^2 / 2, `k3` exp(d) - d - 1; k1
+            only in the reward, because its gradient in a loss is zero in expectation.
+        kl_in: place of the KL term: the `loss` of each token or, summed over a rollout and without a gradient, its
+            `reward`.
+        kl_target: KL divergence to hold, nats per token: kl_beta adapts after each rollout step; null keeps it.
+        kl_adaptation: kl_beta changes by this times the relative error, which counts as a fifth at most.
+        reference_reset_steps: rollout steps between resets, which copy the policy into the reference and clear the
+            optimizer's state; 0 never resets.
+        entropy_coef: weight of the entropy bonus in each token's loss; 0 is none.
+        importance_correction: truncated importance sampling: weight each token by pi_old(trainer) / pi(engine).
+            `truncate` cuts a weight at the cap, `mask` drops what lies above it, `none` weights nothing.
+        importance_level: one weight per `token`, or per `sequence`, the product of its tokens' weights.
         importance_cap: largest weight of a token, or of a whole sequence.
     """
 
     pools: Sequence[Path] = ()
-    """The folders of the run's pools, that which the exploration fills last; the loop sets it."""
+    """The folders of the run's pools, the one that the exploration fills last; the loop sets it."""
+
+    min_rollouts_per_problem = 2
+    """The smallest group that `advantages` can take."""
 
     def __init__(
         self,
         *,
-        updates_per_step: int = 1,
-        importance_correction: Literal["none", "truncate", "mask"] = "none",
-        importance_level: Literal["token", "sequence"] = "token",
-        importance_cap: float = 2.0,
+        updates_per_step: PositiveInt = 1,
+        passes: PositiveInt = 1,
+        dynamic_sampling: bool = False,
+        max_generation_batches: PositiveInt = 10,
+        mask_truncated: bool = False,
+        overlong_buffer_tokens: NonNegativeInt = 0,
+        kl_beta: NonNegativeFloat = 0.0,
+        kl_estimator: KLEstimator = "k3",
+        kl_in: Literal["loss", "reward"] = "loss",
+        kl_target: PositiveFloat | None = None,
+        kl_adaptation: PositiveFloat = 0.1,
+        reference_reset_steps: NonNegativeInt = 0,
+        entropy_coef: NonNegativeFloat = 0.0,
+        importance_correction: ImportanceMode = "none",
+        importance_level: ImportanceLevel = "token",
+        importance_cap: AtLeastOne = 2.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.updates_per_step = updates_per_step
-        self.importance_correction = importance_correction
-        self.importance_level = importance_level
-        self.importance_cap = importance_cap
-        self.require(updates_per_step >= 1, "updates_per_step", "must be at least 1 optimizer step", updates_per_step)
-        self.require(importance_cap >= 1, "importance_cap", "must be >= 1", importance_cap)
-
-    min_rollouts_per_problem = 1
-    """How small a group may be for `advantages` to mean something."""
-
-    max_generation_batches = 1
-    """Problems that a rollout step may sample for groups that `keep_group` lets through, in multiples of its own P."""
+        self.passes = passes
+        self.dynamic_sampling = dynamic_sampling
+        self.max_generation_batches = max_generation_batches
+        self.overlong = Overlong(mask_truncated, overlong_buffer_tokens)
+        self.kl = KLTerm(
+            beta=kl_beta,
+            estimator=kl_estimator,
+            place=kl_in,
+            target=kl_target,
+            adaptation=kl_adaptation,
+            reset_steps=reference_reset_steps,
+        )
+        self.entropy_coef = entropy_coef
+        self.importance = ImportanceCorrection(importance_correction, importance_level, importance_cap)
+        for fault in self.kl.faults():
+            self.refuse(*fault)
 
     @abstractmethod
     def advantages(self, rewards: Tensor) -> Tensor:
         """Rewards [P, G] to advantages [P, G]."""
 
+    def setup(self, stage: str) -> None:
+        """The policy still is the round's initial one here, also on a resume: its checkpoint comes later."""
+        super().setup(stage)
+        self.kl.begin(self.policy)
+
     def keep_group(self, group: Group) -> bool:
         """Whether a group is trained on; the rollout step samples on until it has enough that are."""
-        return True
+        return not self.dynamic_sampling or has_right_and_wrong(group)
 
     def validate(self, sampling: SamplingParams) -> list[str]:
         """What does not work with this sampling, one message each."""
-        return []
+        if self.overlong.buffer_tokens < sampling.max_new_tokens:
+            return []
+        limit = f"--engine.max_new_tokens {sampling.max_new_tokens}"
+        return [f"--algo.overlong_buffer_tokens {self.overlong.buffer_tokens} must be below {limit}"]
 
     def rewards(self, groups: Sequence[Group], sampling: SamplingParams) -> Tensor:
         """The rewards [B] that advantages are computed from, group by group; the pool keeps those without shaping."""
-        return torch.tensor([rollout.reward for group in groups for rollout in group.rollouts], dtype=torch.float64)
+        rollouts = [rollout for group in groups for rollout in group.rollouts]
+        rewards = torch.tensor([rollout.reward for rollout in rollouts], dtype=torch.float64)
+        lengths = torch.tensor([rollout.length for rollout in rollouts])
+        return rewards + self.overlong.punishment(lengths, sampling.max_new_tokens)
 
     def in_loss(self, rollout: Rollout) -> bool:
         """Whether a rollout's tokens are in the loss."""
-        return True
+        return self.overlong.in_loss(rollout)
 
     @property
     def trains_on_stored(self) -> bool:
@@ -129,7 +181,16 @@ class Algorithm(PolicyModule):
 
     def prepare(self, batch: RolloutBatch) -> RolloutBatch:
         """The batch as the updates of its rollout step see it, before the first of them."""
-        return batch
+        if not self.kl.in_the("reward"):
+            return batch
+        batch = self._with_old_logprobs(batch)
+        assert batch.old_logprobs is not None
+        assert batch.rewards is not None
+        assert batch.groups is not None
+        estimate = self.kl.estimate(batch.old_logprobs, batch) * batch.completion_mask
+        self.record({"policy/kl_nats": mean_over_ranks(estimate.sum(), batch.completion_mask.sum())})
+        rewards = batch.rewards - self.kl.beta * estimate.sum(1).double()
+        return replace(batch, advantages=self.group_advantages(rewards, batch.groups))
 
     def training_step(self, step: RolloutStep, batch_idx: int) -> None:
         """All optimizer steps of one rollout step, or those until a callback ends the phase."""
@@ -142,44 +203,45 @@ class Algorithm(PolicyModule):
                 break
         self._optimizer().zero_grad()  # generation comes next, and wants the room
         self._record_updates(updates)
-        self._step_schedule()
         self.record({**step.metrics, "time/update_s": perf_counter() - started})
+        self._step_schedule()
+        self._steer_kl(step.index)
+
+    def scores(self, batch: RolloutBatch) -> TokenScores:
+        return self.policy.logprobs(batch, entropy_gradient=self.entropy_coef > 0)
 
     def micro_batch_loss(self, scores: TokenScores, batch: RolloutBatch) -> LossOutput:
-        """The loss, corrected for the engine's probabilities, and how far those are from the trainer's."""
+        """The loss with every option that changes it, and how far the engine's logprobs are from the trainer's."""
         if batch.old_logprobs is None:  # no update yet: the policy still is the one that generated
             batch = replace(batch, old_logprobs=batch.recorded_or(scores.logprobs.detach()))
-        output = self.loss(scores, batch)
+        output = self.importance.apply(self.loss(scores, batch), batch)
+        output = self.kl.add_to(output, scores, batch)
+        loss = output.loss
+        if self.entropy_coef > 0:
+            loss = loss + entropy_bonus(scores.entropy, self.entropy_coef)
         old_logprobs, sampling_logprobs = batch.old_logprobs, batch.sampling_logprobs
         assert old_logprobs is not None
-        metrics = {
-            **output.metrics,
+        gap = {
             "policy/engine_kl_nats": kl(sampling_logprobs, old_logprobs, "k3"),
             "policy/engine_gap_nats_max": (old_logprobs - sampling_logprobs).abs(),
         }
-        if self.importance_correction == "none":
-            return LossOutput(output.loss, metrics)
-        weights = importance_weights(
-            old_logprobs,
-            sampling_logprobs,
-            batch.completion_mask,
-            cap=self.importance_cap,
-            level=self.importance_level,
-            mode=self.importance_correction,
-        )
-        return LossOutput(output.loss * weights, {**metrics, "policy/importance_weight": weights})
+        return LossOutput(loss, {**output.metrics, **gap})
 
     def _mini_batches(self, batch: RolloutBatch) -> Iterator[RolloutBatch]:
-        """Equal shares of the rows, with the logprobs that the generating policy gave them.
+        """Equal shares of the rows in each pass, with the logprobs that the generating policy gave them.
 
-        The first share needs no old logprobs: until its optimizer step, the policy still is the one that generated.
+        The first share of a single pass needs no old logprobs: until its optimizer step, the policy still is the one
+        that generated.
         """
         rows = torch.arange(len(batch), device=batch.loss_mask.device).tensor_split(self.updates_per_step)
         shares = [batch.select(share) for share in rows]
-        yield from [shares[0], *[self._with_old_logprobs(share) for share in shares[1:]]]
+        scored = 1 if self.passes == 1 else 0
+        shares = [*shares[:scored], *[self._with_old_logprobs(share) for share in shares[scored:]]]
+        for _ in range(self.passes):
+            yield from shares
 
     def _with_old_logprobs(self, batch: RolloutBatch) -> RolloutBatch:
-        """The batch with what the old policy says of it, which is the current one before the first update."""
+        """The batch with its logprobs under the old policy, which is the current one before the first update."""
         if batch.old_logprobs is not None:
             return batch
         old = self.policy.scores_no_grad(batch)
@@ -187,29 +249,11 @@ class Algorithm(PolicyModule):
             batch = self.policy.routing.recorded(batch, old.routed_experts)
         return replace(batch, old_logprobs=batch.recorded_or(old.logprobs))
 
-
-class Consolidation(PolicyModule):
-    """Fine-tunes the policy that a round began with on the round's expert set. Subclasses give `loss`.
-
-    Args:
-        epochs: passes over the expert set.
-        rollouts_per_update: rollouts in the mini-batch of an optimizer step.
-    """
-
-    flag = "--consolidate"
-
-    def __init__(self, *, epochs: int = 2, rollouts_per_update: int = 64, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.epochs = epochs
-        self.rollouts_per_update = rollouts_per_update
-        self.require(epochs >= 1, "epochs", "must be at least 1", epochs)
-        self.require(rollouts_per_update >= 1, "rollouts_per_update", "must be at least 1", rollouts_per_update)
-
-    def weight(self, reward: float) -> float:
-        """What an expert rollout of this reward weighs in the loss."""
-        return 1.0
-
-    def training_step(self, batch: RolloutBatch, batch_idx: int) -> None:
-        """One optimizer step."""
-        self._record_updates([self.update(batch)])
-        self._step_schedule()
+    def _steer_kl(self, rollout_step: int) -> None:
+        """Adapt the KL term's weight to what the rollout step measured, and reset its reference if that is due."""
+        measured = self.step_metrics.get("policy/kl_nats")
+        if self.kl.target is not None and measured is not None:
+            self.kl.adapt(measured)
+            self.record({"train/kl_beta": self.kl.beta})
+        if self.kl.reset_if_due(rollout_step):
+            self._optimizer().state.clear()

@@ -2,20 +2,54 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from rloop_lightning.algorithms.advantages import centred
-from rloop_lightning.algorithms.clipped import ClippedAlgorithm
+from rloop_lightning.algorithms.aggregation import Aggregation
+from rloop_lightning.algorithms.base import Algorithm
+from rloop_lightning.algorithms.losses import clipped, clipped_surrogate, ratio
+from rloop_lightning.system.fields import AboveOne, OpenUnitInterval, PositiveFloat
+from rloop_lightning.types import LossOutput, RolloutBatch, TokenScores
 
 
-class DrGRPO(ClippedAlgorithm):
-    """Advantages are not divided by a standard deviation, nor losses by a rollout's own length.
+class DrGRPO(Algorithm):
+    """PPO's clipped surrogate with advantages r - mean, summed and divided by rollouts x --engine.max_new_tokens.
 
-    The sum over all tokens is divided by rollouts x --engine.max_new_tokens: a long wrong rollout is punished for each
-    of its tokens as much as a short one, and a problem that nearly all rollouts solve weighs no more than another.
+    GRPO divides advantages by the group's standard deviation, which weights problems of near-equal rewards up, and each
+    rollout's loss by its length, which punishes the tokens of long wrong rollouts less. Neither happens here.
+
+    Args:
+        clip_eps_low: lower clip: a token with negative advantage gets no gradient once its ratio is below
+            1 - clip_eps_low.
+        clip_eps_high: upper clip: a token with positive advantage gets no gradient once its ratio exceeds
+            1 + clip_eps_high.
+        dual_clip: a token with negative advantage A loses at most -dual_clip * A (3 in arXiv 1912.09729, 10 in verl's
+            DAPO script); null is off.
+        aggregation: from token losses to the loss of a mini-batch, see aggregation.py.
     """
 
-    aggregation = "constant"
+    def __init__(
+        self,
+        *,
+        clip_eps_low: OpenUnitInterval = 0.2,
+        clip_eps_high: PositiveFloat = 0.2,
+        dual_clip: AboveOne | None = None,
+        aggregation: Aggregation = "constant",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(aggregation=aggregation, **kwargs)
+        self.clip_eps_low = clip_eps_low
+        self.clip_eps_high = clip_eps_high
+        self.dual_clip = dual_clip
 
     def advantages(self, rewards: Tensor) -> Tensor:
         return centred(rewards)
+
+    def loss(self, scores: TokenScores, batch: RolloutBatch) -> LossOutput:
+        assert batch.old_logprobs is not None
+        rho = ratio(scores.logprobs, batch.old_logprobs)
+        eps = {"clip_eps_low": self.clip_eps_low, "clip_eps_high": self.clip_eps_high}
+        loss = clipped_surrogate(rho, batch.advantages, dual_clip=self.dual_clip, **eps)
+        return LossOutput(loss, {"policy/clip_fraction": clipped(rho.detach(), batch.advantages, **eps)})

@@ -7,25 +7,49 @@ from typing import Any
 from torch import Tensor
 
 from rloop_lightning.algorithms.advantages import group_normalised
-from rloop_lightning.algorithms.clipped import ClippedAlgorithm
-from rloop_lightning.algorithms.kl_term import KLPenalty
+from rloop_lightning.algorithms.aggregation import Aggregation
+from rloop_lightning.algorithms.base import Algorithm
+from rloop_lightning.algorithms.losses import clipped, clipped_surrogate, ratio
+from rloop_lightning.system.fields import AboveOne, OpenUnitInterval, PositiveFloat
+from rloop_lightning.types import LossOutput, RolloutBatch, TokenScores
 
 
-class GRPO(KLPenalty, ClippedAlgorithm):
-    """Advantages normalised inside a group; the loss is the mean over a rollout's tokens, then over rollouts.
+class GRPO(Algorithm):
+    """PPO's clipped surrogate, averaged over each rollout's tokens, then over rollouts.
 
-    Defaults are the paper's but for its KL term of 0.04 with k3 in the loss, which is off as in most later work; the
+    Defaults are the paper's except for its KL term of 0.04 with k3 in the loss, which is off as in most later work; the
     paper's weight decay is not known.
 
     Args:
-        kl_beta: weight of the KL term against the policy that the round began with; 0 is none, and keeps no copy of it.
-        clip_eps_high: the ratio's gradient ends above 1 + clip_eps_high where the advantage is positive.
+        clip_eps_low: lower clip: a token with negative advantage gets no gradient once its ratio is below
+            1 - clip_eps_low.
+        clip_eps_high: upper clip: a token with positive advantage gets no gradient once its ratio exceeds
+            1 + clip_eps_high.
+        dual_clip: a token with negative advantage A loses at most -dual_clip * A (3 in arXiv 1912.09729, 10 in verl's
+            DAPO script); null is off.
+        aggregation: from token losses to the loss of a mini-batch, see aggregation.py.
     """
 
-    aggregation = "sequence-mean"
-
-    def __init__(self, *, kl_beta: float = 0.0, clip_eps_high: float = 0.2, **kwargs: Any) -> None:
-        super().__init__(kl_beta=kl_beta, clip_eps_high=clip_eps_high, **kwargs)
+    def __init__(
+        self,
+        *,
+        clip_eps_low: OpenUnitInterval = 0.2,
+        clip_eps_high: PositiveFloat = 0.2,
+        dual_clip: AboveOne | None = None,
+        aggregation: Aggregation = "sequence-mean",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(aggregation=aggregation, **kwargs)
+        self.clip_eps_low = clip_eps_low
+        self.clip_eps_high = clip_eps_high
+        self.dual_clip = dual_clip
 
     def advantages(self, rewards: Tensor) -> Tensor:
         return group_normalised(rewards)
+
+    def loss(self, scores: TokenScores, batch: RolloutBatch) -> LossOutput:
+        assert batch.old_logprobs is not None
+        rho = ratio(scores.logprobs, batch.old_logprobs)
+        eps = {"clip_eps_low": self.clip_eps_low, "clip_eps_high": self.clip_eps_high}
+        loss = clipped_surrogate(rho, batch.advantages, dual_clip=self.dual_clip, **eps)
+        return LossOutput(loss, {"policy/clip_fraction": clipped(rho.detach(), batch.advantages, **eps)})

@@ -7,40 +7,50 @@ from typing import Any
 from torch import Tensor
 
 from rloop_lightning.algorithms.advantages import group_normalised
-from rloop_lightning.algorithms.clipped import ClippedAlgorithm
-from rloop_lightning.algorithms.losses import sequence_ratio
-from rloop_lightning.types import RolloutBatch
+from rloop_lightning.algorithms.aggregation import Aggregation
+from rloop_lightning.algorithms.base import Algorithm
+from rloop_lightning.algorithms.losses import clipped, clipped_surrogate, sequence_ratio
+from rloop_lightning.system.fields import AboveOne, OpenUnitInterval, PositiveFloat, PositiveInt
+from rloop_lightning.types import LossOutput, RolloutBatch, TokenScores
 
 
-class GSPO(ClippedAlgorithm):
-    """One ratio for a whole rollout, the geometric mean of its tokens', clipped as a whole; mean over rollouts.
+class GSPO(Algorithm):
+    """PPO's clipped surrogate with one ratio per rollout, the geometric mean of its tokens' ratios.
 
-    Such ratios differ from 1 by thousandths, and so does the paper's clip. Its rollout steps are cut into four
-    mini-batches.
+    Such ratios differ from 1 by thousandths, hence the paper's narrow clip. Its rollout steps have four mini-batches.
 
     Args:
-        clip_eps_low: the ratio's gradient ends below 1 - clip_eps_low where the advantage is negative.
-        clip_eps_high: the ratio's gradient ends above 1 + clip_eps_high where the advantage is positive.
-        updates_per_step: optimizer steps on the rollouts of one rollout step, each on an equal share of them.
+        clip_eps_low: lower clip: a rollout with negative advantage gets no gradient once its ratio is below
+            1 - clip_eps_low.
+        clip_eps_high: upper clip: a rollout with positive advantage gets no gradient once its ratio exceeds
+            1 + clip_eps_high.
+        dual_clip: a token with negative advantage A loses at most -dual_clip * A (3 in arXiv 1912.09729, 10 in verl's
+            DAPO script); null is off.
+        aggregation: from token losses to the loss of a mini-batch, see aggregation.py.
+        updates_per_step: optimizer steps per pass over a rollout step's rollouts, each on an equal share of them.
     """
-
-    aggregation = "sequence-mean"
 
     def __init__(
         self,
         *,
-        clip_eps_low: float = 3e-4,
-        clip_eps_high: float = 4e-4,
-        updates_per_step: int = 4,
+        clip_eps_low: OpenUnitInterval = 3e-4,
+        clip_eps_high: PositiveFloat = 4e-4,
+        dual_clip: AboveOne | None = None,
+        aggregation: Aggregation = "sequence-mean",
+        updates_per_step: PositiveInt = 4,
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            clip_eps_low=clip_eps_low, clip_eps_high=clip_eps_high, updates_per_step=updates_per_step, **kwargs
-        )
+        super().__init__(aggregation=aggregation, updates_per_step=updates_per_step, **kwargs)
+        self.clip_eps_low = clip_eps_low
+        self.clip_eps_high = clip_eps_high
+        self.dual_clip = dual_clip
 
     def advantages(self, rewards: Tensor) -> Tensor:
         return group_normalised(rewards)
 
-    def ratio(self, logprobs: Tensor, batch: RolloutBatch) -> Tensor:
+    def loss(self, scores: TokenScores, batch: RolloutBatch) -> LossOutput:
         assert batch.old_logprobs is not None
-        return sequence_ratio(logprobs, batch.old_logprobs, batch.loss_mask)
+        rho = sequence_ratio(scores.logprobs, batch.old_logprobs, batch.loss_mask)
+        eps = {"clip_eps_low": self.clip_eps_low, "clip_eps_high": self.clip_eps_high}
+        loss = clipped_surrogate(rho, batch.advantages, dual_clip=self.dual_clip, **eps)
+        return LossOutput(loss, {"policy/clip_fraction": clipped(rho.detach(), batch.advantages, **eps)})

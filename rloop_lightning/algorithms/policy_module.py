@@ -4,29 +4,42 @@
       Algorithm       explores                                                       (base.py)
       Consolidation   fine-tunes the round's initial policy on the expert set        (base.py)
 
-Subclasses give the loss of each token; what it is summed to, and divided by, is decided here.
+Subclasses give the loss of each token; it is masked, summed and divided here.
 """
 
 from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import lightning as L
 import torch
-import torch.distributed as dist
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from rloop_lightning.algorithms.losses import Aggregation, loss_count, row_weights
+from rloop_lightning.algorithms import totals
+from rloop_lightning.algorithms.aggregation import Aggregation, loss_count, row_weights
+from rloop_lightning.algorithms.hyperparameters import CheckedHyperparameters
+from rloop_lightning.algorithms.optimizer import (
+    LRSchedule,
+    learning_rate_factor,
+    make_optimizer,
+    optimizer_faults,
+)
+from rloop_lightning.algorithms.ranks import sum_gradients_over_ranks, sum_over_ranks
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.model.routing_replay import routing_count
+from rloop_lightning.system.fields import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    RightOpenUnitInterval,
+)
 from rloop_lightning.types import LossOutput, PendingUpdate, RolloutBatch, TokenScores
 
 # Adam moves a weight by about the learning rate, and bfloat16 forgets what is less than a 256th of the weight, which is
@@ -34,19 +47,28 @@ from rloop_lightning.types import LossOutput, PendingUpdate, RolloutBatch, Token
 _LOST_IN_BFLOAT16 = 1e-4
 
 
-class PolicyModule(L.LightningModule, ABC):
-    """Trains a policy by optimizer steps on mini-batches of rollouts; AdamW, linear warm-up, then constant.
+class PolicyModule(CheckedHyperparameters, L.LightningModule, ABC):
+    """Trains a policy by optimizer steps on mini-batches of rollouts.
 
     Manual optimization: a rollout step holds several optimizer steps, each over micro-batches that fit the policy's
     token budget. The loop attaches the policy; a module owns nothing of its own before that.
 
     Args:
-        lr: learning rate after warm-up (1e-6 and the three that follow are DAPO's, arXiv 2503.14476).
+        lr: peak learning rate (this default, and those of warmup_steps, weight_decay and max_grad_norm, are DAPO's,
+            arXiv 2503.14476).
+        lr_schedule: the learning rate after warm-up: `constant`, or falling to min_lr along a line (`linear`) or half a
+            cosine (`cosine`) until the phase ends.
+        min_lr: where `linear` and `cosine` end.
         warmup_steps: training steps over which the learning rate rises linearly from 0.
-        weight_decay: AdamW's decoupled weight decay.
+        optimizer: class path of the optimizer.
+        optimizer_options: further arguments of the optimizer's class, such as {"momentum": 0.9}.
+        weight_decay: weight decay of matrices; norms and biases have none.
+        beta1: decay rate of the first moment, for an optimizer that takes betas.
+        beta2: decay rate of the second moment, for an optimizer that takes betas.
         max_grad_norm: gradients are clipped to this global L2 norm; 0 does not clip.
-        beta1: AdamW's decay of the first moment.
-        beta2: AdamW's decay of the second moment.
+        aggregation: from token losses to the loss of a mini-batch: `token-mean` over its tokens, `sequence-mean` over a
+            rollout's tokens, then over rollouts, `sequence-sum` summed over a rollout's tokens, then the mean over
+            rollouts, `constant` summed, divided by rollouts x length limit.
     """
 
     policy: Policy
@@ -56,42 +78,45 @@ class PolicyModule(L.LightningModule, ABC):
     def __init__(
         self,
         *,
-        lr: float = 1e-6,
-        warmup_steps: int = 20,
-        weight_decay: float = 0.1,
-        beta1: float = 0.9,
-        beta2: float = 0.999,
-        max_grad_norm: float = 1.0,
+        lr: PositiveFloat = 1e-6,
+        lr_schedule: LRSchedule = "constant",
+        min_lr: NonNegativeFloat = 0.0,
+        warmup_steps: NonNegativeInt = 20,
+        optimizer: str = "torch.optim.AdamW",
+        optimizer_options: dict[str, Any] | None = None,
+        weight_decay: NonNegativeFloat = 0.1,
+        beta1: RightOpenUnitInterval = 0.9,
+        beta2: RightOpenUnitInterval = 0.999,
+        max_grad_norm: NonNegativeFloat = 1.0,
+        aggregation: Aggregation = "token-mean",
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.lr = lr
+        self.lr_schedule = lr_schedule
+        self.min_lr = min_lr
         self.warmup_steps = warmup_steps
+        self.optimizer = optimizer
+        self.optimizer_options = optimizer_options or {}
         self.weight_decay = weight_decay
         self.betas = (beta1, beta2)
         self.max_grad_norm = max_grad_norm
+        self.aggregation = aggregation
         self.step_metrics: dict[str, float] = {}
-        self.require(lr > 0, "lr", "must be > 0", lr)
-        self.require(warmup_steps >= 0, "warmup_steps", "must be >= 0 steps", warmup_steps)
-        self.require(weight_decay >= 0, "weight_decay", "must be >= 0", weight_decay)
-        self.require(0 <= beta1 < 1, "beta1", "must be in [0, 1)", beta1)
-        self.require(0 <= beta2 < 1, "beta2", "must be in [0, 1)", beta2)
-        self.require(max_grad_norm >= 0, "max_grad_norm", "must be >= 0", max_grad_norm)
+        self.require(not 0 < lr < min_lr, "min_lr", f"must be at most {self.flag}.lr {lr:g}", min_lr)
+        self.require(
+            min_lr == 0 or lr_schedule != "constant",
+            "min_lr",
+            f"needs {self.flag}.lr_schedule linear or cosine",
+            min_lr,
+        )
+        for fault in optimizer_faults(optimizer, self.optimizer_options, betas=self.betas, weight_decay=weight_decay):
+            self.refuse(*fault)
 
-    flag = "--algo"
-    """The command line's name for this kind of module, for messages."""
-
-    def require(self, holds: bool, name: str, what: str, got: object) -> None:
-        """Note a wrong hyper-parameter; `invalid()` gives all of them at once."""
-        if not holds:
-            self.__dict__.setdefault("_invalid", []).append(f"{self.flag}.{name} {what}, got {got}")
-
-    def invalid(self) -> list[str]:
-        """What is wrong with the hyper-parameters, one message each."""
-        return self.__dict__.get("_invalid", [])
-
-    aggregation: Aggregation = "token-mean"
-    """How the loss of tokens becomes that of a mini-batch."""
+    def setup(self, stage: str) -> None:
+        """Raises ValueError, naming all hyper-parameters that are wrong."""
+        if wrong := self.invalid():
+            raise ValueError("\n".join(wrong))
 
     @abstractmethod
     def loss(self, scores: TokenScores, batch: RolloutBatch) -> LossOutput:
@@ -102,6 +127,7 @@ class PolicyModule(L.LightningModule, ABC):
         return loss_count(batch.loss_mask, self.aggregation, batch.max_new_tokens)
 
     def configure_optimizers(self) -> Any:
+        """The optimizer and its schedule; a subclass may return others, in any form that Lightning takes."""
         parameters = [p for p in self.policy.parameters() if p.requires_grad]
         if self.lr < _LOST_IN_BFLOAT16 and any(p.dtype == torch.bfloat16 for p in parameters):
             warnings.warn(
@@ -109,12 +135,25 @@ class PolicyModule(L.LightningModule, ABC):
                 "it at float32, and set --trainer.precision bf16-mixed and --engine.dtype bfloat16",
                 stacklevel=1,
             )
-        optimizer = torch.optim.AdamW(
-            parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, fused=True
+        optimizer = make_optimizer(
+            self.optimizer,
+            parameters,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            betas=self.betas,
+            options=self.optimizer_options,
         )
-        warmup = max(1, self.warmup_steps)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup))
-        return [optimizer], [schedule]
+        return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, self._learning_rate_factor)]
+
+    def _learning_rate_factor(self, step: int) -> float:
+        # The length of the phase is known once the trainer has its data, which is after the schedule's first step.
+        return learning_rate_factor(
+            step,
+            self.trainer.num_training_batches,
+            schedule=self.lr_schedule,
+            warmup_steps=self.warmup_steps,
+            floor=self.min_lr / self.lr,
+        )
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         # Callbacks have seen the gradient by now, as it was before clipping. Lightning's own clipping refuses a fused
@@ -131,29 +170,33 @@ class PolicyModule(L.LightningModule, ABC):
         are summed over ranks: neither micro-batch size nor world size changes the gradient.
         """
         counts = [self.loss_count(batch), batch.loss_mask.sum(), routing_count(batch)]
-        count, tokens, routings = self._sum_over_ranks(torch.stack([one.double() for one in counts])).float()
+        count, tokens, routings = sum_over_ranks(torch.stack([one.double() for one in counts])).float()
         if tokens == 0:
             return {}
         optimizer = self._optimizer()
         optimizer.zero_grad()
-        totals: dict[str, Tensor] = {}
+        sums: dict[str, Tensor] = {}
         with self._gradients_stay_local():
             for _, micro in self.policy.micro_batches(batch):
                 with self.policy.replaying(micro):
-                    scores = self.policy.logprobs(micro)
+                    scores = self.scores(micro)
                     output = self.micro_batch_loss(scores, micro)
                     loss = self._by_token(output, micro).sum()
                     self.manual_backward(loss / count)
-                _add(totals, {"train/loss": loss.detach()}, count)
-                metrics = {"policy/entropy_nats": scores.entropy, **output.metrics}
-                _add(totals, {name: _in_loss(value, micro, name) for name, value in metrics.items()}, tokens)
-                _add(totals, self.policy.routing_mismatches(micro, scores), routings)
-        self._sum_gradients_over_ranks()
-        totals = self._over_ranks(totals)
-        self.pending = PendingUpdate(batch, totals["train/loss"])
+                totals.add(sums, {"train/loss": loss.detach()}, count)
+                metrics = {"policy/entropy_nats": scores.entropy.detach(), **output.metrics}
+                totals.add(sums, totals.sums_in_loss(metrics, micro), tokens)
+                totals.add(sums, self.policy.routing_mismatches(micro, scores), routings)
+        sum_gradients_over_ranks(self.policy.parameters())
+        sums = totals.over_ranks(sums)
+        self.pending = PendingUpdate(batch, sums["train/loss"])
         optimizer.step()
         pending, self.pending = self.pending, None
-        return {} if pending is None else totals
+        return {} if pending is None else sums
+
+    def scores(self, batch: RolloutBatch) -> TokenScores:
+        """The policy's scores of a micro-batch, with the gradients that the loss needs."""
+        return self.policy.logprobs(batch)
 
     def skip_update(self) -> None:
         """Call the pending optimizer step off, with no trace in weights, moments or metrics; for callbacks."""
@@ -194,30 +237,6 @@ class PolicyModule(L.LightningModule, ABC):
         strategy = self.trainer.strategy
         return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
 
-    def _sum_over_ranks(self, values: Tensor) -> Tensor:
-        if _several_ranks():
-            dist.all_reduce(values)
-        return values
-
-    def mean_over_ranks(self, total: Tensor, count: Tensor) -> Tensor:
-        """A mean over what all ranks hold, from this rank's share of it, two scalars; for metrics outside `update`."""
-        total, count = self._sum_over_ranks(torch.stack([total.double(), count.double()]))
-        return total / count
-
-    def _over_ranks(self, totals: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Each rank's share of the means, or its largest values, as those of all ranks."""
-        if _several_ranks():
-            for name in sorted(totals):
-                dist.all_reduce(totals[name], dist.ReduceOp.MAX if name.endswith("_max") else dist.ReduceOp.SUM)
-        return totals
-
-    def _sum_gradients_over_ranks(self) -> None:
-        if _several_ranks():
-            for parameter in filter(lambda p: p.requires_grad, self.policy.parameters()):
-                if parameter.grad is None:  # an expert that no token of this rank was routed to
-                    parameter.grad = torch.zeros_like(parameter)
-                dist.all_reduce(parameter.grad)
-
     def record(self, metrics: Mapping[str, float | Tensor]) -> None:
         """Note metrics of the current training step; the phase's record writes them once the step is over.
 
@@ -228,17 +247,8 @@ class PolicyModule(L.LightningModule, ABC):
         self.log_dict({name: self.step_metrics[name] for name in metrics}, batch_size=1, logger=False)
 
     def _record_updates(self, per_update: Sequence[Mapping[str, Tensor]]) -> None:
-        """Note what the optimizer steps of a training step gave: means, or largest values for `..._max`."""
-        collected: dict[str, list[Tensor]] = defaultdict(list)
-        for metrics in per_update:
-            for name, value in metrics.items():
-                collected[name].append(value)
-        self.record(
-            {
-                name: torch.stack(values).max() if name.endswith("_max") else torch.stack(values).mean()
-                for name, values in collected.items()
-            }
-        )
+        """Note what the optimizer steps of a training step gave."""
+        self.record(totals.over_updates(per_update))
         self.record({"train/lr": self._optimizer().param_groups[0]["lr"]})
 
     def _optimizer(self) -> LightningOptimizer:
@@ -247,25 +257,6 @@ class PolicyModule(L.LightningModule, ABC):
         return optimizer
 
     def _step_schedule(self) -> None:
-        schedule = self.lr_schedulers()
-        assert isinstance(schedule, torch.optim.lr_scheduler.LambdaLR)
-        schedule.step()
-
-
-def _several_ranks() -> bool:
-    return dist.is_available() and dist.is_initialized()
-
-
-def _add(totals: dict[str, Tensor], sums: Mapping[str, Tensor], count: Tensor) -> None:
-    """Add a micro-batch's share of each mean; a metric named `..._max` keeps its largest value instead."""
-    for name, value in sums.items():
-        if name.endswith("_max"):
-            totals[name] = torch.maximum(totals.get(name, value), value)
-        else:
-            totals[name] = totals.get(name, torch.zeros_like(value)) + value / count
-
-
-def _in_loss(metric: Tensor, batch: RolloutBatch, name: str) -> Tensor:
-    """A metric's sum over the tokens in the loss; of `..._max`, its largest value."""
-    values = metric.float().expand(batch.loss_mask.shape).masked_fill(~batch.loss_mask, 0.0)
-    return values.max() if name.endswith("_max") else values.sum()
+        """One step of every schedule, by Lightning's hook, which a subclass may override."""
+        for config in self.trainer.lr_scheduler_configs:
+            self.lr_scheduler_step(config.scheduler, None)

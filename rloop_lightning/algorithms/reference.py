@@ -1,4 +1,4 @@
-"""A reference policy: the frozen one that a KL term is taken against."""
+"""The reference policy of a KL term."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from rloop_lightning.types import RolloutBatch
 
 
 class Reference(nn.Module):
-    """A policy as it is now, frozen: a copy of its weights, or the same weights with the adapter (LoRA) off.
+    """The policy as it is now, frozen: a copy of its weights, or the same weights with the adapter (LoRA) off.
 
-    It is part of the module that holds it, so that checkpoints keep it.
+    It is part of the module that holds it, so checkpoints keep it.
     """
 
     def __init__(self, policy: Policy) -> None:

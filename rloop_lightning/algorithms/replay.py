@@ -10,46 +10,48 @@ import numpy as np
 import torch
 
 from rloop_lightning.algorithms.dapo import DAPO
+from rloop_lightning.algorithms.ranks import mean_over_ranks
 from rloop_lightning.errors import RunFault
 from rloop_lightning.rollouts.pool import RolloutPool
 from rloop_lightning.rollouts.replay_buffer import ReplayBuffer, Selection, StoredRollout, shard_fault
 from rloop_lightning.seeds import derive_seed
+from rloop_lightning.system.fields import ClosedUnitInterval, LeftOpenUnitInterval, NonNegativeInt, PositiveInt
 from rloop_lightning.types import Group, Rollout, RolloutBatch, SamplingParams
 
 
 class Replay(DAPO):
-    """Adds stored rollouts of its problems to a rollout step; their ratios are taken against their sampling logprobs.
+    """Adds stored rollouts of a rollout step's problems to it; their ratio is taken against their sampling logprobs.
 
-    The defaults are RLEP's (arXiv 2507.07451): two stored successes of a problem join its group. RePO's (arXiv
-    2506.09340) are `replay_advantages split`, `replay_successes_only false` and one of its selections; ExGRPO's (arXiv
-    2510.02245) `replay_per_problem 1`, `replay_share 0.5`, `replay_selection low-entropy`, `replay_buckets true` and
-    `replay_start_success_rate 0.35`. Unlike there, which problems a step has is the stream's choice in all of them.
+    The defaults are RLEP's (arXiv 2507.07451): two stored successes join the group of their problem. RePO (arXiv
+    2506.09340) is `replay_advantages split`, `replay_successes_only false` and one of its selections. ExGRPO (arXiv
+    2510.02245) is `replay_per_problem 1`, `replay_share 0.5`, `replay_selection low-entropy`, `replay_buckets true` and
+    `replay_start_success_rate 0.35`. Unlike in the papers, the stream chooses the problems of a step.
 
     Args:
-        replay_per_problem: M, stored rollouts that are added for a problem; 0 is DAPO. Problems with fewer get none.
-        replay_share: largest share of a step's problems that replay is added to, one problem at least.
+        replay_per_problem: M, stored rollouts added per problem; a problem with fewer gets none; 0 is DAPO.
+        replay_share: largest share of a step's problems that get stored rollouts; at least one problem does.
         replay_selection: which of a problem's stored rollouts: the most `recent`, `random` ones, those of
             `low-entropy`, or those whose rewards have `max-variance`.
-        replay_buckets: choose problems at random, each with the weight of a normal distribution around half its group's
-            rollouts, standard deviation 1, at its number of successes; those that are all right or all wrong never.
-        replay_advantages: take advantages of new and stored rollouts together, `joint`, or apart, `split`.
-        replay_successes_only: store nothing else.
-        replay_start_success_rate: no replay before this share of a rollout step's rollouts succeeded.
-        replay_stored_per_problem: how many distinct rollouts of a problem are stored, the newest (RePO's 16).
+        replay_buckets: choose problems at random, weighted by a normal density of standard deviation 1 around half the
+            group size, at their number of successes; never those that are all right or all wrong.
+        replay_advantages: compute advantages of new and stored rollouts together (`joint`) or apart (`split`).
+        replay_successes_only: store successes only.
+        replay_start_success_rate: replay starts once this share of a rollout step's rollouts succeeded.
+        replay_stored_per_problem: distinct rollouts stored per problem, the newest ones (RePO: 16).
         replay_pool: replay from the pools of another run: its folder, or one of its pools; null is the run's own.
     """
 
     def __init__(
         self,
         *,
-        replay_per_problem: int = 2,
-        replay_share: float = 1.0,
+        replay_per_problem: NonNegativeInt = 2,
+        replay_share: LeftOpenUnitInterval = 1.0,
         replay_selection: Selection = "random",
         replay_buckets: bool = False,
         replay_advantages: Literal["joint", "split"] = "joint",
         replay_successes_only: bool = True,
-        replay_start_success_rate: float = 0.0,
-        replay_stored_per_problem: int = 16,
+        replay_start_success_rate: ClosedUnitInterval = 0.0,
+        replay_stored_per_problem: PositiveInt = 16,
         replay_pool: str | None = None,
         **kwargs: Any,
     ) -> None:
@@ -65,14 +67,10 @@ class Replay(DAPO):
         self._check(replay_successes_only, replay_stored_per_problem, replay_pool)
 
     def _check(self, successes_only: bool, stored: int, pool: str | None) -> None:
-        self.require(self.replay_per_problem >= 0, "replay_per_problem", "must be >= 0", self.replay_per_problem)
-        self.require(0 < self.replay_share <= 1, "replay_share", "must be in (0, 1]", self.replay_share)
-        rate = self.replay_start_success_rate
-        self.require(0 <= rate <= 1, "replay_start_success_rate", "must be in [0, 1]", rate)
         self.require(
-            stored >= max(1, self.replay_per_problem),
+            stored >= self.replay_per_problem,
             "replay_stored_per_problem",
-            f"must be at least 1 and --algo.replay_per_problem {self.replay_per_problem}",
+            f"must be at least --algo.replay_per_problem {self.replay_per_problem}",
             stored,
         )
         apart = self.replay_advantages == "split"
@@ -93,7 +91,8 @@ class Replay(DAPO):
         )
         self.require(self.replay_pools != [], "replay_pool", "must be a run or a pool with shards", pool)
         for fault in filter(None, map(shard_fault, self._foreign_shards())):
-            self.require(False, "replay_pool", f"can't be replayed: {fault}", pool)
+            self.refuse("replay_pool", f"can't be replayed: {fault}", pool)
+        rate = self.replay_start_success_rate
         self.require(pool is None or rate == 0, "replay_start_success_rate", "must be 0 with --algo.replay_pool", rate)
 
     @property
@@ -161,7 +160,7 @@ class Replay(DAPO):
         return sorted(rng.choice(len(groups), size=count, replace=False, p=weights / weights.sum()).tolist())
 
     def prepare(self, batch: RolloutBatch) -> RolloutBatch:
-        share = self.mean_over_ranks(batch.replayed.sum(), torch.tensor(len(batch), device=batch.rows.device))
+        share = mean_over_ranks(batch.replayed.sum(), torch.tensor(len(batch), device=batch.rows.device))
         self.record({"replay/share": share, "replay/stored": float(len(self.buffer))})
         return super().prepare(batch)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-from rloop_lightning.algorithms.base import Consolidation
-from rloop_lightning.algorithms.kl_term import KLTerm
+from rloop_lightning.algorithms.consolidation import Consolidation
 from rloop_lightning.algorithms.losses import negative_log_likelihood
+from rloop_lightning.system.fields import NonNegativeFloat, NonNegativeInt, PositiveFloat
 from rloop_lightning.types import LossOutput, RolloutBatch, TokenScores
 
 
-class RFT(KLTerm, Consolidation):
+class RFT(Consolidation):
     """Rejection fine-tuning: the token mean of -w log p over the expert rollouts.
 
     With p* an expert's distribution and pi the behaviour in the pool, max E_p*[log p] = max E_pi[(p*/pi) log p]; the
@@ -21,33 +21,24 @@ class RFT(KLTerm, Consolidation):
     Args:
         weight: what a rollout of reward r weighs: `binary` 1, `linear` r, `exp` e^(r / weight_temperature).
         weight_temperature: of `exp`, in units of the reward.
-        kl_beta: weight of a KL term against the round's initial policy, at the experts' tokens; 0 is none.
-        kl_estimator: of the KL divergence at a token, d = lp_ref - lp: `k2` d^2 / 2, `k3` exp(d) - d - 1.
+        lr: peak learning rate.
+        warmup_steps: training steps over which the learning rate rises linearly from 0.
+        weight_decay: weight decay of matrices; norms and biases have none.
     """
 
     def __init__(
         self,
         *,
         weight: Literal["binary", "linear", "exp"] = "binary",
-        weight_temperature: float = 1.0,
-        kl_beta: float = 0.0,
-        kl_estimator: Literal["k2", "k3"] = "k3",
-        lr: float = 1e-6,
-        warmup_steps: int = 0,
-        weight_decay: float = 0.0,
+        weight_temperature: PositiveFloat = 1.0,
+        lr: PositiveFloat = 1e-6,
+        warmup_steps: NonNegativeInt = 0,
+        weight_decay: NonNegativeFloat = 0.0,
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            kl_beta=kl_beta,
-            kl_estimator=kl_estimator,
-            lr=lr,
-            warmup_steps=warmup_steps,
-            weight_decay=weight_decay,
-            **kwargs,
-        )
+        super().__init__(lr=lr, warmup_steps=warmup_steps, weight_decay=weight_decay, **kwargs)
         self.weighting = weight
         self.weight_temperature = weight_temperature
-        self.require(weight_temperature > 0, "weight_temperature", "must be > 0", weight_temperature)
 
     def weight(self, reward: float) -> float:
         exponent = min(reward / self.weight_temperature, 20.0)

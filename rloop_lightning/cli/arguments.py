@@ -14,7 +14,8 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, get_loader
 
-from rloop_lightning.algorithms.base import Algorithm, Consolidation
+from rloop_lightning.algorithms.base import Algorithm
+from rloop_lightning.algorithms.consolidation import Consolidation
 from rloop_lightning.cli.parse_errors import is_number
 from rloop_lightning.cli.registry import NONE, find_class, is_function, names
 from rloop_lightning.data.base import ProblemSource

@@ -21,7 +21,8 @@ from typing import Any
 
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from rloop_lightning.algorithms.base import Algorithm, Consolidation
+from rloop_lightning.algorithms.base import Algorithm
+from rloop_lightning.algorithms.consolidation import Consolidation
 from rloop_lightning.callbacks.capture import CaptureConfig
 from rloop_lightning.callbacks.gradient_norm import GradientConfig
 from rloop_lightning.cli.arguments import UsageError

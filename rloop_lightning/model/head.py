@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -74,25 +75,36 @@ class Head:
         return logits
 
     def scores(
-        self, model: Any, hidden: Tensor, targets: Tensor, temperature: float, dtype: torch.dtype
+        self,
+        model: Any,
+        hidden: Tensor,
+        targets: Tensor,
+        temperature: float,
+        dtype: torch.dtype,
+        *,
+        entropy_gradient: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Logprobs of the targets, with gradients, and entropies, without; float32, nats, both [N].
+        """Logprobs of the targets and entropies of their distributions; float32, nats, both [N].
 
         Args:
             hidden: [N, H].
             targets: [N] int64.
             temperature: divides the logits.
             dtype: of the forward pass.
+            entropy_gradient: whether entropies have gradients, too.
         """
         module: Any = model.get_output_embeddings()
         if _is_linear(module) and module.bias is None and self.softcap is None:
             weight = module.weight.to(self._dtype(module.weight, dtype))
             with torch.autocast(hidden.device.type, enabled=False):
-                return token_scores(hidden, weight, targets, temperature / self.scale)
+                return token_scores(
+                    hidden, weight, targets, temperature / self.scale, entropy_gradient=entropy_gradient
+                )
         logits = self.open(model, dtype)
         size = max(1, _LOGITS_PER_CHUNK // model.config.get_text_config().vocab_size)  # rows
+        score = partial(_score, logits, temperature=temperature, entropy_gradient=entropy_gradient)
         pieces = [
-            checkpoint(_score, logits, *piece, temperature, use_reentrant=False, preserve_rng_state=False)
+            checkpoint(score, *piece, use_reentrant=False, preserve_rng_state=False)
             for piece in zip(hidden.split(size), targets.split(size), strict=True)
         ]
         logprobs, entropies = zip(*pieces, strict=True)
@@ -128,10 +140,15 @@ def _is_linear(module: object) -> bool:
 
 
 def _score(
-    logits_of: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor, temperature: float
+    logits_of: Callable[[Tensor], Tensor],
+    hidden: Tensor,
+    targets: Tensor,
+    *,
+    temperature: float,
+    entropy_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
     logits = logits_of(hidden) / temperature  # [n, V]
     logprobs = -cross_entropy(logits, targets, reduction="none")
-    with torch.no_grad():
+    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
         entropy = torch.distributions.Categorical(logits=logits, validate_args=False).entropy()
     return logprobs, entropy

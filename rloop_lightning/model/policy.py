@@ -191,9 +191,10 @@ class Policy(nn.Module):
             return packed_micro_batches(batch, self.max_tokens_per_micro_batch)
         return batch.micro_batches(self.max_tokens_per_micro_batch)
 
-    def logprobs(self, batch: RolloutBatch) -> TokenScores:
+    def logprobs(self, batch: RolloutBatch, *, entropy_gradient: bool = False) -> TokenScores:
         """Logprob and entropy of every completion token, at the batch's temperature.
 
+        Logprobs have gradients; entropies have them only if `entropy_gradient`.
         The batch's experts are replayed, if it has any; with gradients, inside of `replaying(batch)` alone.
         """
         if batch.routed_experts is not None and self.routing is None:
@@ -202,7 +203,12 @@ class Policy(nn.Module):
             hidden, experts = self._states(batch)  # [N, H]
         temperature = batch.temperature or 1.0
         logprobs, entropy = self.head.scores(
-            self.model, hidden, completion_tokens(batch), temperature, self.compute_dtype
+            self.model,
+            hidden,
+            completion_tokens(batch),
+            temperature,
+            self.compute_dtype,
+            entropy_gradient=entropy_gradient,
         )
         places = batch.completion_mask.nonzero(as_tuple=True)
         empty = logprobs.new_zeros(batch.loss_mask.shape)

@@ -1,6 +1,6 @@
 """Logprobs and entropies of tokens from hidden states and a linear head.
 
-    logprobs, entropies = token_scores(hidden, head, targets, temperature)
+    logprobs, entropies = token_scores(hidden, head, targets, temperature, entropy_gradient=False)
 
 Everything goes piece by piece of the vocabulary: logits [N, V] never exist as a whole.
 """
@@ -26,26 +26,34 @@ def logits_per_piece(device: torch.device) -> int:
     return LOGITS_PER_PIECE.get(device.type, LOGITS_PER_PIECE["cuda"])
 
 
-def token_scores(hidden: Tensor, head: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Logprobs of the targets, with gradients, and entropies of their distributions, without; float32, nats, both [N].
+def token_scores(
+    hidden: Tensor, head: Tensor, targets: Tensor, temperature: float, *, entropy_gradient: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Logprobs of the targets and entropies of their distributions; float32, nats, both [N].
 
-    The backward pass computes logits anew, piece by piece.
+    Logprobs have gradients, entropies only on request. The backward pass computes logits anew, piece by piece.
 
     Args:
         hidden: [N, H].
         head: [V, H]; its dtype is that of the products.
         targets: [N] int64.
         temperature: divides the logits.
+        entropy_gradient: whether entropies have gradients, too.
     """
-    return _TokenScores.apply(hidden, head, targets, temperature)
+    logprobs, entropies = _TokenScores.apply(hidden, head, targets, temperature)
+    return logprobs, entropies if entropy_gradient else entropies.detach()
 
 
 class _TokenScores(torch.autograd.Function):
-    """d logp(target) / d logits = (onehot(target) - p) / temperature."""
+    """Logprob and entropy of p = softmax(l), l = hidden @ head.T / temperature.
+
+    d logp(target) / d l = onehot(target) - p,      d entropy / d l = -p (log p + entropy)
+    """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         ctx.temperature = temperature
+        ctx.set_materialize_grads(False)
         states = hidden.to(head.dtype)
         chosen, total, weighted = (torch.zeros(len(hidden), device=hidden.device) for _ in range(3))
         largest = torch.full_like(total, torch.finfo(torch.float32).min)
@@ -61,24 +69,29 @@ class _TokenScores(torch.autograd.Function):
             total = shrunk * total + weights.sum(-1)
             weighted += torch.linalg.vecdot(weights, logits)
         normalisers = largest + total.log()
-        ctx.save_for_backward(hidden, head, targets, normalisers)
         entropies = total.log() - weighted / total
-        ctx.mark_non_differentiable(entropies)
+        ctx.save_for_backward(hidden, head, targets, normalisers, entropies)
         return chosen - normalisers, entropies
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, Tensor, None, None]:
-        hidden, head, targets, normalisers = ctx.saved_tensors
-        scale = grad[:, None] / ctx.temperature
+    def backward(
+        ctx: Any, grad_logprobs: Tensor | None, grad_entropies: Tensor | None
+    ) -> tuple[Tensor, Tensor, None, None]:
+        hidden, head, targets, normalisers, entropies = ctx.saved_tensors
+        of_logprobs = torch.zeros_like(normalisers) if grad_logprobs is None else grad_logprobs / ctx.temperature
+        of_logprobs = of_logprobs[:, None]
         states = hidden.to(head.dtype)
         grad_hidden = torch.zeros(hidden.shape, dtype=normalisers.dtype, device=hidden.device)
         grad_head = torch.empty_like(head)
         with torch.autocast(head.device.type, enabled=False):  # or the logits here would not be those of forward
             for start, part in _pieces(head, len(hidden)):
-                probabilities = _logits(states, part, ctx.temperature).sub_(normalisers[:, None]).exp_()
-                grad_logits = probabilities.mul_(-scale)  # [N, v]
+                logprobs = _logits(states, part, ctx.temperature).sub_(normalisers[:, None])  # [N, v]
+                slopes = -of_logprobs
+                if grad_entropies is not None:
+                    slopes = slopes - grad_entropies[:, None] / ctx.temperature * (logprobs + entropies[:, None])
+                grad_logits = logprobs.exp_().mul_(slopes)
                 place, inside = _places(targets, start, len(part))
-                grad_logits.scatter_add_(-1, place, scale * inside)
+                grad_logits.scatter_add_(-1, place, of_logprobs * inside)
                 grad_logits = grad_logits.to(head.dtype)
                 grad_hidden += grad_logits @ part
                 grad_head[start : start + len(part)] = grad_logits.t() @ states

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 
-from rloop_lightning.algorithms.base import Algorithm, Consolidation
+from rloop_lightning.algorithms.base import Algorithm
+from rloop_lightning.algorithms.consolidation import Consolidation
 from rloop_lightning.callbacks.capture import CaptureConfig
 from rloop_lightning.callbacks.gradient_norm import GradientConfig
 from rloop_lightning.data.base import ProblemSource
@@ -76,7 +77,9 @@ class Parts:
 
     def validate(self) -> list[str]:
         """What can't work in this combination of settings, one message each; no model is needed to tell."""
-        return [*self._check_sizes(), *self._check_sets()]
+        modules = [self.algorithm, *([] if self.consolidation is None else [self.consolidation])]
+        invalid = [message for module in modules for message in module.invalid()]
+        return [*invalid, *self._check_sizes(), *self._check_sets()]
 
     def readable(self) -> tuple[Parts, list[str]]:
         """The same parts without the problems that the reward can't read, or what is wrong with those."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import re
 import typing
-from collections.abc import Iterator
+from collections.abc import Mapping
 from numbers import Integral, Real
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     OpenUnitInterval = float
     LeftOpenUnitInterval = float
     RightOpenUnitInterval = float
+    AtLeastOne = float
+    AboveOne = float
 else:
     from jsonargparse.typing import (
         ClosedUnitInterval,
@@ -48,8 +50,12 @@ else:
     RightOpenUnitInterval = restricted_number_type(
         "RightOpenUnitInterval", float, [(">=", 0), ("<", 1)], docstring="float restricted to be ≥0 and <1"
     )
+    AtLeastOne = restricted_number_type("AtLeastOne", float, (">=", 1), docstring="float restricted to be ≥1")
+    AboveOne = restricted_number_type("AboveOne", float, (">", 1), docstring="float restricted to be >1")
 
 __all__ = [
+    "AboveOne",
+    "AtLeastOne",
     "ClosedUnitInterval",
     "LeftOpenUnitInterval",
     "NonNegativeFloat",
@@ -62,6 +68,7 @@ __all__ = [
     "in_words",
     "plain",
     "wrong_fields",
+    "wrong_values",
 ]
 
 
@@ -82,11 +89,20 @@ def wrong_fields(holder: object, flag: str) -> list[str]:
         holder: a dataclass instance, or any object that keeps its arguments.
         flag: the group on the command line, such as `--loop`.
     """
+    names = _restricted_arguments(type(holder))
+    return wrong_values(type(holder), {name: getattr(holder, name) for name in names if hasattr(holder, name)}, flag)
+
+
+def wrong_values(cls: type, values: Mapping[str, Any], flag: str) -> list[str]:
+    """What is wrong with arguments of a class, before or after it is constructed; see `wrong_fields`.
+
+    Args:
+        values: arguments by name; those that the class does not restrict are not checked.
+    """
     return [
-        f"{flag}.{name}: expected {in_words(hint)}, got {value!r}"
-        for name, hint in _restricted_arguments(type(holder)).items()
-        for value in _attribute(holder, name)
-        if not _conforms(value, hint)
+        f"{flag}.{name}: expected {in_words(hint)}, got {values[name]!r}"
+        for name, hint in _restricted_arguments(cls).items()
+        if name in values and not _conforms(values[name], hint)
     ]
 
 
@@ -142,12 +158,6 @@ def _restricts(hint: Any) -> bool:
 
 def _is_restricted_number(hint: Any) -> bool:
     return isinstance(hint, type) and issubclass(hint, int | float) and hint not in (int, float, bool)
-
-
-def _attribute(holder: object, name: str) -> Iterator[Any]:
-    """The attribute's value, if there is one."""
-    if hasattr(holder, name):
-        yield getattr(holder, name)
 
 
 def _conforms(value: Any, hint: Any) -> bool:

@@ -3,6 +3,8 @@
 That no gradient hangs on how a mini-batch is cut is for test_invariance.py to show.
 """
 
+import copy
+
 import pytest
 import torch
 from builders import (
@@ -157,55 +159,7 @@ def test_one_empty_share_leaves_the_others_their_steps():
     assert trainer.global_step == len(recorder.gradients) == 1
 
 
-# --- learning rate, weight decay, clipping ----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("warmup", "expected"),
-    [(0, [0.8] * 5), (1, [0.8] * 5), (4, [0.2, 0.4, 0.6, 0.8, 0.8]), (8, [0.1, 0.2, 0.3, 0.4, 0.5])],
-)
-def test_the_learning_rate_rises_a_rollout_step_at_a_time(warmup, expected):
-    metrics = StepMetrics()
-    steps = [step_of(random_batch(SEVERAL[:4]), index) for index in range(5)]
-    fit(DAPO(updates_per_step=2, lr=0.8, warmup_steps=warmup), make_policy(), steps, [metrics])
-    assert [step["train/lr"] for step in metrics.steps] == pytest.approx(expected)
-
-
-def slow_adamw(gradient, start, *, lr, decay, beta1, beta2, max_norm):
-    """The first step of AdamW after clipping to a norm: bias correction makes the moments g and g^2."""
-    clipped = gradient * min(1.0, max_norm / (float(gradient.norm()) + 1e-6)) if max_norm else gradient
-    first = (1 - beta1) * clipped / (1 - beta1)
-    second = (1 - beta2) * clipped**2 / (1 - beta2)
-    return start * (1 - lr * decay) - lr * first / (second.sqrt() + 1e-8)
-
-
-@pytest.mark.parametrize("max_grad_norm", [0.0, 1e-7, 1.0])
-def test_an_update_is_a_clipped_step_of_adamw(max_grad_norm):
-    """Adam's first step hardly depends on the gradient's scale, so the smallest clip goes near its epsilon of 1e-8."""
-    policy, recorder = make_policy(), GradientRecorder()
-    start = weights(policy)
-    module = DAPO(updates_per_step=1, lr=0.01, warmup_steps=0, weight_decay=0.5, max_grad_norm=max_grad_norm)
-    fit(module, policy, [step_of(random_batch())], [recorder])
-    assert float(recorder.gradients[0].norm()) > 0.1  # seen before clipping
-    expected = slow_adamw(
-        recorder.gradients[0], start, lr=0.01, decay=0.5, beta1=0.9, beta2=0.999, max_norm=max_grad_norm
-    )
-    torch.testing.assert_close(weights(policy), expected, rtol=1e-6, atol=1e-8)
-
-
-def test_betas_reach_the_optimizer():
-    trainer = fit(DAPO(updates_per_step=1, beta1=0.8, beta2=0.95), make_policy(), [step_of(random_batch())])
-    assert trainer.optimizers[0].param_groups[0]["betas"] == (0.8, 0.95)
-
-
-def test_frozen_parameters_stay_out_of_the_optimizer():
-    policy = make_policy()
-    embedding = policy.model.get_input_embeddings().weight.requires_grad_(False)
-    before = embedding.clone()
-    trainer = fit(DAPO(lr=0.1, updates_per_step=1), policy, [step_of(random_batch())])
-    trained = {id(p) for p in trainer.optimizers[0].param_groups[0]["params"]}
-    assert trained == {id(p) for p in policy.parameters()} - {id(embedding)}
-    assert torch.equal(embedding, before)
+# --- precision --------------------------------------------------------------------------------------------------------
 
 
 def test_an_update_runs_under_mixed_precision():
@@ -229,6 +183,11 @@ def test_every_wrong_hyper_parameter_is_named_at_once():
         max_generation_batches=0,
         overlong_buffer_tokens=-1,
         updates_per_step=0,
+        passes=1.5,
+        entropy_coef=-0.1,
+        importance_cap=float("inf"),
+        importance_level="row",
+        lr_schedule="step",
         lr=0.0,
         warmup_steps=-1,
         weight_decay=-0.5,
@@ -236,26 +195,33 @@ def test_every_wrong_hyper_parameter_is_named_at_once():
         beta2=-0.1,
         max_grad_norm=-1.0,
     )
-    messages = dict(message.split(" ", 1) for message in algorithm.invalid())
+    messages = dict(message.split(": ", 1) for message in algorithm.invalid())
     assert messages == {
-        "--algo.lr": "must be > 0, got 0.0",
-        "--algo.warmup_steps": "must be >= 0 steps, got -1",
-        "--algo.weight_decay": "must be >= 0, got -0.5",
-        "--algo.beta1": "must be in [0, 1), got 1.0",
-        "--algo.beta2": "must be in [0, 1), got -0.1",
-        "--algo.max_grad_norm": "must be >= 0, got -1.0",
-        "--algo.updates_per_step": "must be at least 1 optimizer step, got 0",
-        "--algo.clip_eps_low": "must be in (0, 1), got 1.0",
-        "--algo.clip_eps_high": "must be > 0, got -0.1",
-        "--algo.dual_clip": "must be > 1 or null, got 1.0",
-        "--algo.max_generation_batches": "must be at least 1, got 0",
-        "--algo.overlong_buffer_tokens": "must be >= 0 tokens, got -1",
+        "--algo.lr": "expected a number > 0, got 0.0",
+        "--algo.warmup_steps": "expected an integer >= 0, got -1",
+        "--algo.lr_schedule": "expected constant, linear or cosine, got 'step'",
+        "--algo.weight_decay": "expected a number >= 0, got -0.5",
+        "--algo.beta1": "expected a number >= 0 and < 1, got 1.0",
+        "--algo.beta2": "expected a number >= 0 and < 1, got -0.1",
+        "--algo.max_grad_norm": "expected a number >= 0, got -1.0",
+        "--algo.updates_per_step": "expected an integer > 0, got 0",
+        "--algo.passes": "expected an integer > 0, got 1.5",
+        "--algo.clip_eps_low": "expected a number > 0 and < 1, got 1.0",
+        "--algo.clip_eps_high": "expected a number > 0, got -0.1",
+        "--algo.dual_clip": "expected a number > 1 or null, got 1.0",
+        "--algo.max_generation_batches": "expected an integer > 0, got 0",
+        "--algo.overlong_buffer_tokens": "expected an integer >= 0, got -1",
+        "--algo.entropy_coef": "expected a number >= 0, got -0.1",
+        "--algo.importance_cap": "expected a number >= 1, got inf",
+        "--algo.importance_level": "expected token or sequence, got 'row'",
     }
+    with pytest.raises(ValueError, match=r"--algo.lr: expected a number > 0, got 0.0"):
+        fit(algorithm, make_policy(), [step_of(random_batch())])
 
 
 def test_a_consolidation_names_its_own_flags():
     messages = RFT(epochs=0, rollouts_per_update=0, lr=-1.0).invalid()
-    assert sorted(message.split(" ")[0] for message in messages) == [
+    assert sorted(message.split(":")[0] for message in messages) == [
         "--consolidate.epochs",
         "--consolidate.lr",
         "--consolidate.rollouts_per_update",
@@ -265,6 +231,11 @@ def test_a_consolidation_names_its_own_flags():
 @pytest.mark.parametrize("module", [DAPO(), RFT(), DAPO(dynamic_sampling=False, dual_clip=3.0, max_grad_norm=0.0)])
 def test_the_defaults_are_valid(module):
     assert module.invalid() == []
+
+
+def test_a_copy_keeps_what_is_wrong():
+    """The loop trains a copy in each round."""
+    assert copy.deepcopy(DAPO(lr=-1.0)).invalid() == ["--algo.lr: expected a number > 0, got -1.0"]
 
 
 # --- a new algorithm is two methods -----------------------------------------------------------------------------------

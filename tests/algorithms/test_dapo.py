@@ -17,7 +17,8 @@ from builders import (
     slow_logprobs,
 )
 
-from rloop_lightning.algorithms.dapo import DAPO, soft_overlong_punishment
+from rloop_lightning.algorithms.dapo import DAPO
+from rloop_lightning.algorithms.overlong import soft_overlong_punishment
 from rloop_lightning.types import RolloutBatch, RolloutStep, SamplingParams
 
 SAMPLING = SamplingParams(max_new_tokens=10)
@@ -171,12 +172,6 @@ def test_dynamic_sampling_looks_at_success_not_at_reward(successes, kept):
         group = make_group(*[make_rollout(reward=r, success=i in successes) for i, r in enumerate(rewards)])
         assert DAPO().keep_group(group) is kept
         assert DAPO(dynamic_sampling=False).keep_group(group)
-
-
-def test_without_dynamic_sampling_there_is_one_generation_batch():
-    assert DAPO().max_generation_batches == 10
-    assert DAPO(max_generation_batches=3).max_generation_batches == 3
-    assert DAPO(dynamic_sampling=False, max_generation_batches=3).max_generation_batches == 1
 
 
 def test_overlong_filtering_masks_truncated_rollouts_alone():

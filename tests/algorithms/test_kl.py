@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rloop_lightning.algorithms.losses import kl
+from rloop_lightning.algorithms.kl_term import kl
 
 PI = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
 OTHER = torch.tensor([0.2, 0.2, 0.6], dtype=torch.float64)

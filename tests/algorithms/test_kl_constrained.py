@@ -21,7 +21,8 @@ from slow_updates import MoveTo, moved_policy, slow_update, step_of
 
 from rloop_lightning.algorithms.dapo import DAPO
 from rloop_lightning.algorithms.grpo import GRPO
-from rloop_lightning.algorithms.kl import KLConstrained, adapted
+from rloop_lightning.algorithms.kl import KLConstrained
+from rloop_lightning.algorithms.kl_term import adapted
 from rloop_lightning.algorithms.reference import Reference
 from rloop_lightning.callbacks.checkpoint import PhaseCheckpoint, checkpoints
 from rloop_lightning.model.policy import Policy
@@ -61,7 +62,7 @@ class Watch(StepMetrics):
     def on_train_batch_end(self, trainer, pl_module, *rest):
         state = trainer.optimizers[0].state
         moments = {int(of_parameter["step"]) for of_parameter in state.values()}
-        reference = None if pl_module.reference is None else weights(pl_module.reference)
+        reference = None if pl_module.kl.reference is None else weights(pl_module.kl.reference)
         self.seen.append((weights(pl_module.policy), reference, moments))
         super().on_train_batch_end(trainer, pl_module, *rest)
 
@@ -93,9 +94,9 @@ def test_nothing_of_the_reference_is_trained():
     trainer = fit(module, policy, steps(1))
     trained = {id(p) for group in trainer.optimizers[0].param_groups for p in group["params"]}
     assert trained == {id(p) for p in policy.parameters()}
-    assert module.reference is not None
-    assert not any(p.requires_grad for p in module.reference.parameters())
-    assert {id(p) for p in module.reference.parameters()}.isdisjoint(trained)
+    assert module.kl.reference is not None
+    assert not any(p.requires_grad for p in module.kl.reference.parameters())
+    assert {id(p) for p in module.kl.reference.parameters()}.isdisjoint(trained)
 
 
 @pytest.mark.parametrize("make", [lambda: KLConstrained(kl_target=0.01, **FAST), lambda: GRPO(kl_beta=0.1, lr=0.02)])
@@ -160,14 +161,14 @@ def test_each_step_is_weighed_by_what_the_steps_before_made_of_beta():
         beta *= 1 + 0.5 * min(max(step["policy/kl_nats"] / 0.1 - 1, -0.2), 0.2)
         betas.append(step["train/kl_beta"])
         assert betas[-1] == pytest.approx(beta)
-    assert module.kl_beta == betas[-1]
+    assert float(module.kl.beta) == betas[-1]
     assert len(set(betas)) == 4
 
 
 def test_without_a_target_beta_stays():
     module = KLConstrained(kl_beta=0.25, **FAST)
     watch = train(module, steps(3))
-    assert module.kl_beta == 0.25
+    assert float(module.kl.beta) == 0.25
     assert all("train/kl_beta" not in step for step in watch.steps)
 
 
@@ -260,11 +261,11 @@ def test_with_an_adapter_a_reset_is_refused():
 
 def test_every_wrong_setting_is_named():
     assert KLConstrained(kl_beta=-0.1, kl_target=-1.0, kl_adaptation=0.0, reference_reset_steps=-1).invalid() == [
-        "--algo.kl_beta must be >= 0, got -0.1",
-        "--algo.kl_target must be > 0 nats or null, got -1.0",
+        "--algo.kl_beta: expected a number >= 0, got -0.1",
+        "--algo.kl_target: expected a number > 0 or null, got -1.0",
+        "--algo.kl_adaptation: expected a number > 0, got 0.0",
+        "--algo.reference_reset_steps: expected an integer >= 0, got -1",
         "--algo.kl_beta must be > 0 with --algo.kl_target: 0 stays 0, got -0.1",
-        "--algo.kl_adaptation must be > 0, got 0.0",
-        "--algo.reference_reset_steps must be >= 0 rollout steps, got -1",
     ]
     assert KLConstrained(kl_beta=0.0, reference_reset_steps=5).invalid() == [
         "--algo.reference_reset_steps must be 0 with --algo.kl_beta 0, which has no reference, got 5"
@@ -284,4 +285,9 @@ def test_k1_in_the_loss_is_refused(cls):
 def test_a_constrained_dapo_is_dapo_but_for_the_term():
     module = KLConstrained()
     assert isinstance(module, DAPO)
-    assert (module.kl_beta, module.kl_estimator, module.clip_eps_high) == (0.04, "k3", 0.28)
+    assert (module.kl.initial_beta, module.kl.estimator, module.kl.place, module.clip_eps_high) == (
+        0.04,
+        "k3",
+        "loss",
+        0.28,
+    )

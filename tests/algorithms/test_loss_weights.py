@@ -10,13 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rloop_lightning.algorithms.losses import (
-    importance_weights,
-    loss_count,
-    policy_gradient,
-    row_weights,
-    sequence_ratio,
-)
+from rloop_lightning.algorithms.aggregation import loss_count, row_weights
+from rloop_lightning.algorithms.importance import importance_weights
+from rloop_lightning.algorithms.losses import policy_gradient, sequence_ratio
 
 LN2 = math.log(2)
 # Two rollouts: three tokens, of which the second carries no loss; and one token.

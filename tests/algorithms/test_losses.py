@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rloop_lightning.algorithms.losses import clipped, clipped_surrogate, loss_count, negative_log_likelihood, ratio
+from rloop_lightning.algorithms.aggregation import loss_count
+from rloop_lightning.algorithms.losses import clipped, clipped_surrogate, negative_log_likelihood, ratio
 
 EPS = {"clip_eps_low": 0.2, "clip_eps_high": 0.28}
 

@@ -184,20 +184,17 @@ def test_every_wrong_setting_is_named():
     assert Replay(
         replay_per_problem=-1, replay_share=0.0, replay_start_success_rate=1.5, replay_stored_per_problem=0
     ).invalid() == [
-        "--algo.replay_per_problem must be >= 0, got -1",
-        "--algo.replay_share must be in (0, 1], got 0.0",
-        "--algo.replay_start_success_rate must be in [0, 1], got 1.5",
-        "--algo.replay_stored_per_problem must be at least 1 and --algo.replay_per_problem -1, got 0",
+        "--algo.replay_per_problem: expected an integer >= 0, got -1",
+        "--algo.replay_share: expected a number > 0 and <= 1, got 0.0",
+        "--algo.replay_start_success_rate: expected a number >= 0 and <= 1, got 1.5",
+        "--algo.replay_stored_per_problem: expected an integer > 0, got 0",
     ]
 
 
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        (
-            {"replay_per_problem": 17},
-            "replay_stored_per_problem must be at least 1 and --algo.replay_per_problem 17, got 16",
-        ),
+        ({"replay_per_problem": 17}, "replay_stored_per_problem must be at least --algo.replay_per_problem 17, got 16"),
         ({"replay_advantages": "split"}, "replay_advantages apart are all 0 where only successes are stored; set"),
         (
             {"replay_advantages": "split", "replay_successes_only": False, "replay_per_problem": 1},

@@ -101,8 +101,8 @@ def test_a_kl_term_holds_it_near_the_initial_policy(estimator):
 
 def test_every_wrong_setting_is_named():
     assert RFT(weight_temperature=0.0, kl_beta=-1.0).invalid() == [
-        "--consolidate.kl_beta must be >= 0, got -1.0",
-        "--consolidate.weight_temperature must be > 0, got 0.0",
+        "--consolidate.kl_beta: expected a number >= 0, got -1.0",
+        "--consolidate.weight_temperature: expected a number > 0, got 0.0",
     ]
 
 

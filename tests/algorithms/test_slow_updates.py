@@ -23,8 +23,9 @@ def test_grpo(high):
     assert 0.1 < metrics["policy/clip_fraction"] < 0.9
 
 
-@pytest.mark.parametrize("kl_in", ["loss", "reward"])
-@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+@pytest.mark.parametrize(
+    ("estimator", "kl_in"), [("k2", "loss"), ("k3", "loss"), ("k1", "reward"), ("k2", "reward"), ("k3", "reward")]
+)
 def test_grpo_with_a_kl_term(estimator, kl_in):
     ours = GRPO(kl_beta=0.5, kl_estimator=estimator, kl_in=kl_in)
     slow = Slow(aggregation="sequence-mean", beta=0.5, estimator=estimator, kl_in=kl_in)
@@ -87,11 +88,7 @@ def test_a_kl_term_is_not_corrected_for_the_engine():
 @pytest.mark.parametrize("name", ["token-mean", "sequence-mean", "constant"])
 def test_rollouts_that_carry_no_loss_are_not_counted(name):
     """Overlong filtering, under each way to count."""
-
-    class Masked(DAPO):
-        aggregation = name
-
-    module = Masked(mask_truncated=True, **ONE)
+    module = DAPO(mask_truncated=True, aggregation=name, **ONE)
     groups = random_groups()
     assert {rollout.finish_reason for group in groups for rollout in group.rollouts} == {"stop", "length"}
     assert_update_is(module, Slow(high=0.28, aggregation=name), groups)

@@ -105,7 +105,7 @@ def test_help_shows_the_fields_of_the_chosen_algorithm(capsys: pytest.CaptureFix
     shown = " ".join(capsys.readouterr().out.split())
     assert ended.value.code == 0
     assert "--algo.clip_eps_high" in shown
-    assert "the ratio's gradient ends above 1 + clip_eps_high" in shown
+    assert "gets no gradient once its ratio exceeds 1 + clip_eps_high" in shown
 
 
 def test_trainer_flags_reach_the_trainer() -> None:
@@ -125,8 +125,8 @@ def test_two_trainers_share_no_callback() -> None:
 
 def test_all_wrong_settings_are_named_at_once() -> None:
     message = usage_error("--algo.clip_eps_low", "-0.1", "--loop.rounds", "0", "--eval.k", "[64]", "--algo.lr=-1")
-    assert "--algo.clip_eps_low must be in (0, 1), got -0.1" in message
-    assert "--algo.lr must be > 0, got -1" in message
+    assert "--algo.clip_eps_low: expected a number > 0 and < 1, got -0.1" in message
+    assert "--algo.lr: expected a number > 0, got -1" in message
     assert "--loop.rounds: expected an integer > 0, got 0" in message
     assert "--eval.k must lie between 1 and --eval.samples (32), got [64]" in message
 

@@ -31,17 +31,26 @@ REPLAYED = (3, 10)
 BY_TOKEN = {"importance_correction": "truncate", "importance_cap": 1.2}
 BY_ROLLOUT = {"importance_correction": "mask", "importance_level": "sequence", "importance_cap": 3.0}
 
+IN_LOSS = {"kl_beta": 0.5, "kl_estimator": "k2"}
+IN_REWARD = {"kl_beta": 0.5, "kl_estimator": "k1", "kl_in": "reward"}
+ENTROPY = {"entropy_coef": 0.3}
+
 SETTINGS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
-    "dapo": {"dual clip": {"dual_clip": 1.5}, "token weights": BY_TOKEN},
-    "grpo": {
-        "": {},
-        "k2 in the loss": {"kl_beta": 0.5, "kl_estimator": "k2"},
-        "k1 in the reward": {"kl_beta": 0.5, "kl_estimator": "k1", "kl_in": "reward"},
+    "dapo": {"dual clip": {"dual_clip": 1.5}, "k2, token weights, entropy": {**IN_LOSS, **BY_TOKEN, **ENTROPY}},
+    "dr-grpo": {"": {}, "k2, token weights, entropy": {**IN_LOSS, **BY_TOKEN, **ENTROPY}},
+    "grpo": {"": {}, "k2 in the loss": IN_LOSS, "k1 in the reward": IN_REWARD, "entropy": ENTROPY},
+    "gspo": {
+        "wide": {"clip_eps_low": 0.1, "clip_eps_high": 0.1},
+        "k1 in the reward, rollout weights, entropy": {**IN_REWARD, **BY_ROLLOUT, **ENTROPY},
     },
-    "gspo": {"wide": {"clip_eps_low": 0.1, "clip_eps_high": 0.1}, "rollout weights": BY_ROLLOUT},
     "kl": {"k3": {"kl_beta": 0.5}},
-    "minirl": {"": {}, "length normalised": {"length_normalised": True}},
-    "rft": {"": {}, "k3": {"kl_beta": 0.5}},
+    "minirl": {
+        "": {},
+        "length normalised": {"length_normalised": True},
+        "k2, token weights, entropy": {**IN_LOSS, **BY_TOKEN, **ENTROPY, "importance_weight": False},
+    },
+    "replay": {"": {}, "k1 in the reward, token weights, entropy": {**IN_REWARD, **BY_TOKEN, **ENTROPY}},
+    "rft": {"": {}, "k3": {"kl_beta": 0.5}, "sequence-mean": {"aggregation": "sequence-mean"}},
 }
 
 CASES: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
@@ -112,6 +121,9 @@ class EveryAlgorithm(UpdateOnlyDAPO):
             metrics = self.update(module.prepare(batch) if isinstance(module, Algorithm) else batch)
             self.note(metrics)
             torch.save(self.noted, self.folder / f"{case} metrics {self.global_rank}.pt")
+
+    def scores(self, batch: RolloutBatch) -> Any:
+        return self.current.scores(batch)
 
     def micro_batch_loss(self, scores: Any, batch: RolloutBatch) -> LossOutput:
         return self.current.micro_batch_loss(scores, batch)

@@ -14,7 +14,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from builders import GradientRecorder, StepMetrics, fit, make_group, make_policy, make_rollout, slow_logprobs
+from builders import (
+    GradientRecorder,
+    StepMetrics,
+    fit,
+    gradients,
+    make_group,
+    make_policy,
+    make_rollout,
+    slow_distributions,
+    slow_logprobs,
+)
 from slow_updates import MoveTo, Token, moved_policy, slow_update, with_engine_logprobs, with_old_logprobs
 from torch import Tensor
 
@@ -77,6 +87,8 @@ class Slow:
     beta: float = 0.0
     estimator: str = "k3"
     kl_in: str = "loss"
+    entropy_coef: float = 0.0
+    buffer: int = 0  # tokens of the soft overlong punishment
 
     def update(
         self, policy: Policy, reference: Policy, groups: Sequence[Group], batch: RolloutBatch
@@ -96,7 +108,23 @@ class Slow:
             share = 1 / len(logprobs) if self.aggregation == "sequence-mean" else 1.0
             return [(share * v, share * s) for v, s in tokens]
 
-        return slow_update(policy, batch, row_loss, self.count(batch))
+        gradient, value = slow_update(policy, batch, row_loss, self.count(batch))
+        if self.entropy_coef:
+            entropy_gradient, entropy = self.entropy(policy, batch)
+            return gradient - self.entropy_coef * entropy_gradient, value - self.entropy_coef * entropy
+        return gradient, value
+
+    def entropy(self, policy: Policy, batch: RolloutBatch) -> tuple[Tensor, float]:
+        """Of the tokens in the loss, added up as their losses are: gradient and value, by autograd over all logits."""
+        policy.zero_grad()
+        total = torch.zeros((), dtype=torch.float64)
+        for i, row in enumerate(slow_distributions(policy, batch)):
+            share = 1 / len(row) if self.aggregation == "sequence-mean" else 1.0
+            for t in range(len(row)):
+                if batch.loss_mask[i, t]:
+                    total = total - share / self.count(batch) * (row[t].exp() * row[t]).sum()
+        total.backward()
+        return gradients(policy), float(total)
 
     def tokens(self, advantage: float, logprobs: Sequence[float], old: Sequence[float], engine: Sequence[float]) -> Any:
         """Each token's loss and slope, corrected for the engine."""
@@ -135,7 +163,9 @@ class Slow:
                 if self.beta and self.kl_in == "reward":
                     for t in range(rollout.length):
                         penalty += slow_kl(old[row][t], references[row][t], self.estimator)[0]
-                rewards.append(rollout.reward - self.beta * penalty)
+                over = rollout.length - (LIMIT - self.buffer)
+                late = min(over / self.buffer, 1.0) if self.buffer and over > 0 else 0.0
+                rewards.append(rollout.reward - self.beta * penalty - late)
                 row += 1
             found += slow_advantages(rewards, self.normalised)
         return found
@@ -144,6 +174,41 @@ class Slow:
         rows = sum(any(row) for row in batch.loss_mask.tolist())
         tokens = sum(sum(row) for row in batch.loss_mask.tolist())
         return {"token-mean": tokens, "constant": rows * LIMIT}.get(self.aggregation, rows)
+
+
+@dataclass(frozen=True)
+class SlowMiniRL(Slow):
+    normalised: bool = False
+    aggregation: str = "sequence-sum"
+    high: float = 0.27
+    cap: float = 5.0
+    weighs: bool = True
+    clips: bool = True
+
+    def tokens(self, advantage: float, logprobs: Sequence[float], old: Sequence[float], engine: Sequence[float]) -> Any:
+        found = []
+        weights = self.weights(old[: len(logprobs)], engine)
+        for weight, logprob, old_logprob, engine_logprob in zip(weights, logprobs, old, engine, strict=False):
+            if self.weighs:
+                weight *= min(math.exp(logprob - engine_logprob), self.cap)
+            rho = math.exp(logprob - old_logprob)
+            outside = (advantage > 0 and rho > 1 + self.high) or (advantage < 0 and rho < 1 - self.low)
+            if self.clips and outside:
+                weight = 0.0
+            found.append((-weight * advantage * logprob, -weight * advantage))
+        return found
+
+
+SLOW = {
+    "dapo": Slow(high=0.28),
+    "dr-grpo": Slow(normalised=False, aggregation="constant"),
+    "grpo": Slow(aggregation="sequence-mean"),
+    "gspo": Slow(aggregation="sequence-mean", low=3e-4, high=4e-4, of_rollout=True),
+    "kl": Slow(high=0.28, beta=0.04),
+    "minirl": SlowMiniRL(),
+    "replay": Slow(high=0.28),
+}
+"""Every algorithm with its defaults."""
 
 
 def off_policy(batch: RolloutBatch, policy: Policy) -> RolloutBatch:

@@ -50,6 +50,29 @@ def test_values_and_gradients_equal_log_softmax(
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("piece", [1, 5, 1000])
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
+@pytest.mark.parametrize("with_logprobs", [False, True])
+def test_entropies_have_gradients_on_request(
+    monkeypatch: pytest.MonkeyPatch, temperature: float, piece: int, with_logprobs: bool
+) -> None:
+    """Of the entropies alone, and of both: autograd over all logits says what they are."""
+    monkeypatch.setitem(module.LOGITS_PER_PIECE, "cpu", piece * ROWS)
+    hidden, head, targets = inputs()
+
+    def total(logprobs: Tensor, entropies: Tensor) -> Tensor:
+        return (COEFFICIENTS.flip(0) * entropies).sum() + with_logprobs * (COEFFICIENTS * logprobs).sum()
+
+    logprobs, entropies = token_scores(hidden, head, targets, temperature, entropy_gradient=True)
+    found = torch.autograd.grad(
+        total(logprobs, entropies) if with_logprobs else total(logprobs.detach(), entropies), (hidden, head)
+    )
+    slow = torch.autograd.grad(total(*slow_scores(hidden, head, targets, temperature)), (hidden, head))
+    for actual, expected in zip(found, slow, strict=True):
+        assert float(expected.abs().max()) > 0.1
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=2e-5)
+
+
 def test_large_logits_do_not_overflow() -> None:
     hidden, head, targets = inputs()
     logprobs, entropies = token_scores(hidden * 1000, head, targets, 1.0)

@@ -27,7 +27,7 @@ class TablePolicy(Policy):
         self.max_tokens_per_micro_batch = max_tokens_per_micro_batch
         self.table = nn.Parameter(table.clone())  # [B, T]
 
-    def logprobs(self, batch: RolloutBatch) -> TokenScores:
+    def logprobs(self, batch: RolloutBatch, *, entropy_gradient: bool = False) -> TokenScores:
         scores = self.table[batch.rows, : batch.loss_mask.shape[1]] * batch.completion_mask
         return TokenScores(scores, torch.zeros_like(scores.detach()))
 

@@ -19,6 +19,7 @@ from rloop_lightning.algorithms.dapo import DAPO
 from rloop_lightning.algorithms.dr_grpo import DrGRPO
 from rloop_lightning.algorithms.grpo import GRPO
 from rloop_lightning.algorithms.gspo import GSPO
+from rloop_lightning.algorithms.importance import ImportanceCorrection
 
 ROOT = Path(__file__).parents[2]
 TABLES = random_tables(3)
@@ -79,13 +80,9 @@ def test_rollouts_without_a_token_in_the_loss_are_counted_there(tmp_path: Path, 
     settings = {"loss_type": loss_type, "mask_truncated_completions": True, **TRL_CLIP}
     (theirs,) = trl_runs([TABLES], tmp_path, updates=2, pieces=2, **SCALED_NONE, **settings)
 
-    class Masking(DrGRPO):
-        aggregation = "sequence-mean" if loss_type == "grpo" else "constant"
-
-        def in_loss(self, rollout):
-            return rollout.finish_reason != "length"
-
-    ours = ours_beside(theirs, Masking(updates_per_step=2, **CLIP), TABLES, scaled=False)
+    count = "sequence-mean" if loss_type == "grpo" else "constant"
+    masking = DrGRPO(mask_truncated=True, aggregation=count, updates_per_step=2, **CLIP)
+    ours = ours_beside(theirs, masking, TABLES, scaled=False)
     factors = [float((~TABLES.truncated[rows]).sum()) / len(rows) for rows in theirs.rows]
     assert max(factors) < 1
     assert_equal(ours, theirs, factors)
@@ -175,7 +172,7 @@ def test_defaults(tmp_path: Path) -> None:
     assert theirs.vllm_importance_sampling_correction
     assert theirs.vllm_importance_sampling_mode == "sequence_mask"
     assert theirs.vllm_importance_sampling_clip_max == 3.0
-    assert (DAPO().importance_correction, DAPO().importance_level, DAPO().importance_cap) == ("none", "token", 2.0)
+    assert DAPO().importance == ImportanceCorrection(mode="none", level="token", cap=2.0)
     assert theirs.use_bias_correction_kl
 
 

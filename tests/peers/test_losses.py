@@ -24,7 +24,8 @@ from rloop_lightning.algorithms.dapo import DAPO
 from rloop_lightning.algorithms.dr_grpo import DrGRPO
 from rloop_lightning.algorithms.grpo import GRPO
 from rloop_lightning.algorithms.gspo import GSPO
-from rloop_lightning.algorithms.losses import clipped, importance_weights, ratio, sequence_ratio
+from rloop_lightning.algorithms.importance import importance_weights
+from rloop_lightning.algorithms.losses import clipped, ratio, sequence_ratio
 from rloop_lightning.algorithms.minirl import MiniRL
 
 UPDATES = 2

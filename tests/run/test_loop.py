@@ -135,16 +135,16 @@ def test_the_expert_set_holds_successes_only(run: Path) -> None:
 def test_clip_eps_high_takes_three_hops_from_the_command_line_to_the_loss(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rloop_lightning.algorithms import clipped
+    from rloop_lightning.algorithms import dapo
 
     seen = []
-    original = clipped.clipped_surrogate
+    original = dapo.clipped_surrogate
 
     def spy(*args: torch.Tensor, clip_eps_high: float, **kwargs: float) -> torch.Tensor:
         seen.append(clip_eps_high)
         return original(*args, clip_eps_high=clip_eps_high, **kwargs)
 
-    monkeypatch.setattr(clipped, "clipped_surrogate", spy)
+    monkeypatch.setattr(dapo, "clipped_surrogate", spy)
     sizes = ["--loop.rounds=1", "--loop.explore_steps=1", "--consolidate=none", "--debug"]
     assert fit(tmp_path / "run", *sizes, "--algo.clip_eps_high", "0.37") == 0
     assert set(seen) == {0.37}

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import json
+from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -15,25 +19,30 @@ from same_run import assert_same_run
 from tiny_run import TinyRun
 
 from rloop_lightning.algorithms import ALGORITHMS, CONSOLIDATIONS
+from rloop_lightning.algorithms.grpo import GRPO
 from rloop_lightning.algorithms.policy_module import PolicyModule
+from rloop_lightning.algorithms.rft import RFT
 from rloop_lightning.cli.main import main
 from rloop_lightning.cli.registry import find_class
 from rloop_lightning.model.policy import embedded_model_path
 from rloop_lightning.run.metrics_csv import read_metrics
 
+# Every option that all algorithms have.
+OPTIONS = [
+    *("--algo.dynamic_sampling=true", "--algo.max_generation_batches=20", "--algo.passes=2"),
+    *("--algo.mask_truncated=true", "--algo.overlong_buffer_tokens=8"),
+    *("--algo.kl_beta=0.1", "--algo.kl_target=0.01", "--algo.kl_adaptation=0.5", "--algo.entropy_coef=0.01"),
+    *("--algo.importance_correction=truncate", "--algo.importance_cap=1.5"),
+    *("--algo.lr_schedule=cosine", "--algo.min_lr=2e-5", "--algo.optimizer_options={'amsgrad': true}"),
+]
 # What the tiny run needs of an algorithm to show all that it does.
 SETTINGS = {
-    "dapo": ["--algo.dynamic_sampling=false", "--algo.importance_correction=truncate"],
-    "grpo": ["--algo.kl_beta=0.04"],
-    "kl": ["--algo.dynamic_sampling=false", "--algo.kl_target=0.01", "--algo.reference_reset_steps=1"],
-    "replay": ["--algo.dynamic_sampling=false", "--algo.replay_successes_only=false"],
-    "rft": ["--consolidate.kl_beta=0.1", "--consolidate.weight=exp"],
+    "minirl": ["--algo.importance_weight=false"],
+    "replay": ["--algo.replay_successes_only=false"],
+    "rft": ["--consolidate.kl_beta=0.1", "--consolidate.weight=exp", "--consolidate.lr_schedule=linear"],
 }
+REPLAY = ["--algo=replay", "--algo.dynamic_sampling=false", "--algo.replay_successes_only=false"]
 METRICS = {
-    "dapo": {"policy/importance_weight"},
-    "grpo": {"policy/kl_nats"},
-    "kl": {"policy/kl_nats", "train/kl_beta"},
-    "minirl": {"policy/importance_weight"},
     "replay": {"replay/share", "replay/stored"},
     "rft": {"policy/kl_nats"},
 }
@@ -72,18 +81,36 @@ def moved(out: Path) -> bool:
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_every_algorithm_runs_by_its_short_name(name: str, config: Path, tmp_path: Path) -> None:
+def test_every_algorithm_runs_by_its_short_name_with_every_option(name: str, config: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    assert fit(config, out, "--algo", name, *SETTINGS.get(name, []), "--consolidate=none", "--debug") == 0
-    first, second = rows_of(out, "explore")
-    for row in (first, second):
-        assert {"train/loss", "policy/engine_kl_nats", "policy/engine_gap_nats_max"} | METRICS.get(name, set()) <= set(
-            row
-        )
+    rest = ["--data.train_size=100", "--consolidate=none", "--debug"]  # no problem comes twice in a step
+    assert fit(config, out, "--algo", name, *OPTIONS, *SETTINGS.get(name, []), *rest) == 0
+    rows, beta = rows_of(out, "explore"), 0.1
+    assert len(rows) == 2
+    for step, row in enumerate(rows):
+        assert {"train/loss", "policy/engine_gap_nats_max"} | METRICS.get(name, set()) <= set(row)
         assert row["grad/norm_preclip_max"] > 0
         assert row["grad/skipped_updates"] == 0
-    assert len(pq.read_table(out / "round-0" / "pool")) == 2 * 32
+        assert 0 < row["policy/importance_weight"] <= 1.5
+        beta *= 1 + 0.5 * min(max(row["policy/kl_nats"] / 0.01 - 1, -0.2), 0.2)
+        assert row["train/kl_beta"] == pytest.approx(beta)
+        generated = pq.read_table(out / "round-0" / "pool" / f"step-{step + 1:06d}.parquet").to_pylist()
+        mixed, all_groups = count_groups(generated)
+        assert row["rollout/kept_rate"] == pytest.approx(mixed / all_groups)
+        assert mixed >= 4
+    assert [row["train/lr"] for row in rows] == pytest.approx([1e-4, 6e-5])
+    budget = json.loads((out / "state.json").read_text())["budget"]
+    assert budget["optimizer_steps"] == 2 * 2 * 2  # steps, passes, mini-batches
     assert moved(out)
+
+
+def count_groups(generated: list[dict[str, Any]]) -> tuple[int, int]:
+    """How many groups of a shard hold both right and wrong rollouts, and how many there are."""
+    successes: dict[str, list[bool]] = defaultdict(list)
+    for rollout in generated:
+        successes[rollout["problem_id"]].append(rollout["success"])
+    assert {len(group) for group in successes.values()} == {8}
+    return sum(0 < sum(group) < 8 for group in successes.values()), len(successes)
 
 
 @pytest.mark.parametrize("name", CONSOLIDATIONS)
@@ -93,6 +120,8 @@ def test_every_consolidation_runs_by_its_short_name(name: str, config: Path, tmp
     assert fit(config, out, "--consolidate", name, *still, *SETTINGS.get(name, []), "--debug") == 0
     rows = rows_of(out, "consolidate")
     assert rows
+    lrs = [row["train/lr"] for row in rows]
+    assert lrs == pytest.approx([1e-4 * (1 - step / len(rows)) for step in range(len(rows))])
     assert all({"train/loss"} | METRICS.get(name, set()) <= set(row) for row in rows)
     assert moved(out)
 
@@ -101,7 +130,7 @@ def test_replay_trains_on_what_it_generated_before(config: Path, tmp_path: Path)
     """Four problems, each in every step: from the second one on all have stored rollouts. The pool holds new ones."""
     out = tmp_path / "run"
     sizes = ["--loop.explore_steps=3", "--consolidate=none", "--algo.replay_share=0.5"]
-    assert fit(config, out, "--algo=replay", *SETTINGS["replay"], *sizes, "--debug") == 0
+    assert fit(config, out, *REPLAY, *sizes, "--debug") == 0
     shares = [row["replay/share"] for row in rows_of(out, "explore")]
     assert shares == [0.0, pytest.approx(4 / 36), pytest.approx(4 / 36)]  # of two problems two rollouts each
     stored = [row["replay/stored"] for row in rows_of(out, "explore")]
@@ -112,8 +141,11 @@ def test_replay_trains_on_what_it_generated_before(config: Path, tmp_path: Path)
 # --- a run that is killed ---------------------------------------------------------------------------------------------
 
 RESUMED = {
-    "replay": ["--algo=replay", *SETTINGS["replay"], "--algo.replay_share=0.5", "--algo.replay_stored_per_problem=6"],
-    "kl": ["--algo=kl", *SETTINGS["kl"][:2], "--algo.reference_reset_steps=3"],
+    "replay": [*REPLAY, "--algo.replay_share=0.5", "--algo.replay_stored_per_problem=6"],
+    "gspo": [
+        *("--algo=gspo", "--algo.kl_beta=0.04", "--algo.kl_target=0.01", "--algo.reference_reset_steps=3"),
+        *("--algo.entropy_coef=0.01", "--algo.lr_schedule=cosine", "--algo.warmup_steps=2"),
+    ],
 }
 
 
@@ -151,7 +183,7 @@ def test_another_runs_pool_is_replayed_from_the_first_step_unless_it_is_damaged(
     other, out = tmp_path / "other", tmp_path / "run"
     dapo = ["--algo=dapo", "--algo.dynamic_sampling=false", "--consolidate=none"]
     assert fit(config, other, *dapo, "--loop.explore_steps=1", "--debug") == 0
-    replay = ["--algo=replay", *SETTINGS["replay"], "--consolidate=none", f"--algo.replay_pool={other}"]
+    replay = [*REPLAY, "--consolidate=none", f"--algo.replay_pool={other}"]
     assert fit(config, out, *replay, "--loop.explore_steps=1", "--debug") == 0
     assert rows_of(out, "explore")[0]["replay/share"] == pytest.approx(8 / 40)
     capsys.readouterr()
@@ -179,6 +211,10 @@ GROUPS = [("algo", "algorithms", name) for name in ALGORITHMS] + [
 ]
 
 
+DECIDED = {"MiniRL": {"aggregation"}}
+"""Fields of all that an algorithm sets itself: MiniRL's follows from `length_normalised`."""
+
+
 def fields_of(cls: type) -> dict[str, object]:
     """The keyword arguments of a class and of those that it extends, with its own defaults."""
     fields: dict[str, object] = {}
@@ -187,7 +223,7 @@ def fields_of(cls: type) -> dict[str, object]:
             for name, parameter in inspect.signature(base.__init__).parameters.items():
                 if parameter.kind is parameter.KEYWORD_ONLY:
                     fields[name] = parameter.default
-    return fields
+    return {name: default for name, default in fields.items() if name not in DECIDED.get(cls.__name__, set())}
 
 
 @pytest.mark.parametrize(("group", "registry", "name"), GROUPS)
@@ -222,33 +258,39 @@ def test_help_shows_every_field(group: str, registry: str, name: str, capsys: py
         (
             "--algo grpo --algo.kl_beta -1 --algo.kl_estimator k1 --algo.clip_eps_high 0 --algo.updates_per_step 0",
             (
-                "--algo.kl_beta must be >= 0, got -1",
+                "--algo.kl_beta: expected a number >= 0, got -1",
                 "--algo.kl_estimator must be k2 or k3 in the loss",
-                "--algo.clip_eps_high must be > 0, got 0",
-                "--algo.updates_per_step must be at least 1 optimizer step, got 0",
+                "--algo.clip_eps_high: expected a number > 0, got 0",
+                "--algo.updates_per_step: expected an integer > 0, got 0",
             ),
         ),
         (
             "--algo dr-grpo --algo.dual_clip 0.5 --algo.importance_cap 0.5",
-            ("--algo.dual_clip must be > 1 or null, got 0.5", "--algo.importance_cap must be >= 1, got 0.5"),
+            (
+                "--algo.dual_clip: expected a number > 1 or null, got 0.5",
+                "--algo.importance_cap: expected a number >= 1, got 0.5",
+            ),
         ),
-        ("--algo gspo --algo.clip_eps_low 1.5", ("--algo.clip_eps_low must be in (0, 1), got 1.5",)),
+        ("--algo gspo --algo.clip_eps_low 1.5", ("--algo.clip_eps_low: expected a number > 0 and < 1, got 1.5",)),
         (
             "--algo kl --algo.kl_beta 0 --algo.kl_target 0.1 --algo.reference_reset_steps 4 --algo.kl_adaptation 0",
             (
                 "--algo.kl_beta must be > 0 with --algo.kl_target: 0 stays 0, got 0",
                 "--algo.reference_reset_steps must be 0 with --algo.kl_beta 0",
-                "--algo.kl_adaptation must be > 0, got 0",
+                "--algo.kl_adaptation: expected a number > 0, got 0",
             ),
         ),
         (
             "--algo minirl --algo.clip_eps_low 0 --algo.importance_correction truncate",
-            ("--algo.clip_eps_low must be in (0, 1), got 0", "--algo.importance_correction would weigh twice"),
+            (
+                "--algo.clip_eps_low: expected a number > 0 and < 1, got 0",
+                "--algo.importance_correction weights tokens twice with --algo.importance_weight true",
+            ),
         ),
         (
             "--algo replay --algo.replay_share 2 --algo.replay_pool /nowhere --algo.replay_selection max-variance",
             (
-                "--algo.replay_share must be in (0, 1], got 2",
+                "--algo.replay_share: expected a number > 0 and <= 1, got 2",
                 "--algo.replay_pool must be a run or a pool with shards, got /nowhere",
                 "--algo.replay_selection has no variance where only successes are stored",
             ),
@@ -256,9 +298,19 @@ def test_help_shows_every_field(group: str, registry: str, name: str, capsys: py
         (
             "--consolidate rft --consolidate.weight_temperature 0 --consolidate.kl_beta -1 --algo.lr 0",
             (
-                "--consolidate.weight_temperature must be > 0, got 0",
-                "--consolidate.kl_beta must be >= 0, got -1",
-                "--algo.lr must be > 0, got 0",
+                "--consolidate.weight_temperature: expected a number > 0, got 0",
+                "--consolidate.kl_beta: expected a number >= 0, got -1",
+                "--algo.lr: expected a number > 0, got 0",
+            ),
+        ),
+        (
+            "--algo grpo --algo.lr_schedule linear --algo.lr 1e-3 --algo.min_lr 0.1 --algo.optimizer torch.Tensor "
+            "--consolidate.min_lr 1e-7 --consolidate.optimizer_options {'momentum':0.9}",
+            (
+                "--algo.min_lr must be at most --algo.lr 0.001, got 0.1",
+                "--algo.optimizer is no subclass of torch.optim.Optimizer, got torch.Tensor",
+                "--consolidate.min_lr needs --consolidate.lr_schedule linear or cosine, got 1e-07",
+                "--consolidate.optimizer_options must hold arguments of torch.optim.AdamW, which has no momentum",
             ),
         ),
         ("--algo kl --algo.kl_estimator k4", ("--algo.kl_estimator: expected k1, k2 or k3, got 'k4'",)),
@@ -274,3 +326,14 @@ def test_wrong_settings_are_named_at_once(arguments: str, said: tuple[str, ...])
     for text in said:
         assert text in message
     assert len(message.splitlines()) == len(said)
+
+
+def test_modules_made_in_python_are_refused_before_a_run() -> None:
+    parts = parse("--algo", "grpo").parts
+    assert parts.validate() == []
+    wrong = replace(parts, algorithm=GRPO(entropy_coef=-1.0, overlong_buffer_tokens=64), consolidation=RFT(epochs=0))
+    assert wrong.validate() == [
+        "--algo.entropy_coef: expected a number >= 0, got -1.0",
+        "--consolidate.epochs: expected an integer > 0, got 0",
+        "--algo.overlong_buffer_tokens 64 must be below --engine.max_new_tokens 64",
+    ]

@@ -10,6 +10,8 @@ import pytest
 from jsonargparse import ArgumentParser
 
 from rloop_lightning.system.fields import (
+    AboveOne,
+    AtLeastOne,
     ClosedUnitInterval,
     LeftOpenUnitInterval,
     NonNegativeFloat,
@@ -22,6 +24,7 @@ from rloop_lightning.system.fields import (
     in_words,
     plain,
     wrong_fields,
+    wrong_values,
 )
 
 
@@ -37,6 +40,8 @@ class Settings:
     width: OpenUnitInterval = 0.5
     top_p: LeftOpenUnitInterval = 1.0
     beta: RightOpenUnitInterval = 0.0
+    cap: AtLeastOne = 1.0
+    factor: AboveOne = 2.0
     limit: PositiveFloat | None = None
     k: tuple[PositiveInt, ...] = (1,)
     weights: dict[str, NonNegativeFloat] | None = None
@@ -63,6 +68,8 @@ class Settings:
         ("width", 1, "a number > 0 and < 1"),
         ("top_p", 0.0, "a number > 0 and <= 1"),
         ("beta", 1.0, "a number >= 0 and < 1"),
+        ("cap", 0.9, "a number >= 1"),
+        ("factor", 1.0, "a number > 1"),
         ("limit", 0.0, "a number > 0 or null"),
         ("k", (1, 0), "a list, each an integer > 0"),
         ("k", 1, "a list, each an integer > 0"),
@@ -106,6 +113,14 @@ def test_arguments_of_base_classes_are_checked_and_those_that_are_not_kept_are_n
     with pytest.raises(ValueError, match=r"--part\.size: expected an integer > 0, got 0"):
         Inherits(size=0)
     assert wrong_fields(Inherits(rate=-1.0, unkept=0), "--part") == ["--part.rate: expected a number > 0, got -1.0"]
+
+
+def test_arguments_are_checked_without_an_object() -> None:
+    given = {"rate": 0.5, "unkept": 0, "size": -1, "unknown": None}
+    assert wrong_values(Inherits, given, "--part") == [
+        "--part.size: expected an integer > 0, got -1",
+        "--part.unkept: expected an integer > 0, got 0",
+    ]
 
 
 class Loosens(Base):
