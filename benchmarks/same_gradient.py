@@ -24,7 +24,8 @@ from benchmarks.side_trl import make_trainer
 from rloop_lightning.algorithms.dapo import DAPO
 from rloop_lightning.cli.registry import find_class
 from rloop_lightning.data.base import ProblemSource
-from rloop_lightning.model.policy import Policy, PolicyConfig
+from rloop_lightning.model.config import PolicyConfig
+from rloop_lightning.model.policy import Policy
 from rloop_lightning.rewards.base import Reward
 from rloop_lightning.types import Group, Problem, Rollout, SamplingParams
 

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from rloop_lightning.errors import RunFault, StateError, Stopped
     from rloop_lightning.evaluation import PassAtK, pass_at_k
     from rloop_lightning.evaluation.evaluator import EvaluationConfig
-    from rloop_lightning.model.policy import Policy, PolicyConfig
+    from rloop_lightning.model.config import PolicyConfig
+    from rloop_lightning.model.policy import Policy
     from rloop_lightning.rewards.base import Reward
     from rloop_lightning.rewards.countdown import CountdownReward
     from rloop_lightning.rewards.function import FunctionReward
@@ -133,7 +134,8 @@ _HOMES = {
     "errors": "RunFault StateError Stopped",
     "evaluation": "PassAtK pass_at_k",
     "evaluation.evaluator": "EvaluationConfig",
-    "model.policy": "Policy PolicyConfig",
+    "model.config": "PolicyConfig",
+    "model.policy": "Policy",
     "rewards.base": "Reward",
     "rewards.countdown": "CountdownReward",
     "rewards.function": "FunctionReward",

@@ -203,6 +203,14 @@ def test_sides_take_turns() -> None:
     assert order == ["A", "B", "A", "B"]
 
 
+def test_a_checkout_takes_turns_with_another(tmp_path: Path) -> None:
+    main(["step_vs_checkout", "--toy", "--against", str(measure.ROOT), "--out", str(tmp_path)])
+    (turns,) = results(tmp_path)["step_vs_checkout on cpu"]["raw"].values()
+    assert set(turns) == {"before", "after"}
+    same = [[step["generated_tokens"] for step in side] for side in turns.values()]
+    assert same[0] == same[1]  # the same flags and weights
+
+
 def test_a_side_that_fails_says_why(tmp_path: Path) -> None:
     with (
         measure.Side("ours", "benchmarks.side_rloop", ["--no.such.flag=1"], tmp_path / "log") as side,
@@ -218,6 +226,8 @@ def test_a_side_that_fails_says_why(tmp_path: Path) -> None:
         (["limit", "--sizes", "2M"], "--sizes: no size '2M'"),
         (["limit", "--rounds", "0"], "--rounds must be at least 1, got 0"),
         (["limit", "--toy"], "--toy needs --out"),
+        (["step_vs_checkout"], "step_vs_checkout needs --against"),
+        (["step_vs_checkout", "--against", "/none"], "step_vs_checkout needs --against"),
         (["generate_vs_hf", "--vllm-python", "/none"], "--vllm-python /none: no such file"),
         (["limit", "--device", "cuda"], "--device cuda: torch finds no GPU here"),
     ],

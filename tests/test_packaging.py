@@ -151,7 +151,8 @@ def test_the_installed_command_shows_its_help(installed: Installed) -> None:
 def test_the_installed_package_loads_its_embedded_policy(installed: Installed) -> None:
     code = """
 import rloop_lightning
-from rloop_lightning.model.policy import Policy, PolicyConfig
+from rloop_lightning.model.config import PolicyConfig
+from rloop_lightning.model.policy import Policy
 
 policy = Policy.load(PolicyConfig())
 print(rloop_lightning.__file__, rloop_lightning.__version__, sum(p.numel() for p in policy.parameters()), sep="\\n")

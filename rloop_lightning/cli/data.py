@@ -25,8 +25,8 @@ from rloop_lightning.data.read import ReadProblems
 from rloop_lightning.data.readable import refusals
 from rloop_lightning.data.render import overlap_count, token_count
 from rloop_lightning.data.text import normalised
+from rloop_lightning.model.config import model_source
 from rloop_lightning.model.loading import load_tokenizer
-from rloop_lightning.model.policy import model_source
 from rloop_lightning.rewards.base import Reward
 from rloop_lightning.system.terminal import one_line, printable
 from rloop_lightning.types import Problem

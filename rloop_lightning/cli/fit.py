@@ -30,7 +30,8 @@ from rloop_lightning.cli.parse_errors import Context, parse
 from rloop_lightning.cli.registry import NONE, names
 from rloop_lightning.data.base import ProblemSource
 from rloop_lightning.evaluation.evaluator import EvaluationConfig
-from rloop_lightning.model.policy import Policy, PolicyConfig, policy_faults
+from rloop_lightning.model.config import PolicyConfig, policy_faults
+from rloop_lightning.model.policy import Policy
 from rloop_lightning.rollouts.filter import FilterConfig
 from rloop_lightning.run.folder import RunFolder
 from rloop_lightning.run.loop import LoopRunner

@@ -34,7 +34,8 @@ from rloop_lightning.data.records import Records, record_faults, record_sets, wr
 from rloop_lightning.engines.base import RolloutEngine
 from rloop_lightning.errors import Stopped
 from rloop_lightning.evaluation.evaluator import EvaluationConfig
-from rloop_lightning.model.policy import Policy, PolicyConfig
+from rloop_lightning.model.config import PolicyConfig
+from rloop_lightning.model.policy import Policy
 from rloop_lightning.rewards.base import Reward
 from rloop_lightning.rewards.function import RewardFunction
 from rloop_lightning.rollouts.filter import FilterConfig

@@ -10,7 +10,7 @@ Which modules compute these functions is found by trying them.
 from __future__ import annotations
 
 import inspect
-from types import MethodType
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,9 +22,9 @@ def fuse(model: nn.Module) -> None:
     """Replace the forward of each module that computes RMSNorm or SwiGLU."""
     for module in model.modules():
         if _is_rms_norm(module):
-            module.forward = MethodType(_rms_norm_forward, module)  # a method of its own, which a deep copy rebinds
+            module.forward = partial(_rms_norm_forward, module)  # which copies and pickles of a model bind anew
         elif _is_swiglu(module):
-            module.forward = MethodType(_swiglu_forward, module)
+            module.forward = partial(_swiglu_forward, module)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
@@ -85,15 +85,15 @@ def _normalised(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return x * scale, scale
 
 
-def _rms_norm_forward(self: Any, hidden_states: Tensor) -> Tensor:
-    device, dtype = hidden_states.device.type, torch.promote_types(hidden_states.dtype, self.weight.dtype)
+def _rms_norm_forward(module: Any, hidden_states: Tensor) -> Tensor:
+    device, dtype = hidden_states.device.type, torch.promote_types(hidden_states.dtype, module.weight.dtype)
     if torch.is_autocast_enabled(device) and hidden_states.dtype == torch.float32:  # the residual stream
         dtype = torch.get_autocast_dtype(device)
-    return rms_norm(hidden_states, self.weight, self.variance_epsilon, dtype)
+    return rms_norm(hidden_states, module.weight, module.variance_epsilon, dtype)
 
 
-def _swiglu_forward(self: Any, x: Tensor) -> Tensor:
-    return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
+def _swiglu_forward(module: Any, x: Tensor) -> Tensor:
+    return module.down_proj(swiglu(module.gate_proj(x), module.up_proj(x)))
 
 
 @torch.no_grad()

@@ -13,9 +13,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -23,76 +22,21 @@ from torch import Tensor, nn
 
 from rloop_lightning.errors import RunFault
 from rloop_lightning.model.agreement import takes_packed_rows
+from rloop_lightning.model.config import PolicyConfig, RoutingReplayMode, model_source, routing_faults
 from rloop_lightning.model.fused import fuse
 from rloop_lightning.model.head import Head
 from rloop_lightning.model.loading import (
-    is_folder,
     load_model,
     load_tokenizer,
     model_faults,
-    model_type,
     vocabulary_faults,
 )
 from rloop_lightning.model.packing import pack, packed_micro_batches
-from rloop_lightning.model.routers import unknown_routers
 from rloop_lightning.model.routing_replay import ForwardPass, RoutingReplay
 from rloop_lightning.model.scores import completion_tokens, packed_states, padded_states, recomputing
 from rloop_lightning.system.checksums import write_checksums
-from rloop_lightning.system.fields import PositiveInt, check_fields
 from rloop_lightning.system.files import atomic_path
 from rloop_lightning.types import RolloutBatch, TokenScores
-
-RoutingReplayMode = Literal["none", "r2", "r3"]
-
-EMBEDDED_MODEL = "countdown"
-"""`--policy.model countdown` names the small policy that the package carries."""
-
-
-def embedded_model_path() -> Path:
-    """The folder of the policy that the package carries."""
-    return Path(__file__).parents[1] / "assets" / "countdown-policy"
-
-
-def model_source(name: str) -> str:
-    """The folder or hub name that `--policy.model NAME` means."""
-    if name == EMBEDDED_MODEL:
-        return str(embedded_model_path())
-    return str(Path(name).expanduser()) if is_folder(name) else name
-
-
-@dataclass(frozen=True)
-class PolicyConfig:
-    """The policy that is trained.
-
-    Args:
-        model: `countdown` for the small policy that the package carries, a Hugging Face folder, or a name on the hub.
-        dtype: of the weights and of the optimizer's state. bfloat16 loses updates of less than a 256th of a weight in
-            rounding, which at usual learning rates are most; float32 with --trainer.precision bf16-mixed and
-            --engine.dtype bfloat16 computes as fast.
-        max_tokens_per_micro_batch: tokens that go through forward and backward at once; bounds the memory of a training
-            step, whatever the batch size. A prompt counts once, however many rollouts share it. Where a model takes
-            padded rollouts alone (the log says so), padded tokens of prompt and completion.
-        attn_implementation: the attention kernel of generation and of padded rollouts in training; `sdpa` is PyTorch's,
-            `eager` the model's own operations, `flash_attention_2` needs a GPU and its package.
-        head_dtype: of the product with the head, whose logits are where rounding shows most; `auto` is float32 for a
-            head of up to a million weights, and that of the forward pass for a larger one.
-        gradient_checkpointing: keep the inputs of layers alone for the backward pass, which computes the layers anew;
-            a third more time for a fraction of the memory.
-        routing_replay: of a mixture of experts, which experts the updates of a rollout step compute with: those that
-            the current policy chooses (`none`), that the policy chose which generated, when its old logprobs were
-            computed (`r2`), or that the rollout engine generated with (`r3`).
-    """
-
-    model: str = EMBEDDED_MODEL
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    max_tokens_per_micro_batch: PositiveInt = 4096
-    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    head_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    gradient_checkpointing: bool = False
-    routing_replay: RoutingReplayMode = "none"
-
-    def __post_init__(self) -> None:
-        check_fields(self, "--policy")
 
 
 class Policy(nn.Module):
@@ -141,7 +85,7 @@ class Policy(nn.Module):
             ValueError, OSError: it can't be a policy, or can't be read; names all that is wrong.
         """
         name = model_source(config.model)
-        if wrong := model_faults(name) or _routing_faults(config):
+        if wrong := model_faults(name) or routing_faults(config):
             raise ValueError("\n".join(wrong))
         # What PyTorch's kernel can't compute takes the model's own operations; flash attention is set on the GPU alone.
         attention = "eager" if config.attn_implementation == "eager" else None
@@ -317,17 +261,6 @@ class Policy(nn.Module):
                     "The cause is a training step since the newest checkpoint: a learning rate that is too large "
                     "(--algo.lr, --consolidate.lr), or a callback of your own (--trainer.callbacks)"
                 )
-
-
-def policy_faults(config: PolicyConfig) -> list[str]:
-    """What is wrong with a policy before its weights are read, one message each; of a hub name, what shows offline."""
-    faults = model_faults(model_source(config.model))
-    return faults if faults or not is_folder(model_source(config.model)) else _routing_faults(config)
-
-
-def _routing_faults(config: PolicyConfig) -> list[str]:
-    """Whether routing replay is asked for of a model that has no known routers."""
-    return [] if config.routing_replay == "none" else unknown_routers(model_type(model_source(config.model)))
 
 
 def _stop_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:

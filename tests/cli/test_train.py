@@ -26,7 +26,7 @@ from rloop_lightning.cli.arguments import UsageError
 from rloop_lightning.cli.main import main
 from rloop_lightning.cli.train import TrainResult, train
 from rloop_lightning.errors import RunFault
-from rloop_lightning.model.policy import embedded_model_path
+from rloop_lightning.model.config import embedded_model_path
 from rloop_lightning.run.state import LoopConfig, LoopState
 from rloop_lightning.types import Problem
 

@@ -12,7 +12,8 @@ from rloop_lightning.data.countdown import Countdown, Family
 from rloop_lightning.data.countdown_policy import CONTEXT_TOKENS, main, make_batch, make_tokenizer, solutions
 from rloop_lightning.engines.torch_engine import TorchEngine
 from rloop_lightning.evaluation.evaluator import EvaluationConfig, Evaluator
-from rloop_lightning.model.policy import Policy, PolicyConfig
+from rloop_lightning.model.config import PolicyConfig
+from rloop_lightning.model.policy import Policy
 from rloop_lightning.rewards.countdown import CountdownReward
 from rloop_lightning.rollouts.sampler import GroupSampler, SamplingCost
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -100,10 +101,12 @@ def test_a_module_that_computes_otherwise_is_left_alone() -> None:
     assert "model.layers.1.mlp" in fused(model)
 
 
-def test_a_deep_copy_computes_with_its_own_weights() -> None:
+@pytest.mark.parametrize("copied_by", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_computes_with_its_own_weights(copied_by: Any) -> None:
+    """Processes that Lightning starts get a pickle."""
     model = make_model("Llama")
     fuse(model)
-    copied = copy.deepcopy(model)
+    copied = copied_by(model)
     ids = torch.arange(5)[None]
     before = model(input_ids=ids).logits
     with torch.no_grad():

@@ -20,7 +20,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rloop_lightning.algorithms.rft import RFT
 from rloop_lightning.data.countdown_policy import make_tokenizer
 from rloop_lightning.model import head, token_scores
-from rloop_lightning.model.policy import Policy, PolicyConfig
+from rloop_lightning.model.config import PolicyConfig
+from rloop_lightning.model.policy import Policy
 
 COMPLETION_TOKENS = sum(completion for _, completion in RAGGED)
 

@@ -30,7 +30,8 @@ from moe import (
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from rloop_lightning.model.policy import Policy, PolicyConfig, policy_faults
+from rloop_lightning.model.config import PolicyConfig, policy_faults
+from rloop_lightning.model.policy import Policy
 from rloop_lightning.model.routers import KNOWN
 from rloop_lightning.model.routing_replay import RoutingError, routing_count
 from rloop_lightning.types import RolloutBatch

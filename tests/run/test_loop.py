@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rloop_lightning.cli.main import main
 from rloop_lightning.data.countdown import Countdown
-from rloop_lightning.model.policy import embedded_model_path
+from rloop_lightning.model.config import embedded_model_path
 from rloop_lightning.run.metrics_csv import read_metrics
 from rloop_lightning.run.trainer import new_trainer
 

@@ -24,7 +24,7 @@ from rloop_lightning.algorithms.policy_module import PolicyModule
 from rloop_lightning.algorithms.rft import RFT
 from rloop_lightning.cli.main import main
 from rloop_lightning.cli.registry import find_class
-from rloop_lightning.model.policy import embedded_model_path
+from rloop_lightning.model.config import embedded_model_path
 from rloop_lightning.run.metrics_csv import read_metrics
 
 # Every option that all algorithms have.

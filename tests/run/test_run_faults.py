@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from same_run import assert_same_run
 from tiny_run import TinyRun, resume
 
-from rloop_lightning.model.policy import embedded_model_path
+from rloop_lightning.model.config import embedded_model_path
 from rloop_lightning.rollouts.pool import POOL_SCHEMA
 from rloop_lightning.run.metrics_csv import read_metrics
 

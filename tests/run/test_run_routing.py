@@ -12,7 +12,8 @@ from moe import make_moe_policy
 from tiny_run import TinyRun
 
 from rloop_lightning.engines.torch_engine import TorchEngine
-from rloop_lightning.model.policy import Policy, PolicyConfig
+from rloop_lightning.model.config import PolicyConfig
+from rloop_lightning.model.policy import Policy
 from rloop_lightning.rewards.base import Reward
 from rloop_lightning.run.metrics_csv import read_metrics
 from rloop_lightning.types import Problem
