@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from rloop_lightning.model.head import Head
+from rloop_lightning.model.loading import quiet
 from rloop_lightning.model.packed_attention import install
 from rloop_lightning.model.packing import PackedBatch, pack
 from rloop_lightning.model.scores import completion_tokens, packed_states, padded_states
@@ -37,9 +38,11 @@ def takes_packed_rows(model: Any, head: Head) -> bool:
     A model that does not is left as it was, and the log says why.
     """
     before = model.config._attn_implementation
-    why = _difference(model, head)
+    with quiet():  # of what can't be set
+        why = _difference(model, head)
+        if why:
+            model.set_attn_implementation(before)
     if why:
-        model.set_attn_implementation(before)
         _log.info(f"{type(model).__name__} computes padded rollouts: {why}")
     return not why
 

@@ -57,7 +57,7 @@ def load_model(name: str, **settings: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
-        with _quiet():  # it logs what is raised below, and goes on at random
+        with quiet():  # it logs what is raised below, and goes on at random
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 name,
                 use_safetensors=True,
@@ -76,7 +76,7 @@ def load_model(name: str, **settings: Any) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the progress bars and log messages of transformers."""
     from transformers.utils import logging as transformers_logging
 
@@ -182,7 +182,7 @@ def _tokenizer_faults(folder: Path) -> Iterator[str]:
     from transformers import AutoConfig
 
     try:
-        with _quiet():  # what matters of its warnings is told here
+        with quiet():  # what matters of its warnings is told here
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
             tokenizer = load_tokenizer(str(folder))
     except Exception as error:  # whatever a broken file makes the libraries raise

@@ -43,6 +43,20 @@ def install(model: Any) -> bool:
     return model.config._attn_implementation == f"{_PREFIX}{base}"
 
 
+def switch_attention(model: Any, base: str, *, packs: bool) -> None:
+    """Have a model compute calls of other kinds by another implementation of transformers.
+
+    Args:
+        packs: whether the model takes packed rows, and goes on to.
+
+    Raises:
+        ImportError, ValueError: the implementation can't be used.
+    """
+    model.set_attn_implementation(base)
+    if packs:
+        install(model)
+
+
 def packed_mask(packed: PackedBatch) -> Tensor:
     """The 2-D attention mask [1, N] that stands for a packed row."""
     mask = torch.ones(1, len(packed.input_ids), dtype=torch.bool, device=packed.input_ids.device)

@@ -31,6 +31,7 @@ from rloop_lightning.model.loading import (
     model_faults,
     vocabulary_faults,
 )
+from rloop_lightning.model.packed_attention import switch_attention
 from rloop_lightning.model.packing import pack, packed_micro_batches
 from rloop_lightning.model.routing_replay import ForwardPass, RoutingReplay
 from rloop_lightning.model.scores import completion_tokens, packed_states, padded_states, recomputing
@@ -87,18 +88,14 @@ class Policy(nn.Module):
         name = model_source(config.model)
         if wrong := model_faults(name) or routing_faults(config):
             raise ValueError("\n".join(wrong))
-        # What PyTorch's kernel can't compute takes the model's own operations; flash attention is set on the GPU alone.
+        # None is PyTorch's kernel, or plain operations for a model that it can't compute. Flash attention computes on a
+        # GPU alone, and models are checked where they are read.
         attention = "eager" if config.attn_implementation == "eager" else None
         model = load_model(name, dtype=getattr(torch, config.dtype), attn_implementation=attention)
-        if config.attn_implementation == "flash_attention_2":
-            try:
-                model.set_attn_implementation(config.attn_implementation)
-            except (ImportError, ValueError) as error:
-                raise ValueError(f"--policy.attn_implementation {config.attn_implementation}: {error}") from error
         tokenizer = load_tokenizer(name)
         if wrong := vocabulary_faults(tokenizer, model.config.get_text_config()):  # of a hub name, only now
             raise ValueError("\n".join(wrong))
-        return cls(
+        policy = cls(
             model,
             tokenizer,
             config.max_tokens_per_micro_batch,
@@ -107,6 +104,12 @@ class Policy(nn.Module):
             None if config.head_dtype == "auto" else getattr(torch, config.head_dtype),
             config.gradient_checkpointing,
         )
+        if config.attn_implementation == "flash_attention_2":
+            try:
+                switch_attention(model, config.attn_implementation, packs=policy.packs)
+            except (ImportError, ValueError) as error:
+                raise ValueError(f"--policy.attn_implementation {config.attn_implementation}: {error}") from error
+        return policy
 
     @property
     def device(self) -> torch.device:
