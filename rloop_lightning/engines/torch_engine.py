@@ -31,6 +31,7 @@ from rloop_lightning.engines.rows import Rows, rows_at_once
 from rloop_lightning.engines.sampling import sample_tokens
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.model.shapes import rounded_up
+from rloop_lightning.system.fields import PositiveInt
 from rloop_lightning.types import Problem, Rollout, SamplingParams
 
 # Finished rows stay until a quarter of the batch is idle. A compaction copies the live rows' cache, about what one
@@ -61,18 +62,12 @@ class TorchEngine(RolloutEngine):
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
-        max_rows: int = 512,
+        max_rows: PositiveInt = 512,
         dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     ) -> None:
-        problems = [] if max_rows >= 1 else [f"--engine.max_rows must be at least 1, got {max_rows}"]
-        try:
-            super().__init__(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p)
-        except ValueError as error:
-            problems.insert(0, str(error))
-        if problems:
-            raise ValueError("\n".join(problems))
         self.max_rows = max_rows
         self.dtype = dtype
+        super().__init__(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p)
         self._policy: Policy | None = None
 
     reports_routed_experts = True
