@@ -11,7 +11,8 @@ import torch
 
 from rloop_lightning.cli.arguments import UsageError
 from rloop_lightning.cli.data import main as rloop_data
-from rloop_lightning.cli.fit import RLoopCLI, main
+from rloop_lightning.cli.fit import RLoopCLI
+from rloop_lightning.cli.main import main
 from rloop_lightning.errors import RunFault
 from rloop_lightning.rewards.function import FunctionReward
 from rloop_lightning.types import Problem, Scored

@@ -314,3 +314,13 @@ def test_the_progress_bar_says_phase_round_reward_pass_at_1_speed_and_time_left(
     assert re.search(rf"{done}.*reward {reward:.3f}, pass@1 \d\.\d{{3}}, [\d,]+ tok/s\]", shown)
     assert re.search(r"round 1/1 consolidate 100%.*loss \d", shown)
     assert re.search(r"round 1/1 evaluate base 100%.* 3/3 ", shown)
+
+
+def test_generation_follows_the_precision_of_the_updates(tiny: TinyRun, tmp_path: Path) -> None:
+    logprobs = {}
+    for dtype in ("auto", "bfloat16", "float32"):
+        arguments = ["--trainer.precision", "bf16-mixed", "--engine.dtype", dtype, "--loop.explore_steps", "1"]
+        assert tiny.fit(tmp_path / dtype, *arguments) == 0
+        shard = tmp_path / dtype / "round-0" / "pool" / "step-000001.parquet"
+        logprobs[dtype] = pq.read_table(shard)["sampling_logprob_sum"].to_pylist()
+    assert logprobs["auto"] == logprobs["bfloat16"] != logprobs["float32"]

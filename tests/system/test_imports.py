@@ -24,7 +24,7 @@ def local_class() -> type:
     return Local
 
 
-@pytest.mark.parametrize("thing", [json.dumps, collections.Counter], ids=repr)
+@pytest.mark.parametrize("thing", [json.dumps, collections.Counter], ids=["function", "class"])
 def test_a_path_leads_to_its_object(thing: Any) -> None:
     path = import_path(thing)
     assert path is not None
