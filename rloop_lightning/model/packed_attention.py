@@ -27,6 +27,7 @@ from rloop_lightning.model.product_attention import Sees
 from rloop_lightning.model.row_attention import RowAttention
 
 _PREFIX = "rloop_"
+_BASES = ("eager", "sdpa", "flash_attention_2")
 
 
 def install(model: Any) -> bool:
@@ -34,8 +35,8 @@ def install(model: Any) -> bool:
     base = model.config._attn_implementation or "eager"
     if base.startswith(_PREFIX):
         return True
-    if f"{_PREFIX}{base}" not in ALL_ATTENTION_FUNCTIONS:
-        _register(base)
+    if base not in _BASES:
+        return False
     try:
         model.set_attn_implementation(f"{_PREFIX}{base}")
     except ValueError:
@@ -149,3 +150,7 @@ def _attend_rows(
     if fused and plain:
         return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, mask, scaling=scaling, **kwargs)[0]
     return attend(query, key, value, mask, scaling, softcap, s_aux).transpose(1, 2)
+
+
+for _base in _BASES:  # here, so that a process which unpickles a model has them, too
+    _register(_base)

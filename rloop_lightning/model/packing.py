@@ -37,7 +37,6 @@ class PackedBatch:
     prompt_of_row: Tensor  # [B] int64, which of the P prompts a row has
     rows: Tensor  # [N] int64, the row of the batch that a token is read from
     predicting: Tensor  # [M] int64, for each completion token the token before it
-    targets: Tensor  # [M] int64, the completion tokens
 
     @property
     def tokens(self) -> int:
@@ -131,7 +130,6 @@ def pack(batch: RolloutBatch) -> PackedBatch:
         prompt_of_row=prompt_of_row,
         rows=rows,
         predicting=predicting,
-        targets=input_ids[first:],
     )
 
 

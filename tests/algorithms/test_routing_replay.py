@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from builders import StepMetrics, fit, random_batch, weights
-from moe import EXPERTS, TOP_K, make_moe_policy, perturb, rows_of, watched
+from moe import EXPERTS, TOP_K, make_moe_policy, perturb, rows_of, spread, watched
 from torch import Tensor
 
 from rloop_lightning.algorithms import ALGORITHMS
@@ -39,7 +39,7 @@ def taken_in(seen: Sequence[tuple[Tensor, ...]], batch: RolloutBatch) -> list[li
     """What each forward pass took at the recorded positions of its rows, layer by layer."""
     assert len(seen) % 2 == 0
     passes = [torch.stack([seen[i][1], seen[i + 1][1]], dim=1) for i in range(0, len(seen), 2)]
-    return [[row.tolist() for row in rows_of(batch, one.unflatten(0, batch.input_ids.shape))] for one in passes]
+    return [[row.tolist() for row in rows_of(batch, spread(batch, one))] for one in passes]
 
 
 def run(policy: Policy, batch: RolloutBatch, **settings: Any) -> tuple[list[tuple[Tensor, ...]], dict[str, float]]:

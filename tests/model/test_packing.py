@@ -29,7 +29,8 @@ def test_packed_equals_a_construction_token_by_token(rows: tuple[tuple[int, int]
     assert packed.input_ids[: packed.tokens].tolist() == input_ids
     assert packed.positions[: packed.tokens].tolist() == positions
     assert packed.predicting.tolist() == predicting
-    assert packed.targets.tolist() == targets
+    rows, columns = batch.completion_mask.nonzero(as_tuple=True)
+    assert batch.input_ids[rows, batch.prompt_lengths[rows] + columns].tolist() == targets
 
 
 @given(ragged_rows, st.integers(0, 3))
