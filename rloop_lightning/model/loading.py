@@ -1,9 +1,9 @@
-"""Whether a model can be a policy: its folder before weights are read, and the weights once they are.
+"""Loading a model, and checks of its folder and weights.
 
-    model_faults("path/or/name")              all that is wrong, one message each
-    load_model("path/or/name", dtype=...)     the model, every weight of it read from its files, and finite
+    model_faults("path/or/name")              all errors found before weights are read, one message each
+    load_model("path/or/name", dtype=...)     the model, with every weight read from its files and finite
 
-No code of a model is ever run, and no pickle is read.
+Code that ships with a model is never run, and pickles are never read.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from rloop_lightning.system.hub import hub_answers, unreachable_hub
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "*.spm")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-_SHOWN = 5  # weights that a message names, of all that it is about
+_SHOWN = 5  # weights that a message lists by name
 
 
 def is_folder(name: str) -> bool:
-    """Whether a model's name means a folder, there or missing, and not the hub."""
+    """Whether a model's name is a path, existing or missing, rather than a hub name."""
     return Path(name).expanduser().exists() or _HUB_NAME.fullmatch(name) is None
 
 
 def load_tokenizer(name: str) -> Any:
-    """The tokenizer of a folder or of a hub name."""
-    from transformers import AutoTokenizer  # takes seconds that `--help` should not cost
+    """The tokenizer of a folder or hub name."""
+    from transformers import AutoTokenizer  # imported here: it takes seconds, and `--help` does not need it
 
     return AutoTokenizer.from_pretrained(name, trust_remote_code=False, local_files_only=_local(name))
 
 
 def model_type(name: str) -> str:
-    """What config.json of a folder or hub name calls the architecture: `qwen3_moe`, say."""
+    """The architecture in the config.json of a folder or hub name, such as `qwen3_moe`."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(name, trust_remote_code=False, local_files_only=_local(name))
@@ -48,26 +48,26 @@ def model_type(name: str) -> str:
 
 
 def load_model(name: str, **settings: Any) -> Any:
-    """The causal LM of a folder or of a hub name.
+    """The causal LM of a folder or hub name.
 
     Raises:
-        ValueError: a weight is missing, too many, of another shape, NaN or infinite.
+        ValueError: a weight is missing, unexpected, of the wrong shape, NaN or infinite.
         OSError: files can't be read.
     """
     from transformers import AutoModelForCausalLM
 
     try:
-        with _quiet():  # it logs what is raised below, and goes on at random
+        with _quiet():  # it only logs the errors raised below, and initialises such weights at random
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 name,
                 use_safetensors=True,
                 trust_remote_code=False,
                 local_files_only=_local(name),
-                ignore_mismatched_sizes=True,  # they are told below, like all others
+                ignore_mismatched_sizes=True,  # reported below, with all other errors
                 output_loading_info=True,
                 **settings,
             )
-    except RuntimeError as error:  # of a file whose header is sound and whose tensors are not
+    except RuntimeError as error:  # a file with a sound header and broken tensors
         raise ValueError(f"its weights can't be read: {_first_line(error)}") from error
     model, report = loaded
     if wrong := [*_mismatches(report), *_not_finite(model)]:
@@ -77,10 +77,10 @@ def load_model(name: str, **settings: Any) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the progress bars and log messages of transformers."""
+    """Suppress the progress bars and log messages of transformers in the block."""
     from transformers.utils import logging as transformers_logging
 
-    transformers_logging.disable_progress_bar()  # for good: ours say more
+    transformers_logging.disable_progress_bar()  # for good: the run shows its own
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity(logging.CRITICAL)
     try:
@@ -90,7 +90,7 @@ def _quiet() -> Iterator[None]:
 
 
 def model_faults(name: str) -> list[str]:
-    """What is wrong with a model before its weights are read, one message each; none says that it will load."""
+    """Errors found before a model's weights are read, one message each. An empty list does not mean that it loads."""
     if not is_folder(name):
         return _hub_faults(name)
     folder = Path(name).expanduser()
@@ -118,7 +118,7 @@ def _hub_faults(name: str) -> list[str]:
 
 
 def _config_faults(folder: Path) -> Iterator[str]:
-    """What is wrong with config.json, and with what it asks for."""
+    """Errors in config.json, and in the architecture that it names."""
     config = _read_json(folder / "config.json")
     if config is None and (folder / "adapter_config.json").exists():
         yield "holds an adapter alone; merge it into its model, save that and give its folder"
@@ -140,7 +140,7 @@ def _config_faults(folder: Path) -> Iterator[str]:
 
 
 def _weight_faults(folder: Path) -> Iterator[str]:
-    """What is wrong with the files of weights, by their headers alone."""
+    """Errors in the weight files, found from their headers alone."""
     index = _read_json(folder / "model.safetensors.index.json")
     shards = sorted(folder.glob("*.safetensors"))
     if isinstance(index, str):
@@ -162,7 +162,10 @@ def _weight_faults(folder: Path) -> Iterator[str]:
 
 
 def _cut_short(shard: Path) -> str | None:
-    """What is wrong with a safetensors file: eight bytes give its header's length, the header where tensors end."""
+    """Whether a safetensors file is truncated: its first eight bytes give the header length, the header the file size.
+
+    Returns the error, or None.
+    """
     size = shard.stat().st_size
     with shard.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -182,10 +185,10 @@ def _tokenizer_faults(folder: Path) -> Iterator[str]:
     from transformers import AutoConfig
 
     try:
-        with _quiet():  # what matters of its warnings is told here
+        with _quiet():  # the checks below replace its warnings
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
             tokenizer = load_tokenizer(str(folder))
-    except Exception as error:  # whatever a broken file makes the libraries raise
+    except Exception as error:  # the libraries may raise anything on a broken file
         yield f"config or tokenizer can't be loaded: {_first_line(error)}"
         return
     generation = _read_json(folder / "generation_config.json")
@@ -202,7 +205,7 @@ def _tokenizer_faults(folder: Path) -> Iterator[str]:
 
 
 def vocabulary_faults(tokenizer: Any, config: Any) -> list[str]:
-    """What is wrong if the tokenizer has ids that the model, by the config of its text part, has no embedding for."""
+    """An error if the tokenizer has ids without an embedding. `config` is the model's text config."""
     largest = max(tokenizer.get_vocab().values(), default=-1)
     if largest < config.vocab_size:
         return []
@@ -213,7 +216,7 @@ def vocabulary_faults(tokenizer: Any, config: Any) -> list[str]:
 
 
 def _read_json(file: Path) -> dict[str, Any] | str | None:
-    """The object in a file; None where there is no file, what is wrong where it holds none."""
+    """The JSON object in a file; None if the file is missing; an error message if it is not a valid object."""
     if not file.exists():
         return None
     try:
@@ -224,7 +227,7 @@ def _read_json(file: Path) -> dict[str, Any] | str | None:
 
 
 def _mismatches(report: Mapping[str, Any]) -> Iterator[str]:
-    """Weights that the files and the architecture don't share; transformers would draw them at random."""
+    """Weights that the files and the architecture don't share. transformers would initialise them at random."""
     said = {
         "missing_keys": "the files lack {}, which config.json's architecture has",
         "unexpected_keys": "the files hold {}, which config.json's architecture has no place for",
@@ -239,7 +242,10 @@ def _mismatches(report: Mapping[str, Any]) -> Iterator[str]:
 
 @torch.no_grad()
 def _not_finite(model: torch.nn.Module) -> Iterator[str]:
-    """Weights that are NaN or infinite. A sum that is finite has none in it; one that isn't may have overflown."""
+    """Weights that are NaN or infinite.
+
+    The sum of a weight is a cheap first check. A finite sum proves all elements finite; others may have overflowed.
+    """
     names = [
         name
         for name, weight in model.named_parameters()
