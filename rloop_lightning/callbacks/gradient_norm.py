@@ -1,4 +1,4 @@
-"""Gradient norm: measured before clipping at every optimizer step. An explosion leads to a warning, a skip or a stop."""
+"""Gradient norm: measured before clipping at every optimizer step, with actions when it or the loss explodes."""
 
 from __future__ import annotations
 

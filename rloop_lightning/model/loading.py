@@ -57,7 +57,7 @@ def load_model(name: str, **settings: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
-        with _quiet():  # it only logs the errors raised below, and initialises such weights at random
+        with _quiet():  # it logs what is raised below, and goes on at random
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 name,
                 use_safetensors=True,
@@ -77,7 +77,7 @@ def load_model(name: str, **settings: Any) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Suppress the progress bars and log messages of transformers in the block."""
+    """Without the progress bars and log messages of transformers."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()  # for good: the run shows its own
@@ -185,7 +185,7 @@ def _tokenizer_faults(folder: Path) -> Iterator[str]:
     from transformers import AutoConfig
 
     try:
-        with _quiet():  # the checks below replace its warnings
+        with _quiet():  # what matters of its warnings is told here
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
             tokenizer = load_tokenizer(str(folder))
     except Exception as error:  # the libraries may raise anything on a broken file

@@ -88,7 +88,7 @@ class Policy(nn.Module):
         name = model_source(config.model)
         if wrong := model_faults(name) or routing_faults(config):
             raise ValueError("\n".join(wrong))
-        # With None, a model without sdpa falls back to eager. Flash attention is set below, where its error is caught.
+        # What PyTorch's kernel can't compute takes the model's own operations; flash attention is set on the GPU alone.
         attention = "eager" if config.attn_implementation == "eager" else None
         model = load_model(name, dtype=getattr(torch, config.dtype), attn_implementation=attention)
         if config.attn_implementation == "flash_attention_2":
