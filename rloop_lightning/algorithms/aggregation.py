@@ -38,7 +38,9 @@ def loss_count(mask: Tensor, aggregation: Aggregation, max_new_tokens: int) -> T
         ValueError: the aggregation is `constant` and the rollouts have no length limit.
     """
     if aggregation == "constant" and max_new_tokens < 1:
-        raise ValueError("the aggregation 'constant' needs the rollouts' length limit, which an expert set hasn't")
+        raise ValueError(
+            "the aggregation 'constant' needs the rollouts' length limit, which an expert set does not have"
+        )
     if aggregation == "token-mean":
         return mask.sum()
     rows = mask.any(1).sum()

@@ -81,7 +81,7 @@ def find_optimizer(class_path: str) -> Any:
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"can't be imported ({error}); give a class path such as torch.optim.AdamW") from error
     if not (isinstance(found, type) and issubclass(found, Optimizer)):
-        raise ValueError("is no subclass of torch.optim.Optimizer")
+        raise ValueError("is not a subclass of torch.optim.Optimizer")
     return found
 
 

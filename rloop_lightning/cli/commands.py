@@ -26,7 +26,7 @@ def rloop_fit() -> int:
                 from rloop_lightning.cli.main import main
             return main()
         except Stopped as stopped:
-            print(f"\nrloop-fit: {stopped}; no run was begun", file=sys.stderr)
+            print(f"\nrloop-fit: {stopped}; no run was started", file=sys.stderr)
             return stopped.exit_code
 
 

@@ -24,8 +24,8 @@ from rloop_lightning.run.start import RunFolderError
 from rloop_lightning.system.signals import StopSignals
 
 _MEMORY_ADVICE = (
-    "lower --engine.max_rows, if it was generating, or --policy.max_tokens_per_micro_batch, if it was updating, and go "
-    "on with: {go_on} --engine.max_rows N --policy.max_tokens_per_micro_batch N"
+    "lower --engine.max_rows, if it was generating, or --policy.max_tokens_per_micro_batch, if it was updating, and "
+    "resume with: {go_on} --engine.max_rows N --policy.max_tokens_per_micro_batch N"
 )
 
 
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return _fit(arguments, "--debug" in arguments, signals)
         except Stopped as stopped:
-            print(f"\nrloop-fit: {stopped}; no run was begun", file=sys.stderr)
+            print(f"\nrloop-fit: {stopped}; no run was started", file=sys.stderr)
             return stopped.exit_code
 
 
@@ -56,13 +56,13 @@ def _fit(arguments: Sequence[str], debug: bool, signals: StopSignals) -> int:
     except (NotEnoughGroupsError, WorkerStartError) as error:
         return _complain(error, debug, code=1)
     except (RunFault, OSError) as error:
-        return _complain(error, debug, code=1, advice=f"mend the cause, then go on with: {go_on}")
+        return _complain(error, debug, code=1, advice=f"fix the cause, then resume with: {go_on}")
     except torch.OutOfMemoryError as error:
         return _complain(error, debug, code=1, advice=_MEMORY_ADVICE.format(go_on=go_on))
     except (Stopped, SIGTERMException) as error:  # Lightning raises its own after a step that ended the phase
         stopped = error if isinstance(error, Stopped) else Stopped(signal.SIGTERM)
         saved = stopped.saved or "what came after the newest checkpoint is repeated"
-        print(f"\nrloop-fit: {stopped}; {saved}; go on with: {go_on}", file=sys.stderr)
+        print(f"\nrloop-fit: {stopped}; {saved}; resume with: {go_on}", file=sys.stderr)
         return stopped.exit_code
     folder = runner.folder
     print(f"\n{folder.results.read_text(encoding='utf-8')}")

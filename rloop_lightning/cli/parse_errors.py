@@ -94,7 +94,7 @@ class _Diagnosis:
             if key in _SHOWS or self._undecided(key):
                 continue
             if not name.startswith("--"):
-                wrong.append(f"{one_line(flag)!r} is no option; options begin with --")
+                wrong.append(f"{one_line(flag)!r} is not an option; options begin with --")
                 continue
             fault = self._fault(key, value if equals else None, [*kept, flag])
             if fault:

@@ -48,7 +48,7 @@ def find_class(registry: str, name: str, base: type) -> type:
         raise ValueError(f"unknown name {name!r}{hint} Known are {', '.join(sorted(known))}, or give a class path")
     found = import_object(path)
     if not (isinstance(found, type) and issubclass(found, base)):
-        raise ValueError(f"{path!r} is no subclass of {base.__module__}.{base.__qualname__}")
+        raise ValueError(f"{path!r} is not a subclass of {base.__module__}.{base.__qualname__}")
     return found
 
 

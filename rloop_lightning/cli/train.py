@@ -170,7 +170,7 @@ def train(
             if stopped.number != signal.SIGINT:
                 raise stopped from None
             begun = folder.state.exists()
-            go_on = f"go on with train(resume={str(folder.out)!r})" if begun else "no run was begun"
+            go_on = f"resume with train(resume={str(folder.out)!r})" if begun else "no run was started"
             raise KeyboardInterrupt(f"{stopped.saved}; {go_on}" if stopped.saved else go_on) from None
     return TrainResult(
         folder=folder.out,

@@ -129,8 +129,8 @@ class Head:
             self.open(model, hidden.dtype)(hidden), expected, rtol=1e-2, atol=1e-3 * float(expected.abs().max())
         ):
             raise ValueError(
-                f"{type(model).__name__} changes its logits behind the output embedding in a way that is not known "
-                "here; its logprobs would be wrong"
+                f"{type(model).__name__} changes its logits after the output embedding in an unknown way; "
+                "its logprobs would be wrong"
             )
 
 

@@ -136,7 +136,7 @@ def _config_faults(folder: Path) -> Iterator[str]:
         elif kind not in CONFIG_MAPPING:
             yield f"config.json: the installed transformers knows no model_type {kind!r}; a newer one may"
         elif kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-            yield f"a model of type {kind!r} is no causal language model, which a policy must be"
+            yield f"a model of type {kind!r} is not a causal language model, which a policy must be"
 
 
 def _weight_faults(folder: Path) -> Iterator[str]:

@@ -31,7 +31,7 @@ def unknown_routers(model_type: str | None) -> list[str]:
     if model_type in KNOWN:
         return []
     return [
-        f"no routers are known of a model of type {model_type!r}; --policy.routing_replay takes {', '.join(KNOWN)}, "
+        f"no routers are known for model type {model_type!r}; --policy.routing_replay takes {', '.join(KNOWN)}, "
         "leave it at none for any other"
     ]
 
@@ -51,7 +51,7 @@ def find_routers(model: Any) -> dict[str, Any]:
     for name, router in routers.items():
         if not _as_known(router):
             raise ValueError(
-                f"the router {name} weighs its experts in another way than is known of {KNOWN[model_type]}; leave "
+                f"the router {name} computes other gate weights than the known {KNOWN[model_type]}; leave "
                 "--policy.routing_replay at none"
             )
     return routers

@@ -60,8 +60,8 @@ class ForwardPass:
         """
         if len(chosen) != self._count:
             raise RoutingError(
-                f"the router {self._routers[layer]} got {len(chosen)} tokens in a forward pass of {self._count}: which "
-                "they are is not known; set --policy.routing_replay none"
+                f"the router {self._routers[layer]} got {len(chosen)} tokens in a forward pass of {self._count}: they "
+                "can't be identified; set --policy.routing_replay none"
             )
         if layer in self._chosen:
             raise RoutingError(

@@ -69,8 +69,8 @@ def checkpoint_damage(path: Path) -> str:
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
     except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, ValueError) as error:
-        return f"is no whole checkpoint ({error})"
-    return f"does not hold what was written to it (the checksum of its part {bad} differs)" if bad else ""
+        return f"is not a complete checkpoint ({error})"
+    return f"is damaged (the checksum of its part {bad} differs)" if bad else ""
 
 
 def _newest_state(folder: RunFolder) -> LoopState | None:
@@ -83,11 +83,11 @@ def _newest_state(folder: RunFolder) -> LoopState | None:
             damage.append(str(error))
             continue
         for line in damage:
-            _log.warning(f"{line}; the run goes on from {path.name}")
+            _log.warning(f"{line}; the run resumes from {path.name}")
         return state
     if damage:
         raise StateError(
-            "\n".join(damage) + f"\n--resume {folder.out}: nothing else says where the run stands; begin a new one"
+            "\n".join(damage) + f"\n--resume {folder.out}: no other record of its state exists; start a new run"
         )
     return None
 
@@ -117,7 +117,7 @@ def _state_before(folder: RunFolder, stage: Stage) -> LoopState:
         return LoopState.load(folder.state_before(stage))
     except DamagedError as error:
         raise StateError(
-            f"{error}\n--resume {folder.out}: nothing else says how to repeat that; begin a new run"
+            f"{error}\n--resume {folder.out}: no other record of that state exists; start a new run"
         ) from error
 
 
@@ -137,7 +137,7 @@ def _drop_bad_checkpoints(folder: RunFolder, stage: Stage) -> None:
             return
         path.unlink()
         left = folder.steps_done(stage)
-        _log.warning(f"round {stage.round + 1} {stage.phase} goes on from its step {left}")
+        _log.warning(f"round {stage.round + 1} {stage.phase} resumes from its step {left}")
 
 
 def _forget_later(folder: RunFolder, later: Sequence[Stage]) -> None:

@@ -38,15 +38,15 @@ def new_run_faults(folder: RunFolder) -> list[str]:
     """Why a new run can't start in this folder. The check leaves no files."""
     out = folder.out
     if folder.state.exists():
-        return [f"--out {out} holds a run already; go on with it by --resume {out}, or name another folder"]
+        return [f"--out {out} already contains a run; resume it with --resume {out}, or choose another folder"]
     there = next(path for path in (out.absolute(), *out.absolute().parents) if os.path.lexists(path))
     if not there.is_dir():
-        return [f"--out {out}: {there} is no folder; name another"]
+        return [f"--out {out}: {there} is not a folder; choose another"]
     try:
         with tempfile.TemporaryDirectory(dir=there):
             pass
     except OSError as error:
-        return [f"--out {out}: can't write in {there}: {error.strerror}; name another folder"]
+        return [f"--out {out}: can't write in {there}: {error.strerror}; choose another folder"]
     return []
 
 
@@ -55,7 +55,7 @@ def resume_faults(run: RunFolder) -> list[str]:
     if run.config.is_file() and run.states:
         return []
     needed = f"{run.config.name} and {run.state.name}"
-    return [f"--resume {run.out}: no {needed} there; give the folder of a begun run"]
+    return [f"--resume {run.out}: no {needed} there; give the folder of an existing run"]
 
 
 def changed_settings(run: RunFolder, now: str) -> list[str]:
@@ -71,8 +71,8 @@ def changed_settings(run: RunFolder, now: str) -> list[str]:
     unnamed = [name.removesuffix("name") for name, value in before.items() if is_unnamed(value)]
     free = (*_FREE_ON_RESUME, *unnamed)
     return [
-        f"--resume: --{key} was {before.get(key)!r} when the run began and is {after.get(key)!r} now; leave it out, or "
-        "begin a new run"
+        f"--resume: --{key} was {before.get(key)!r} when the run started and is {after.get(key)!r} now; leave it out, "
+        "or start a new run"
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key) and not key.startswith(free)
     ]
@@ -90,8 +90,8 @@ def begin(folder: RunFolder, settings: str) -> None:
             write_text(file, settings)
         except OSError as error:
             raise RunFolderError(
-                f"can't write {file}: {error.strerror or error}; make room, or name another folder by --out, and begin "
-                "again"
+                f"can't write {file}: {error.strerror or error}; free disk space, or choose another folder with --out, "
+                "and start again"
             ) from error
 
 

@@ -162,7 +162,7 @@ class LoopState:
         except (ValueError, KeyError, AttributeError, TypeError):
             checksum = None
         if checksum is None or checksum != _checksum(values):
-            raise DamagedError(f"{path} does not hold what was written to it (its checksum differs)")
+            raise DamagedError(f"{path} is damaged (its checksum differs)")
         return cls(**{**values, "budget": Budget(**values["budget"]), "notes": tuple(values["notes"])})
 
     @property
