@@ -153,7 +153,7 @@ class Arguments:
         if is_unnamed(name):
             self.wrong.append(
                 f"--{group}: the run began with a Python object that config.yaml can't name, {name}; give --{group} "
-                f"MODULE.NAME, or go on from Python: train(resume=..., {group}=...)"
+                f"MODULE.NAME, or resume from Python: train(resume=..., {group}=...)"
             )
             return Choice(name, None)
         try:

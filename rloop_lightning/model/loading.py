@@ -99,7 +99,7 @@ def model_faults(name: str) -> list[str]:
         return [what]
     faults = [*_config_faults(folder), *_weight_faults(folder)]
     if not any(found for pattern in _TOKENIZER_FILES for found in folder.glob(pattern)):
-        faults.append("holds no tokenizer (tokenizer.json); save the model's tokenizer to the same folder")
+        faults.append("contains no tokenizer (tokenizer.json); save the model's tokenizer to the same folder")
     return faults or list(_tokenizer_faults(folder))
 
 
@@ -121,9 +121,9 @@ def _config_faults(folder: Path) -> Iterator[str]:
     """Errors in config.json, and in the architecture that it names."""
     config = _read_json(folder / "config.json")
     if config is None and (folder / "adapter_config.json").exists():
-        yield "holds an adapter alone; merge it into its model, save that and give its folder"
+        yield "contains only an adapter; merge it into its model, save the result and give its folder"
     elif config is None:
-        yield "holds no config.json; give a folder that save_pretrained wrote"
+        yield "contains no config.json; give a folder written by save_pretrained"
     elif isinstance(config, str):
         yield config
     else:
@@ -153,11 +153,11 @@ def _weight_faults(folder: Path) -> Iterator[str]:
             yield f"model.safetensors.index.json names {', '.join(missing)}, which the folder lacks; copy it whole"
     elif not shards and any(found for pattern in _PICKLES for found in folder.glob(pattern)):
         yield (
-            "holds weights as pickles only, which can run code and are refused; convert those you trust by "
+            "contains weights only as pickles, which can run code and are refused; convert those you trust by "
             "AutoModelForCausalLM.from_pretrained(FOLDER, use_safetensors=False).save_pretrained(FOLDER)"
         )
     elif not shards:
-        yield "holds no weights (model.safetensors)"
+        yield "contains no weights (model.safetensors)"
     yield from (fault for shard in shards if (fault := _cut_short(shard)))
 
 

@@ -36,7 +36,7 @@ class PackedBatch:
     lengths: Tensor  # [P + B] int64, tokens per sequence
     prompt_of_row: Tensor  # [B] int64, the index of each row's prompt
     rows: Tensor  # [N] int64, the batch row that each token is read from
-    predicting: Tensor  # [M] int64, the index of the token before each completion token
+    predicting: Tensor  # [M] int64, for each completion token the token before it
     targets: Tensor  # [M] int64, the completion tokens
 
     @property

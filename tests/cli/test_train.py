@@ -134,7 +134,7 @@ def test_a_function_without_a_path_runs_and_a_resume_needs_it_or_another(
     assert main(["--resume", str(runs[0])]) == 2
     said = capsys.readouterr().err
     assert "--reward: the run began with a Python object that config.yaml can't name, <function " in said
-    assert "give --reward MODULE.NAME, or go on from Python: train(resume=..., reward=...)" in said
+    assert "give --reward MODULE.NAME, or resume from Python: train(resume=..., reward=...)" in said
     with pytest.raises(UsageError, match="--reward: the run began with a Python object"):
         train(resume=runs[0])
 
