@@ -52,11 +52,11 @@ class Swappable:
 
 
 SWAPPABLE = {
-    "algo": Swappable("algorithms", Algorithm, "dapo", "the algorithm that explores"),
+    "algo": Swappable("algorithms", Algorithm, "dapo", "the RL algorithm of the exploration"),
     "consolidate": Swappable("consolidations", Consolidation, "rft", "the fine-tuning on the expert set, or none"),
     "engine": Swappable("engines", RolloutEngine, "torch", "the engine that generates rollouts"),
     "data": Swappable("data", ProblemSource, "countdown", "the problem sets"),
-    "reward": Swappable("rewards", Reward, "the data's own", "the reward of completions, also module.function"),
+    "reward": Swappable("rewards", Reward, "the data's own", "the reward, or a function as module.function"),
 }
 
 
