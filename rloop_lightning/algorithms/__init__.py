@@ -1,8 +1,8 @@
-"""The algorithms by their short names, one file each; `base.py` holds what they share.
+"""The algorithms by short name, one file each. `base.py` holds what they share.
 
-`--algo` takes a name of `ALGORITHMS`, `--consolidate` one of `CONSOLIDATIONS`, both a class path instead. Packages of
-others register theirs under the entry-point groups `rloop_lightning.algorithms` and `rloop_lightning.consolidations`.
-Class paths are text so that a list of names costs no import.
+`--algo` takes a name from `ALGORITHMS` or a class path. `--consolidate` takes a name from `CONSOLIDATIONS` or a class
+path. Third-party packages register theirs under the entry-point groups `rloop_lightning.algorithms` and
+`rloop_lightning.consolidations`. Class paths are strings, so that listing the names imports nothing.
 """
 
 from rloop_lightning.errors import DoorError

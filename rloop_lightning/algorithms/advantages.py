@@ -1,7 +1,7 @@
-"""Advantages: how much better than its group each rollout is. Pure functions.
+"""Advantages: how much better each rollout is than its group. Pure functions.
 
-Each takes rewards [P, G], one row per problem, and gives advantages of the same shape in float32. A row whose rewards
-are all equal gets exactly 0.
+Each function maps rewards [P, G], one row per problem, to float32 advantages [P, G]. A row of equal rewards gets
+exactly 0.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ def centred(rewards: Tensor) -> Tensor:
 
 
 def group_normalised(rewards: Tensor, *, eps: float = 1e-6) -> Tensor:
-    """A = (r - mean(r)) / (std(r) + eps), the standard deviation with G - 1 below (GRPO, arXiv 2402.03300).
+    """A = (r - mean(r)) / (std(r) + eps), std with divisor G - 1 (GRPO, arXiv 2402.03300).
 
     Args: rewards [P, G] with G >= 2; eps keeps the quotient finite. Returns [P, G].
     """
     rewards = rewards.double()
     advantages = (rewards - rewards.mean(dim=1, keepdim=True)) / (rewards.std(dim=1, keepdim=True) + eps)
-    # Decided by equality, not by std > 0: a rounding residue would pass that test and be blown up by the division.
+    # Test for equal rewards, not for std > 0: a rounding error would make std positive, and the division amplify it.
     return advantages.masked_fill(_all_equal(rewards), 0.0).float()
 
 

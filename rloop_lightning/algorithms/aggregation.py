@@ -1,12 +1,12 @@
-"""How the loss of tokens becomes the loss of a mini-batch.
+"""How token losses become the loss of a mini-batch.
 
     token-mean      mean over all tokens of the mini-batch (DAPO)
     sequence-mean   mean over a rollout's tokens, then over rollouts (GRPO, GSPO)
-    sequence-sum    sum over a rollout's tokens, then the mean over rollouts (MiniRL)
+    sequence-sum    sum over a rollout's tokens, then mean over rollouts (MiniRL)
     constant        sum over all tokens / (rollouts x length limit) (Dr. GRPO)
 
-Rollouts without a token in the loss are not counted. The loss is a sum over rows, weighted by `row_weights`, divided by
-`loss_count`, which is known before the first micro-batch: no gradient depends on how a mini-batch is cut.
+Rollouts without loss tokens are not counted. The loss is a sum over rows, weighted by `row_weights` and divided by
+`loss_count`. That count is known before the first micro-batch, so the gradient does not depend on micro-batch size.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ Aggregation = Literal["token-mean", "sequence-mean", "sequence-sum", "constant"]
 
 
 def row_weights(mask: Tensor, aggregation: Aggregation) -> Tensor:
-    """The factor of each row's token losses before all are summed, float32 [B].
+    """The weight of each row's token losses in the sum over the mini-batch, float32 [B].
 
-    Args: mask [B, T] bool, the tokens in the loss.
+    Args: mask [B, T] bool, the loss tokens.
     """
     if aggregation == "sequence-mean":
         return 1.0 / mask.sum(1).clamp(min=1).float()
@@ -30,15 +30,17 @@ def row_weights(mask: Tensor, aggregation: Aggregation) -> Tensor:
 
 
 def loss_count(mask: Tensor, aggregation: Aggregation, max_new_tokens: int) -> Tensor:
-    """The divisor of the sum over a mini-batch, a scalar.
+    """The divisor of the summed loss of a mini-batch, a scalar.
 
-    Args: mask [B, T] bool, the tokens in the loss; max_new_tokens, the completion length limit.
+    Args: mask [B, T] bool, the loss tokens; max_new_tokens, the completion length limit.
 
     Raises:
-        ValueError: the aggregation is `constant`, and the rollouts have no length limit.
+        ValueError: the aggregation is `constant` and the rollouts have no length limit.
     """
     if aggregation == "constant" and max_new_tokens < 1:
-        raise ValueError("the aggregation 'constant' needs the rollouts' length limit, which an expert set hasn't")
+        raise ValueError(
+            "the aggregation 'constant' needs the rollouts' length limit, which an expert set does not have"
+        )
     if aggregation == "token-mean":
         return mask.sum()
     rows = mask.any(1).sum()

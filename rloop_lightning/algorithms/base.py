@@ -1,7 +1,7 @@
 """What all algorithms share: their options, and how groups of rollouts become mini-batches and updates.
 
-A new algorithm subclasses `Algorithm`, gives `advantages` and `loss`, and declares its hyper-parameters as documented
-arguments of `__init__`; everything else has a default here. The formula of each option stands in its own file:
+A new algorithm subclasses `Algorithm`, implements `advantages` and `loss`, and declares its hyper-parameters as
+documented arguments of `__init__`. Everything else has a default here. Each option has its formula in its own file:
 dynamic_sampling.py, overlong.py, kl_term.py, importance.py, entropy_bonus.py, aggregation.py, optimizer.py.
 """
 
@@ -38,39 +38,40 @@ from rloop_lightning.types import (
 
 
 class Algorithm(PolicyModule):
-    """Reinforcement learning on groups of rollouts. Subclasses give `advantages` and `loss`.
+    """Reinforcement learning on groups of rollouts. Subclasses implement `advantages` and `loss`.
 
     Args:
         updates_per_step: optimizer steps per pass over a rollout step's rollouts, each on an equal share of them.
-        passes: passes over a rollout step's rollouts; ratios stay those to the policy that generated.
-        dynamic_sampling: train only on groups that hold both right and wrong rollouts, and sample on until there are
-            enough of them.
-        max_generation_batches: problems that a rollout step may sample for that before the run ends, in multiples of
-            --loop.problems_per_step.
-        mask_truncated: overlong filtering: leave rollouts cut at the length limit out of the loss.
+        passes: passes over a rollout step's rollouts. All passes use the same old logprobs.
+        dynamic_sampling: train only on groups with both right and wrong rollouts; sample until there are enough of
+            them.
+        max_generation_batches: limit of dynamic sampling per rollout step, in multiples of --loop.problems_per_step.
+            The run stops with an error if that is not enough.
+        mask_truncated: overlong filtering: leave rollouts truncated at the length limit out of the loss.
         overlong_buffer_tokens: soft overlong punishment: the reward falls linearly by 1 over this many tokens before
             the length limit; 0 is off.
-        kl_beta: weight of the KL term against the policy that the round began with; 0 is none, and keeps no copy of it.
-        kl_estimator: of the KL divergence at a token, d = lp_ref - lp: `k1` -d, `k2` d^2 / 2, `k3` exp(d) - d - 1; k1
-            only in the reward, because its gradient in a loss is zero in expectation.
-        kl_in: place of the KL term: the `loss` of each token or, summed over a rollout and without a gradient, its
-            `reward`.
-        kl_target: KL divergence to hold, nats per token: kl_beta adapts after each rollout step; null keeps it.
-        kl_adaptation: kl_beta changes by this times the relative error, which counts as a fifth at most.
-        reference_reset_steps: rollout steps between resets, which copy the policy into the reference and clear the
-            optimizer's state; 0 never resets.
-        entropy_coef: weight of the entropy bonus in each token's loss; 0 is none.
+        kl_beta: weight of the KL term against the round's initial policy; 0 is off and keeps no reference policy.
+        kl_estimator: estimator of the KL divergence at a token, with d = lp_ref - lp: `k1` -d, `k2` d^2 / 2, `k3`
+            exp(d) - d - 1. k1 works in the reward only: its gradient in a loss is zero in expectation.
+        kl_in: where the KL term is added: to the `loss` of each token, or to the `reward`, summed over the rollout and
+            without gradient.
+        kl_target: target KL divergence, nats per token: kl_beta adapts to it after each rollout step; null keeps
+            kl_beta constant.
+        kl_adaptation: adaptation rate: kl_beta changes by this times the relative error, clipped to +-0.2.
+        reference_reset_steps: every N rollout steps, copy the policy into the reference and clear the optimizer state;
+            0 never resets.
+        entropy_coef: weight of the entropy bonus in each token's loss; 0 is off.
         importance_correction: truncated importance sampling: weight each token by pi_old(trainer) / pi(engine).
-            `truncate` cuts a weight at the cap, `mask` drops what lies above it, `none` weights nothing.
-        importance_level: one weight per `token`, or per `sequence`, the product of its tokens' weights.
+            `truncate` clamps weights to the cap, `mask` sets weights above the cap to 0, `none` is off.
+        importance_level: one weight per `token`, or one per `sequence`, the product of its tokens' weights.
         importance_cap: largest weight of a token, or of a whole sequence.
     """
 
     pools: Sequence[Path] = ()
-    """The folders of the run's pools, the one that the exploration fills last; the loop sets it."""
+    """The folders of the run's pools, set by the loop. The last one is the current exploration's."""
 
     min_rollouts_per_problem = 2
-    """The smallest group that `advantages` can take."""
+    """The smallest group size that `advantages` accepts."""
 
     def __init__(
         self,
@@ -117,43 +118,43 @@ class Algorithm(PolicyModule):
         """Rewards [P, G] to advantages [P, G]."""
 
     def setup(self, stage: str) -> None:
-        """The policy still is the round's initial one here, also on a resume: its checkpoint comes later."""
+        """Set the reference. The policy is the round's initial one here, also on resume: checkpoints load later."""
         super().setup(stage)
         self.kl.begin(self.policy)
 
     def keep_group(self, group: Group) -> bool:
-        """Whether a group is trained on; the rollout step samples on until it has enough that are."""
+        """Whether to train on a group. The rollout step samples until it has kept enough groups."""
         return not self.dynamic_sampling or has_right_and_wrong(group)
 
     def validate(self, sampling: SamplingParams) -> list[str]:
-        """What does not work with this sampling, one message each."""
+        """Conflicts with the sampling settings, one message each."""
         if self.overlong.buffer_tokens < sampling.max_new_tokens:
             return []
         limit = f"--engine.max_new_tokens {sampling.max_new_tokens}"
         return [f"--algo.overlong_buffer_tokens {self.overlong.buffer_tokens} must be below {limit}"]
 
     def rewards(self, groups: Sequence[Group], sampling: SamplingParams) -> Tensor:
-        """The rewards [B] that advantages are computed from, group by group; the pool keeps those without shaping."""
+        """The rewards [B] for the advantages, group by group. The pool stores rewards without this shaping."""
         rollouts = [rollout for group in groups for rollout in group.rollouts]
         rewards = torch.tensor([rollout.reward for rollout in rollouts], dtype=torch.float64)
         lengths = torch.tensor([rollout.length for rollout in rollouts])
         return rewards + self.overlong.punishment(lengths, sampling.max_new_tokens)
 
     def in_loss(self, rollout: Rollout) -> bool:
-        """Whether a rollout's tokens are in the loss."""
+        """Whether a rollout's tokens are loss tokens."""
         return self.overlong.in_loss(rollout)
 
     @property
     def trains_on_stored(self) -> bool:
-        """Whether `replayed` adds rollouts of a pool, which does not store the experts of their tokens."""
+        """Whether `replayed` adds rollouts from a pool. A pool does not store routed experts."""
         return False
 
     def replayed(self, groups: Sequence[Group], sampling: SamplingParams) -> Sequence[Group]:
-        """The groups that a step trains on: those that it generated, and what is replayed with them."""
+        """The groups to train on in a step: the generated ones, and those replayed with them."""
         return groups
 
     def make_batch(self, groups: Sequence[Group], sampling: SamplingParams) -> RolloutBatch:
-        """The batch of a rollout step, a row for each rollout, group by group."""
+        """The batch of a rollout step: one row per rollout, group by group."""
         rollouts = [rollout for group in groups for rollout in group.rollouts]
         numbers = torch.arange(len(groups)).repeat_interleave(torch.tensor([len(group.rollouts) for group in groups]))
         rewards = self.rewards(groups, sampling)
@@ -167,9 +168,9 @@ class Algorithm(PolicyModule):
         return replace(batch, rewards=rewards, groups=numbers)
 
     def group_advantages(self, rewards: Tensor, groups: Tensor) -> Tensor:
-        """The advantages [B] of rows whose groups may differ in size; rows of one group stand together.
+        """The advantages [B] of groups that may differ in size. Rows of a group must be adjacent.
 
-        Args: rewards [B]; groups [B], the numbers of their groups.
+        Args: rewards [B]; groups [B], the group number of each row.
         """
         _, sizes = groups.unique_consecutive(return_counts=True)
         size_of_row = sizes.repeat_interleave(sizes)
@@ -180,7 +181,7 @@ class Algorithm(PolicyModule):
         return advantages
 
     def prepare(self, batch: RolloutBatch) -> RolloutBatch:
-        """The batch as the updates of its rollout step see it, before the first of them."""
+        """Prepare the batch of a rollout step for its updates. Called before the first update."""
         if not self.kl.in_the("reward"):
             return batch
         batch = self._with_old_logprobs(batch)
@@ -193,7 +194,7 @@ class Algorithm(PolicyModule):
         return replace(batch, advantages=self.group_advantages(rewards, batch.groups))
 
     def training_step(self, step: RolloutStep, batch_idx: int) -> None:
-        """All optimizer steps of one rollout step, or those until a callback ends the phase."""
+        """All optimizer steps of one rollout step. Stops early when a callback ends the phase."""
         started = perf_counter()
         updates = []
         generated = step.batch if self.policy.routing is None else self.policy.routing.admitted(step.batch)
@@ -201,7 +202,7 @@ class Algorithm(PolicyModule):
             updates.append(self.update(batch))
             if self.trainer.should_stop:
                 break
-        self._optimizer().zero_grad()  # generation comes next, and wants the room
+        self._optimizer().zero_grad()  # frees memory for the generation that follows
         self._record_updates(updates)
         self.record({**step.metrics, "time/update_s": perf_counter() - started})
         self._step_schedule()
@@ -211,8 +212,8 @@ class Algorithm(PolicyModule):
         return self.policy.logprobs(batch, entropy_gradient=self.entropy_coef > 0)
 
     def micro_batch_loss(self, scores: TokenScores, batch: RolloutBatch) -> LossOutput:
-        """The loss with every option that changes it, and how far the engine's logprobs are from the trainer's."""
-        if batch.old_logprobs is None:  # no update yet: the policy still is the one that generated
+        """`loss` with all options applied, and metrics of the gap between the engine's and the trainer's logprobs."""
+        if batch.old_logprobs is None:  # no update yet: the policy is still the one that generated
             batch = replace(batch, old_logprobs=batch.recorded_or(scores.logprobs.detach()))
         output = self.importance.apply(self.loss(scores, batch), batch)
         output = self.kl.add_to(output, scores, batch)
@@ -228,10 +229,9 @@ class Algorithm(PolicyModule):
         return LossOutput(loss, {**output.metrics, **gap})
 
     def _mini_batches(self, batch: RolloutBatch) -> Iterator[RolloutBatch]:
-        """Equal shares of the rows in each pass, with the logprobs that the generating policy gave them.
+        """Equal shares of the rows, once per pass, with their old logprobs.
 
-        The first share of a single pass needs no old logprobs: until its optimizer step, the policy still is the one
-        that generated.
+        The first share of a single pass needs no old logprobs: until its optimizer step, the policy is the old policy.
         """
         rows = torch.arange(len(batch), device=batch.loss_mask.device).tensor_split(self.updates_per_step)
         shares = [batch.select(share) for share in rows]
@@ -241,7 +241,7 @@ class Algorithm(PolicyModule):
             yield from shares
 
     def _with_old_logprobs(self, batch: RolloutBatch) -> RolloutBatch:
-        """The batch with its logprobs under the old policy, which is the current one before the first update."""
+        """The batch with old logprobs. Call it before the first update, while the policy is the old policy."""
         if batch.old_logprobs is not None:
             return batch
         old = self.policy.scores_no_grad(batch)
@@ -250,7 +250,7 @@ class Algorithm(PolicyModule):
         return replace(batch, old_logprobs=batch.recorded_or(old.logprobs))
 
     def _steer_kl(self, rollout_step: int) -> None:
-        """Adapt the KL term's weight to what the rollout step measured, and reset its reference if that is due."""
+        """Adapt beta to the measured KL divergence, and reset the reference if that is due."""
         measured = self.step_metrics.get("policy/kl_nats")
         if self.kl.target is not None and measured is not None:
             self.kl.adapt(measured)

@@ -1,4 +1,4 @@
-"""What all consolidations share: an optimizer step for each mini-batch of the expert set (rft.py, ...)."""
+"""What all consolidations share: one optimizer step per mini-batch of the expert set (rft.py, ...)."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from rloop_lightning.types import LossOutput, RolloutBatch, TokenScores
 
 
 class Consolidation(PolicyModule):
-    """Fine-tunes the policy that a round began with on the round's expert set. Subclasses give `loss`.
+    """Fine-tunes the round's initial policy on the round's expert set. Subclasses implement `loss`.
 
     Args:
         epochs: passes over the expert set.
-        rollouts_per_update: rollouts in the mini-batch of an optimizer step.
-        kl_beta: weight of a KL term against the round's initial policy, at the experts' tokens; 0 is none.
-        kl_estimator: of the KL divergence at a token, d = lp_ref - lp: `k2` d^2 / 2, `k3` exp(d) - d - 1.
-        aggregation: from token losses to the loss of a mini-batch: `token-mean` over its tokens, `sequence-mean` over a
-            rollout's tokens, then over rollouts, `sequence-sum` summed over a rollout's tokens, then the mean over
-            rollouts.
+        rollouts_per_update: mini-batch size of an optimizer step, rollouts.
+        kl_beta: weight of a KL term against the round's initial policy on the expert set's tokens; 0 is off.
+        kl_estimator: estimator of the KL divergence at a token, with d = lp_ref - lp: `k2` d^2 / 2, `k3`
+            exp(d) - d - 1.
+        aggregation: how token losses become the loss of a mini-batch: `token-mean` is the mean over all its tokens,
+            `sequence-mean` the mean over each rollout's tokens, then over rollouts, `sequence-sum` the sum over each
+            rollout's tokens, then the mean over rollouts.
     """
 
     flag = "--consolidate"
@@ -45,7 +46,7 @@ class Consolidation(PolicyModule):
         self.kl.begin(self.policy)
 
     def weight(self, reward: float) -> float:
-        """What an expert rollout of this reward weighs in the loss."""
+        """The loss weight of an expert rollout with this reward."""
         return 1.0
 
     def micro_batch_loss(self, scores: TokenScores, batch: RolloutBatch) -> LossOutput:

@@ -14,19 +14,19 @@ from rloop_lightning.types import LossOutput, RolloutBatch, TokenScores
 
 
 class DAPO(Algorithm):
-    """PPO's clipped surrogate with clip-higher, averaged over the mini-batch's tokens; dynamic sampling; no KL term.
+    """PPO's clipped surrogate with clip-higher, averaged over the loss tokens, with dynamic sampling and no KL term.
 
-    Defaults are the paper's, for its rollout steps of 512 problems x 16 rollouts: mini-batches of 512 rollouts.
+    Defaults are the paper's: a rollout step of 512 problems x 16 rollouts has mini-batches of 512 rollouts.
 
     Args:
         clip_eps_low: lower clip: a token with negative advantage gets no gradient once its ratio is below
             1 - clip_eps_low.
         clip_eps_high: upper clip: a token with positive advantage gets no gradient once its ratio exceeds
             1 + clip_eps_high.
-        dual_clip: a token with negative advantage A loses at most -dual_clip * A (3 in arXiv 1912.09729, 10 in verl's
-            DAPO script); null is off.
-        dynamic_sampling: train only on groups that hold both right and wrong rollouts, and sample on until there are
-            enough of them.
+        dual_clip: upper bound -dual_clip * A of the loss of a token with negative advantage A (3 in arXiv 1912.09729,
+            10 in verl's DAPO script); null is off.
+        dynamic_sampling: train only on groups with both right and wrong rollouts; sample until there are enough of
+            them.
         updates_per_step: optimizer steps per pass over a rollout step's rollouts, each on an equal share of them.
     """
 

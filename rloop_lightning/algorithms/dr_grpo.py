@@ -17,17 +17,18 @@ from rloop_lightning.types import LossOutput, RolloutBatch, TokenScores
 class DrGRPO(Algorithm):
     """PPO's clipped surrogate with advantages r - mean, summed and divided by rollouts x --engine.max_new_tokens.
 
-    GRPO divides advantages by the group's standard deviation, which weights problems of near-equal rewards up, and each
-    rollout's loss by its length, which punishes the tokens of long wrong rollouts less. Neither happens here.
+    This removes two biases of GRPO. GRPO divides advantages by the group's standard deviation, which upweights problems
+    with near-equal rewards. It also divides each rollout's loss by its length, which penalises the tokens of long wrong
+    rollouts less.
 
     Args:
         clip_eps_low: lower clip: a token with negative advantage gets no gradient once its ratio is below
             1 - clip_eps_low.
         clip_eps_high: upper clip: a token with positive advantage gets no gradient once its ratio exceeds
             1 + clip_eps_high.
-        dual_clip: a token with negative advantage A loses at most -dual_clip * A (3 in arXiv 1912.09729, 10 in verl's
-            DAPO script); null is off.
-        aggregation: from token losses to the loss of a mini-batch, see aggregation.py.
+        dual_clip: upper bound -dual_clip * A of the loss of a token with negative advantage A (3 in arXiv 1912.09729,
+            10 in verl's DAPO script); null is off.
+        aggregation: how token losses become the loss of a mini-batch, see aggregation.py.
     """
 
     def __init__(

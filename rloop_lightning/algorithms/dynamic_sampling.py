@@ -1,4 +1,4 @@
-"""Dynamic sampling: train on groups that hold both right and wrong rollouts (DAPO, arXiv 2503.14476, section 3.2)."""
+"""Dynamic sampling: train on groups with both right and wrong rollouts (DAPO, arXiv 2503.14476, section 3.2)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from rloop_lightning.types import Group
 def has_right_and_wrong(group: Group) -> bool:
     """0 < successes < G.
 
-    It looks at success, not at the reward: shaped rewards differ inside a group that is all wrong, too.
+    The test uses success, not the reward: shaped rewards can differ within a group whose rollouts are all wrong.
     """
     return 0 < group.success_count < len(group.rollouts)

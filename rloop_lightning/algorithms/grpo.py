@@ -17,17 +17,17 @@ from rloop_lightning.types import LossOutput, RolloutBatch, TokenScores
 class GRPO(Algorithm):
     """PPO's clipped surrogate, averaged over each rollout's tokens, then over rollouts.
 
-    Defaults are the paper's except for its KL term of 0.04 with k3 in the loss, which is off as in most later work; the
-    paper's weight decay is not known.
+    Defaults are the paper's, with one exception: its KL term (0.04, k3 in the loss) is off, as in most later work. The
+    paper does not state its weight decay.
 
     Args:
         clip_eps_low: lower clip: a token with negative advantage gets no gradient once its ratio is below
             1 - clip_eps_low.
         clip_eps_high: upper clip: a token with positive advantage gets no gradient once its ratio exceeds
             1 + clip_eps_high.
-        dual_clip: a token with negative advantage A loses at most -dual_clip * A (3 in arXiv 1912.09729, 10 in verl's
-            DAPO script); null is off.
-        aggregation: from token losses to the loss of a mini-batch, see aggregation.py.
+        dual_clip: upper bound -dual_clip * A of the loss of a token with negative advantage A (3 in arXiv 1912.09729,
+            10 in verl's DAPO script); null is off.
+        aggregation: how token losses become the loss of a mini-batch, see aggregation.py.
     """
 
     def __init__(

@@ -17,16 +17,17 @@ from rloop_lightning.types import LossOutput, RolloutBatch, TokenScores
 class GSPO(Algorithm):
     """PPO's clipped surrogate with one ratio per rollout, the geometric mean of its tokens' ratios.
 
-    Such ratios differ from 1 by thousandths, hence the paper's narrow clip. Its rollout steps have four mini-batches.
+    Sequence ratios differ from 1 by thousandths, hence the paper's narrow clip range. The paper splits a rollout step
+    into four mini-batches.
 
     Args:
         clip_eps_low: lower clip: a rollout with negative advantage gets no gradient once its ratio is below
             1 - clip_eps_low.
         clip_eps_high: upper clip: a rollout with positive advantage gets no gradient once its ratio exceeds
             1 + clip_eps_high.
-        dual_clip: a token with negative advantage A loses at most -dual_clip * A (3 in arXiv 1912.09729, 10 in verl's
-            DAPO script); null is off.
-        aggregation: from token losses to the loss of a mini-batch, see aggregation.py.
+        dual_clip: upper bound -dual_clip * A of the loss of a token with negative advantage A (3 in arXiv 1912.09729,
+            10 in verl's DAPO script); null is off.
+        aggregation: how token losses become the loss of a mini-batch, see aggregation.py.
         updates_per_step: optimizer steps per pass over a rollout step's rollouts, each on an equal share of them.
     """
 

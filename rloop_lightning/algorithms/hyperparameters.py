@@ -1,4 +1,4 @@
-"""Hyper-parameters that are checked when a module is made, so that all wrong ones can be told at once."""
+"""Checks of hyper-parameters at construction, which collect all errors so that they are reported at once."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from rloop_lightning.system.fields import wrong_values
 
 
 class CheckedHyperparameters:
-    """Checks the arguments of `__init__`: single values by their types, and rules between arguments by `require`.
+    """Checks the arguments of `__init__`: single values by type, rules between arguments by `require`.
 
-    It is apart from PolicyModule because the command line takes the arguments of a class from its `__new__`, if it has
-    one.
+    This class is separate from PolicyModule because the command line reads a class's arguments from its own `__new__`
+    if it defines one.
     """
 
     flag = "--algo"
-    """The command line's name for this kind of module, for messages."""
+    """The flag of this kind of module, used in messages."""
 
     _invalid: list[str]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         module = super().__new__(cls)
-        # Past torch's own __setattr__, which wants its __init__ first.
+        # Bypass nn.Module.__setattr__, which requires that nn.Module.__init__ has run.
         module.__dict__["_invalid"] = wrong_values(cls, kwargs, cls.flag)
         return module
 
     def require(self, holds: bool, name: str, what: str, got: object) -> None:
-        """Refuse a hyper-parameter unless it goes with the others."""
+        """Refuse a hyper-parameter unless the rule `holds`."""
         if not holds:
             self.refuse(name, what, got)
 
     def refuse(self, name: str, what: str, got: object) -> None:
-        """Note what is wrong with a hyper-parameter."""
+        """Record an error about a hyper-parameter."""
         self._invalid.append(f"{self.flag}.{name} {what}, got {got}")
 
     def invalid(self) -> list[str]:
-        """What is wrong with the hyper-parameters, one message each."""
+        """The recorded errors, one message each."""
         return self._invalid

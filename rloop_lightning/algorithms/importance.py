@@ -1,4 +1,4 @@
-"""Importance correction for an engine whose probabilities differ from the trainer's (truncated importance sampling)."""
+"""Truncated importance sampling: corrects for the gap between the engine's and the trainer's probabilities."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class ImportanceCorrection:
     """Weights each token's loss by pi_old(trainer) / pi(engine).
 
     Args:
-        mode: what happens to a weight above the cap: `truncate` it, or `mask` it; `none` weights nothing.
+        mode: `truncate` clamps weights to the cap, `mask` sets weights above the cap to 0, `none` is off.
         level: one weight per token, or one per rollout.
         cap: the largest weight.
     """
@@ -29,7 +29,7 @@ class ImportanceCorrection:
     cap: float
 
     def apply(self, output: LossOutput, batch: RolloutBatch) -> LossOutput:
-        """The loss times its weights, and `policy/importance_weight`."""
+        """The loss multiplied by the weights, with the metric `policy/importance_weight`."""
         if self.mode == "none":
             return output
         assert batch.old_logprobs is not None
@@ -53,14 +53,15 @@ def importance_weights(
     level: ImportanceLevel,
     mode: Literal["truncate", "mask"],
 ) -> Tensor:
-    """The weights of tokens or of whole rollouts.
+    """The importance weights of tokens or of whole rollouts.
 
-        w_t = exp(logp_old_t - logp_mu_t), or w = exp(sum_t(logp_old_t - logp_mu_t)) for a whole rollout
+        token:      w_t = exp(logp_old_t - logp_mu_t)
+        sequence:   w = exp(sum_t(logp_old_t - logp_mu_t))
 
     Above `cap`, a weight becomes the cap (`truncate`) or 0 (`mask`).
 
-    Args: old_logprobs, sampling_logprobs [B, T]; mask [B, T] bool, a rollout's tokens. Returns [B, T], or [B, 1] for
-        whole rollouts.
+    Args: old_logprobs, sampling_logprobs [B, T]; mask [B, T] bool, the completion tokens. Returns [B, T], or [B, 1]
+        for whole rollouts.
     """
     log_ratio = (old_logprobs - sampling_logprobs) * mask
     if level == "sequence":

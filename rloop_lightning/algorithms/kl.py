@@ -1,4 +1,4 @@
-"""DAPO held near a reference policy by a KL term: the constrained baseline that RLoop is compared with."""
+"""DAPO with a KL term against a reference policy: the constrained baseline for comparison with RLoop."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from rloop_lightning.system.fields import NonNegativeFloat
 
 
 class KLConstrained(DAPO):
-    """DAPO whose KL term is on by default: 0.04 with k3 in the loss, as in GRPO's paper (arXiv 2402.03300).
+    """DAPO with the KL term on by default: 0.04 with k3 in the loss, as in the GRPO paper (arXiv 2402.03300).
 
     Args:
-        kl_beta: weight of the KL term against the policy that the round began with; 0 is none, and keeps no copy of it.
+        kl_beta: weight of the KL term against the round's initial policy; 0 is off and keeps no reference policy.
     """
 
     def __init__(self, *, kl_beta: NonNegativeFloat = 0.04, **kwargs: Any) -> None:

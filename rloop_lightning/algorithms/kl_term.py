@@ -1,4 +1,4 @@
-"""A KL term: holds the policy near the one that the round began with, in the loss or in the reward."""
+"""The KL term: keeps the policy close to the round's initial policy, in the loss or in the reward."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from rloop_lightning.types import LossOutput, RolloutBatch, TokenScores
 
 KLEstimator = Literal["k1", "k2", "k3"]
 
-# The controller's answer to a KL divergence that is far off: a fifth too much, however far (arXiv 1909.08593, eq. 5).
+# The controller clips the relative error to +-0.2 (arXiv 1909.08593, eq. 5).
 _LARGEST_ERROR = 0.2
 
 
 class KLTerm(nn.Module):
     """beta times an estimate of KL(policy || reference), per token.
 
-    It is part of the module that trains, so that checkpoints hold the reference and beta. With beta 0 it holds
+    It is a submodule of the training module, so that checkpoints include the reference and beta. With beta 0 there is
     neither.
 
     Args:
-        beta: weight of the term; the first weight, if there is a target.
-        estimator: of the KL divergence at a token, see `kl`.
-        place: in the `loss` of each token, or, summed over a rollout and without a gradient, in its `reward`.
-        target: KL divergence to hold, nats per token; None keeps beta.
-        adaptation: rate at which beta follows the target, see `adapted`.
+        beta: weight of the term; with a target, its initial weight.
+        estimator: estimator of the KL divergence at a token, see `kl`.
+        place: `loss` adds the term to each token's loss; `reward` subtracts it from the reward, summed over the
+            rollout and without gradient.
+        target: target KL divergence, nats per token; None keeps beta constant.
+        adaptation: adaptation rate of beta, see `adapted`.
         reset_steps: rollout steps between resets of the reference (ProRL, arXiv 2505.24864); 0 never resets it.
     """
 
@@ -57,7 +58,7 @@ class KLTerm(nn.Module):
         self.reference = None
 
     def faults(self) -> Iterator[tuple[str, str, object]]:
-        """Settings that do not go together: the field, what is wrong with it, its value."""
+        """Conflicting settings: the field, the error, its value."""
         if self.place == "loss" and self.estimator == "k1":
             what = "must be k2 or k3 in the loss, where the gradient of k1 is zero in expectation (--algo.kl_in reward)"
             yield "kl_estimator", what, self.estimator
@@ -68,10 +69,10 @@ class KLTerm(nn.Module):
             yield "reference_reset_steps", what, self.reset_steps
 
     def begin(self, policy: Policy) -> None:
-        """Take the policy as it is now for the reference.
+        """Use the current policy as the reference.
 
         Raises:
-            ValueError: the reference is to be reset, which that of a policy with an adapter can't be.
+            ValueError: `reset_steps` is set and the policy has an adapter: that reference can't be reset.
         """
         if self.initial_beta == 0:
             return
@@ -84,16 +85,16 @@ class KLTerm(nn.Module):
             )
 
     def in_the(self, place: Literal["loss", "reward"]) -> bool:
-        """Whether there is a term, and in this place."""
+        """Whether the term is on and added in this place."""
         return self.reference is not None and self.place == place
 
     def estimate(self, logprobs: Tensor, batch: RolloutBatch) -> Tensor:
-        """The KL divergence at each token [B, T], from the policy's logprobs [B, T] of the batch."""
+        """The estimated KL divergence at each token [B, T], from the policy's logprobs [B, T]."""
         assert self.reference is not None
         return kl(logprobs, self.reference.logprobs(batch), self.estimator)
 
     def add_to(self, output: LossOutput, scores: TokenScores, batch: RolloutBatch) -> LossOutput:
-        """The loss with the term, if it stands there, and `policy/kl_nats`."""
+        """The loss plus the term, with the metric `policy/kl_nats`; unchanged if the term is not in the loss."""
         if not self.in_the("loss"):
             return output
         estimate = self.estimate(scores.logprobs, batch)
@@ -101,12 +102,12 @@ class KLTerm(nn.Module):
         return LossOutput(output.loss + self.beta * estimate, metrics)
 
     def adapt(self, measured: float) -> None:
-        """Move beta towards the target after a rollout step with this KL divergence, nats per token."""
+        """Adapt beta to the KL divergence that a rollout step measured, nats per token."""
         assert self.target is not None
         self.beta.fill_(adapted(float(self.beta), measured, target=self.target, rate=self.adaptation))
 
     def reset_if_due(self, rollout_step: int) -> bool:
-        """Copy the policy into the reference after every `reset_steps` rollout steps; whether it did so."""
+        """Copy the policy into the reference every `reset_steps` rollout steps. Returns whether it did."""
         if self.reference is None or self.reset_steps == 0 or (rollout_step + 1) % self.reset_steps:
             return False
         self.reference.reset()
@@ -114,7 +115,7 @@ class KLTerm(nn.Module):
 
 
 def kl(logprobs: Tensor, other_logprobs: Tensor, estimator: KLEstimator) -> Tensor:
-    """Schulman's estimates of KL(pi || other) at each token sampled from pi, with d = logp_other - logp.
+    """Schulman's estimators of KL(pi || other) at tokens sampled from pi, with d = logp_other - logp.
 
         k1 = -d        k2 = d^2 / 2        k3 = exp(d) - d - 1
 

@@ -15,17 +15,17 @@ from rloop_lightning.types import LossOutput, RolloutBatch, TokenScores
 
 
 class MiniRL(Algorithm):
-    """-sum_t M_t sg[min(exp(lp - lp_mu), cap)] A lp, A = r - mean; the mean over rollouts of their sums.
+    """-sum_t M_t sg[min(exp(lp - lp_mu), cap)] A lp, A = r - mean, averaged over rollouts.
 
-    The weight compares with the *engine's* logprobs lp_mu, the clip mask M with the *trainer's* old ones.
+    The weight uses the *engine's* logprobs lp_mu. The clip mask M uses the *trainer's* old logprobs.
 
     Args:
-        importance_weight: weight tokens against the engine's logprobs; the paper's ablation without is `false`.
+        importance_weight: weight each token by pi / pi(engine); `false` is the paper's ablation.
         importance_cap: largest weight of a token.
-        clip: drop tokens whose ratio left the clip range.
-        clip_eps_low: tokens with negative advantage are dropped below a ratio of 1 - clip_eps_low.
-        clip_eps_high: tokens with positive advantage are dropped above a ratio of 1 + clip_eps_high.
-        length_normalised: divide a rollout's sum by its length; the paper's ablation, which hurt.
+        clip: drop tokens whose ratio is outside the clip range.
+        clip_eps_low: lower clip: drop a token with negative advantage once its ratio is below 1 - clip_eps_low.
+        clip_eps_high: upper clip: drop a token with positive advantage once its ratio exceeds 1 + clip_eps_high.
+        length_normalised: divide a rollout's sum by its length; an ablation of the paper, where it performs worse.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The optimizer of a phase and its learning rate: AdamW with linear warm-up, then constant, unless told otherwise."""
+"""The optimizer of a phase and its learning-rate schedule. Default: AdamW, linear warm-up, then a constant rate."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ LRSchedule = Literal["constant", "linear", "cosine"]
 def learning_rate_factor(
     step: int, total_steps: float, *, schedule: LRSchedule, warmup_steps: int, floor: float
 ) -> float:
-    """The learning rate of a training step as a share of the peak.
+    """The learning rate of a training step as a fraction of the peak.
 
-    It rises linearly to 1 in the last of `warmup_steps` steps. From there `constant` stays at 1; `linear` and `cosine`
-    fall to `floor`, which the step after the phase's last one would have: no step trains at 0.
+    During warm-up it rises linearly and reaches 1 in the last warm-up step. Afterwards `constant` stays at 1, while
+    `linear` and `cosine` decay to `floor`. They would reach it one step after the phase's last, so that no step has
+    a learning rate of 0.
 
     Args:
         step: training step of the phase, from 0.
-        total_steps: training steps of the phase; not read during warm-up.
-        floor: the lowest learning rate as a share of the peak.
+        total_steps: training steps of the phase; not used during warm-up.
+        floor: the lowest learning rate as a fraction of the peak.
     """
     peak = max(0, warmup_steps - 1)
     if step <= peak:
@@ -38,7 +39,7 @@ def learning_rate_factor(
 
 
 def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices with weight decay; norms and biases, which have fewer than two dimensions, without."""
+    """Two groups: matrices with weight decay; norms and biases (fewer than two dimensions) without."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     groups = [
         {"params": [parameter for parameter in trained if parameter.dim() >= 2], "weight_decay": weight_decay},
@@ -56,11 +57,11 @@ def make_optimizer(
     betas: tuple[float, float],
     options: Mapping[str, Any],
 ) -> Optimizer:
-    """The optimizer that a class path names, over `parameter_groups`.
+    """An instance of the optimizer class over `parameter_groups`.
 
     Args:
-        betas: passed on if the class takes `betas`.
-        options: further arguments of the class; they win over `betas` and `fused`.
+        betas: passed on if the class has the argument `betas`.
+        options: further arguments of the class; they override `betas` and `fused`.
     """
     cls = find_optimizer(class_path)
     own = {"betas": betas, "fused": True}  # fused: one kernel for all weights
@@ -69,10 +70,10 @@ def make_optimizer(
 
 
 def find_optimizer(class_path: str) -> Any:
-    """The class of a path such as `torch.optim.AdamW`.
+    """Import an optimizer class from a path such as `torch.optim.AdamW`.
 
     Raises:
-        ValueError: there is none, or it is no `torch.optim.Optimizer`.
+        ValueError: it can't be imported, or is not a subclass of `torch.optim.Optimizer`.
     """
     module, _, name = class_path.rpartition(".")
     try:
@@ -80,14 +81,14 @@ def find_optimizer(class_path: str) -> Any:
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"can't be imported ({error}); give a class path such as torch.optim.AdamW") from error
     if not (isinstance(found, type) and issubclass(found, Optimizer)):
-        raise ValueError("is no subclass of torch.optim.Optimizer")
+        raise ValueError("is not a subclass of torch.optim.Optimizer")
     return found
 
 
 def optimizer_faults(
     class_path: str, options: Mapping[str, Any], *, betas: tuple[float, float], weight_decay: float
 ) -> Iterator[tuple[str, str, Any]]:
-    """What the optimizer can't take: the field, what is wrong with it, and its value."""
+    """Settings that the optimizer does not accept: the field, the error, its value."""
     try:
         arguments = _arguments(find_optimizer(class_path))
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Overlong shaping: what happens to rollouts near or at the length limit (DAPO, arXiv 2503.14476, section 3.4)."""
+"""Overlong shaping of rollouts near or at the length limit (DAPO, arXiv 2503.14476, section 3.4)."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ class Overlong:
     """Overlong filtering and soft overlong punishment.
 
     Args:
-        mask_truncated: leave rollouts that the length limit cut out of the loss.
-        buffer_tokens: width of the punished range below the length limit, tokens; 0 punishes nothing.
+        mask_truncated: leave rollouts truncated at the length limit out of the loss.
+        buffer_tokens: width of the punished range below the length limit, tokens; 0 is off.
     """
 
     mask_truncated: bool
     buffer_tokens: int
 
     def in_loss(self, rollout: Rollout) -> bool:
-        """Whether a rollout's tokens carry loss."""
+        """Whether a rollout's tokens are loss tokens."""
         return not (self.mask_truncated and rollout.finish_reason == "length")
 
     def punishment(self, lengths: Tensor, max_new_tokens: int) -> Tensor:
-        """What is added to the rewards of rollouts of these lengths, float64, same shape."""
+        """The punishment to add to the rewards of rollouts of these lengths, float64, same shape."""
         if self.buffer_tokens == 0:
             return torch.zeros(lengths.shape, dtype=torch.float64)
         return soft_overlong_punishment(lengths, max_tokens=max_new_tokens, buffer_tokens=self.buffer_tokens)

@@ -1,10 +1,10 @@
-"""A LightningModule over a policy whose gradient does not depend on how a mini-batch is cut.
+"""A LightningModule that trains a policy. Its gradient does not depend on micro-batch size or world size.
 
     PolicyModule      `update(batch)` is one optimizer step on a mini-batch of rollouts
       Algorithm       explores                                                       (base.py)
-      Consolidation   fine-tunes the round's initial policy on the expert set        (base.py)
+      Consolidation   fine-tunes the round's initial policy on the expert set        (consolidation.py)
 
-Subclasses give the loss of each token; it is masked, summed and divided here.
+Subclasses compute the loss of each token. This class masks, sums and divides it.
 """
 
 from __future__ import annotations
@@ -42,38 +42,38 @@ from rloop_lightning.system.fields import (
 )
 from rloop_lightning.types import LossOutput, PendingUpdate, RolloutBatch, TokenScores
 
-# Adam moves a weight by about the learning rate, and bfloat16 forgets what is less than a 256th of the weight, which is
-# 0.02 or so.
+# Adam changes a weight by about the learning rate. In bfloat16, a change below 1/256 of the weight is lost in rounding,
+# and a typical weight is 0.02.
 _LOST_IN_BFLOAT16 = 1e-4
 
 
 class PolicyModule(CheckedHyperparameters, L.LightningModule, ABC):
     """Trains a policy by optimizer steps on mini-batches of rollouts.
 
-    Manual optimization: a rollout step holds several optimizer steps, each over micro-batches that fit the policy's
-    token budget. The loop attaches the policy; a module owns nothing of its own before that.
+    It uses manual optimization: a rollout step has several optimizer steps, each accumulated over micro-batches within
+    the policy's token budget. The loop attaches the policy after construction.
 
     Args:
-        lr: peak learning rate (this default, and those of warmup_steps, weight_decay and max_grad_norm, are DAPO's,
-            arXiv 2503.14476).
-        lr_schedule: the learning rate after warm-up: `constant`, or falling to min_lr along a line (`linear`) or half a
-            cosine (`cosine`) until the phase ends.
-        min_lr: where `linear` and `cosine` end.
+        lr: peak learning rate (the defaults of lr, warmup_steps, weight_decay and max_grad_norm are DAPO's, arXiv
+            2503.14476).
+        lr_schedule: learning rate after warm-up: `constant`, or decay to min_lr by the end of the phase, `linear` or
+            along half a `cosine`.
+        min_lr: final learning rate of `linear` and `cosine`.
         warmup_steps: training steps over which the learning rate rises linearly from 0.
         optimizer: class path of the optimizer.
-        optimizer_options: further arguments of the optimizer's class, such as {"momentum": 0.9}.
+        optimizer_options: further arguments of the optimizer class, such as {"momentum": 0.9}.
         weight_decay: weight decay of matrices; norms and biases have none.
-        beta1: decay rate of the first moment, for an optimizer that takes betas.
-        beta2: decay rate of the second moment, for an optimizer that takes betas.
-        max_grad_norm: gradients are clipped to this global L2 norm; 0 does not clip.
-        aggregation: from token losses to the loss of a mini-batch: `token-mean` over its tokens, `sequence-mean` over a
-            rollout's tokens, then over rollouts, `sequence-sum` summed over a rollout's tokens, then the mean over
-            rollouts, `constant` summed, divided by rollouts x length limit.
+        beta1: decay rate of the first moment, for an optimizer with betas.
+        beta2: decay rate of the second moment, for an optimizer with betas.
+        max_grad_norm: clip gradients to this global L2 norm; 0 is off.
+        aggregation: how token losses become the loss of a mini-batch: `token-mean` is the mean over all its tokens,
+            `sequence-mean` the mean over each rollout's tokens, then over rollouts, `sequence-sum` the sum over each
+            rollout's tokens, then the mean over rollouts, `constant` the sum divided by rollouts x length limit.
     """
 
     policy: Policy
     pending: PendingUpdate | None = None
-    """The optimizer step that callbacks are looking at; `skip_update` calls it off."""
+    """The optimizer step in progress, for callbacks; `skip_update` cancels it."""
 
     def __init__(
         self,
@@ -114,20 +114,24 @@ class PolicyModule(CheckedHyperparameters, L.LightningModule, ABC):
             self.refuse(*fault)
 
     def setup(self, stage: str) -> None:
-        """Raises ValueError, naming all hyper-parameters that are wrong."""
+        """Check the hyper-parameters.
+
+        Raises:
+            ValueError: names all that are wrong.
+        """
         if wrong := self.invalid():
             raise ValueError("\n".join(wrong))
 
     @abstractmethod
     def loss(self, scores: TokenScores, batch: RolloutBatch) -> LossOutput:
-        """The loss of each token of a micro-batch; masked, summed and divided as `aggregation` says."""
+        """The loss of each token of a micro-batch, [B, T], or of each row, [B, 1]; before mask and aggregation."""
 
     def loss_count(self, batch: RolloutBatch) -> Tensor:
-        """What the summed loss of a mini-batch is divided by, a scalar."""
+        """The divisor of the summed loss of a mini-batch, a scalar."""
         return loss_count(batch.loss_mask, self.aggregation, batch.max_new_tokens)
 
     def configure_optimizers(self) -> Any:
-        """The optimizer and its schedule; a subclass may return others, in any form that Lightning takes."""
+        """The optimizer and its schedule. A subclass may return others, in any form that Lightning accepts."""
         parameters = [p for p in self.policy.parameters() if p.requires_grad]
         if self.lr < _LOST_IN_BFLOAT16 and any(p.dtype == torch.bfloat16 for p in parameters):
             warnings.warn(
@@ -146,7 +150,7 @@ class PolicyModule(CheckedHyperparameters, L.LightningModule, ABC):
         return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, self._learning_rate_factor)]
 
     def _learning_rate_factor(self, step: int) -> float:
-        # The length of the phase is known once the trainer has its data, which is after the schedule's first step.
+        # The trainer knows the phase's length only after the schedule's first step, so it is read at each step.
         return learning_rate_factor(
             step,
             self.trainer.num_training_batches,
@@ -156,18 +160,18 @@ class PolicyModule(CheckedHyperparameters, L.LightningModule, ABC):
         )
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        # Callbacks have seen the gradient by now, as it was before clipping. Lightning's own clipping refuses a fused
-        # optimizer under mixed precision, as one may scale gradients by itself; here nothing does.
+        # Callbacks run before this hook and see the unclipped gradient. Lightning's own clipping refuses fused
+        # optimizers under mixed precision, because they may scale gradients themselves. Here nothing scales them.
         if self.max_grad_norm:
             clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
 
     def update(self, batch: RolloutBatch) -> dict[str, Tensor]:
-        """One optimizer step on a mini-batch; gives its metrics. A mini-batch without a token in the loss is no step.
+        """One optimizer step on a mini-batch. Returns its metrics; none if a callback cancels it (`skip_update`).
 
-        A callback may call the step off (`skip_update`), which then gives no metrics.
+        A mini-batch without loss tokens makes no step.
 
-        The count that the loss is divided by is known before the first micro-batch and spans all ranks, and gradients
-        are summed over ranks: neither micro-batch size nor world size changes the gradient.
+        The divisor of the loss is known before the first micro-batch and counts all ranks. Gradients are summed over
+        ranks. The gradient therefore depends neither on micro-batch size nor on world size.
         """
         counts = [self.loss_count(batch), batch.loss_mask.sum(), routing_count(batch)]
         count, tokens, routings = sum_over_ranks(torch.stack([one.double() for one in counts])).float()
@@ -199,19 +203,19 @@ class PolicyModule(CheckedHyperparameters, L.LightningModule, ABC):
         return self.policy.logprobs(batch)
 
     def skip_update(self) -> None:
-        """Call the pending optimizer step off, with no trace in weights, moments or metrics; for callbacks."""
-        self._optimizer().zero_grad(set_to_none=True)  # a parameter without a gradient is not stepped
+        """Cancel the pending optimizer step, for callbacks. Weights, moments and metrics stay unchanged."""
+        self._optimizer().zero_grad(set_to_none=True)  # optimizers skip parameters without a gradient
         self.pending = None
 
     @torch.no_grad()
     def row_losses(self, batch: RolloutBatch) -> tuple[Tensor, Tensor]:
-        """Each row's own loss, summed over its tokens [B], and its logprobs [B, T], under the current weights."""
+        """Each row's loss, summed over its tokens [B], and logprobs [B, T], under the current weights."""
         losses = torch.zeros(len(batch), dtype=torch.float64)
         logprobs = torch.zeros_like(batch.sampling_logprobs)
         for rows, micro in self.policy.micro_batches(batch):
             scores = self.policy.logprobs(micro)
             logprobs[rows, : micro.loss_mask.shape[1]] = scores.logprobs
-            with torch.enable_grad():  # which a loss may count on
+            with torch.enable_grad():  # a loss may rely on autograd
                 own = TokenScores(scores.logprobs.requires_grad_(), scores.entropy)
                 losses[rows.cpu()] = (
                     self._by_token(self.micro_batch_loss(own, micro), micro).sum(1).detach().double().cpu()
@@ -219,7 +223,7 @@ class PolicyModule(CheckedHyperparameters, L.LightningModule, ABC):
         return losses, logprobs
 
     def _by_token(self, output: LossOutput, batch: RolloutBatch) -> Tensor:
-        """What each token adds to the sum over the mini-batch [B, T], 0 where it carries no loss."""
+        """Each token's term in the sum over the mini-batch [B, T]; 0 outside the loss mask."""
         if output.loss.shape not in (batch.loss_mask.shape, (len(batch), 1)):
             raise ValueError(
                 f"{type(self).__name__}.loss must give the loss of each token {tuple(batch.loss_mask.shape)} or row "
@@ -229,25 +233,25 @@ class PolicyModule(CheckedHyperparameters, L.LightningModule, ABC):
         return weighted.expand(batch.loss_mask.shape).masked_fill(~batch.loss_mask, 0.0)
 
     def micro_batch_loss(self, scores: TokenScores, batch: RolloutBatch) -> LossOutput:
-        """`loss`, and whatever a kind of module does to it for all its algorithms."""
+        """`loss` with the options of this kind of module applied."""
         return self.loss(scores, batch)
 
     def _gradients_stay_local(self) -> AbstractContextManager[None]:
-        """Keeps DDP from averaging at every backward: ranks differ in micro-batches, and we sum once, at the end."""
+        """Keep DDP from averaging in each backward: ranks differ in micro-batches, and `update` sums once."""
         strategy = self.trainer.strategy
         return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
 
     def record(self, metrics: Mapping[str, float | Tensor]) -> None:
-        """Note metrics of the current training step; the phase's record writes them once the step is over.
+        """Record metrics of the current training step. A callback writes them after the step.
 
-        Lightning sees them too, for callbacks that monitor one. It is kept from logging them itself: it would log the
-        last value of a metric again in every step that has none.
+        Lightning gets them too, for callbacks that monitor a metric. Its own logging is off: it would repeat a metric's
+        last value in every step without one.
         """
         self.step_metrics.update({name: float(value) for name, value in metrics.items()})
         self.log_dict({name: self.step_metrics[name] for name in metrics}, batch_size=1, logger=False)
 
     def _record_updates(self, per_update: Sequence[Mapping[str, Tensor]]) -> None:
-        """Note what the optimizer steps of a training step gave."""
+        """Record the metrics of a training step's optimizer steps."""
         self.record(totals.over_updates(per_update))
         self.record({"train/lr": self._optimizer().param_groups[0]["lr"]})
 
@@ -257,6 +261,6 @@ class PolicyModule(CheckedHyperparameters, L.LightningModule, ABC):
         return optimizer
 
     def _step_schedule(self) -> None:
-        """One step of every schedule, by Lightning's hook, which a subclass may override."""
+        """Step every schedule through Lightning's hook, which a subclass may override."""
         for config in self.trainer.lr_scheduler_configs:
             self.lr_scheduler_step(config.scheduler, None)

@@ -1,4 +1,4 @@
-"""Sums over processes (ranks); with one process, nothing happens."""
+"""Reductions over processes (ranks). With one process they change nothing."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 
 
 def largest_over_ranks(values: Tensor) -> Tensor:
-    """The largest over all ranks, in place."""
+    """The maximum over all ranks, in place."""
     if _several():
         dist.all_reduce(values, dist.ReduceOp.MAX)
     return values
 
 
 def mean_over_ranks(total: Tensor, count: Tensor) -> Tensor:
-    """A mean over what all ranks hold, from this rank's sum and count, two scalars."""
+    """The mean over all ranks, from this rank's sum and count, two scalars."""
     total, count = sum_over_ranks(torch.stack([total.double(), count.double()]))
     return total / count
 
 
 def sum_gradients_over_ranks(parameters: Iterable[nn.Parameter]) -> None:
-    """Give every trained parameter the sum of its gradients over all ranks."""
+    """Sum the gradients of every trained parameter over all ranks, in place."""
     if not _several():
         return
     for parameter in parameters:

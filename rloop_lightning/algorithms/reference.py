@@ -13,9 +13,9 @@ from rloop_lightning.types import RolloutBatch
 
 
 class Reference(nn.Module):
-    """The policy as it is now, frozen: a copy of its weights, or the same weights with the adapter (LoRA) off.
+    """A frozen copy of the policy; with an adapter (LoRA), the policy with the adapter disabled.
 
-    It is part of the module that holds it, so checkpoints keep it.
+    It is a submodule of its owner, so checkpoints include it.
     """
 
     def __init__(self, policy: Policy) -> None:
@@ -23,11 +23,11 @@ class Reference(nn.Module):
         self.has_copy = not policy.has_adapter
         if self.has_copy:
             self.frozen = copy.deepcopy(policy).requires_grad_(False)
-        self._policy = (policy,)  # a tuple, so that it is not taken for a part of this module
+        self._policy = (policy,)  # a tuple, so that nn.Module does not register it as a submodule
 
     @torch.no_grad()
     def logprobs(self, batch: RolloutBatch) -> Tensor:
-        """Logprobs of a batch of any size under the reference, [B, T], nats; with experts of its own choice."""
+        """Logprobs of a batch of any size under the reference, [B, T], nats. Its routers choose their own experts."""
         batch = replace(batch, routed_experts=None)
         if self.has_copy:
             return self.frozen.scores_no_grad(batch).logprobs
@@ -36,10 +36,10 @@ class Reference(nn.Module):
             return policy.scores_no_grad(batch).logprobs
 
     def reset(self) -> None:
-        """Take over the policy's current weights.
+        """Copy the policy's current weights.
 
         Raises:
-            ValueError: an adapter is what was trained, and it can only be switched off.
+            ValueError: the policy has an adapter, which can only be disabled.
         """
         if not self.has_copy:
             raise ValueError("the reference of a policy with an adapter is its base model, which does not change")

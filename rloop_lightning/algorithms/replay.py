@@ -1,4 +1,4 @@
-"""Experience replay: DAPO on new rollouts and on stored ones of the same problems (RLEP, RePO, ExGRPO)."""
+"""Experience replay: DAPO on new rollouts and stored rollouts of the same problems (RLEP, RePO, ExGRPO)."""
 
 from __future__ import annotations
 
@@ -20,25 +20,26 @@ from rloop_lightning.types import Group, Rollout, RolloutBatch, SamplingParams
 
 
 class Replay(DAPO):
-    """Adds stored rollouts of a rollout step's problems to it; their ratio is taken against their sampling logprobs.
+    """Adds stored rollouts of the same problems to a rollout step. Their old logprobs are their sampling logprobs.
 
-    The defaults are RLEP's (arXiv 2507.07451): two stored successes join the group of their problem. RePO (arXiv
-    2506.09340) is `replay_advantages split`, `replay_successes_only false` and one of its selections. ExGRPO (arXiv
-    2510.02245) is `replay_per_problem 1`, `replay_share 0.5`, `replay_selection low-entropy`, `replay_buckets true` and
-    `replay_start_success_rate 0.35`. Unlike in the papers, the stream chooses the problems of a step.
+    The defaults are RLEP's (arXiv 2507.07451): two stored successes join their problem's group. For RePO (arXiv
+    2506.09340), set `replay_advantages split`, `replay_successes_only false` and one of its selections. For ExGRPO
+    (arXiv 2510.02245), set `replay_per_problem 1`, `replay_share 0.5`, `replay_selection low-entropy`,
+    `replay_buckets true` and `replay_start_success_rate 0.35`. Unlike in the papers, the stream chooses the problems
+    of a step.
 
     Args:
-        replay_per_problem: M, stored rollouts added per problem; a problem with fewer gets none; 0 is DAPO.
-        replay_share: largest share of a step's problems that get stored rollouts; at least one problem does.
-        replay_selection: which of a problem's stored rollouts: the most `recent`, `random` ones, those of
-            `low-entropy`, or those whose rewards have `max-variance`.
-        replay_buckets: choose problems at random, weighted by a normal density of standard deviation 1 around half the
-            group size, at their number of successes; never those that are all right or all wrong.
-        replay_advantages: compute advantages of new and stored rollouts together (`joint`) or apart (`split`).
+        replay_per_problem: M, stored rollouts added per problem; a problem with fewer stored gets none; 0 is DAPO.
+        replay_share: largest share of a step's problems that get stored rollouts, at least one problem.
+        replay_selection: which stored rollouts of a problem to add: the most `recent`, `random` ones, those with
+            `low-entropy`, or those with `max-variance` of rewards.
+        replay_buckets: sample problems by their number of successes, weighted by a normal density around half the group
+            size with standard deviation 1; exclude problems that are all right or all wrong.
+        replay_advantages: compute advantages of new and stored rollouts together (`joint`) or separately (`split`).
         replay_successes_only: store successes only.
-        replay_start_success_rate: replay starts once this share of a rollout step's rollouts succeeded.
+        replay_start_success_rate: start replay once this share of a rollout step's rollouts succeeded.
         replay_stored_per_problem: distinct rollouts stored per problem, the newest ones (RePO: 16).
-        replay_pool: replay from the pools of another run: its folder, or one of its pools; null is the run's own.
+        replay_pool: replay from another run: its folder, or one of its pools; null replays from this run.
     """
 
     def __init__(
@@ -103,10 +104,10 @@ class Replay(DAPO):
         return [shard for pool in self.replay_pools or [] for shard in RolloutPool(pool).shards()]
 
     def setup(self, stage: str) -> None:
-        """Reads the pools of another run, if it replays those.
+        """Read the pools of another run, if `replay_pool` is set.
 
         Raises:
-            RunFault: they hold tokens that this policy doesn't have, or more of them than it takes.
+            RunFault: they contain token ids beyond the policy's vocabulary, or completions longer than its context.
         """
         super().setup(stage)
         if self.replay_pools is None or self.replay_per_problem == 0:
@@ -125,9 +126,9 @@ class Replay(DAPO):
             )
 
     def replayed(self, groups: Sequence[Group], sampling: SamplingParams) -> Sequence[Group]:
-        """The groups with stored rollouts in them or, where advantages are split, each with a group of them behind it.
+        """The groups with stored rollouts added; with split advantages, as a separate group after each group.
 
-        So the updates of a rollout step, which take groups in their order, have like shares of stored rollouts.
+        Mini-batches take groups in order, so each has a similar share of stored rollouts.
         """
         if self.replay_per_problem == 0:
             return groups
@@ -147,7 +148,7 @@ class Replay(DAPO):
         return [group for several in mixed for group in several]
 
     def _choose(self, groups: Sequence[Group], rng: np.random.Generator) -> list[int]:
-        """The numbers of the groups that replay is added to, in their order; of those with enough stored rollouts."""
+        """The indices of the groups that get stored rollouts, in order. Only groups with enough stored rollouts do."""
         sizes = np.array([len(group.rollouts) for group in groups])
         successes = np.array([group.success_count for group in groups])
         stored = np.array([self.buffer.count(group.problem.id) for group in groups])
@@ -166,14 +167,14 @@ class Replay(DAPO):
 
 
 def pools_of(folder: Path) -> list[Path]:
-    """The pools in the folder of a run, or the folder itself where it is a pool; none where it is neither."""
+    """The pools in a run folder, or the folder itself if it is a pool; empty if it is neither."""
     if RolloutPool(folder).shards():
         return [folder]
     return [pool for pool in sorted(folder.glob("round-*/pool")) if RolloutPool(pool).shards()]
 
 
 def _again(stored: StoredRollout, group: Group) -> Rollout:
-    """A stored rollout of the group's problem, to be trained on again."""
+    """A stored rollout of the group's problem, as a rollout to train on."""
     return Rollout(
         problem_id=group.problem.id,
         prompt_ids=group.rollouts[0].prompt_ids,

@@ -12,15 +12,15 @@ from rloop_lightning.types import LossOutput, RolloutBatch, TokenScores
 
 
 class RFT(Consolidation):
-    """Rejection fine-tuning: the token mean of -w log p over the expert rollouts.
+    """Rejection fine-tuning: -w log p, averaged over the tokens of the expert set.
 
-    With p* an expert's distribution and pi the behaviour in the pool, max E_p*[log p] = max E_pi[(p*/pi) log p]; the
-    weight p*/pi is approximated by the reward. The paper states no learning rate, epochs or batch size: those are ours,
-    and so are the weights for rewards that are not binary.
+    With p* the expert distribution and pi the behaviour policy of the pool, max E_p*[log p] = max E_pi[(p*/pi) log p].
+    The reward approximates the weight p*/pi. The paper states no learning rate, epochs or batch size. Those defaults
+    are ours, and so are the weights for non-binary rewards.
 
     Args:
-        weight: what a rollout of reward r weighs: `binary` 1, `linear` r, `exp` e^(r / weight_temperature).
-        weight_temperature: of `exp`, in units of the reward.
+        weight: weight of a rollout with reward r: `binary` 1, `linear` r, `exp` e^(r / weight_temperature).
+        weight_temperature: temperature of `exp`, in units of the reward.
         lr: peak learning rate.
         warmup_steps: training steps over which the learning rate rises linearly from 0.
         weight_decay: weight decay of matrices; norms and biases have none.

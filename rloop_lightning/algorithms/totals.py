@@ -1,6 +1,6 @@
-"""Metrics of an update, added up over micro-batches and ranks.
+"""Metrics of an update, accumulated over micro-batches and ranks.
 
-A metric is a mean over the tokens in the loss of a mini-batch; one named `..._max` is the largest value instead.
+A metric is the mean over the loss tokens of a mini-batch. A metric named `..._max` is their maximum.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rloop_lightning.types import RolloutBatch
 
 
 def add(totals: dict[str, Tensor], sums: Mapping[str, Tensor], count: Tensor) -> None:
-    """Add a micro-batch's sums / count, or take its largest values, to the totals."""
+    """Accumulate a micro-batch's sums / count, or its maxima, into the totals."""
     for name, value in sums.items():
         if _is_max(name):
             totals[name] = torch.maximum(totals.get(name, value), value)
@@ -25,7 +25,7 @@ def add(totals: dict[str, Tensor], sums: Mapping[str, Tensor], count: Tensor) ->
 
 
 def sums_in_loss(metrics: Mapping[str, Tensor], batch: RolloutBatch) -> dict[str, Tensor]:
-    """Metrics of tokens or rows as sums over the tokens in the loss, or the largest values there, scalars."""
+    """Metrics of tokens or rows as sums, or maxima, over the loss tokens; scalars."""
     sums = {}
     for name, metric in metrics.items():
         values = metric.float().expand(batch.loss_mask.shape).masked_fill(~batch.loss_mask, 0.0)
@@ -34,13 +34,13 @@ def sums_in_loss(metrics: Mapping[str, Tensor], batch: RolloutBatch) -> dict[str
 
 
 def over_ranks(totals: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The totals of all ranks, from each rank's share."""
+    """The totals over all ranks, from this rank's."""
     reduce = {True: largest_over_ranks, False: sum_over_ranks}
     return {name: reduce[_is_max(name)](totals[name]) for name in sorted(totals)}
 
 
 def over_updates(updates: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The means of several updates' metrics, or the largest values."""
+    """The means, or maxima, of several updates' metrics."""
     collected: dict[str, list[Tensor]] = defaultdict(list)
     for metrics in updates:
         for name, value in metrics.items():

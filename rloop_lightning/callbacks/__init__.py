@@ -1,4 +1,4 @@
-"""What watches a phase while it trains, one file a callback."""
+"""The callbacks of a phase, one file each."""
 
 from rloop_lightning.errors import DoorError
 

@@ -1,4 +1,4 @@
-"""Rollout capture: every rollout of an exploration goes to the pool, before the update that it causes."""
+"""Rollout capture: writes every rollout of an exploration to the pool, before the update that uses it."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from rloop_lightning.types import Problem, RolloutStep
 
 @dataclass(frozen=True)
 class CaptureConfig:
-    """What goes to the pool besides the rollouts of every step.
+    """Extra rollouts for the pool, in addition to those of every rollout step.
 
     Args:
-        every_n_steps: rollout steps between extra captures with the policy of that moment; 0 makes none.
-        extra_rollouts: rollouts of each problem in an extra capture.
-        extra_problems: training problems in an extra capture, drawn at random; 0 takes all.
+        every_n_steps: rollout steps between extra captures with the current policy; 0 is off.
+        extra_rollouts: rollouts per problem in an extra capture.
+        extra_problems: training problems in an extra capture, chosen at random; 0 is all.
     """
 
     every_n_steps: NonNegativeInt = 0
@@ -35,7 +35,7 @@ class CaptureConfig:
 
 
 class RolloutCapture(L.Callback):
-    """Writes a shard for each rollout step, `step-000012`, and one for each extra capture, `extra-000050`."""
+    """Writes one shard per rollout step, `step-000012`, and one per extra capture, `extra-000050`."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The checkpoints of a phase, which a killed or stopped run resumes from."""
+"""The checkpoints of a phase. A killed or stopped run resumes from them."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from rloop_lightning.system.files import atomic_path
 from rloop_lightning.system.signals import StopSignals
 
 _KEPT = 2
-"""Checkpoints of a phase: the newest, and one to fall back on should it be damaged."""
+"""Checkpoints kept per phase: the newest, and a fallback in case it is damaged."""
 
 
 class PhaseCheckpoint(Checkpoint):
-    """Keeps the two newest checkpoints of a phase, `step-000050.ckpt`, whole at every moment.
+    """Keeps the two newest checkpoints of a phase, `step-000050.ckpt`. Each appears whole or not at all.
 
-    None is saved after the last training step: the loop saves the policy itself then. Nor after one that ended the
-    phase early: resumed from there, the phase would go on. After a signal, one is saved and the run stops. Weights that
-    are not finite are a fault, after whichever step: nothing is generated with them, and they are not saved.
+    No checkpoint is saved after the last training step, because the loop then saves the policy. None is saved after a
+    step that ended the phase early, because a resume would continue the phase. After a signal, it saves a checkpoint
+    and stops the run. Weights that are not finite raise an error after any step, before they are saved or generate
+    rollouts.
 
     Args:
-        folder: where checkpoints go.
-        every_n_steps: training steps between checkpoints; 0 saves none, and a killed phase begins anew.
-        signals: that stop the run.
+        folder: folder of the checkpoints.
+        every_n_steps: training steps between checkpoints; 0 saves none, and a killed phase restarts.
+        signals: the signals that stop the run.
     """
 
     def __init__(self, folder: Path, every_n_steps: int, signals: StopSignals | None = None) -> None:
@@ -52,5 +53,5 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def checkpoint_step(path: Path) -> int:
-    """How many training steps a checkpoint has behind it."""
+    """The number of training steps done at a checkpoint."""
     return int(path.stem.removeprefix("step-"))

@@ -1,4 +1,4 @@
-"""Evaluation inside an exploration, at given rollout steps."""
+"""Evaluation during an exploration, every few rollout steps."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from rloop_lightning.rollouts.sampler import SamplingCost
 
 
 class InsideEvaluation(L.Callback):
-    """Logs the evaluator's metrics every `every_n_steps` rollout steps, the last step of the phase left out.
+    """Logs the evaluator's metrics every `every_n_steps` rollout steps, except after the last step of the phase.
 
-    The policy that a phase ends with is evaluated by the loop, on every set.
+    The loop evaluates the final policy of a phase on every set.
     """
 
     def __init__(self, evaluator: Evaluator, sets: Sequence[str], every_n_steps: int) -> None:

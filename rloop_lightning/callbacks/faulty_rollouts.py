@@ -1,6 +1,6 @@
-"""The rollouts of an update that was skipped, on disk, so that one sees which of them is to blame.
+"""The rollouts of a skipped update, saved to disk to show which of them caused it.
 
-faults/step-000012-update-3.parquet    the pool's columns, and of each rollout its advantage, loss and logprobs
+faults/step-000012-update-3.parquet    the pool's columns, plus each rollout's advantage, loss and logprobs
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from rloop_lightning.types import Rollout, RolloutBatch
 
 
 class FaultyRollouts:
-    """Writes one file for each update that was skipped.
+    """Writes one file per skipped update.
 
     Args:
-        folder: of the phase's faults; made by the first.
+        folder: folder for the phase's files, created by the first.
         round: round of the run, from 0.
-        run_id: of the run.
+        run_id: id of the run.
     """
 
     def __init__(self, folder: Path, *, round: int, run_id: str) -> None:
@@ -36,23 +36,23 @@ class FaultyRollouts:
     def save(
         self, module: Any, batch: RolloutBatch, rollouts: Sequence[Rollout], *, step: int, update: int
     ) -> tuple[Path, int]:
-        """Write the rollouts of a mini-batch; gives the file and how many of them have a loss that is not finite.
+        """Write the rollouts of a mini-batch. Returns the file and the number of rollouts whose loss is not finite.
 
         Args:
-            module: the training module, which gives each rollout's loss and logprobs under the current policy.
-            batch: the mini-batch; its `rows` say which of `rollouts` it holds.
-            rollouts: of the training step.
+            module: the training module, which computes each rollout's loss and logprobs under the current policy.
+            batch: the mini-batch; its `rows` index `rollouts`.
+            rollouts: the rollouts of the training step.
             step: training step of the phase, from 1.
-            update: of the step, from 1.
+            update: update of the step, from 1.
         """
         losses, logprobs = module.row_losses(batch)
         chosen = [_with_text(module, rollouts[row]) for row in batch.rows.tolist()]
-        # Until its first optimizer step, the policy still is the one that generated.
+        # Until the first optimizer step, the policy is the old policy.
         old_logprobs = batch.old_logprobs
         if old_logprobs is None:
             old_logprobs = batch.recorded_or(logprobs)
         further = {
-            "advantage": pa.array(batch.advantages.tolist(), pa.float32()),  # the weight, in a consolidation
+            "advantage": pa.array(batch.advantages.tolist(), pa.float32()),  # in a consolidation, the weight
             "in_loss": pa.array(batch.loss_mask.any(dim=1).tolist()),
             "loss": pa.array(losses.tolist(), pa.float64()),  # summed over the completion
             "old_logprobs": _completions(old_logprobs, batch),  # nats
@@ -72,7 +72,7 @@ def _with_text(module: Any, rollout: Rollout) -> Rollout:
 
 
 def _completions(values: Tensor, batch: RolloutBatch) -> pa.ListArray:
-    """A [B, T] tensor as lists of each completion's own length."""
+    """The rows of a [B, T] tensor as lists, truncated to the length of each completion."""
     rows = values.float().cpu().numpy()
     lengths = batch.completion_lengths.tolist()
     return list_array([row[:length] for row, length in zip(rows, lengths, strict=True)], LOGPROBS)

@@ -1,4 +1,4 @@
-"""Gradient norm: measured before clipping at every optimizer step, and acted on when it or the loss explodes."""
+"""Gradient norm: measured before clipping at every optimizer step, with actions when it or the loss explodes."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from rloop_lightning.types import Rollout, RolloutStep
 
 @dataclass(frozen=True)
 class GradientConfig:
-    """What is done about gradients that explode. Norms are global L2 norms before clipping.
+    """How to handle exploding gradients. Norms are global L2 norms before clipping.
 
     Args:
-        warn_above: warn once a phase when the norm exceeds this; null never warns.
+        warn_above: warn once per phase when the norm exceeds this; null never warns.
         stop_above: skip the optimizer step and end the phase when the norm exceeds this; null never stops.
-        stop_on_nonfinite: end the phase on a loss or a gradient that is NaN or infinite; its optimizer step is skipped
-            anyway, and its rollouts are saved in the phase's folder `faults`.
+        stop_on_nonfinite: end the phase when a loss or gradient is NaN or infinite. In any case, the optimizer step is
+            skipped and its rollouts are saved in the phase's folder `faults`.
     """
 
     warn_above: PositiveFloat | None = 50.0
@@ -39,9 +39,9 @@ class GradientNormMonitor(L.Callback):
     """Logs `grad/norm_preclip`, the mean over a training step's updates, its `..._max`, and `grad/skipped_updates`.
 
     Args:
-        config: what is done.
+        config: the thresholds.
         faults: saves the rollouts of a skipped update; None saves none.
-        rollouts: what the phase trains on, if its batches don't say.
+        rollouts: the rollouts that the phase trains on, if its batches are not `RolloutStep`s.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class GradientNormMonitor(L.Callback):
         self._updates += 1
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         loss = pl_module.pending.loss.float()
-        # Both at once: the device is waited for only here.
+        # Both in one transfer, for a single device sync.
         norm, loss = torch.stack([torch.nn.utils.get_total_norm(gradients).float().to(loss.device), loss]).tolist()
         if math.isfinite(norm):
             self._norms.append(norm)

@@ -1,4 +1,4 @@
-"""What a phase leaves on disk while it runs: its rows in the run's metrics.csv and its loggers."""
+"""Writes a phase's metrics to its loggers while it runs, including the run's metrics.csv."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from lightning.pytorch.callbacks import Callback
 
 
 class StepRecord(Callback):
-    """Gives the metrics of each training step to the phase's loggers, metrics.csv among them.
+    """Passes the metrics of each training step to the phase's loggers, including metrics.csv.
 
-    Stands behind every callback that records, and before the checkpoint: what a checkpoint follows is on disk.
+    It runs after all callbacks that record metrics and before the checkpoint, so that the metrics of every step before
+    a checkpoint are on disk.
     """
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:

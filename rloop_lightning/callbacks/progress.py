@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
-# A log file gets a line a minute instead of a bar that redraws itself.
+# A log file gets one line per minute instead of a bar that redraws itself.
 _LOG_FILE_INTERVAL_S = 60.0
 
 
@@ -16,8 +16,8 @@ class PhaseProgress(ProgressBar):
     """One bar over the training steps of a phase.
 
     Args:
-        title: what the bar is of, "round 1/3 explore".
-        last_pass_at_1: shown until the phase measures its own; null shows none.
+        title: title of the bar, such as "round 1/3 explore".
+        last_pass_at_1: shown until the phase measures its own pass@1; None shows none.
     """
 
     def __init__(self, title: str, last_pass_at_1: float | None = None) -> None:
@@ -28,7 +28,7 @@ class PhaseProgress(ProgressBar):
         self._enabled = True
 
     def disable(self) -> None:
-        """Lightning switches bars off on all ranks but the first."""
+        """Turn the bar off. Lightning calls this on all ranks but the first."""
         self._enabled = False
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -71,7 +71,7 @@ class PhaseProgress(ProgressBar):
 
 
 def open_bar(*, total: int, title: str, initial: int = 0, disable: bool = False, unit: str = "step") -> tqdm:
-    """A bar on stderr that shows done, time taken, time left and what the caller adds."""
+    """A progress bar on stderr: share done, elapsed time, remaining time, and a postfix from the caller."""
     terminal = sys.stderr.isatty()
     return tqdm(
         total=total,

@@ -1,7 +1,7 @@
-"""The command line before there is a parser: configuration files, and the classes of the parts that can be swapped.
+"""The command line before parsing: configuration files, and the classes of the swappable parts.
 
-`--algo NAME` decides which fields `--algo.FIELD` may set. So the names are looked up first, on the command line and in
-the configuration files; the parser is then built for the classes that they mean.
+`--algo NAME` decides which fields `--algo.FIELD` may set. So the names are resolved first, from the command line and
+the configuration files. The parser is then built for their classes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ DEFAULT_PRESET = "countdown"
 
 
 class UsageError(Exception):
-    """Something is wrong with what the user gave; the message says what and what to do, a line for each thing."""
+    """The user's input is wrong. The message names each error and its fix, one per line."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class Swappable:
     """A group of the command line whose class the user chooses.
 
     Args:
-        registry: where short names are looked up.
-        base: what the class must be.
-        default: the short name that holds without another.
-        what: for the help.
+        registry: registry of the short names.
+        base: required base class.
+        default: short name used by default.
+        what: description for the help.
     """
 
     registry: str
@@ -52,38 +52,36 @@ class Swappable:
 
 
 SWAPPABLE = {
-    "algo": Swappable("algorithms", Algorithm, "dapo", "the algorithm that explores"),
-    "consolidate": Swappable("consolidations", Consolidation, "rft", "what is done with the expert set, or none"),
-    "engine": Swappable("engines", RolloutEngine, "torch", "what generates rollouts"),
+    "algo": Swappable("algorithms", Algorithm, "dapo", "the RL algorithm of the exploration"),
+    "consolidate": Swappable("consolidations", Consolidation, "rft", "the fine-tuning on the expert set, or none"),
+    "engine": Swappable("engines", RolloutEngine, "torch", "the engine that generates rollouts"),
     "data": Swappable("data", ProblemSource, "countdown", "the problem sets"),
-    "reward": Swappable("rewards", Reward, "the data's own", "how completions are scored, also module.function"),
+    "reward": Swappable("rewards", Reward, "the data's own", "the reward, or a function as module.function"),
 }
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What the user chose for a swappable group; `cls` is None for `none`, for a Python object, and for a name that
-    means nothing.
-    """
+    """The user's choice for a swappable group. `cls` is None for `none`, a Python object, or an unknown name."""
 
     name: str
     cls: type | None
 
 
 class Arguments:
-    """The command line, taken apart. What is wrong with it is collected, so that all of it can be told at once.
+    """The command line, split into its parts. Errors are collected, so that they are reported at once.
 
     Args:
         argv: command line arguments.
-        objects: by group, parts that are given as Python objects; `--GROUP.name` holds what stands for one.
+        objects: by group, parts given as Python objects; `--GROUP.name` is the placeholder of one.
 
     Attributes:
         choices: the class for each swappable group.
-        configuration: the configuration files as one, for a parser that is built for these classes.
+        configuration: the merged configuration files, for a parser built for these classes.
         flags: the rest of the command line, for the same parser.
-        wrong: files that can't be read, and names that mean nothing.
-        resumable: whether the run that --resume names can be read.
-        undecided: groups whose class is not known for that.
+        wrong: errors about unreadable files and unknown names.
+        resumable: whether the run of --resume can be read.
+        undecided: groups whose class is unknown because of such an error.
     """
 
     def __init__(self, argv: Sequence[str], objects: Mapping[str, Any] = MappingProxyType({})) -> None:
@@ -111,7 +109,7 @@ class Arguments:
         self.flags = [*(f"--{group}.name={choice.name}" for group, choice in self.choices.items()), *self.flags]
 
     def file_of(self, key: str) -> str:
-        """The configuration file that sets a key; of several the last, which wins."""
+        """The configuration file that sets a key; if several do, the last one, which overrides the others."""
         holders = [name for name, config in zip(self._names, self._configs, strict=True) if _holds(config, key)]
         return holders[-1] if holders else self._names[-1]
 
@@ -141,13 +139,13 @@ class Arguments:
         try:
             return _read_config(name)
         except UsageError as error:
-            if self.resumable:  # else that has been told
+            if self.resumable:  # otherwise `wrong` has the error already
                 self.wrong.append(str(error))
             self.resumable = False
             return {}
 
     def _choose(self, group: str) -> Choice:
-        """The command line's name for a part, else the last configuration file's, else the default."""
+        """The choice for a part: from the command line, else from the last configuration file, else the default."""
         swappable = SWAPPABLE[group]
         name = self._named.get(group) or self._named_in(group) or swappable.default
         if group in self._objects or (name == NONE and group == "consolidate"):
@@ -155,7 +153,7 @@ class Arguments:
         if is_unnamed(name):
             self.wrong.append(
                 f"--{group}: the run began with a Python object that config.yaml can't name, {name}; give --{group} "
-                f"MODULE.NAME, or go on from Python: train(resume=..., {group}=...)"
+                f"MODULE.NAME, or resume from Python: train(resume=..., {group}=...)"
             )
             return Choice(name, None)
         try:
@@ -165,19 +163,19 @@ class Arguments:
             return Choice(name, None)
 
     def _named_in(self, group: str) -> str | None:
-        """The name that the last configuration file to name a part gives it."""
+        """The name of a part in the last configuration file that sets one."""
         groups = [config[group] for config in self._configs if isinstance(config.get(group), dict)]
         given = [str(settings["name"]) for settings in groups if "name" in settings]
         return given[-1] if given else None
 
 
 def preset_folder() -> Path:
-    """Where the packaged presets are."""
+    """The folder of the packaged presets."""
     return Path(__file__).parents[1] / "configs"
 
 
 def pairs(argv: Sequence[str]) -> Iterator[tuple[str, str | None]]:
-    """Flags with their values; `--flag value` and `--flag=value` are the same."""
+    """Flags with their values; `--flag value` and `--flag=value` are equivalent."""
     arguments = list(argv)
     while arguments:
         flag = arguments.pop(0)
@@ -191,14 +189,14 @@ def pairs(argv: Sequence[str]) -> Iterator[tuple[str, str | None]]:
 
 
 def _read_config(name: str) -> dict[str, Any]:
-    """A configuration file, or a preset of the package by its name."""
+    """The settings of a configuration file, or of a packaged preset by name."""
     path = Path(name) if Path(name).is_file() else preset_folder() / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in preset_folder().glob("*.yaml")))
         raise UsageError(f"--config: no file {name!r}, and no preset of that name; presets are {known}")
     try:
         settings = get_loader("yaml")(path.read_text(encoding="utf-8"))
-    except Exception as error:  # whatever the YAML parser raises
+    except Exception as error:  # the YAML parser may raise anything
         raise UsageError(f"--config {name}: not valid YAML: {error}") from error
     if not isinstance(settings, dict):
         raise UsageError(f"--config {name}: expected groups of settings such as `loop:`, got {type(settings).__name__}")
@@ -211,10 +209,10 @@ def _read_config(name: str) -> dict[str, Any]:
 
 
 def expand(group: str, name: str) -> dict[str, str]:
-    """A part's name as settings: `--data train.jsonl` is `--data files --data.path train.jsonl`.
+    """Expand a part's name to settings: `--data train.jsonl` is `--data files --data.path train.jsonl`.
 
-    A file or folder means `files`, `organisation/name` means `hub`; a function of your own means `--reward function`.
-    All else is a short name or a class path.
+    A file or folder expands to `files`, `organisation/name` to `hub`, and a function to `--reward function`. Everything
+    else is a short name or a class path.
     """
     if name in names(SWAPPABLE[group].registry) or is_unnamed(name):
         return {"name": name}
@@ -231,7 +229,7 @@ def expand(group: str, name: str) -> dict[str, str]:
 
 
 def _reward_of(source: type | None) -> str:
-    """The reward that suits a source of problems."""
+    """The default reward of a problem source."""
     return source.reward if source is not None and issubclass(source, ProblemSource) else ProblemSource.reward
 
 
@@ -245,15 +243,15 @@ def _holds(config: Mapping[str, Any], key: str) -> bool:
 
 
 def _merge(configs: Sequence[Mapping[str, Any]], choices: Mapping[str, Choice]) -> dict[str, Any]:
-    """The configuration files as one, the later ones winning key by key.
+    """Merge the configuration files; later files override earlier ones key by key.
 
-    What a file says of a part counts where it is the part that was chosen; else only the fields that the chosen one
-    has, too: `--config countdown --algo grpo` keeps the preset's learning rate and forgets DAPO's own fields.
+    If a file configures another class than the chosen one, only fields that the chosen class has as well are kept:
+    `--config countdown --algo grpo` keeps the preset's learning rate and drops DAPO's own fields.
     """
     merged: dict[str, Any] = {}
     for config in configs:
         for group, values in config.items():
-            if values is None:  # a group without a setting under it
+            if values is None:  # an empty group
                 continue
             if not isinstance(values, dict):
                 merged[group] = values
@@ -267,7 +265,7 @@ def _merge(configs: Sequence[Mapping[str, Any]], choices: Mapping[str, Choice]) 
 
 
 def _fields_of(group: str, name: str) -> set[str]:
-    """The fields of the class that a name means; none where it means nothing."""
+    """The fields of the class of this name; empty if the name is unknown."""
     try:
         return _fields(find_class(SWAPPABLE[group].registry, name, SWAPPABLE[group].base))
     except ValueError:
@@ -275,7 +273,7 @@ def _fields_of(group: str, name: str) -> set[str]:
 
 
 def _fields(cls: type | None) -> set[str]:
-    """The names of a class's arguments, inherited ones included."""
+    """The names of a class's arguments, including inherited ones."""
     if cls is None:
         return set()
     return {name.partition(".")[2] for name in ArgumentParser(exit_on_error=False).add_class_arguments(cls, "part")}

@@ -1,8 +1,8 @@
-"""The console commands `rloop-fit` and `rloop-data`: how they start.
+"""The entry points of the console commands `rloop-fit` and `rloop-data`.
 
-Importing Lightning, torch and what they bring takes nearly all of the time until a command answers. It makes more than
-half a million objects that stay to the end, and Python would look through them for garbage again and again: a seventh
-of that time. So the imports run without garbage collection, and what they made is left out of every later one.
+Importing Lightning, torch and their dependencies takes nearly all of a command's start time. The imports create more
+than half a million permanent objects. Repeated garbage collections over them take a seventh of that time. So garbage
+collection is off during the imports, and later collections skip these objects.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rloop_lightning.system.signals import StopSignals
 
 
 def rloop_fit() -> int:
-    """The `rloop-fit` command; see `cli.main.main`. Deals with signals from before the imports on."""
+    """The `rloop-fit` command; see `cli.main.main`. Signals are handled from before the imports on."""
     _find_classes_here()
     with StopSignals():
         try:
@@ -26,7 +26,7 @@ def rloop_fit() -> int:
                 from rloop_lightning.cli.main import main
             return main()
         except Stopped as stopped:
-            print(f"\nrloop-fit: {stopped}; no run was begun", file=sys.stderr)
+            print(f"\nrloop-fit: {stopped}; no run was started", file=sys.stderr)
             return stopped.exit_code
 
 
@@ -39,7 +39,7 @@ def rloop_data() -> int:
 
 
 def _find_classes_here() -> None:
-    """A class path may name a module of the folder that the command is run in; what is installed comes first."""
+    """Let class paths refer to modules in the working directory. Installed modules take precedence."""
     sys.path.append(os.getcwd())
 
 

@@ -1,9 +1,9 @@
-"""`rloop-data`: what a problem set contains, before a run is begun with it.
+"""`rloop-data`: check a problem set before starting a run with it.
 
     rloop-data check train.jsonl --data.preset gsm8k --data.eval test.jsonl --policy.model Qwen/Qwen2.5-0.5B
 
-The options are those of `rloop-fit`. No model is loaded, only its tokenizer. What the set holds is data of others:
-nothing reaches the terminal unescaped.
+The options are those of `rloop-fit`. It loads no model, only the tokenizer. Problem sets are untrusted data, so their
+text is escaped before it is printed.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ _CHARACTERS_SHOWN = 2000  # of an example
 _IDS_SHOWN = 20
 
 _USAGE = "rloop-data check PATH_OR_NAME [--data.FIELD VALUE ...] [--policy.model NAME_OR_PATH] [--reward NAME]"
-_DESCRIPTION = """Prints what a problem set contains: counts, prompt lengths, gold answers that can't be read,
-duplicates, problems that are in the training and in an evaluation set, and five examples as the policy will see them.
-Exit code 2 if a run would refuse the set, else 0."""
+_DESCRIPTION = """Prints what a problem set contains: counts, prompt lengths, unreadable gold answers, duplicates,
+problems that are in both the training set and an evaluation set, and five examples as the policy will see them.
+The exit code is 2 if a run would refuse the set, else 0."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The `rloop-data` command. Exit codes: 0 the set can be used, 2 it can't or the input is wrong."""
+    """The `rloop-data` command. Exit codes: 0 the set is usable, 2 it is not, or the input is wrong."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         settings, source = _parse(arguments)
@@ -55,8 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             wrong += refusals(unreadable, flag, source.skip_unreadable, shown=_IDS_SHOWN)
         for line in _report(source, sets, unreadable, tokenizer):
             print(line)
-    except BrokenPipeError:  # whoever reads has read enough
-        sys.stdout = None  # or the interpreter would flush into the pipe again
+    except BrokenPipeError:  # the reader has closed the pipe
+        sys.stdout = None  # otherwise the interpreter would flush into the pipe again
         return 0
     except (UsageError, ValueError, OSError) as error:
         wrong = str(error).splitlines()
@@ -66,10 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: list[str]) -> tuple[Namespace, ProblemSource]:
-    """The settings, and the source that they mean.
+    """The settings, and the problem source that they describe.
 
     Raises:
-        UsageError: a problem set that means nothing, or settings that can't be; names all.
+        UsageError: the problem set is unknown or settings are invalid; names all errors.
     """
     if not arguments or {"-h", "--help"} & set(arguments[:2]):
         _parser(ProblemFiles).parse_args(["--help"])
@@ -101,14 +101,14 @@ def _parser(source: type) -> ArgumentParser:
     )
     parser.add_class_arguments(source, "data")
     parser.add_argument(
-        "--policy.model", type=str, default=None, help="count in tokens of, and render for, this model's tokenizer"
+        "--policy.model", type=str, default=None, help="render prompts and count tokens with this model's tokenizer"
     )
-    parser.add_argument("--reward", type=str, default=None, help="whether this reward can read the gold answers, too")
+    parser.add_argument("--reward", type=str, default=None, help="check that this reward can read the gold answers")
     return parser
 
 
 def _reward(name: str | None) -> Reward | None:
-    """The reward that the gold answers are for; where none is named, `math` if there is one."""
+    """The reward that must read the gold answers; by default `math`, if it is registered."""
     if name is None and "math" not in names("rewards"):
         return None
     settings = expand("reward", name or "math")
@@ -116,7 +116,7 @@ def _reward(name: str | None) -> Reward | None:
 
 
 def _read(source: ProblemSource) -> tuple[Mapping[str, Sequence[Problem]], list[str]]:
-    """All sets, as far as they can be read, and what is wrong with them."""
+    """All problems that can be read, by set, and the errors in the rest."""
     if not isinstance(source, ReadProblems):
         return {"train": source.train(), **source.evaluation()}, []
     try:
@@ -168,7 +168,7 @@ def _some(ids: Sequence[str]) -> str:
 
 
 def _repeated(problems: Sequence[Problem]) -> int:
-    """Problems whose normalised text another one before them has."""
+    """The number of problems that repeat the normalised text of an earlier one."""
     return len(problems) - len({normalised(problem.prompt) for problem in problems})
 
 

@@ -1,11 +1,11 @@
-"""The command line of `rloop-fit`, a LightningCLI whose groups are the parts of a run.
+"""The command line of `rloop-fit`: a LightningCLI with one group per part of a run.
 
     rloop-fit --algo dapo --consolidate rft
     rloop-fit --config countdown --algo.clip_eps_high 0.3 --trainer.accelerator gpu
     rloop-fit --resume runs/NAME
 
-A part that can be swapped takes a short name or a class path, and its own fields are ordinary options, checked and in
-`--help` (arguments.py). The command itself: main.py.
+A swappable part takes a short name or a class path. Its fields are ordinary options, which are checked and shown in
+`--help` (arguments.py). The command itself is in main.py.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ FIXED = {
     "eval": EvaluationConfig,
 }
 
-# The loop sets these itself: a phase is one pass over its stream, by manual optimization, recorded in the run folder.
+# The loop sets these: a phase is one pass over its stream with manual optimization, recorded in the run folder.
 _TRAINER_FLAGS_OF_THE_LOOP = {
     "max_epochs",
     "min_epochs",
@@ -67,20 +67,20 @@ _TRAINER_FLAGS_OF_THE_LOOP = {
 
 _USAGE = "rloop-fit [--config FILE_OR_PRESET] [--algo NAME] [--consolidate NAME] [--GROUP.FIELD VALUE ...] [--out RUN]"
 
-_DESCRIPTION = """Trains a language model by reinforcement learning with verifiable rewards: rounds of exploration and
-consolidation (RLoop, arXiv 2511.04285), or one algorithm alone with --consolidate none. Without --config and
---policy.model, the preset countdown trains the small policy that the package carries."""
+_DESCRIPTION = """Trains a language model by reinforcement learning with verifiable rewards, in rounds of exploration
+and consolidation (RLoop, arXiv 2511.04285), or with one algorithm alone (--consolidate none). Without --config and
+--policy.model, the preset countdown trains the small policy that ships with the package."""
 
 
 class RLoopCLI(LightningCLI):
     """Parses the command line and the configuration files into the parts of a run.
 
     Args:
-        argv: command line arguments, without the program's name.
-        objects: by group, parts that are given as Python objects, which no argument can name.
+        argv: command line arguments, without the program name.
+        objects: by group, parts given as Python objects without an import path.
 
     Raises:
-        UsageError: names all that is wrong with the settings.
+        UsageError: names all errors in the settings.
         SystemExit: 0, after `--help` and `--print_config`.
     """
 
@@ -115,9 +115,9 @@ class RLoopCLI(LightningCLI):
         self.config = config
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--seed_everything", type=int, default=0, help="seed that everything random derives from")
+        parser.add_argument("--seed_everything", type=int, default=0, help="seed of all randomness")
         parser.add_argument("--out", type=str, default=None, help="run folder (default: runs/DATE-ALGO-CONSOLIDATE)")
-        parser.add_argument("--resume", type=str, default=None, help="run folder to go on with, where it was left")
+        parser.add_argument("--resume", type=str, default=None, help="folder of the run to resume")
         parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -131,7 +131,7 @@ class RLoopCLI(LightningCLI):
         parser.set_defaults({"trainer.devices": 1})
 
     def instantiate_classes(self) -> None:
-        """Make every part, and say all that is wrong with them at once."""
+        """Construct every part, and report all errors at once."""
         made: dict[str, Any] = {"consolidate": None, **self.objects}
         wrong = list(self.wrong)
         chosen = {group: choice.cls for group, choice in self.choices.items() if choice.cls is not None}
@@ -163,13 +163,13 @@ class RLoopCLI(LightningCLI):
         )
 
     def _arguments_of(self, group: str) -> dict[str, Any]:
-        """The arguments of a group's class; those that are objects themselves are made anew."""
-        # With its groups, the parser would make every class in it, those of all other groups without arguments.
+        """The arguments of a group's class, with new instances of arguments that are objects themselves."""
+        # With groups, the parser would instantiate the classes of all other groups as well, without arguments.
         settings = Namespace({group: self.config[group].clone()})
         return plain(dict(self.parser.instantiate(settings, instantiate_groups=False)[group]))
 
     def make_trainer(self, **kwargs: Any) -> L.Trainer:
-        """A fresh Trainer with the user's flags; the user's callbacks and loggers come before those of the loop."""
+        """A new Trainer with the user's flags. The user's callbacks and loggers come before those of the loop."""
         given = self._arguments_of("trainer")
         for several in ("callbacks", "logger"):
             users = given.pop(several, None)
@@ -183,10 +183,10 @@ class RLoopCLI(LightningCLI):
         return L.Trainer(**{**given, **kwargs})
 
     def prepare(self) -> tuple[LoopRunner, Policy]:
-        """The loop and the base policy, with everything checked that can be, and the run folder begun.
+        """Run all checks, start the run folder, and return the loop and the base policy.
 
         Raises:
-            UsageError: names all that is wrong.
+            UsageError: names all errors.
             RunFolderError: the run folder can't be written.
         """
         out = self._run_folder()
@@ -225,12 +225,12 @@ class RLoopCLI(LightningCLI):
         return self.parser.dump(self.config, skip_unset=False)
 
     def _faults_outside(self, folder: RunFolder, policy: PolicyConfig | None, data: ProblemSource | None) -> list[str]:
-        """What is wrong with the run folder, the model's folder and the problem sets that the settings name."""
+        """Errors in the run folder, the model's folder and the problem sets."""
         if not self.config.resume:
             wrong = new_run_faults(folder)
         elif self.arguments.resumable:
             wrong = changed_settings(folder, self._settings())
-        else:  # which has been told
+        else:  # `self.wrong` has the error already
             wrong = []
         if policy is not None:
             wrong += [f"--policy.model {policy.model}: {fault}" for fault in policy_faults(policy)]
@@ -243,13 +243,13 @@ class RLoopCLI(LightningCLI):
 
 
 def _refuse(wrong: Sequence[str]) -> None:
-    """End here if something is wrong."""
+    """Raise UsageError if there are errors."""
     if wrong:
         raise UsageError("\n".join(dict.fromkeys(wrong)))
 
 
 def _add_swappable(parser: LightningArgumentParser, group: str, choice: Choice) -> None:
-    """`--GROUP NAME`, and the fields of the class that was chosen."""
+    """Add `--GROUP NAME` and the fields of the chosen class."""
     swappable = SWAPPABLE[group]
     known = ", ".join([*sorted(names(swappable.registry)), *([NONE] if group == "consolidate" else [])])
     what = f"{swappable.what}: {known}, or a class path (default: {swappable.default})"

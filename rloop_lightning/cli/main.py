@@ -1,4 +1,4 @@
-"""The `rloop-fit` command: runs what the command line asks for, and says how it ended.
+"""The `rloop-fit` command: runs the command line's settings and reports how the run ended.
 
 Exit codes: 0 done, 1 a fault during the run, 2 wrong input, 130 or 143 stopped by Ctrl-C or SIGTERM.
 """
@@ -24,20 +24,20 @@ from rloop_lightning.run.start import RunFolderError
 from rloop_lightning.system.signals import StopSignals
 
 _MEMORY_ADVICE = (
-    "lower --engine.max_rows, if it was generating, or --policy.max_tokens_per_micro_batch, if it was updating, and go "
-    "on with: {go_on} --engine.max_rows N --policy.max_tokens_per_micro_batch N"
+    "lower --engine.max_rows, if it was generating, or --policy.max_tokens_per_micro_batch, if it was updating, and "
+    "resume with: {go_on} --engine.max_rows N --policy.max_tokens_per_micro_batch N"
 )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The `rloop-fit` command; gives its exit code."""
+    """The `rloop-fit` command. Returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     _quieten()
     with StopSignals() as signals:
         try:
             return _fit(arguments, "--debug" in arguments, signals)
         except Stopped as stopped:
-            print(f"\nrloop-fit: {stopped}; no run was begun", file=sys.stderr)
+            print(f"\nrloop-fit: {stopped}; no run was started", file=sys.stderr)
             return stopped.exit_code
 
 
@@ -56,13 +56,13 @@ def _fit(arguments: Sequence[str], debug: bool, signals: StopSignals) -> int:
     except (NotEnoughGroupsError, WorkerStartError) as error:
         return _complain(error, debug, code=1)
     except (RunFault, OSError) as error:
-        return _complain(error, debug, code=1, advice=f"mend the cause, then go on with: {go_on}")
+        return _complain(error, debug, code=1, advice=f"fix the cause, then resume with: {go_on}")
     except torch.OutOfMemoryError as error:
         return _complain(error, debug, code=1, advice=_MEMORY_ADVICE.format(go_on=go_on))
-    except (Stopped, SIGTERMException) as error:  # Lightning's own comes where a step ended the phase
+    except (Stopped, SIGTERMException) as error:  # Lightning raises its own after a step that ended the phase
         stopped = error if isinstance(error, Stopped) else Stopped(signal.SIGTERM)
         saved = stopped.saved or "what came after the newest checkpoint is repeated"
-        print(f"\nrloop-fit: {stopped}; {saved}; go on with: {go_on}", file=sys.stderr)
+        print(f"\nrloop-fit: {stopped}; {saved}; resume with: {go_on}", file=sys.stderr)
         return stopped.exit_code
     folder = runner.folder
     print(f"\n{folder.results.read_text(encoding='utf-8')}")
@@ -79,10 +79,10 @@ def _complain(error: Exception, debug: bool, code: int, advice: str = "") -> int
 
 
 def _quieten() -> None:
-    """Our messages, without what libraries say at every phase; their warnings stay."""
+    """Show our log messages, and hide those that Lightning repeats in every phase. Its warnings stay."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("rloop_lightning").setLevel(logging.INFO)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # Lightning's own use of torch, which a user can do nothing about.
+    # A warning about Lightning's own use of torch, which a user can't fix.
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)", category=FutureWarning)

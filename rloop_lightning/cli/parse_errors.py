@@ -1,9 +1,9 @@
-"""Settings that a parser refuses: all that is wrong with them at once, in short messages.
+"""Reports all settings that a parser refuses at once, in short messages.
 
     settings, wrong = parse(parser, configuration, flags)
 
-A parser stops at the first thing that it can't take. So where it does, each setting is put to it by itself, in the
-order given, together with the flags before it that it took; what is left of the settings is then parsed as a whole.
+A parser stops at the first error. When it does, each setting is parsed by itself, in the given order, together with the
+accepted flags before it. The accepted settings are then parsed as a whole.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from jsonargparse import ArgumentParser, Namespace
 from rloop_lightning.system.fields import in_words
 from rloop_lightning.system.terminal import one_line
 
-# What the parser says last, once it has taken every single setting.
+# The parser's last error, after it has accepted every single setting.
 _REQUIRED = "the following arguments are required: "
 
 _SHOWS = ("help", "h", "print_config", "print_shtab")  # flags that end the program instead of setting anything
 
 
 def nowhere(key: str) -> str:
-    """Where a setting stands, if no configuration file is involved."""
+    """The configuration file of a setting, if there are no configuration files."""
     return ""
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a diagnosis may know beyond the parser.
+    """What a diagnosis knows beyond the parser.
 
     Args:
-        file_of: the configuration file that a key stands in, for messages.
-        reserved: options that others would take for ours, and what to say of them.
-        undecided: groups whose fields are unknown, as the class that they belong to is; nothing is said of these.
+        file_of: maps a key to its configuration file, for messages.
+        reserved: options that users may not set, with their messages.
+        undecided: groups whose class, and so their fields, are unknown; they get no messages.
     """
 
     file_of: Callable[[str], str] = nowhere
@@ -50,15 +50,15 @@ class Context:
 def parse(
     parser: ArgumentParser, configuration: Mapping[str, Any], flags: Sequence[str], context: Context | None = None
 ) -> tuple[Namespace | None, list[str]]:
-    """The settings, less those that can't be taken, and what is wrong with these.
+    """The accepted settings, and one message for each refused setting.
 
     Args:
         parser: built with `exit_on_error=False`, with an option `--config` if there is a configuration.
-        configuration: settings of files, by group.
+        configuration: settings from files, by group.
         flags: the command line, `--flag=value` each.
 
     Returns:
-        None for the settings if one is missing that must be given.
+        None for the settings if a required one is missing.
     """
     try:
         _check_groups(parser, configuration)
@@ -94,7 +94,7 @@ class _Diagnosis:
             if key in _SHOWS or self._undecided(key):
                 continue
             if not name.startswith("--"):
-                wrong.append(f"{one_line(flag)!r} is no option; options begin with --")
+                wrong.append(f"{one_line(flag)!r} is not an option; options begin with --")
                 continue
             fault = self._fault(key, value if equals else None, [*kept, flag])
             if fault:
@@ -108,7 +108,7 @@ class _Diagnosis:
             return None, [*wrong, *self._missing(str(error), refused)]
 
     def _leaves(self, settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-        """Settings by their dotted keys, down to what is one option of the parser or none at all."""
+        """Flatten settings to dotted keys, down to keys that are one option of the parser, or unknown to it."""
         for name, value in settings.items():
             key = f"{prefix}{name}"
             if isinstance(value, dict) and (key in (self.parser.groups or {}) or key not in self.actions):
@@ -121,7 +121,7 @@ class _Diagnosis:
         return bool(dot) and field != "name" and group in self.context.undecided
 
     def _fault(self, key: str, value: Any, arguments: list[str]) -> str:
-        """What is wrong with a setting; empty if nothing is."""
+        """The error of a setting; empty if it is accepted."""
         if key in self.context.reserved:
             return self.context.reserved[key]
         action = self._action(key)
@@ -140,7 +140,7 @@ class _Diagnosis:
         return ""
 
     def _action(self, key: str) -> Action | None:
-        """The option of a key, or the one whose value the key goes inside, as --trainer.callbacks.patience does."""
+        """The option of a key, or the option whose value contains the key, as in --trainer.callbacks.patience."""
         while key not in self.actions:
             key, dot, _ = key.rpartition(".")
             if not dot or key in (self.parser.groups or {}):
@@ -155,14 +155,14 @@ class _Diagnosis:
 
 
 def _check_groups(parser: ArgumentParser, configuration: Mapping[str, Any]) -> None:
-    """The parser takes a group that holds no settings, and falls over it later."""
+    """Check that groups are mappings: the parser accepts other values, and fails later."""
     for key, value in configuration.items():
         if key in (parser.groups or {}) and not isinstance(value, dict):
             raise ArgumentError(None, f"{key}: expected a group of settings")
 
 
 def _type_fault(action: Action, value: Any, complaint: str) -> str:
-    """What was expected and what was got; of a value that names a class, what the parser says of it."""
+    """The expected type and the given value; for a value that names a class, the parser's own reason."""
     if action.nargs == 0:
         return f"takes no value, got {_shown(value)}"
     hint = getattr(action, "_typehint", action.type)
@@ -172,7 +172,7 @@ def _type_fault(action: Action, value: Any, complaint: str) -> str:
 
 
 def _reason(complaint: str) -> str:
-    """Why the parser can't take a class: what it says first, of the alternatives that a type may have."""
+    """The parser's reason for refusing a class: the first one, if the type has alternatives."""
     _, _, reasons = complaint.partition("Errors:\n")
     if reasons:
         _, first, *_ = re.split(r"^ *- ", reasons, flags=re.MULTILINE)
@@ -182,7 +182,7 @@ def _reason(complaint: str) -> str:
 
 
 def _is_plain(hint: Any) -> bool:
-    """Whether a type is made of numbers, texts and the like alone."""
+    """Whether a type consists only of numbers, strings and their containers."""
     if get_origin(hint) is Literal or hint is Ellipsis:
         return True
     inner = get_args(hint)
@@ -192,7 +192,7 @@ def _is_plain(hint: Any) -> bool:
 
 
 def _nearest(key: str, known: Iterable[str]) -> str:
-    """The known key that was meant; empty if none is like it."""
+    """The known key that is most similar; empty if none is."""
     known = list(known)
     same_field = [other for other in known if other.rpartition(".")[2] == key.rpartition(".")[2]]
     near = (

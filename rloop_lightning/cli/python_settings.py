@@ -1,4 +1,4 @@
-"""The arguments of `train` as the command line would spell them, so that both mean the same and are checked alike.
+"""Converts the arguments of `train` to command-line flags, so that both get the same meaning and checks.
 
 given = PythonSettings()
 given.groups({"loop": {"rounds": 2}})                 flags: --loop.rounds=2
@@ -22,18 +22,18 @@ from rloop_lightning.system.imports import import_path, unnamed
 from rloop_lightning.system.terminal import one_line
 
 _ALSO = {"data": ", rows (a list of dicts, or a Dataset)", "reward": ", a function"}
-"""What a part may be besides what all of them may be, for messages."""
+"""Further forms that a part accepts, for messages."""
 
 
 @dataclass
 class PythonSettings:
-    """Arguments of `train`, taken over one by one.
+    """The converted arguments of `train`.
 
     Args:
         flags: as on the command line, `--flag=value` each.
-        objects: by group, what has no import path and is handed over as it is.
-        unnamed: what stands for them in config.yaml.
-        wrong: what can't be taken, one message each.
+        objects: by group, objects without an import path, which are passed on directly.
+        unnamed: by group, their placeholders in config.yaml.
+        wrong: errors, one message each.
     """
 
     flags: list[str] = field(default_factory=list)
@@ -42,13 +42,13 @@ class PythonSettings:
     wrong: list[str] = field(default_factory=list)
 
     def options(self, values: Mapping[str, Any]) -> None:
-        """`--NAME value` for each that is given, once for each item of a list."""
+        """Add `--NAME value` for each value that is not None, and once per item of a list."""
         for name, value in values.items():
             items = value if isinstance(value, list | tuple) else [value]
             self.flags += [f"--{name}={item}" for item in items if item is not None]
 
     def groups(self, values: Mapping[str, Any]) -> None:
-        """Groups of settings: dicts of their fields, or objects of their dataclasses."""
+        """Add groups of settings, given as dicts of fields or as dataclass instances."""
         for group, value in values.items():
             if dataclasses.is_dataclass(value) and not isinstance(value, type):
                 value = {item.name: getattr(value, item.name) for item in dataclasses.fields(value)}
@@ -58,8 +58,10 @@ class PythonSettings:
                 self._fields(group, value)
 
     def parts(self, values: Mapping[str, Any]) -> None:
-        """Parts that can be swapped: a short name, an import path, a class, an object, or a dict with one of those as
-        `name` and fields beside it."""
+        """Add swappable parts.
+
+        Each is a short name, an import path, a class, an object, or a dict with one of those as `name` and with fields.
+        """
         for group, value in values.items():
             fields = dict(value) if isinstance(value, Mapping) else {"name": value}
             name = fields.pop("name", None)
@@ -71,7 +73,7 @@ class PythonSettings:
             self._fields(group, fields)
 
     def data_files(self, sets: Mapping[str, str]) -> None:
-        """The files of problem sets: `train`, and those to evaluate on."""
+        """Add the files of problem sets: `train`, and the evaluation sets."""
         self.options({"data": sets["train"]})
         if evaluation := {name: file for name, file in sets.items() if name != "train"}:
             self._fields("data", {"eval": evaluation})
@@ -87,21 +89,21 @@ class PythonSettings:
                 )
 
     def _object(self, group: str, thing: Any, fields: Mapping[str, Any]) -> None:
-        """What has no import path: an object, or a class or a function that no module holds."""
+        """Add something without an import path: an object, or a class or function that is not in a module."""
         try:
             self.objects[group] = _made(group, thing, fields)
         except (TypeError, ValueError) as error:
-            self.objects[group] = None  # its place is taken: nothing more is to be said of it
+            self.objects[group] = None  # counts as given, so that no further errors about it follow
             self.wrong += [f"{group}: {line}" for line in str(error).splitlines()]
         self.unnamed[group] = unnamed(thing)
         self.options({f"{group}.name": self.unnamed[group]})
 
 
 def _made(group: str, thing: Any, fields: Mapping[str, Any]) -> Any:
-    """The part that a thing without an import path is or makes.
+    """The part that is, or is made from, something without an import path.
 
     Raises:
-        TypeError, ValueError: it is none, or its fields are wrong.
+        TypeError, ValueError: it is not a part, or its fields are wrong.
     """
     base = SWAPPABLE[group].base
     if isinstance(thing, type) and issubclass(thing, base):
@@ -119,7 +121,7 @@ def _made(group: str, thing: Any, fields: Mapping[str, Any]) -> Any:
 
 
 def _text(value: Any) -> str:
-    """A setting as the command line writes it."""
+    """A setting as written on the command line."""
     if isinstance(value, str | Path):
         return str(value)
     return json.dumps(value, default=_plain)

@@ -1,6 +1,6 @@
-"""Short names for what the command line swaps: `--algo dapo` is `--algo rloop_lightning.algorithms.dapo.DAPO`.
+"""Short names of swappable parts: `--algo dapo` is `--algo rloop_lightning.algorithms.dapo.DAPO`.
 
-Packages of others add names under the entry-point group `rloop_lightning.GROUP`, GROUP as in `REGISTRIES`.
+Third-party packages add names under the entry-point group `rloop_lightning.GROUP`, with GROUP as in `REGISTRIES`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ REGISTRIES: Mapping[str, Mapping[str, str]] = {
 
 
 def names(registry: str) -> dict[str, str]:
-    """Short name to class path, those of installed packages included; ours win."""
+    """Short names to class paths, including those of installed packages. Ours take precedence."""
     installed = {
         entry.name: entry.value.replace(":", ".") for entry in entry_points(group=f"rloop_lightning.{registry}")
     }
@@ -35,10 +35,10 @@ def names(registry: str) -> dict[str, str]:
 
 
 def find_class(registry: str, name: str, base: type) -> type:
-    """The class of a short name or a class path.
+    """The class of a short name or class path.
 
     Raises:
-        ValueError: there is none, or it is no subclass of `base`; says what there is.
+        ValueError: it is unknown, or not a subclass of `base`; lists the known names.
     """
     known = names(registry)
     path = known.get(name, name)
@@ -48,12 +48,12 @@ def find_class(registry: str, name: str, base: type) -> type:
         raise ValueError(f"unknown name {name!r}{hint} Known are {', '.join(sorted(known))}, or give a class path")
     found = import_object(path)
     if not (isinstance(found, type) and issubclass(found, base)):
-        raise ValueError(f"{path!r} is no subclass of {base.__module__}.{base.__qualname__}")
+        raise ValueError(f"{path!r} is not a subclass of {base.__module__}.{base.__qualname__}")
     return found
 
 
 def is_function(path: str) -> bool:
-    """Whether an import path leads to something that is called as it is, not to a class."""
+    """Whether an import path refers to a callable that is not a class."""
     try:
         found = import_object(path)
     except ValueError:

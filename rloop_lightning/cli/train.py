@@ -3,8 +3,8 @@
     result = train(algo="dapo", data=[{"problem": "1+1=", "answer": "2"}, ...], reward=my_function)
     print(result.table)
 
-It turns its arguments into flags and goes through the parser of `rloop-fit`. So names, checks and defaults are those of
-the command line, and every run has a config.yaml from which `rloop-fit --resume` continues.
+It converts its arguments to flags for the parser of `rloop-fit`. Names, checks and defaults are therefore those of the
+command line, and every run has a config.yaml, from which `rloop-fit --resume` continues.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ from rloop_lightning.run.state import Budget, LoopConfig
 from rloop_lightning.system.signals import StopSignals
 
 Fields = Mapping[str, Any]
-"""Fields of a group by name, as `--GROUP.FIELD` sets them. For a part that can be swapped, `name` says which it is, and
-takes whatever the argument itself takes."""
+"""Fields of a group by name, as in `--GROUP.FIELD`. For a swappable part, `name` chooses the part, in any form that the
+argument itself accepts."""
 
 
 class _AsConfigured:
-    """The default of `consolidate`, for which None means something."""
+    """The default of `consolidate`, where None has a meaning of its own."""
 
 
 AS_CONFIGURED = _AsConfigured()
@@ -62,11 +62,11 @@ class TrainResult:
     """A finished run.
 
     Args:
-        folder: the run folder: config.yaml, metrics.csv, plots, and the policy and the rollouts of each round.
-        final: the policy that the run hands over, a plain Hugging Face folder.
-        handed_over: its name in the table, "round 2 consolidated".
-        results: metrics of every evaluated policy by its name, in order: `eval/SET/pass@K` and others.
-        budget: rollout steps, optimizer steps, rollouts, tokens and seconds that the run has spent.
+        folder: the run folder, with config.yaml, metrics.csv, plots, and the policies and rollouts of each round.
+        final: the final policy, a plain Hugging Face folder.
+        handed_over: its name in the table, such as "round 2 consolidated".
+        results: metrics of every evaluated policy by name, in order: `eval/SET/pass@K` and others.
+        budget: rollout steps, optimizer steps, rollouts, tokens and seconds spent.
         table: the policies and their metrics, in Markdown.
     """
 
@@ -100,39 +100,41 @@ def train(
     """Train a policy by rounds of exploration and consolidation (RLoop, arXiv 2511.04285), as `rloop-fit` does.
 
     The arguments are the groups of the command line. Without `policy` and `config`, the preset `countdown` applies;
-    with `policy`, each class's defaults. A part that can be swapped (algo, consolidate, engine, data, reward) is a
-    short name, an import path, a class, an object, or a dict of its `name` and fields: `{"name": "dapo", "lr": 1e-5}`.
+    with `policy`, each class's defaults apply. A swappable part (algo, consolidate, engine, data, reward) is a short
+    name, an import path, a class, an object, or a dict of its `name` and fields: `{"name": "dapo", "lr": 1e-5}`.
 
-    `rloop-fit --resume FOLDER` resumes the run. An object, a lambda, and what `__main__` or a function defines have no
-    import path, so config.yaml can't name them. Resume such a run with the object, `train(resume=FOLDER, reward=...)`,
-    or with one that has a path, `rloop-fit --resume FOLDER --reward module.function`. A warning at the start says so.
+    `rloop-fit --resume FOLDER` resumes the run. Objects, lambdas, and anything defined in `__main__` or in a function
+    have no import path, so config.yaml can't name them. Resume such a run with the object,
+    `train(resume=FOLDER, reward=...)`, or with one that has an import path,
+    `rloop-fit --resume FOLDER --reward module.function`. A warning at the start says so.
 
     Args:
-        algo: the algorithm that explores.
-        consolidate: what is done with the expert set; None or "none" is plain reinforcement learning.
+        algo: the RL algorithm of the exploration.
+        consolidate: the fine-tuning on the expert set; None or "none" is plain RL.
         policy: a Hugging Face name or folder, `countdown` for the policy in the package, or a dict of fields.
-        engine: what generates rollouts.
-        data: a `datasets.Dataset` or a list of dicts; a dict of those, `train` and sets to evaluate on; or a file, a
+        engine: the engine that generates rollouts.
+        data: a `datasets.Dataset` or a list of dicts; a dict of those, with `train` and evaluation sets; or a file, a
             folder or a name on the hub. Rows are written to the run folder.
-        reward: a function `(problems, completions) -> list[float]`, with success at 1 and above; or what `algo` takes.
-        filter: what the expert set takes.
+        reward: a function `(problems, completions) -> list[float]`, where 1 and above is a success; or any form that
+            `algo` accepts.
+        filter: the selection of the expert set.
         capture: extra rollouts for the pool.
-        gradient: what is done about exploding gradients.
+        gradient: the handling of exploding gradients.
         eval: how policies are evaluated.
         loop: rounds and sizes.
         trainer: arguments of `lightning.Trainer`; a callback as `{"class_path": ..., "init_args": {...}}`.
-        out: run folder; without it runs/DATE-TIME.
-        seed_everything: everything random derives from it.
-        config: settings files and names of presets; later ones win, and arguments win over all.
-        resume: run folder to go on with.
+        out: run folder; runs/DATE-TIME by default.
+        seed_everything: seed of all randomness.
+        config: settings files and names of presets; later ones override earlier ones, and arguments override all.
+        resume: folder of the run to resume.
 
     Raises:
-        UsageError: lists all that is wrong with the arguments; no files are left.
+        UsageError: lists all errors in the arguments; no files are left.
         RunFault: a fault during the run; fix the cause and resume.
         StateError: the run can't be resumed.
         OSError: a file can't be written.
-        KeyboardInterrupt: Ctrl-C, once the training step is done and saved; a second Ctrl-C does not wait.
-        Stopped: SIGTERM, likewise.
+        KeyboardInterrupt: Ctrl-C, after the training step is done and saved; a second Ctrl-C does not wait.
+        Stopped: SIGTERM, in the same way.
     """
     folder = RunFolder(Path(resume or out or f"runs/{time.strftime('%Y%m%d-%H%M%S')}"))
     as_configured = isinstance(consolidate, _AsConfigured)
@@ -163,12 +165,12 @@ def train(
         try:
             runner, base = _begin(given, folder, sets, resumes=resume is not None)
             state = runner.run(base, signals)
-        except (Stopped, SIGTERMException) as error:  # Lightning's own comes where a step ended the phase
+        except (Stopped, SIGTERMException) as error:  # Lightning raises its own after a step that ended the phase
             stopped = error if isinstance(error, Stopped) else Stopped(signal.SIGTERM)
             if stopped.number != signal.SIGINT:
                 raise stopped from None
             begun = folder.state.exists()
-            go_on = f"go on with train(resume={str(folder.out)!r})" if begun else "no run was begun"
+            go_on = f"resume with train(resume={str(folder.out)!r})" if begun else "no run was started"
             raise KeyboardInterrupt(f"{stopped.saved}; {go_on}" if stopped.saved else go_on) from None
     return TrainResult(
         folder=folder.out,
@@ -181,7 +183,7 @@ def train(
 
 
 def _split_data(data: Any) -> tuple[Mapping[str, Records], Any]:
-    """Problem sets that are Python objects, and what is left of the argument."""
+    """The problem sets given as Python objects, and the rest of the argument."""
     fields = dict(data) if isinstance(data, Mapping) and "name" in data else {"name": data}
     sets = record_sets(fields["name"])
     if sets is None:
@@ -193,10 +195,10 @@ def _split_data(data: Any) -> tuple[Mapping[str, Records], Any]:
 def _begin(
     given: PythonSettings, folder: RunFolder, sets: Mapping[str, Records], *, resumes: bool
 ) -> tuple[LoopRunner, Policy]:
-    """The loop and the base policy, with the run folder begun; if it can't be, nothing is left there.
+    """Start the run folder, and return the loop and the base policy. On an error, no files are left.
 
     Raises:
-        UsageError: names all that is wrong.
+        UsageError: names all errors.
     """
     if not sets:
         return _prepare(given, folder)
@@ -224,7 +226,7 @@ def _begin(
 
 
 def _prepare(given: PythonSettings, folder: RunFolder) -> tuple[LoopRunner, Policy]:
-    """What the command line makes of the settings."""
+    """Pass the settings through the command line."""
     try:
         prepared = RLoopCLI(given.flags, given.objects)
     except UsageError as error:
@@ -244,11 +246,11 @@ def _prepare(given: PythonSettings, folder: RunFolder) -> tuple[LoopRunner, Poli
 
 @contextmanager
 def _quiet_libraries() -> Iterator[None]:
-    """Without what Lightning says at every phase; its warnings stay."""
+    """Hide the log messages that Lightning repeats in every phase. Its warnings stay."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
-        # Lightning's own use of torch, which a user can do nothing about.
+        # A warning about Lightning's own use of torch, which a user can't fix.
         warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)", category=FutureWarning)
         try:
             for logger in loggers:

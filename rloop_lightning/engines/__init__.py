@@ -1,7 +1,7 @@
-"""The rollout engines by name: `--engine torch` is `ENGINES["torch"]`.
+"""The rollout engines by short name: `--engine torch` is `ENGINES["torch"]`.
 
-Class paths instead of classes, so that reading the names imports neither torch nor transformers. An engine of your own
-needs no entry: `--engine my.module.MyEngine` works as it is.
+Class paths are strings, so that listing the names imports neither torch nor transformers. Your own engine needs no
+entry: use `--engine my.module.MyEngine`.
 """
 
 ENGINES: dict[str, str] = {

@@ -1,4 +1,4 @@
-"""What every rollout engine does: problems in, sampled completions with their logprobs out."""
+"""The interface of rollout engines: problems in, sampled completions with their logprobs out."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from rloop_lightning.types import Problem, Rollout, SamplingParams
 
 
 class RolloutEngine(ABC):
-    """Generates rollouts with a policy's current weights. Holds the sampling settings that exploration uses.
+    """Generates rollouts with a policy's current weights, and stores the sampling settings of exploration.
 
     Args:
         max_new_tokens: completion length limit, tokens.
         temperature: sampling temperature of exploration; 0 is greedy.
-        top_k: sample among the k most likely tokens; 0 among all.
-        top_p: sample among the most likely tokens that together reach this probability; 1 among all.
+        top_k: sample from the k most likely tokens; 0 is off.
+        top_p: sample from the most likely tokens whose probabilities reach this sum; 1 is off.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class RolloutEngine(ABC):
         check_fields(self, "--engine")
 
     def sampling(self, seed: int) -> SamplingParams:
-        """The engine's settings with a seed."""
+        """The engine's sampling settings with a seed."""
         return SamplingParams(
             max_new_tokens=self.max_new_tokens,
             temperature=self.temperature,
@@ -51,10 +51,10 @@ class RolloutEngine(ABC):
         )
 
     reports_routed_experts = False
-    """Whether rollouts come with `Rollout.routed_experts` where routing replay R3 wants them."""
+    """Whether the engine can report `Rollout.routed_experts`, which routing replay R3 needs."""
 
     def validate_with(self, policy: Policy) -> list[str]:
-        """What of the settings can't work with this policy, a line each, with the flag and what to do."""
+        """Conflicts of the settings with this policy, one message each, naming the flag and the fix."""
         return []
 
     @abstractmethod
@@ -63,12 +63,12 @@ class RolloutEngine(ABC):
 
     @abstractmethod
     def sync(self) -> None:
-        """Take over the policy's current weights; called after every change of them."""
+        """Update the engine to the policy's current weights. Call it after every change of the weights."""
 
     @abstractmethod
     def generate(self, problems: Sequence[Problem], n: int, sampling: SamplingParams) -> list[Rollout]:
         """n rollouts of each problem, problem-major: rollout g of problem p is element p * n + g.
 
-        Every sampled token comes with its logprob under the distribution it was sampled from, temperature, top-k and
-        top-p included. The same seed, weights and engine give the same rollouts.
+        Each token's logprob is under the distribution it was sampled from, after temperature, top-k and top-p. The same
+        seed, weights and engine give the same rollouts.
         """

@@ -1,4 +1,4 @@
-"""A model's matrix products in another dtype than its weights', while it generates."""
+"""Compute a model's matrix products in a dtype other than its weights' during generation."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch import nn
 
 @contextmanager
 def products_in(model: Any, dtype: torch.dtype) -> Iterator[None]:
-    """Within it, a model computes its products in `dtype`, from weights that are cast once and not at every call.
+    """Compute a model's products in `dtype` in the block. The weights are cast once, not in every call.
 
-    Embeddings, norms and the sums between layers stay in the weights' dtype, as in training under autocast. Where
-    `dtype` holds more than the weights do, everything is computed in it.
+    Embeddings, norms and the residual stream keep the weights' dtype, as in training under autocast. If `dtype` is
+    wider than the weights' dtype, everything is computed in it.
     """
     if dtype == model.dtype:
         yield
@@ -34,7 +34,7 @@ def products_in(model: Any, dtype: torch.dtype) -> Iterator[None]:
 
 
 def _matrices(model: Any) -> list[nn.Parameter]:
-    """Weights that are multiplied with; an embedding is only read, and the head has a dtype of its own."""
+    """The weights of matrix products, without embeddings (only indexed) and the head (which has its own dtype)."""
     others = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     head = model.get_output_embeddings()
     others |= {id(weight) for weight in head.parameters()}

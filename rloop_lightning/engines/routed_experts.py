@@ -1,10 +1,10 @@
-"""The experts that the rows of a wave were computed with, token by token (routing replay R3).
+"""The routed experts of the rows of a wave, token by token (routing replay R3).
 
-    record = RoutedExpertsRecord(prompt_lengths, experts)      # of the prompts' forward pass
-    record.add(rows, experts)                           # of each decode step
-    record.of_rows(prompt_of_row, lengths)              # [S + T - 1, layers, top_k] a row, on the host
+    record = RoutedExpertsRecord(prompt_lengths, experts)      # after the prefill
+    record.add(rows, experts)                                  # after each decode step
+    record.of_rows(prompt_of_row, lengths)                     # [S + T - 1, layers, top_k] per row, on the host
 
-A row's last token has none: no forward pass computed it.
+A row's last token has none: no forward pass computes it.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from torch import Tensor
 
 
 class RoutedExpertsRecord:
-    """What every forward pass of a wave computed with; holds no more than layers x top_k indices a token.
+    """The experts of all forward passes of a wave, layers x top_k indices per token.
 
     Args:
-        prompt_lengths: P, tokens.
-        experts: [P, S, layers, top_k] of the prompts, which end in the same column.
+        prompt_lengths: P lengths, tokens.
+        experts: [P, S, layers, top_k], the experts of the left-padded prompts.
     """
 
     def __init__(self, prompt_lengths: Sequence[int], experts: Tensor) -> None:
@@ -31,12 +31,12 @@ class RoutedExpertsRecord:
         self._steps: list[Tensor] = []
 
     def add(self, rows: Tensor, experts: Tensor) -> None:
-        """One token more of these rows [R], which was computed with `experts` [R, 1, layers, top_k]."""
+        """Add one token to each of these rows [R], with its experts [R, 1, layers, top_k]."""
         self._rows.append(rows)
         self._steps.append(experts[:, 0])
 
     def of_rows(self, prompt_of_row: Sequence[int], lengths: Sequence[int]) -> list[np.ndarray]:
-        """For each row the experts of its prompt, and of its `length` completion tokens but the last."""
+        """For each row, the experts of its prompt and of its `length` completion tokens except the last."""
         if not self._steps:
             return [self._prompts[prompt].copy() for prompt in prompt_of_row]
         rows = torch.cat(self._rows).cpu().numpy()

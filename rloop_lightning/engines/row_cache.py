@@ -1,11 +1,11 @@
-"""A KV cache for rows that come and go: no copy per token, and rows may be repeated and dropped.
+"""A preallocated KV cache whose rows can be repeated and dropped.
 
     cache = row_cache(model.config, dtype)
     model(..., past_key_values=cache)
-    cache.reorder_cache(rows)           # go on with these rows
+    cache.reorder_cache(rows)           # continue with these rows
     joined([cache, another])            # the rows of both
 
-Hugging Face's own cache copies everything for each token; this one writes the token alone.
+For each token, Hugging Face's own cache copies everything. This one writes only the new token.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicS
 
 
 def row_cache(config: Any, dtype: torch.dtype) -> Cache:
-    """An empty KV cache for a model, whose `reorder_cache(rows)` may repeat and drop rows.
+    """An empty KV cache for a model. Its `reorder_cache(rows)` may repeat and drop rows.
 
-    Attention layers are `RowLayer`s, also those with a sliding window: the mask hides what lies behind it. Other layers
-    (linear attention) stay as Hugging Face makes them.
+    Attention layers get a `RowLayer`. So do those with a sliding window, whose mask hides older tokens. Other layers
+    (linear attention) get Hugging Face's own cache.
     """
     layers = DynamicCache(config=config).layers
     attention = (DynamicLayer, DynamicSlidingWindowLayer)
@@ -31,23 +31,23 @@ def row_cache(config: Any, dtype: torch.dtype) -> Cache:
 
 
 def joins(cache: Cache) -> bool:
-    """Whether `joined` can take such a cache."""
+    """Whether `joined` supports this cache."""
     return all(isinstance(layer, RowLayer) for layer in cache.layers)
 
 
 def joined(caches: Sequence[Cache]) -> Cache:
-    """The rows of several caches of one length, one after the other."""
+    """A cache with the rows of several caches of equal length, in order."""
     return Cache(layers=[RowLayer.joined(layers) for layers in zip(*(cache.layers for cache in caches), strict=True)])
 
 
 class RowLayer(DynamicLayer):
     """Keys and values [B, heads, length, dim] of one layer, as views of larger buffers.
 
-    Appending a token writes that token and copies nothing else. The buffers grow by half when they are full, so memory
-    follows the lengths really reached, not `max_new_tokens`.
+    Appending a token writes that token and copies nothing else. Full buffers grow by half, so memory depends on the
+    actual lengths, not on `max_new_tokens`.
 
     Args:
-        dtype: of keys and values.
+        dtype: dtype of keys and values.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
@@ -58,14 +58,14 @@ class RowLayer(DynamicLayer):
 
     @classmethod
     def joined(cls, layers: Sequence[RowLayer]) -> RowLayer:
-        """The rows of several layers of one length."""
+        """A layer with the rows of several layers of equal length."""
         layer = cls(layers[0]._dtype)
         keys, values = (torch.cat([getattr(one, name) for one in layers]) for name in ("keys", "values"))
         layer.update(keys, values)
         return layer
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append [B, heads, new, dim] and return everything so far."""
+        """Append [B, heads, new, dim] and return all keys and values so far."""
         key_states, value_states = key_states.to(self._dtype), value_states.to(self._dtype)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -80,7 +80,7 @@ class RowLayer(DynamicLayer):
         return self._show(end)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Go on with these rows, which may repeat."""
+        """Continue with these rows, which may repeat."""
         self._buffers = [buffer.index_select(0, beam_idx) for buffer in self._buffers]
         self._show(self._length)
 

@@ -1,11 +1,11 @@
-"""Rows of tokens that a model continues: what `TorchEngine` decodes with.
+"""Rows of tokens that a model extends; `TorchEngine` decodes with them.
 
     rows = Rows(policy, prompts, max_new_tokens, dtype)
-    rows.logits                     # [R, V], of what follows each row
-    rows.select(prompt_of_row)      # go on with these rows, which may repeat
-    rows.append(tokens)             # one token more in each row
+    rows.logits                     # [R, V], for the next token of each row
+    rows.select(prompt_of_row)      # continue with these rows, which may repeat
+    rows.append(tokens)             # append one token to each row
 
-Rows end in the same column: shorter prompts are padded on the left, and the padding is masked.
+All rows end in the same column: shorter prompts are padded on the left, and the padding is masked.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from torch import Tensor
 from rloop_lightning.engines.row_cache import joined, joins, row_cache
 from rloop_lightning.model.policy import Policy
 
-# Padded prompt tokens that go through the model at once; bounds the memory of the prefill.
+# Padded prompt tokens per forward pass; bounds the memory of the prefill.
 _PREFILL_TOKENS = 16384
 
 
 def rows_at_once(policy: Policy, prompts: list[list[int]], n: int, max_rows: int) -> int:
-    """How many rows, n of each prompt, may be opened together: `max_rows`, if their prefill has the memory."""
+    """How many rows, n per prompt, to decode at once: `max_rows`, or fewer if the prefill needs too much memory."""
     if joins(row_cache(policy.model.config, policy.model.dtype)):
-        return max_rows  # whose prefill goes in pieces
+        return max_rows  # the prefill is computed in pieces
     return min(max_rows, n * max(1, _PREFILL_TOKENS // max(map(len, prompts))))
 
 
 class Rows:
-    """A row for each prompt, continued by the policy's own model in a cache that no token copies.
+    """One row per prompt, extended by the policy's own model with a preallocated KV cache.
 
     Args:
         prompts: P token lists.
-        max_new_tokens: the most tokens that will be appended.
-        dtype: of the cache, and of the products: the caller has the model compute in it.
-        report_routed_experts: whether to note the experts of each forward pass.
+        max_new_tokens: upper bound of the tokens to append.
+        dtype: dtype of the cache and of the products; the caller sets the model's products to it.
+        report_routed_experts: whether to record the experts of each forward pass.
 
     Raises:
         TypeError: the model has no KV cache.
@@ -60,23 +60,23 @@ class Rows:
         self.logits, self.routed_experts = self._prefill(dtype)
 
     logits: Tensor  # [R, V]
-    routed_experts: Tensor | None  # [R, columns of the last forward pass, layers, top_k], where they are reported
+    routed_experts: Tensor | None  # [R, columns of the last forward pass, layers, top_k], if reported
 
     def select(self, rows: Tensor) -> None:
-        """Go on with these rows, which may repeat."""
+        """Continue with these rows, which may repeat."""
         self._cache.reorder_cache(rows)  # type: ignore[arg-type]  # declared for LongTensor, which int64 tensors are
         self._columns.select(rows)
         self.logits = self.logits[rows]
 
     def append(self, tokens: Tensor) -> None:
-        """Add one token [R] to the rows."""
+        """Append one token to each row; tokens is [R]."""
         positions = self._columns.append()
         self.logits, self.routed_experts = self._forward(
             tokens[:, None], positions[:, None], self._columns.seen, self._cache
         )
 
     def _prefill(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-        """Fill the cache with the prompts, a piece of them after the other."""
+        """Fill the cache with the prompts, in pieces."""
         columns = self._columns
         size = max(1, _PREFILL_TOKENS // columns.count)
         if not joins(row_cache(self._model.config, dtype)):
@@ -94,7 +94,7 @@ class Rows:
     def _forward(
         self, input_ids: Tensor, positions: Tensor, seen: Tensor | None, cache: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """The logits behind the last column [R, V], and what routers chose [R, columns, layers, top_k]."""
+        """The logits after the last column [R, V], and the routers' choices [R, columns, layers, top_k]."""
         if self._routing is None:
             return self._logits(input_ids, positions, seen, cache), None
         with self._routing.forward_pass(input_ids.numel()) as passed:
@@ -111,7 +111,7 @@ class Rows:
 
 
 class _Columns:
-    """Prompts as left-padded columns, and which of them each row sees."""
+    """Left-padded prompts, and the columns that each row sees."""
 
     def __init__(self, prompts: list[list[int]], max_new_tokens: int, device: torch.device) -> None:
         self.lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)  # [R], tokens
@@ -119,7 +119,7 @@ class _Columns:
         padding = self.count - self.lengths[:, None]  # [R, 1]
         columns = torch.arange(self.count + max_new_tokens, device=device)
         self._seen = columns >= padding  # [R, columns at the end]
-        # Without a mask, attention takes its fastest kernel.
+        # Without padding no mask is needed, and attention uses its fastest kernel.
         self._padded = min(map(len, prompts)) < self.count
         self.input_ids = torch.zeros(len(prompts), self.count, dtype=torch.int64, device=device)
         self.input_ids[self._seen[:, : self.count]] = torch.tensor(list(chain.from_iterable(prompts)), device=device)
@@ -127,14 +127,14 @@ class _Columns:
 
     @property
     def seen(self) -> Tensor | None:
-        """Which columns so far hold a token of the row [R, columns]; None where all do."""
+        """Whether a column contains a token of the row [R, columns]; None if all do."""
         return self._seen[:, : self.count] if self._padded else None
 
     def select(self, rows: Tensor) -> None:
         self.lengths, self._seen = self.lengths[rows], self._seen[rows]
 
     def append(self) -> Tensor:
-        """Open one more column; gives the rows' positions in it [R]."""
+        """Add a column. Returns the rows' positions in it [R]."""
         self.count += 1
         self.lengths = self.lengths + 1
         return self.lengths - 1

@@ -1,4 +1,4 @@
-"""Tokens drawn from logits, by random numbers that the caller brings.
+"""Sampling of tokens from logits, with random numbers from the caller.
 
 tokens, logprobs = sample_tokens(logits, uniforms, sampling)
 """
@@ -12,20 +12,21 @@ from torch.nn.functional import pad
 from rloop_lightning.model.token_scores import logits_per_piece
 from rloop_lightning.types import SamplingParams
 
-# Tokens whose weights are summed first when one is drawn.
+# Tokens per block: sampling first selects a block, then a token in it.
 _BLOCK_TOKENS = 128
 
 
 def sample_tokens(logits: Tensor, uniforms: Tensor, sampling: SamplingParams) -> tuple[Tensor, Tensor]:
-    """Draw one token per row by inverting the cumulative distribution: no sort, no global random state.
+    """Sample one token per row by inverting the cumulative distribution, without a sort or global random state.
 
     Args:
         logits: [B, V].
-        uniforms: [B] in [0, 1), the random numbers that decide.
+        uniforms: [B] in [0, 1), the random numbers.
 
     Returns:
-        Tokens [B] int64, never one of probability 0, and their logprobs [B] float32, nats: under the distribution that
-        was sampled from, renormalised after temperature, top-k and top-p; when greedy, under the softmax of the logits.
+        Tokens [B] int64, never one with probability 0, and their logprobs [B] float32, nats. Logprobs are under the
+        sampling distribution, renormalised after temperature, top-k and top-p; when greedy, under the softmax of the
+        logits.
     """
     rows = max(1, logits_per_piece(logits.device) // logits.shape[-1])
     pieces = zip(logits.split(rows), uniforms.split(rows), strict=True)
@@ -34,7 +35,7 @@ def sample_tokens(logits: Tensor, uniforms: Tensor, sampling: SamplingParams) ->
 
 
 def _sample_rows(logits: Tensor, uniforms: Tensor, sampling: SamplingParams) -> tuple[Tensor, Tensor]:
-    """`sample_tokens` of few enough rows that all its copies of the logits stay small."""
+    """`sample_tokens` for few rows, so that its copies of the logits stay small."""
     logits = logits.float()
     if sampling.temperature not in (0, 1):
         logits = logits / sampling.temperature
@@ -49,34 +50,34 @@ def _sample_rows(logits: Tensor, uniforms: Tensor, sampling: SamplingParams) -> 
 
 
 def _invert(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the cumulative weights pass the share `uniforms` [B, 1] of their total, and that total, both [B, 1].
+    """The token at which the cumulative weights pass the share `uniforms` [B, 1] of their total, and that total [B, 1].
 
-    First among blocks of tokens, then inside one: a running sum over a whole vocabulary is the slowest way through it.
+    It searches among blocks of tokens first, then within one: a cumulative sum over the whole vocabulary is slow.
     """
-    if behind := -weights.shape[-1] % _BLOCK_TOKENS:  # `pad` copies even where it adds nothing
+    if behind := -weights.shape[-1] % _BLOCK_TOKENS:  # `pad` copies even if it adds nothing
         weights = pad(weights, (0, behind))
     weights = weights.unflatten(-1, (-1, _BLOCK_TOKENS))
     blocks = weights.sum(-1).cumsum(-1)  # [B, blocks]
     total = blocks[:, -1:]
-    # Below the total whatever the rounding, so that some block's weights take the sum past it.
+    # Strictly below the total despite rounding, so that some block's cumulative weight exceeds it.
     wanted = (uniforms * total).minimum(torch.nextafter(total, torch.zeros_like(total)))
     block = torch.searchsorted(blocks, wanted, right=True)  # [B, 1]
     inside = weights.gather(1, block[:, :, None].expand(-1, -1, _BLOCK_TOKENS)).squeeze(1)  # [B, block]
     before = torch.where(block > 0, blocks.gather(-1, (block - 1).clamp(min=0)), 0.0)
     place = torch.searchsorted(inside.cumsum(-1), wanted - before, right=True).clamp(max=_BLOCK_TOKENS - 1)
-    # Rounding may end at a token of weight 0: one draw in millions, which goes to the block's most likely token.
+    # Rounding may select a token of weight 0, once in millions of draws. Then take the block's most likely token.
     place = torch.where(inside.gather(-1, place) > 0, place, inside.argmax(-1, keepdim=True))
     return block * _BLOCK_TOKENS + place, total
 
 
 def _restrict(logits: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Logits [B, V] with -inf for what top-k, and then top-p of what is left, exclude. Ties at the k-th are kept."""
+    """Set logits [B, V] outside top-k, then outside top-p of the rest, to -inf. Ties with the k-th are kept."""
     if 0 < top_k < logits.shape[-1]:
         logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -torch.inf)
     if top_p < 1:
         ordered, order = logits.sort(-1, descending=True)
         probabilities = ordered.softmax(-1)
-        # A token is out when those before it already reach p.
+        # Drop a token if the tokens before it already reach p.
         out = probabilities.cumsum(-1) - probabilities >= top_p
         logits = logits.masked_fill(out.scatter(-1, order, out), -torch.inf)
     return logits

@@ -1,4 +1,4 @@
-"""Rollouts from the policy's own weights, in this process: any Hugging Face causal LM with a KV cache, CPU or GPU.
+"""Rollouts from the policy's own model in this process: any Hugging Face causal LM with a KV cache, on CPU or GPU.
 
     engine = TorchEngine(max_new_tokens=64)
     engine.bind(policy)
@@ -6,13 +6,12 @@
 
 Rows (one row = one rollout) are decoded together in waves of at most `max_rows`:
 
-    prefill     each problem's prompt goes through the model once; its keys and values are then copied to its rows
-    decode      one token for every row per forward pass; rows that finished leave the batch as soon as copying the
-                others together is cheaper than computing them on
-    collect     one transfer to the host, one call of the tokenizer
+    prefill     computes each prompt once, then copies its keys and values to its rows
+    decode      computes one token per row and forward pass; drops finished rows once that is cheaper than computing
+                them
+    collect     makes one transfer to the host and one tokenizer call
 
-rows.py computes the logits of the rows, sampling.py draws from them. What waits for the device is one count of the
-unfinished rows per token.
+rows.py computes the logits, sampling.py samples from them. The only device sync per token is counting unfinished rows.
 """
 
 from __future__ import annotations
@@ -34,25 +33,25 @@ from rloop_lightning.model.shapes import rounded_up
 from rloop_lightning.system.fields import PositiveInt
 from rloop_lightning.types import Problem, Rollout, SamplingParams
 
-# Finished rows stay until a quarter of the batch is idle. A compaction copies the live rows' cache, about what one
-# decode step reads; at this threshold all the compactions of a wave together copy three times the first cache.
+# Finished rows are dropped once a quarter of the batch is idle. A compaction copies the live rows' cache, about as much
+# as one decode step reads. At this threshold, all compactions of a wave copy three times the first cache in total.
 _COMPACT_BELOW = 0.75
 
 
 class TorchEngine(RolloutEngine):
-    """Generates with the policy's own model, so that there are no weights to hand over.
+    """Generates with the policy's own model, so no weights need to be transferred.
 
     Args:
         max_new_tokens: completion length limit, tokens.
         temperature: sampling temperature of exploration; 0 is greedy.
-        top_k: sample among the k most likely tokens; 0 among all.
-        top_p: sample among the most likely tokens that together reach this probability; 1 among all.
+        top_k: sample from the k most likely tokens; 0 is off.
+        top_p: sample from the most likely tokens whose probabilities reach this sum; 1 is off.
         max_rows: rollouts decoded at once. Bounds memory: each needs 2 * layers * kv_heads * head_dim numbers of KV
-            cache per token of prompt and completion, up to half of it more in reserve.
-        dtype: of the products and the KV cache; `auto` is that of the policy's updates: bfloat16 under
-            --trainer.precision bf16-mixed, else that of the weights. In another dtype than the weights', a cast copy of
-            them exists while the engine generates. With bfloat16, sampling logprobs differ from those of a float32
-            update by hundredths of a nat, and by tenths where logits are large (policy/engine_gap_nats_max).
+            cache per token of prompt and completion, plus up to half of that in reserve.
+        dtype: dtype of the products and the KV cache; `auto` is that of the policy's updates: bfloat16 under
+            --trainer.precision bf16-mixed, else that of the weights. If it differs from the weights' dtype, a cast copy
+            of them exists during generation. With bfloat16, sampling logprobs differ from those of a float32 update by
+            hundredths of a nat, and by tenths where logits are large (policy/engine_gap_nats_max).
     """
 
     def __init__(
@@ -77,14 +76,14 @@ class TorchEngine(RolloutEngine):
         self._policy = policy
 
     def sync(self) -> None:
-        """Nothing to do: the engine runs the very tensors that the optimizer updates."""
+        """Nothing to do: the engine uses the tensors that the optimizer updates."""
 
     @torch.inference_mode()
     def generate(self, problems: Sequence[Problem], n: int, sampling: SamplingParams) -> list[Rollout]:
         """n rollouts of each problem, problem-major: rollout g of problem p is element p * n + g.
 
-        A rollout depends on its place in the request and on the seed, not on `max_rows`, up to the rounding of
-        different batch shapes. The global random state is neither read nor changed.
+        A rollout depends on its place in the request and on the seed. It does not depend on `max_rows`, apart from the
+        rounding of different batch shapes. The global random state is neither read nor changed.
 
         Raises:
             RuntimeError: no policy is bound.
@@ -102,7 +101,7 @@ class TorchEngine(RolloutEngine):
         rollouts: list[Rollout] = []
         with products_in(policy.model, dtype):
             for start, end in _waves(len(problems), n, rows_at_once(policy, prompts, n, self.max_rows)):
-                # On the CPU, row by row: a row's numbers depend neither on the waves nor on the device.
+                # Drawn on the CPU, row by row, so that a row's numbers depend neither on the waves nor on the device.
                 uniforms = torch.rand(end - start, sampling.max_new_tokens, generator=generator).to(policy.device)
                 first, last = start // n, (end - 1) // n
                 prompt_of_row = torch.arange(start, end, device=policy.device) // n - first
@@ -118,7 +117,7 @@ class TorchEngine(RolloutEngine):
 def _check_prompts(
     problems: Sequence[Problem], prompts: list[list[int]], sampling: SamplingParams, config: Any
 ) -> None:
-    """Raise one ValueError that names every prompt the model cannot take."""
+    """Raise one ValueError that names every prompt the model can't take."""
     limit = getattr(config, "max_position_embeddings", None)
     errors = []
     for problem, prompt in zip(problems, prompts, strict=True):
@@ -134,7 +133,7 @@ def _check_prompts(
 
 
 def _waves(problems: int, n: int, max_rows: int) -> Iterator[tuple[int, int]]:
-    """Ranges [start, end) of rows that are decoded together: whole problems, or pieces of one that is too large."""
+    """Ranges [start, end) of rows to decode together: whole problems, or parts of one if n exceeds `max_rows`."""
     if n <= max_rows:
         step = max_rows // n * n
         yield from ((start, min(start + step, problems * n)) for start in range(0, problems * n, step))
@@ -159,15 +158,15 @@ def _decode(
         uniforms: [R, T] in [0, 1), one number per token.
 
     Returns:
-        Tokens [R, T] int64 and their logprobs [R, T] float32, without meaning behind a row's first stop token; and
-        which of the tokens are stop tokens [R, T] bool. Under R3, also the experts that all tokens were computed with.
+        Tokens [R, T] int64, their logprobs [R, T] float32, and whether each is a stop token [R, T] bool. Values after a
+        row's first stop token are meaningless. Under R3, also the routed experts of all tokens, else None.
     """
     device = policy.device
     stop_token_ids = torch.tensor(sorted(policy.stop_token_ids), dtype=torch.int64, device=device)
     tokens = torch.zeros(uniforms.shape, dtype=torch.int64, device=device)
     logprobs = torch.zeros(uniforms.shape, device=device)
-    rows = torch.arange(len(prompt_of_row), device=device)  # [B], those in the batch ...
-    live = torch.ones_like(rows, dtype=torch.bool)  # [B], ... and whether they still need tokens
+    rows = torch.arange(len(prompt_of_row), device=device)  # [B], the rows in the batch ...
+    live = torch.ones_like(rows, dtype=torch.bool)  # [B], ... and whether each is unfinished
 
     report_routed_experts = sampling.report_routed_experts and policy.wants_routed_experts
     batch = Rows(policy, prompts, sampling.max_new_tokens, dtype, report_routed_experts=report_routed_experts)
@@ -187,7 +186,7 @@ def _decode(
         if live_count <= _COMPACT_BELOW * len(live):
             kept = live.sort(descending=True, stable=True).indices[
                 : rounded_up(live_count, device)
-            ]  # with a few that finished
+            ]  # rounding keeps a few finished rows
             batch.select(kept)
             rows, live, token = rows[kept], live[kept], token[kept]
         batch.append(token)
@@ -205,16 +204,16 @@ def _collect(
     stops: Tensor,
     record: RoutedExpertsRecord | None,
 ) -> list[Rollout]:
-    """Rollouts from the rows [R, T] of a wave, each cut behind its first stop token.
+    """The rollouts of a wave, each truncated after its first stop token.
 
     Args:
         sources: R problems and prompts.
-        prompt_of_row: [R] int64, the wave's prompt that each row continues.
+        prompt_of_row: [R] int64, the prompt each row continues.
         tokens, logprobs, stops, record: as `_decode` returns them.
     """
     stopped = stops.any(-1)
     lengths = torch.where(stopped, stops.int().argmax(-1) + 1, tokens.shape[1]).tolist()
-    # Copies, so that one rollout that is kept does not keep its whole wave in memory.
+    # Copies, so that a stored rollout does not keep its whole wave in memory.
     completions = [row[:length].copy() for row, length in zip(tokens.cpu().numpy(), lengths, strict=True)]
     sampling_logprobs = [row[:length].copy() for row, length in zip(logprobs.cpu().numpy(), lengths, strict=True)]
     experts = [None] * len(lengths) if record is None else record.of_rows(prompt_of_row.tolist(), lengths)

@@ -1,6 +1,6 @@
-"""Whether a model computes packed rows as it computes padded ones; tried once, on a small batch.
+"""Check, once and on a small batch, that a model computes the same for packed rows as for padded rows.
 
-Layers that mix neighbours otherwise than by attention (linear attention, convolutions) do not, nor does attention that
+A model fails if it mixes neighbouring tokens outside attention (linear attention, convolutions), or if its attention
 bypasses transformers' interface.
 """
 
@@ -24,18 +24,18 @@ from rloop_lightning.types import Rollout, RolloutBatch, collate
 
 _log = logging.getLogger(__name__)
 
-# Two prompts with three completions each, tokens: of different lengths throughout, and short enough to cost nothing.
+# Lengths in tokens: two prompts with three completions each. All differ, and are short enough to be cheap.
 _PROMPTS, _COMPLETIONS = (7, 12), (3, 9, 17)
-# Models of more weights are compared in their own dtype, so that they need not be in memory twice as large.
+# Larger models are compared in their own dtype: a float32 copy would double their memory.
 _FLOAT32_WEIGHTS = 2**31
-# Rotary embeddings whose angles depend on the longest sequence of whatever batch a token is in.
+# Rotary embeddings whose angles depend on the longest sequence of the batch.
 _ROTATES_BY_LENGTH = {"dynamic", "longrope"}
 
 
 def takes_packed_rows(model: Any, head: Head) -> bool:
-    """Whether packed rollouts get the logprobs and gradients of padded ones; if so, the model takes both from now on.
+    """Whether packed rollouts get the same logprobs and gradients as padded ones.
 
-    A model that does not is left as it was, and the log says why.
+    If so, the model accepts packed rows from now on. Otherwise the model stays unchanged, and the log gives the reason.
     """
     before = model.config._attn_implementation
     with quiet():  # of what can't be set
@@ -48,7 +48,7 @@ def takes_packed_rows(model: Any, head: Head) -> bool:
 
 
 def _difference(model: Any, head: Head) -> str:
-    """What keeps a model from packed rows; nothing if it takes them."""
+    """Why a model can't compute packed rows; empty if it can."""
     if _rope_types(model.config.get_text_config()) & _ROTATES_BY_LENGTH:
         return "its rotary embedding depends on the longest sequence of a batch"
     batch = _small_batch(model)
@@ -59,7 +59,7 @@ def _difference(model: Any, head: Head) -> str:
             return "it does not go through transformers' attention interface"
         try:
             ours, our_slopes = _logprobs_and_slopes(model, head, batch, lambda: packed_states(model, packed))
-        except Exception as error:  # whatever a model's code raises where it gets another mask than it knows
+        except Exception as error:  # the model's code may raise anything when it gets an unknown kind of mask
             return f"it can't compute a packed row ({type(error).__name__})"
     off = float((ours - logprobs).abs().max())
     slopes = _of_packed_tokens(packed, batch, slopes)
@@ -90,7 +90,7 @@ def _small_batch(model: Any) -> RolloutBatch:
 
 @contextmanager
 def _in_float32(model: Any) -> Iterator[float]:
-    """With the weights in float32, unless there are too many; gives the difference that rounding may make, nats."""
+    """Cast the weights to float32 in the block, unless there are too many. Yields the rounding tolerance, nats."""
     weights = [weight for weight in model.parameters() if weight.dtype in (torch.bfloat16, torch.float16)]
     if sum(weight.numel() for weight in model.parameters()) > _FLOAT32_WEIGHTS:
         yield 1e-3 if not weights else 0.2
@@ -102,13 +102,13 @@ def _in_float32(model: Any) -> Iterator[float]:
         yield 1e-3
     finally:
         for weight, dtype in zip(weights, dtypes, strict=True):
-            weight.data = weight.data.to(dtype)  # exactly what it was
+            weight.data = weight.data.to(dtype)  # lossless: the values came from this dtype
 
 
 def _logprobs_and_slopes(
     model: Any, head: Head, batch: RolloutBatch, states: Callable[[], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """The logprobs of the completion tokens, and the gradient of their sum at the embedding's output."""
+    """The logprobs of the completion tokens, and the gradient of their sum with respect to the embedding's output."""
     embedded: list[Tensor] = []
 
     def watch(module: Any, args: Any, output: Tensor) -> Tensor:
@@ -127,7 +127,7 @@ def _logprobs_and_slopes(
 
 
 def _of_packed_tokens(packed: PackedBatch, batch: RolloutBatch, slopes: Tensor) -> Tensor:
-    """Gradients of padded rows [B, L, H] as those of packed tokens [N, H]: a prompt's are the sum over its rows'."""
+    """Map gradients of padded rows [B, L, H] to packed tokens [N, H]; sum a prompt's gradients over its rows."""
     columns = slopes.shape[1]
     real = torch.arange(columns, device=slopes.device) < batch.lengths[:, None]
     places = packed.places(columns)[real]
@@ -135,7 +135,7 @@ def _of_packed_tokens(packed: PackedBatch, batch: RolloutBatch, slopes: Tensor) 
 
 
 def _rope_types(config: Any) -> set[str]:
-    """Kinds of rotary embedding; some models have one for each kind of layer."""
+    """The types of rotary embedding; some models have one per layer type."""
     parameters = getattr(config, "rope_parameters", None) or {}
     several = [parameters, *(value for value in parameters.values() if isinstance(value, dict))]
     return {kind["rope_type"] for kind in several if "rope_type" in kind}

@@ -1,4 +1,4 @@
-"""Attention in plain operations, with what some architectures do to the scores."""
+"""Attention in plain PyTorch operations, with soft caps and attention sinks."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ def attend(
     softcap: float | None = None,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """What each token gathers, [B, heads, T, Dv].
+    """The attention output, [B, heads, T, Dv].
 
     Args:
         query: [B, heads, T, D].
         key, value: [B, kv_heads, S, D] and [B, kv_heads, S, Dv].
-        mask: bool, true where a query sees a key, broadcast to [B, heads, T, S]; None is causal, the last query seeing
-            every key.
-        scaling: of the scores.
-        softcap: c bounds the scores, c tanh(score / c) (Gemma 2, arXiv 2408.00118).
-        sinks: [heads], a score for each head that takes its share of the softmax and gives nothing (gpt-oss).
+        mask: bool, true where a query sees a key, broadcast to [B, heads, T, S]; None is causal, where the last query
+            sees every key.
+        scaling: factor of the scores.
+        softcap: c caps the scores by c tanh(score / c) (Gemma 2, arXiv 2408.00118).
+        sinks: [heads], an extra score per head in the softmax, without a value (gpt-oss).
     """
     sharing = query.shape[1] // key.shape[1]
     key, value = (part.repeat_interleave(sharing, dim=1) for part in (key, value))
@@ -43,12 +43,12 @@ def attend(
 
 
 def attend_single(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
-    """What one token of each row gathers, [B, 1, heads, Dv], by two batched products that copy no key.
+    """The attention output for one query per row, [B, 1, heads, Dv], by two batched products that copy no keys.
 
-    Args: query [B, heads, 1, D]; key, value [B, kv_heads, S, ...]; mask [B, 1, 1, S] bool, None where all is seen.
+    Args: query [B, heads, 1, D]; key, value [B, kv_heads, S, ...]; mask [B, 1, 1, S] bool, None if all keys are seen.
     """
     rows, kv_heads = key.shape[:2]
-    grouped = query.reshape(rows * kv_heads, -1, query.shape[3])  # heads that share keys are queries of one head
+    grouped = query.reshape(rows * kv_heads, -1, query.shape[3])  # heads that share keys become queries of one head
     scores = torch.bmm(grouped * scaling, key.flatten(0, 1).transpose(1, 2)).view(rows, kv_heads, -1, key.shape[2])
     if mask is not None:
         scores = scores.masked_fill_(~mask, torch.finfo(scores.dtype).min)

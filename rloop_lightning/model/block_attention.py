@@ -1,10 +1,10 @@
-"""Attention over packed rollouts in blocks of sequences of like length: what a CPU computes.
+"""Attention over packed rollouts on a CPU, in blocks of sequences with similar lengths.
 
     attention = BlockAttention(packed, sees)
-    attention(queries, keys, values, scaling)       # [N, heads, D] to [N, heads, D]
+    attention(queries, keys, values, scaling)       # [N, heads, D] to [N, heads, Dv]
 
-The first block holds the prompts, the others hold completions, each with its prompt's keys before its own. Inside a
-block, sequences are padded to the longest.
+The first block contains the prompts. The others contain completions, each with its prompt's keys before its own. Within
+a block, sequences are padded to the longest.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from rloop_lightning.model.packing import TOKENS, PackedBatch
 from rloop_lightning.model.product_attention import Block, Sees, product_attention
 from rloop_lightning.model.shapes import rounded_up
 
-# Blocks of completions: each computes attention as wide as its longest, and costs a few operations more.
+# Number of completion blocks. More blocks waste less padding, but each costs a few more operations.
 _BLOCKS = 4
-# Two batched products beat the fused kernel on a CPU, backward above all, while scores fit its caches; their number of
-# rows is rounded, too.
+# On a CPU, two batched products beat the fused kernel, above all in the backward pass, as long as the scores fit the
+# caches. Their number of rows is rounded to a multiple of `_ROWS`.
 LONGEST_FOR_PRODUCTS = 512
 _ROWS = 8
 
 
 class BlockAttention:
-    """How the tokens of a packed batch attend to each other, in blocks; one for all layers that see the same."""
+    """Attention over a packed batch in blocks. All layers with the same mask share one instance."""
 
     def __init__(self, packed: PackedBatch, sees: Sees) -> None:
         self._packed = packed
@@ -47,15 +47,15 @@ class BlockAttention:
         softcap: float | None = None,
         sinks: Tensor | None = None,
     ) -> Tensor:
-        """What each token gathers, [N, heads, Dv].
+        """The attention output, [N, heads, Dv].
 
         Args:
             queries: [N, heads, D].
             keys: [N, kv_heads, D].
             values: [N, kv_heads, Dv].
-            scaling: of the scores.
-            softcap: bounds the scores, c tanh(score / c).
-            sinks: [heads], a score for each head that takes its share of the softmax and gives nothing.
+            scaling: factor of the scores.
+            softcap: c caps the scores by c tanh(score / c).
+            sinks: [heads], an extra score per head in the softmax, without a value.
         """
         if self._uses_products and softcap is None and sinks is None:
             biases = self._repeated(keys.shape[1], queries.shape[1] // keys.shape[1], queries.dtype)
@@ -82,7 +82,7 @@ class BlockAttention:
         packed, starts = self._packed, self._packed.starts
         blocks = []
         for number, chosen in enumerate(self._members):
-            if number == 0:  # prompts stand behind nothing
+            if number == 0:  # nothing precedes a prompt
                 before, prompt_lengths = starts[chosen], torch.zeros_like(chosen)
             else:
                 owner = packed.prompt_of_row[chosen - packed.prompts]
@@ -96,7 +96,7 @@ class BlockAttention:
 
     @cached_property
     def _places(self) -> Tensor:
-        """Where each token stands among the queries of all blocks, or behind them if it only fills the row."""
+        """Index of each token in the concatenated, padded block queries; filling tokens come after them."""
         packed = self._packed
         bases = torch.zeros_like(packed.lengths)
         start = 0
@@ -110,11 +110,11 @@ class BlockAttention:
 
     @cached_property
     def _slots(self) -> int:
-        """Queries of all blocks, and the tokens that only fill the row."""
+        """The number of queries of all blocks, plus the filling tokens."""
         return sum(len(block.queries) for block in self._blocks) + self._packed.filling
 
     def _repeated(self, kv_heads: int, sharing: int, dtype: torch.dtype) -> list[Tensor]:
-        """Each block's bias [kv_heads * R, heads that share one * T, S], made once for all layers."""
+        """Each block's bias [kv_heads * R, heads per kv_head * T, S], computed once for all layers."""
         key = kv_heads, sharing, dtype
         if key not in self._biases:
             self._biases[key] = [block.bias(self._sees, dtype).repeat(kv_heads, sharing, 1) for block in self._blocks]
@@ -122,11 +122,12 @@ class BlockAttention:
 
 
 def _block(starts: Tensor, lengths: Tensor, prompt_starts: Tensor, prompt_lengths: Tensor, rounding: int) -> Block:
-    """R sequences, by where they and the prompts before them start in the packed row; all prompts end in one column.
+    """A block of R sequences and the prompts before them. All prompts end in the same column.
 
     Args:
-        starts, lengths, prompt_starts, prompt_lengths: [R], tokens.
-        rounding: what R is rounded to.
+        starts, prompt_starts: [R], offsets in the packed row.
+        lengths, prompt_lengths: [R], tokens.
+        rounding: R is rounded up to a multiple of this.
     """
     device = lengths.device
     repeats = rounded_up(len(lengths), device, rounding) - len(lengths)
@@ -158,7 +159,7 @@ def _gather_and_attend(
     softcap: float | None,
     sinks: Tensor | None,
 ) -> Tensor:
-    """What a block's queries gather, [R * T, heads, Dv]; without softcap and sinks by a kernel that holds no scores."""
+    """The attention output of a block, [R * T, heads, Dv]; without softcap and sinks by PyTorch's fused kernel."""
     rows, length, key_length = block.shape
     query = queries.index_select(0, block.queries).unflatten(0, (rows, length)).transpose(1, 2)  # [R, heads, T, D]
     key, value = (part.index_select(0, block.keys).unflatten(0, (rows, key_length)) for part in (keys, values))

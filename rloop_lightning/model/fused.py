@@ -1,10 +1,10 @@
-"""Norms and gated activations of a Hugging Face model, computed in fewer passes through memory.
+"""Norms and gated activations of a Hugging Face model with fewer passes over memory.
 
-    fuse(model)         # its RMSNorms and SwiGLU layers compute by the functions below from now on
+    fuse(model)         # from now on, its RMSNorm and SwiGLU layers use the functions below
 
-Autograd keeps three tensors as large as the input for RMSNorm and four for SwiGLU, and reads and writes each. Under
-autocast, a norm of the residual stream gives what the products behind it take, so that they need not cast it each.
-Which modules compute these functions is found by trying them.
+Autograd stores three tensors of the input's size for RMSNorm and four for SwiGLU, and reads and writes each. Under
+autocast, a norm of the residual stream returns the autocast dtype, so that the products after it do not each cast it.
+A module is replaced if its output on random input is the same.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ def fuse(model: nn.Module) -> None:
     """Replace the forward of each module that computes RMSNorm or SwiGLU."""
     for module in model.modules():
         if _is_rms_norm(module):
-            module.forward = partial(_rms_norm_forward, module)  # which copies and pickles of a model bind anew
+            module.forward = partial(_rms_norm_forward, module)  # unlike a closure, it is copied along with the module
         elif _is_swiglu(module):
             module.forward = partial(_swiglu_forward, module)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-    """weight * x / rms(x), computed at x's precision, at least float32, and given in `dtype`.
+    """weight * x / rms(x), computed in x's precision, at least float32, and returned in `dtype`.
 
-    Args: x [..., H]; weight [H]; eps is added to the mean of squares. Returns [..., H].
+    Args: x [..., H]; weight [H]; eps is added to the mean square. Returns [..., H].
     """
     if torch.is_grad_enabled():
         return _RMSNorm.apply(x, weight, eps, dtype)
@@ -38,7 +38,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tenso
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up. Args: gate, up of one shape. Returns the same shape."""
+    """silu(gate) * up. Args: gate and up of the same shape. Returns that shape."""
     return _SwiGLU.apply(gate, up) if torch.is_grad_enabled() else silu(gate).mul_(up)
 
 
@@ -65,7 +65,7 @@ class _RMSNorm(torch.autograd.Function):
 
 
 class _SwiGLU(torch.autograd.Function):
-    """Keeps its inputs alone."""
+    """Saves only its inputs for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ class _SwiGLU(torch.autograd.Function):
 
 
 def _normalised(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """x / rms(x), and 1 / rms(x) [..., 1], at least float32."""
+    """x / rms(x), and 1 / rms(x) [..., 1], in at least float32."""
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
     scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
     return x * scale, scale
@@ -98,7 +98,7 @@ def _swiglu_forward(module: Any, x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _is_rms_norm(module: Any) -> bool:
-    """Whether a module computes `rms_norm`; Gemma's, with 1 + weight, does not."""
+    """Whether a module computes `rms_norm`. Gemma's norms, with 1 + weight, do not."""
     weight = getattr(module, "weight", None)
     if not (hasattr(module, "variance_epsilon") and isinstance(weight, Tensor) and weight.dim() == 1):
         return False
@@ -111,7 +111,7 @@ def _is_rms_norm(module: Any) -> bool:
 
 @torch.no_grad()
 def _is_swiglu(module: Any) -> bool:
-    """Whether a module's own children are those of a SwiGLU layer, and it computes nothing else."""
+    """Whether a module has the children of a SwiGLU layer and computes nothing else."""
     names = ("gate_proj", "up_proj", "down_proj", "act_fn")
     if not all(isinstance(getattr(module, name, None), nn.Module) for name in names):
         return False

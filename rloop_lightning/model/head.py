@@ -1,11 +1,11 @@
-"""The head of a causal LM: from its last hidden states to logits, and to the logprobs of tokens.
+"""The head of a causal LM: from last hidden states to logits and token logprobs.
 
     head = Head.of(model, dtype=None)                       # checked against the model's own logits
     head.scores(model, hidden, targets, temperature, torch.float32)      # logprobs and entropies [N]
     logits = head.open(model, torch.float32)                # casts its weights once ...
     logits(hidden)                                          # ... for many calls, [..., V] float32
 
-Logits [N, V] never exist as a whole with gradients.
+Logits [N, V] with gradients are never materialised as a whole.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from torch.utils.checkpoint import checkpoint
 
 from rloop_lightning.model.token_scores import token_scores
 
-# A head of this many weights costs nothing in float32, and its logits are where rounding shows most.
+# A head of up to this many weights is cheap in float32, and logits are the most sensitive to rounding.
 _FLOAT32_WEIGHTS = 2**20
-# What a head that is no plain product gives at once: 64 MiB in float32, whatever the vocabulary.
+# Logits per chunk for a head that is not a plain product: 64 MiB in float32, whatever the vocabulary size.
 _LOGITS_PER_CHUNK = 2**24
 
 
 @dataclass(frozen=True)
 class Head:
-    """What a model does behind its last hidden states.
+    """How a model computes logits from its last hidden states.
 
     Args:
-        scale: multiplies the logits.
-        softcap: bounds them by c tanh(logit / c); None does not.
-        dtype: of the product; None is float32 for a small head, and that of the forward pass for any other.
+        scale: factor of the logits.
+        softcap: c caps the logits by c tanh(logit / c); None does not.
+        dtype: dtype of the product; None is float32 for a small head, else the dtype of the forward pass.
     """
 
     scale: float = 1.0
@@ -47,7 +47,7 @@ class Head:
         """The head of a Hugging Face causal LM.
 
         Raises:
-            ValueError: the model changes its logits in a way that is not known here.
+            ValueError: the model computes its logits in an unknown way.
         """
         config = model.config.get_text_config()
         scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
@@ -56,13 +56,13 @@ class Head:
         return cls(scale, softcap, dtype)
 
     def open(self, model: Any, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-        """Hidden states [..., H] to logits, float32 [..., V]; weights as they are now.
+        """A function from hidden states [..., H] to logits, float32 [..., V], with the current weights.
 
         Args:
-            dtype: of the forward pass.
+            dtype: dtype of the forward pass.
         """
         module: Any = model.get_output_embeddings()
-        if not _is_linear(module):  # an adapter or quantised weights: it knows how to multiply, and in what
+        if not _is_linear(module):  # an adapter or quantised weights: the module multiplies in its own way and dtype
             return lambda hidden: self._behind(module(hidden))
         dtype = self._dtype(module.weight, dtype)
         weight = module.weight.to(dtype)
@@ -90,8 +90,8 @@ class Head:
             hidden: [N, H].
             targets: [N] int64.
             temperature: divides the logits.
-            dtype: of the forward pass.
-            entropy_gradient: whether entropies have gradients, too.
+            dtype: dtype of the forward pass.
+            entropy_gradient: whether entropies have gradients as well.
         """
         module: Any = model.get_output_embeddings()
         if _is_linear(module) and module.bias is None and self.softcap is None:
@@ -116,7 +116,7 @@ class Head:
         return torch.promote_types(dtype, torch.float32) if weight.numel() <= _FLOAT32_WEIGHTS else dtype
 
     def _behind(self, logits: Tensor) -> Tensor:
-        """What comes behind the product."""
+        """Scale and soft cap, after the product."""
         logits = logits.float() * self.scale if self.scale != 1 else logits.float()
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
@@ -129,13 +129,13 @@ class Head:
             self.open(model, hidden.dtype)(hidden), expected, rtol=1e-2, atol=1e-3 * float(expected.abs().max())
         ):
             raise ValueError(
-                f"{type(model).__name__} changes its logits behind the output embedding in a way that is not known "
-                "here; its logprobs would be wrong"
+                f"{type(model).__name__} changes its logits after the output embedding in an unknown way; "
+                "its logprobs would be wrong"
             )
 
 
 def _is_linear(module: object) -> bool:
-    """Whether a module is a plain product: a subclass (an adapter, quantised weights) computes something else."""
+    """Whether a module is a plain product. A subclass (an adapter, quantised weights) computes something else."""
     return type(module) is nn.Linear
 
 

@@ -1,9 +1,9 @@
-"""Whether a model can be a policy: its folder before weights are read, and the weights once they are.
+"""Loading a model, and checks of its folder and weights.
 
-    model_faults("path/or/name")              all that is wrong, one message each
-    load_model("path/or/name", dtype=...)     the model, every weight of it read from its files, and finite
+    model_faults("path/or/name")              all errors found before weights are read, one message each
+    load_model("path/or/name", dtype=...)     the model, with every weight read from its files and finite
 
-No code of a model is ever run, and no pickle is read.
+Code that ships with a model is never run, and pickles are never read.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from rloop_lightning.system.hub import hub_answers, unreachable_hub
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "*.spm")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-_SHOWN = 5  # weights that a message names, of all that it is about
+_SHOWN = 5  # weights that a message lists by name
 
 
 def is_folder(name: str) -> bool:
-    """Whether a model's name means a folder, there or missing, and not the hub."""
+    """Whether a model's name is a path, existing or missing, rather than a hub name."""
     return Path(name).expanduser().exists() or _HUB_NAME.fullmatch(name) is None
 
 
 def load_tokenizer(name: str) -> Any:
-    """The tokenizer of a folder or of a hub name."""
-    from transformers import AutoTokenizer  # takes seconds that `--help` should not cost
+    """The tokenizer of a folder or hub name."""
+    from transformers import AutoTokenizer  # imported here: it takes seconds, and `--help` does not need it
 
     return AutoTokenizer.from_pretrained(name, trust_remote_code=False, local_files_only=_local(name))
 
 
 def model_type(name: str) -> str:
-    """What config.json of a folder or hub name calls the architecture: `qwen3_moe`, say."""
+    """The architecture in the config.json of a folder or hub name, such as `qwen3_moe`."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(name, trust_remote_code=False, local_files_only=_local(name))
@@ -48,10 +48,10 @@ def model_type(name: str) -> str:
 
 
 def load_model(name: str, **settings: Any) -> Any:
-    """The causal LM of a folder or of a hub name.
+    """The causal LM of a folder or hub name.
 
     Raises:
-        ValueError: a weight is missing, too many, of another shape, NaN or infinite.
+        ValueError: a weight is missing, unexpected, of the wrong shape, NaN or infinite.
         OSError: files can't be read.
     """
     from transformers import AutoModelForCausalLM
@@ -63,11 +63,11 @@ def load_model(name: str, **settings: Any) -> Any:
                 use_safetensors=True,
                 trust_remote_code=False,
                 local_files_only=_local(name),
-                ignore_mismatched_sizes=True,  # they are told below, like all others
+                ignore_mismatched_sizes=True,  # reported below, with all other errors
                 output_loading_info=True,
                 **settings,
             )
-    except RuntimeError as error:  # of a file whose header is sound and whose tensors are not
+    except RuntimeError as error:  # a file with a sound header and broken tensors
         raise ValueError(f"its weights can't be read: {_first_line(error)}") from error
     model, report = loaded
     if wrong := [*_mismatches(report), *_not_finite(model)]:
@@ -80,7 +80,7 @@ def quiet() -> Iterator[None]:
     """Without the progress bars and log messages of transformers."""
     from transformers.utils import logging as transformers_logging
 
-    transformers_logging.disable_progress_bar()  # for good: ours say more
+    transformers_logging.disable_progress_bar()  # for good: the run shows its own
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity(logging.CRITICAL)
     try:
@@ -90,7 +90,7 @@ def quiet() -> Iterator[None]:
 
 
 def model_faults(name: str) -> list[str]:
-    """What is wrong with a model before its weights are read, one message each; none says that it will load."""
+    """Errors found before a model's weights are read, one message each. An empty list does not mean that it loads."""
     if not is_folder(name):
         return _hub_faults(name)
     folder = Path(name).expanduser()
@@ -99,7 +99,7 @@ def model_faults(name: str) -> list[str]:
         return [what]
     faults = [*_config_faults(folder), *_weight_faults(folder)]
     if not any(found for pattern in _TOKENIZER_FILES for found in folder.glob(pattern)):
-        faults.append("holds no tokenizer (tokenizer.json); save the model's tokenizer to the same folder")
+        faults.append("contains no tokenizer (tokenizer.json); save the model's tokenizer to the same folder")
     return faults or list(_tokenizer_faults(folder))
 
 
@@ -118,12 +118,12 @@ def _hub_faults(name: str) -> list[str]:
 
 
 def _config_faults(folder: Path) -> Iterator[str]:
-    """What is wrong with config.json, and with what it asks for."""
+    """Errors in config.json, and in the architecture that it names."""
     config = _read_json(folder / "config.json")
     if config is None and (folder / "adapter_config.json").exists():
-        yield "holds an adapter alone; merge it into its model, save that and give its folder"
+        yield "contains only an adapter; merge it into its model, save the result and give its folder"
     elif config is None:
-        yield "holds no config.json; give a folder that save_pretrained wrote"
+        yield "contains no config.json; give a folder written by save_pretrained"
     elif isinstance(config, str):
         yield config
     else:
@@ -136,11 +136,11 @@ def _config_faults(folder: Path) -> Iterator[str]:
         elif kind not in CONFIG_MAPPING:
             yield f"config.json: the installed transformers knows no model_type {kind!r}; a newer one may"
         elif kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-            yield f"a model of type {kind!r} is no causal language model, which a policy must be"
+            yield f"a model of type {kind!r} is not a causal language model, which a policy must be"
 
 
 def _weight_faults(folder: Path) -> Iterator[str]:
-    """What is wrong with the files of weights, by their headers alone."""
+    """Errors in the weight files, found from their headers alone."""
     index = _read_json(folder / "model.safetensors.index.json")
     shards = sorted(folder.glob("*.safetensors"))
     if isinstance(index, str):
@@ -153,16 +153,19 @@ def _weight_faults(folder: Path) -> Iterator[str]:
             yield f"model.safetensors.index.json names {', '.join(missing)}, which the folder lacks; copy it whole"
     elif not shards and any(found for pattern in _PICKLES for found in folder.glob(pattern)):
         yield (
-            "holds weights as pickles only, which can run code and are refused; convert those you trust by "
+            "contains weights only as pickles, which can run code and are refused; convert those you trust by "
             "AutoModelForCausalLM.from_pretrained(FOLDER, use_safetensors=False).save_pretrained(FOLDER)"
         )
     elif not shards:
-        yield "holds no weights (model.safetensors)"
+        yield "contains no weights (model.safetensors)"
     yield from (fault for shard in shards if (fault := _cut_short(shard)))
 
 
 def _cut_short(shard: Path) -> str | None:
-    """What is wrong with a safetensors file: eight bytes give its header's length, the header where tensors end."""
+    """Whether a safetensors file is truncated: its first eight bytes give the header length, the header the file size.
+
+    Returns the error, or None.
+    """
     size = shard.stat().st_size
     with shard.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -185,7 +188,7 @@ def _tokenizer_faults(folder: Path) -> Iterator[str]:
         with quiet():  # what matters of its warnings is told here
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
             tokenizer = load_tokenizer(str(folder))
-    except Exception as error:  # whatever a broken file makes the libraries raise
+    except Exception as error:  # the libraries may raise anything on a broken file
         yield f"config or tokenizer can't be loaded: {_first_line(error)}"
         return
     generation = _read_json(folder / "generation_config.json")
@@ -202,7 +205,7 @@ def _tokenizer_faults(folder: Path) -> Iterator[str]:
 
 
 def vocabulary_faults(tokenizer: Any, config: Any) -> list[str]:
-    """What is wrong if the tokenizer has ids that the model, by the config of its text part, has no embedding for."""
+    """An error if the tokenizer has ids without an embedding. `config` is the model's text config."""
     largest = max(tokenizer.get_vocab().values(), default=-1)
     if largest < config.vocab_size:
         return []
@@ -213,7 +216,7 @@ def vocabulary_faults(tokenizer: Any, config: Any) -> list[str]:
 
 
 def _read_json(file: Path) -> dict[str, Any] | str | None:
-    """The object in a file; None where there is no file, what is wrong where it holds none."""
+    """The JSON object in a file; None if the file is missing; an error message if it is not a valid object."""
     if not file.exists():
         return None
     try:
@@ -224,7 +227,7 @@ def _read_json(file: Path) -> dict[str, Any] | str | None:
 
 
 def _mismatches(report: Mapping[str, Any]) -> Iterator[str]:
-    """Weights that the files and the architecture don't share; transformers would draw them at random."""
+    """Weights that the files and the architecture don't share. transformers would initialise them at random."""
     said = {
         "missing_keys": "the files lack {}, which config.json's architecture has",
         "unexpected_keys": "the files hold {}, which config.json's architecture has no place for",
@@ -239,7 +242,10 @@ def _mismatches(report: Mapping[str, Any]) -> Iterator[str]:
 
 @torch.no_grad()
 def _not_finite(model: torch.nn.Module) -> Iterator[str]:
-    """Weights that are NaN or infinite. A sum that is finite has none in it; one that isn't may have overflown."""
+    """Weights that are NaN or infinite.
+
+    The sum of a weight is a cheap first check. A finite sum proves all elements finite; others may have overflowed.
+    """
     names = [
         name
         for name, weight in model.named_parameters()

@@ -1,13 +1,13 @@
-"""Packed rows through a Hugging Face model's own modules: what it calls for attention, and for attention masks.
+"""Packed rows in a Hugging Face model: its attention function and its mask function.
 
-    install(model)              # once: from now on its attention takes packed rows, too
+    install(model)              # once: from now on its attention accepts packed rows
     model.get_decoder()(input_ids=packed.input_ids[None], position_ids=packed.positions[None],
                         attention_mask=packed_mask(packed), use_cache=False)
 
-transformers hands the 2-D mask of a call to its mask function, and what that gives to the attention of each layer. For
-a packed row both are ours: the mask function pairs the row with the model's own rule of which position sees which
-(causal, sliding window, chunks), and attention computes by both. Calls of other kinds are computed as before, but for
-single queries on a CPU, for which there is a faster way.
+transformers passes the 2-D mask of a call to its mask function, and the result to the attention of each layer. Both are
+registered here. For a packed row, the mask function combines the row with the model's own mask rule (causal, sliding
+window, chunks), and attention applies both. Other calls are computed as before, except that single queries on a CPU
+take a faster path.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _BASES = ("eager", "sdpa", "flash_attention_2")
 
 
 def install(model: Any) -> bool:
-    """Have a model's attention take packed rows beside all that it takes already; whether that can be had."""
+    """Make a model's attention accept packed rows in addition to its other inputs. Returns whether that worked."""
     base = model.config._attn_implementation or "eager"
     if base.startswith(_PREFIX):
         return True
@@ -59,14 +59,14 @@ def switch_attention(model: Any, base: str, *, packs: bool) -> None:
 
 
 def packed_mask(packed: PackedBatch) -> Tensor:
-    """The 2-D attention mask [1, N] that stands for a packed row."""
+    """The 2-D attention mask [1, N] that carries a packed row."""
     mask = torch.ones(1, len(packed.input_ids), dtype=torch.bool, device=packed.input_ids.device)
-    mask.packed = packed  # type: ignore[attr-defined]  # which is how it reaches the mask function
+    mask.packed = packed  # type: ignore[attr-defined]  # passes the row through to the mask function
     return mask
 
 
 class PackedMask:
-    """A packed row and which of its positions see which: what layers get as their attention mask."""
+    """A packed row with its mask rule; layers get it as their attention mask."""
 
     def __init__(self, packed: PackedBatch, sees: Sees) -> None:
         on_cpu = packed.input_ids.device.type == "cpu"
@@ -74,7 +74,7 @@ class PackedMask:
 
 
 def _register(base: str) -> None:
-    """Make an implementation that takes packed rows, and leaves all other calls to `base`."""
+    """Register an implementation that computes packed rows and delegates all other calls to `base`."""
     masked_like = "sdpa" if base == "eager" else base
 
     def attention(
@@ -106,7 +106,7 @@ def _attend_packed(
     s_aux: Tensor | None = None,
     **_: Any,
 ) -> Tensor:
-    """What each token of a packed row gathers, [1, N, heads, Dv]; query, key and value are [1, heads, N, D]."""
+    """The attention output of a packed row, [1, N, heads, Dv]; query, key and value are [1, heads, N, D]."""
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     queries, keys, values = (part[0].transpose(0, 1) for part in _of_one_dtype(query, key, value))
     with torch.autocast(query.device.type, enabled=False):
@@ -114,7 +114,7 @@ def _attend_packed(
 
 
 def _of_one_dtype(*parts: Tensor) -> tuple[Tensor, ...]:
-    """Under autocast, rotated queries and keys are wider than values."""
+    """Cast to one dtype: under autocast, rotated queries and keys have a wider dtype than values."""
     device = parts[0].device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else parts[0].dtype
     return tuple(part.to(dtype) for part in parts)
@@ -133,18 +133,18 @@ def _attend_rows(
     s_aux: Tensor | None = None,
     **kwargs: Any,
 ) -> Tensor:
-    """What the tokens of padded rows, or of rows with a cache, gather, [B, T, heads, Dv].
+    """The attention output of padded rows, or of rows with a cache, [B, T, heads, Dv].
 
     Args:
         query: [B, heads, T, D].
         key, value: [B, kv_heads, S, D] and [B, kv_heads, S, Dv].
         mask: [B, 1, T, S] bool; None is causal.
-        fused: whether PyTorch's kernel is asked for, where it can compute this.
+        fused: use PyTorch's kernel where it supports the arguments.
     """
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     query, key, value = _of_one_dtype(query, key, value)
     plain = softcap is None and s_aux is None
-    # With one query a row, two batched products take half of what the fused kernel does; in bfloat16, three times it.
+    # With one query per row, two batched products take half the fused kernel's time; in bfloat16, three times as long.
     if query.shape[2] == 1 and plain and query.device.type == "cpu" and query.dtype == torch.float32:
         return attend_single(query, key, value, mask, scaling)
     if fused and plain:

@@ -1,10 +1,10 @@
-"""Rollouts without padding: all tokens of a micro-batch in one row, each prompt once however many rollouts share it.
+"""Rollouts without padding: all tokens of a micro-batch in one row, with each shared prompt only once.
 
     packed = pack(batch)
-    packed.input_ids, packed.positions      # [N], what a model takes as one row
-    hidden[packed.predicting]               # of its hidden states [N, H], those that predict a completion token
+    packed.input_ids, packed.positions      # [N], the input of a model as one row
+    hidden[packed.predicting]               # the hidden states [N, H] that predict a completion token
 
-Everything in a decoder but attention looks at one token at a time; packed_attention.py computes attention.
+Everything in a decoder but attention works on one token at a time. packed_attention.py computes attention.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from torch.nn.functional import pad
 from rloop_lightning.model.shapes import rounded_up
 from rloop_lightning.types import RolloutBatch
 
-# Numbers of tokens are rounded to multiples of this, which vector units and kernels like.
+# Token counts are rounded up to a multiple of this, which suits vector units and kernels.
 TOKENS = 16
 
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """The P distinct prompts of a batch, then its B completions in the order of its rows: P + B sequences, N tokens.
+    """The P distinct prompts of a batch, then its B completions in row order: P + B sequences, N tokens.
 
-    Behind them stand `filling` more tokens that round N up. They attend to nothing, and predict nothing.
+    `filling` more tokens at the end round N up. They attend to no other token and predict nothing.
     """
 
     input_ids: Tensor  # [N + filling] int64
-    positions: Tensor  # [N + filling] int64, places in a rollout
-    sequences: Tensor  # [N] int64, which sequence a token is of
-    lengths: Tensor  # [P + B] int64, tokens of each sequence
-    prompt_of_row: Tensor  # [B] int64, which of the P prompts a row has
-    rows: Tensor  # [N] int64, the row of the batch that a token is read from
+    positions: Tensor  # [N + filling] int64, position within the rollout
+    sequences: Tensor  # [N] int64, the sequence of each token
+    lengths: Tensor  # [P + B] int64, tokens per sequence
+    prompt_of_row: Tensor  # [B] int64, the index of each row's prompt
+    rows: Tensor  # [N] int64, the batch row that each token is read from
     predicting: Tensor  # [M] int64, for each completion token the token before it
 
     @property
@@ -54,13 +54,13 @@ class PackedBatch:
 
     @property
     def starts(self) -> Tensor:
-        """Where each sequence begins in the row, [P + B]."""
+        """The index of each sequence's first token in the packed row, [P + B]."""
         return self.lengths.cumsum(0) - self.lengths
 
     def places(self, columns: int) -> Tensor:
-        """Where the token of a row and column of the batch stands in the packed row, [B, columns].
+        """The packed index of the token at each row and column of the batch, [B, columns].
 
-        Columns behind a rollout's end give its last token.
+        Columns past the end of a rollout map to its last token.
         """
         starts, column = self.starts, torch.arange(columns, device=self.lengths.device)
         prompt_lengths = self.lengths[self.prompt_of_row][:, None]
@@ -70,22 +70,22 @@ class PackedBatch:
         return torch.where(column < prompt_lengths, in_prompt, in_completion)
 
     def gather(self, values: Tensor) -> Tensor:
-        """Of what the batch has at each row and column [B, L, ...], what the packed tokens have [N + filling, ...].
+        """Map values of the batch [B, L, ...] to packed tokens [N + filling, ...].
 
-        A prompt's are those of the first row that has it; 0 for filling.
+        A prompt gets the values of the first row that has it. Filling gets 0.
         """
         gathered = values[self.rows, self.positions[: self.tokens]]
         return torch.cat([gathered, gathered.new_zeros(self.filling, *gathered.shape[1:])])
 
     def scatter(self, values: Tensor, columns: int) -> Tensor:
-        """Of what the packed tokens have [N, ...], what each row and column of the batch has [B, columns, ...]."""
+        """Map values of packed tokens [N, ...] to the batch [B, columns, ...]."""
         return values[self.places(columns)]
 
 
 def packed_micro_batches(batch: RolloutBatch, max_tokens: int) -> Iterator[tuple[Tensor, RolloutBatch]]:
-    """Row numbers and rows, in pieces of at most `max_tokens` packed tokens.
+    """Micro-batches of at most `max_tokens` packed tokens, each with its row numbers.
 
-    Rows that share a prompt stand together. A row longer than `max_tokens` comes alone.
+    Rows that share a prompt are adjacent. A row longer than `max_tokens` is a micro-batch of its own.
     """
     order = batch.prompts.argsort(stable=True)
     fields = (batch.prompts, batch.prompt_lengths, batch.completion_lengths)
@@ -114,7 +114,7 @@ def pack(batch: RolloutBatch) -> PackedBatch:
     positions = torch.cat([torch.zeros_like(row_of_prompt), batch.prompt_lengths])[sequences] + offsets
     input_ids = batch.input_ids[rows, positions]
 
-    # The first token of a completion is predicted by the last of its prompt, any other by the one before it.
+    # The last prompt token predicts the first completion token. Any other is predicted by the token before it.
     prompts = len(row_of_prompt)
     first = int(lengths[:prompts].sum())
     last_of_prompt = (starts + lengths - 1)[prompt_of_row]  # [B]
@@ -134,7 +134,7 @@ def pack(batch: RolloutBatch) -> PackedBatch:
 
 
 def _distinct(prompts: Tensor) -> tuple[Tensor, Tensor]:
-    """For each row which of the P distinct prompts it has [B], and for each prompt the first row that has it [P]."""
+    """The index of each row's prompt among the P distinct ones [B], and the first row of each prompt [P]."""
     distinct, prompt_of_row = prompts.unique(return_inverse=True)
     rows = torch.arange(len(prompts), device=prompts.device)
     return prompt_of_row, torch.zeros_like(distinct).scatter_reduce(0, prompt_of_row, rows, "amin", include_self=False)

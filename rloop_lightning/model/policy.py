@@ -1,11 +1,12 @@
-"""The policy: a Hugging Face causal LM and its tokenizer, as every algorithm and engine uses it.
+"""The policy that all algorithms and engines use: a Hugging Face causal LM and its tokenizer.
 
     policy = Policy.load(PolicyConfig(model="path/or/name"))
     logprobs = policy.logprobs(batch).logprobs      # [B, T], nats, with gradients
     policy.save("folder")                           # a plain Hugging Face folder
 
-Rollouts go through the model's own modules packed into one row, each prompt once (packed_attention.py); padded, where a
-model can't take that (agreement.py). Logprobs are computed on completion positions only (head.py).
+Rollouts go through the model's own modules packed into one row, with each prompt once (packed_attention.py). A model
+that can't take packed rows gets padded ones (agreement.py). Logprobs are computed at completion positions only
+(head.py).
 """
 
 from __future__ import annotations
@@ -41,18 +42,18 @@ from rloop_lightning.types import RolloutBatch, TokenScores
 
 
 class Policy(nn.Module):
-    """A causal LM and its tokenizer. Dropout stays off: logprobs must not depend on anything but the weights.
+    """A causal LM and its tokenizer. Dropout stays off: logprobs must depend on the weights only.
 
     Args:
         model: a Hugging Face causal LM.
         tokenizer: its tokenizer, with an EOS token.
-        max_tokens_per_micro_batch: tokens that go through the model at once, as PolicyConfig counts them.
-        source: folder or hub name that the weights came from.
+        max_tokens_per_micro_batch: tokens per forward pass, counted as in PolicyConfig.
+        source: folder or hub name of the weights.
         routing_replay, gradient_checkpointing: as in PolicyConfig.
-        head_dtype: of the product with the head; None as `auto` in PolicyConfig.
+        head_dtype: dtype of the product with the head; None is `auto` in PolicyConfig.
 
     Raises:
-        ValueError: the model can't be a policy, or its routing can't be replayed.
+        ValueError: the model is not usable as a policy, or its routing can't be replayed.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class Policy(nn.Module):
         self.packs = takes_packed_rows(model, self.head)
         fuse(model)
         self.routing = None if routing_replay == "none" else RoutingReplay(model, routing_replay)
-        self.mixed_precision: torch.dtype | None = None  # of the updates, where it is not the weights'
+        self.mixed_precision: torch.dtype | None = None  # dtype of the updates, if it differs from the weights'
         self.recomputes = gradient_checkpointing
 
     @classmethod
@@ -83,7 +84,7 @@ class Policy(nn.Module):
         """Load from a folder or the hub.
 
         Raises:
-            ValueError, OSError: it can't be a policy, or can't be read; names all that is wrong.
+            ValueError, OSError: it is not usable as a policy or can't be read; names all errors.
         """
         name = model_source(config.model)
         if wrong := model_faults(name) or routing_faults(config):
@@ -93,7 +94,7 @@ class Policy(nn.Module):
         attention = "eager" if config.attn_implementation == "eager" else None
         model = load_model(name, dtype=getattr(torch, config.dtype), attn_implementation=attention)
         tokenizer = load_tokenizer(name)
-        if wrong := vocabulary_faults(tokenizer, model.config.get_text_config()):  # of a hub name, only now
+        if wrong := vocabulary_faults(tokenizer, model.config.get_text_config()):  # the first check for a hub name
             raise ValueError("\n".join(wrong))
         policy = cls(
             model,
@@ -117,23 +118,23 @@ class Policy(nn.Module):
 
     @property
     def context_tokens(self) -> int:
-        """The longest sequence that the model takes, tokens."""
+        """The model's maximum sequence length, tokens."""
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
 
     def train(self, mode: bool = True) -> Policy:
-        """Keeps dropout off, whatever Lightning switches."""
+        """Keep dropout off, even when Lightning switches to training mode."""
         return super().train(False)
 
     def encode(self, prompt: str) -> list[int]:
-        """Token ids of a rendered prompt; the template carries the special tokens."""
+        """Token ids of a rendered prompt, which contains its special tokens already."""
         return self.tokenizer.encode(prompt, add_special_tokens=False)
 
     def decode(self, completions: list[list[int]]) -> list[str]:
-        """Texts of completions, without special tokens."""
+        """The texts of completions, without special tokens."""
         return self.tokenizer.batch_decode(completions, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def micro_batches(self, batch: RolloutBatch) -> Iterator[tuple[Tensor, RolloutBatch]]:
-        """Row numbers and rows, in pieces that go through the model at once."""
+        """Micro-batches within the token budget, each with its row numbers."""
         if self.packs:
             return packed_micro_batches(batch, self.max_tokens_per_micro_batch)
         return batch.micro_batches(self.max_tokens_per_micro_batch)
@@ -141,8 +142,8 @@ class Policy(nn.Module):
     def logprobs(self, batch: RolloutBatch, *, entropy_gradient: bool = False) -> TokenScores:
         """Logprob and entropy of every completion token, at the batch's temperature.
 
-        Logprobs have gradients; entropies have them only if `entropy_gradient`.
-        The batch's experts are replayed, if it has any; with gradients, inside of `replaying(batch)` alone.
+        Logprobs have gradients; entropies have them only with `entropy_gradient`. If the batch has routed experts, they
+        are replayed; with gradients on, this needs `replaying(batch)` around it.
         """
         if batch.routed_experts is not None and self.routing is None:
             raise ValueError("the batch has experts to replay, which a policy of --policy.routing_replay none can't do")
@@ -162,7 +163,7 @@ class Policy(nn.Module):
         return TokenScores(empty.index_put(places, logprobs), empty.index_put(places, entropy), experts)
 
     def _states(self, batch: RolloutBatch) -> tuple[Tensor, Tensor | None]:
-        """Hidden states [N, H] that predict the completion tokens, and what routers chose [B, L, layers, top_k]."""
+        """The hidden states [N, H] that predict completion tokens, and the routers' choices [B, L, layers, top_k]."""
         columns = batch.input_ids.shape[1]
         if not self.packs:
             with self._routed(batch.input_ids.numel(), batch, lambda values: values.flatten(0, 1)) as passed:
@@ -176,13 +177,13 @@ class Policy(nn.Module):
     def _routed(
         self, count: int, batch: RolloutBatch, gather: Callable[[Tensor], Tensor]
     ) -> AbstractContextManager[ForwardPass | None]:
-        """Around a forward pass, whose routers are watched if routing is replayed."""
+        """A context around a forward pass that records its routers, if routing is replayed."""
         return nullcontext() if self.routing is None else self.routing.forward_pass(count, batch, gather)
 
     def replaying(self, batch: RolloutBatch) -> AbstractContextManager[None]:
-        """Around `logprobs` of a micro-batch and its backward pass: both compute with the batch's experts.
+        """A context around `logprobs` of a micro-batch and its backward pass: both use the batch's experts.
 
-        Where routing is not replayed, or the batch has no experts, it does nothing.
+        It does nothing if routing is not replayed or the batch has no experts.
         """
         if self.routing is None or batch.routed_experts is None:
             return nullcontext()
@@ -190,22 +191,22 @@ class Policy(nn.Module):
 
     @property
     def wants_routed_experts(self) -> bool:
-        """Whether rollouts must come with the experts that they were generated with: routing replay R3."""
+        """Whether the engine must report the experts of its rollouts (routing replay R3)."""
         return self.routing is not None and self.routing.mode == "r3"
 
     def routing_mismatches(self, batch: RolloutBatch, scores: TokenScores) -> dict[str, Tensor]:
-        """How often routers chose otherwise than what was replayed; nothing where nothing was."""
+        """How often the routers' choices differ from the replayed experts; empty without replay."""
         if self.routing is None or scores.routed_experts is None:
             return {}
         return self.routing.mismatches(batch, scores.routed_experts)
 
     @property
     def has_adapter(self) -> bool:
-        """Whether an adapter (LoRA, by PEFT) is what is trained."""
+        """Whether the policy trains an adapter (LoRA, by PEFT)."""
         return isinstance(getattr(self.model, "peft_config", None), dict)
 
     def without_adapter(self) -> AbstractContextManager[None]:
-        """Within it, the policy is what it was before it got its adapter."""
+        """Disable the adapter in the block."""
         return self.model.disable_adapter()
 
     @torch.no_grad()
@@ -222,18 +223,18 @@ class Policy(nn.Module):
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """The dtype of products: bfloat16 under --trainer.precision bf16-mixed, else the weights' own."""
+        """The dtype of matrix products: bfloat16 under --trainer.precision bf16-mixed, else the weights' dtype."""
         device = self.device.type
         if torch.is_autocast_enabled(device):
             return torch.get_autocast_dtype(device)
         return self.mixed_precision or self.model.dtype
 
     def load_weights(self, folder: Path | str) -> None:
-        """Take over the weights of a folder that holds the same architecture."""
+        """Load the weights of a folder with the same architecture."""
         self.model.load_state_dict(load_model(str(folder), dtype=self.model.dtype).state_dict())
 
     def save(self, folder: Path) -> None:
-        """Save as a plain Hugging Face folder with checksums, which appears whole or not at all.
+        """Save as a plain Hugging Face folder with checksums. The folder appears whole or not at all.
 
         Raises:
             RunFault: a weight is not finite.
@@ -243,19 +244,19 @@ class Policy(nn.Module):
         with atomic_path(folder) as partial:
             try:
                 self.model.save_pretrained(partial)
-            except SafetensorError as error:  # which is how it says that a disk is full
+            except SafetensorError as error:  # raised when the disk is full
                 raise OSError(str(error)) from error
             self.tokenizer.save_pretrained(partial)
             write_checksums(partial)
 
     @torch.no_grad()
     def check_finite(self) -> None:
-        """Make sure that every weight is a number.
+        """Check that every weight is finite.
 
         Raises:
-            RunFault: names the first that is NaN or infinite.
+            RunFault: names the first weight that is NaN or infinite.
         """
-        if torch.isfinite(nn.utils.get_total_norm(self.parameters())):  # one wait for the device
+        if torch.isfinite(nn.utils.get_total_norm(self.parameters())):  # a single device sync
             return
         for name, weight in self.model.named_parameters():
             if not weight.isfinite().all():
@@ -267,7 +268,7 @@ class Policy(nn.Module):
 
 
 def _stop_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """EOS tokens of the tokenizer and of the model's generation config."""
+    """The EOS tokens of the tokenizer and the model's generation config."""
     configured = getattr(model.generation_config, "eos_token_id", None)
     candidates = configured if isinstance(configured, list) else [configured]
     stop = frozenset(token for token in [*candidates, tokenizer.eos_token_id] if token is not None)

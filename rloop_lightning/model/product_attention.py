@@ -1,8 +1,8 @@
-"""Attention by two batched products and a softmax a block, with a gradient by hand.
+"""Attention by two batched products and a softmax per block, with a hand-written backward pass.
 
     product_attention(queries, keys, values, blocks, places, slots, scaling)    # [N, heads, D] to [N, heads, Dv]
 
-Autograd would keep every gathered copy, and add up the gradients of the prompts' keys one completion at a time.
+Autograd would store every gathered copy and accumulate the gradients of prompt keys one completion at a time.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ import torch
 from torch import Tensor
 
 Sees = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""(batch, head, query position, key position) to whether the query sees the key: a mask function of transformers."""
+"""A mask function of transformers: (batch, head, query position, key position) to whether the query sees the key."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """R sequences whose attention is computed together; some repeat the first, so that R is rounded."""
+    """R sequences whose attention is computed together. Copies of the first sequence round R up."""
 
-    queries: Tensor  # [R * T] int64, tokens of the packed row; behind a sequence's end its first token again
-    keys: Tensor  # [R * S] int64
+    queries: Tensor  # [R * T] int64, indices in the packed row, padded with each sequence's first token
+    keys: Tensor  # [R * S] int64, indices in the packed row
     query_positions: Tensor  # [R, T] int64
-    key_positions: Tensor  # [R, S] int64, negative where there is no key
+    key_positions: Tensor  # [R, S] int64, negative for padding
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -33,7 +33,7 @@ class Block:
         return (*self.query_positions.shape, self.key_positions.shape[1])
 
     def bias(self, sees: Sees, dtype: torch.dtype) -> Tensor:
-        """What attention adds to the scores [R, T, S]: 0 where a query sees a key, else a very negative number."""
+        """The additive attention bias [R, T, S]: 0 where a query sees a key, else a large negative number."""
         query, key = self.query_positions[:, :, None], self.key_positions[:, None]
         zero = query.new_zeros(())
         seen = sees(zero, zero, query, key) & (key >= 0)
@@ -49,24 +49,24 @@ def product_attention(
     slots: int,
     scaling: float,
 ) -> Tensor:
-    """What each token gathers, [N, heads, Dv].
+    """The attention output, [N, heads, Dv].
 
     Args:
         queries: [N, heads, D].
         keys: [N, kv_heads, D].
         values: [N, kv_heads, Dv].
-        blocks: each with what is added to its scores, [kv_heads * R, heads that share one * T, S].
-        places: [N], where a token stands among the queries of all blocks.
-        slots: queries of all blocks, and tokens in none.
-        scaling: of the scores.
+        blocks: each with its additive bias [kv_heads * R, heads per kv_head * T, S].
+        places: [N], index of each token in the concatenated, padded block queries.
+        slots: the number of queries of all blocks, plus the filling tokens.
+        scaling: factor of the scores.
     """
     return _ProductAttention.apply(queries, keys, values, blocks, places, slots, scaling)
 
 
 class _ProductAttention(torch.autograd.Function):
-    """Batched products and a softmax for each block, one after the other.
+    """Batched products and a softmax for each block in turn.
 
-    Backward, a token's gradients lie in its slot, and in those of the completions that have it in their prompt.
+    In the backward pass, a token collects gradients from its own slot and from the completions that follow its prompt.
     """
 
     @staticmethod
@@ -112,9 +112,9 @@ class _ProductAttention(torch.autograd.Function):
 
 
 def _gathered(block: Block, queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A block's queries [kv_heads * R, heads that share one * T, D], keys and values [kv_heads * R, S, ...].
+    """A block's queries [kv_heads * R, heads per kv_head * T, D], keys and values [kv_heads * R, S, ...].
 
-    Args: queries [kv_heads, heads that share one, N, D]; keys, values [kv_heads, N, ...].
+    Args: queries [kv_heads, heads per kv_head, N, D]; keys, values [kv_heads, N, ...].
     """
     rows, length, key_length = block.shape
     heads, sharing, _, width = queries.shape
@@ -124,21 +124,21 @@ def _gathered(block: Block, queries: Tensor, keys: Tensor, values: Tensor) -> tu
 
 
 def _parts(blocks: Any, by_slot: Tensor) -> Iterator[Tensor]:
-    """Each block's part of what all slots hold [slots, kv_heads, heads that share one, D], as its products have it."""
+    """Each block's slice of `by_slot` [slots, kv_heads, heads per kv_head, D], in the layout of the products."""
     start = 0
     for block, _ in blocks:
         rows, length, _ = block.shape
         part = by_slot[start : start + rows * length].unflatten(0, (rows, length))
-        yield part.permute(2, 0, 3, 1, 4)  # [kv_heads, R, heads that share one, T, D]
+        yield part.permute(2, 0, 3, 1, 4)  # [kv_heads, R, heads per kv_head, T, D]
         start += rows * length
 
 
 def _add_keys(block: Block, grad: Tensor, own: Tensor, of_prompts: Tensor) -> None:
-    """Put the gradient of a block's keys or values [kv_heads * R, S, D] where it belongs.
+    """Distribute the gradient of a block's keys or values [kv_heads * R, S, D].
 
     Args:
-        own: takes that of the rows' own, [kv_heads, R, 1, T, D].
-        of_prompts: that of their prompts is added to it, [N, kv_heads, D].
+        own: receives the gradient of the rows' own tokens, [kv_heads, R, 1, T, D].
+        of_prompts: the gradient of prompt tokens is added to it, [N, kv_heads, D].
     """
     rows, length, key_length = block.shape
     prompt, grad_own = grad.view(-1, rows, key_length, grad.shape[-1]).split([key_length - length, length], dim=2)

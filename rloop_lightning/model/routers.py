@@ -1,10 +1,10 @@
-"""The routers of mixture-of-experts models: which are known, and the weights that they give to chosen experts.
+"""The routers of mixture-of-experts models: the known classes, and the gate weights of chosen experts.
 
-    routers = find_routers(model)               # by name, from the bottom up
+    routers = find_routers(model)               # by name, from the first layer up
     logits, weights, chosen = router(hidden)    # [N, experts], [N, top_k], [N, top_k]
-    gate_weights(router, hidden, chosen)        # the weights once more, or those of other experts
+    gate_weights(router, hidden, chosen)        # the same weights, or those of other experts
 
-All known ones are one computation: a softmax over all experts, its top k, normalised or not.
+All known routers compute a softmax over all experts and take its top k, normalised or not.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ KNOWN: Mapping[str, str] = {
     "qwen2_moe": "Qwen2MoeTopKRouter",
     "qwen3_moe": "Qwen3MoeTopKRouter",
 }
-"""Type of a model -> class of its routers."""
+"""Model type -> class name of its routers."""
 
 
 def unknown_routers(model_type: str | None) -> list[str]:
-    """Why the routing of a type of model can't be replayed, if it can't."""
+    """An error if the routing of this model type can't be replayed."""
     if model_type in KNOWN:
         return []
     return [
-        f"no routers are known of a model of type {model_type!r}; --policy.routing_replay takes {', '.join(KNOWN)}, "
+        f"no routers are known for model type {model_type!r}; --policy.routing_replay takes {', '.join(KNOWN)}, "
         "leave it at none for any other"
     ]
 
 
 def find_routers(model: Any) -> dict[str, Any]:
-    """The routers of a Hugging Face causal LM by name, from the bottom up.
+    """The routers of a Hugging Face causal LM by name, from the first layer up.
 
     Raises:
-        ValueError: they are not known, there are none, or they compute other weights than `gate_weights`.
+        ValueError: the model has no routers, unknown ones, or routers whose weights differ from `gate_weights`.
     """
     model_type = model.config.get_text_config().model_type
     if wrong := unknown_routers(model_type):
@@ -51,19 +51,19 @@ def find_routers(model: Any) -> dict[str, Any]:
     for name, router in routers.items():
         if not _as_known(router):
             raise ValueError(
-                f"the router {name} weighs its experts in another way than is known of {KNOWN[model_type]}; leave "
+                f"the router {name} computes other gate weights than the known {KNOWN[model_type]}; leave "
                 "--policy.routing_replay at none"
             )
     return routers
 
 
 def gate_weights(router: Any, hidden: Tensor, chosen: Tensor) -> Tensor:
-    """What a router weighs chosen experts, [N, top_k] float32.
+    """A router's gate weights of the chosen experts, [N, top_k] float32.
 
-    Gathered from its scores of all experts, so that the router has gradients whichever they are.
+    They are gathered from its scores of all experts, so that the router gets gradients whichever experts are chosen.
 
     Args:
-        hidden: what the router sees, [..., H] of N tokens.
+        hidden: the router's input, [..., H] of N tokens.
         chosen: [N, top_k] int64.
     """
     logits = linear(hidden.reshape(-1, hidden.shape[-1]), router.weight)  # [N, experts]
@@ -73,7 +73,7 @@ def gate_weights(router: Any, hidden: Tensor, chosen: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _as_known(router: Any) -> bool:
-    """Whether a router weighs the experts that it chooses as `gate_weights` does."""
+    """Whether `gate_weights` reproduces the router's own gate weights."""
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(16, router.weight.shape[1], generator=generator).to(router.weight)
     _, weights, chosen = router(hidden)

@@ -1,15 +1,15 @@
-"""Routing replay for mixture-of-experts policies (arXiv 2512.01374): forward passes that take recorded experts.
+"""Routing replay for mixture-of-experts policies (arXiv 2512.01374): forward passes with recorded experts.
 
     routing = RoutingReplay(model, "r2")
     with routing.covering(batch):                                   # forward and backward of a micro-batch
         with routing.forward_pass(count, batch, gather) as passed:
             model(...)                                              # of `count` tokens
         ...backward()
-    passed.chosen               # [N, layers, top_k], what routers chose by themselves
+    passed.chosen               # [N, layers, top_k], the routers' own choices
 
-Replay takes recorded indices; the current router computes their gate weights (routers.py). A router sees the tokens of
-a pass as one list, and looks indices up by layer and place: a layer that the backward pass recomputes finds the same
-ones, in whatever order. `layers` are those that have a router.
+Replay uses recorded expert indices. The current router computes their gate weights (routers.py). Indices are looked up
+by layer and token position, so that layers recomputed in the backward pass find the same ones, in any order. `layers`
+counts the layers with a router.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from rloop_lightning.types import RolloutBatch
 
 
 class RoutingError(RunFault):
-    """Recorded experts that don't fit a forward pass; going on would train on others."""
+    """Recorded experts don't match a forward pass. Continuing would train with the wrong experts."""
 
 
 class ForwardPass:
-    """What the routers of a model chose by themselves in one forward pass, each of them called once.
+    """The routers' own choices in one forward pass, which calls each router once.
 
     Args:
-        routers: their names, for messages.
+        routers: router names, for messages.
         count: N, tokens of the pass.
-        dtype: of the indices.
+        dtype: dtype of the indices.
     """
 
     def __init__(self, routers: Sequence[str], count: int, dtype: torch.dtype) -> None:
@@ -49,19 +49,19 @@ class ForwardPass:
 
     @property
     def chosen(self) -> Tensor:
-        """What routers would have taken, had nothing been replayed in their own layer [N, layers, top_k]."""
+        """Each router's own choice, before replay replaces it in its layer [N, layers, top_k]."""
         return torch.stack([self._chosen[layer] for layer in range(len(self._routers))], dim=1)
 
     def take(self, layer: int, chosen: Tensor) -> None:
-        """Note a router's choice [N, top_k].
+        """Record a router's choice [N, top_k].
 
         Raises:
-            RoutingError: not every token came, or they came before.
+            RoutingError: the number of tokens is wrong, or the router was called before.
         """
         if len(chosen) != self._count:
             raise RoutingError(
-                f"the router {self._routers[layer]} got {len(chosen)} tokens in a forward pass of {self._count}: which "
-                "they are is not known; set --policy.routing_replay none"
+                f"the router {self._routers[layer]} got {len(chosen)} tokens in a forward pass of {self._count}: they "
+                "can't be identified; set --policy.routing_replay none"
             )
         if layer in self._chosen:
             raise RoutingError(
@@ -71,10 +71,10 @@ class ForwardPass:
         self._chosen[layer] = chosen.to(self._dtype)
 
     def finish(self) -> None:
-        """Make sure that every router was called.
+        """Check that every router was called.
 
         Raises:
-            RoutingError: names those that weren't.
+            RoutingError: names those that were not.
         """
         if missing := [name for layer, name in enumerate(self._routers) if layer not in self._chosen]:
             raise RoutingError(
@@ -85,23 +85,23 @@ class ForwardPass:
 
 @dataclass(frozen=True)
 class _Replayed:
-    """What the tokens of a forward pass are to take."""
+    """The experts to replay in a forward pass."""
 
     experts: Tensor  # [N, layers, top_k]
-    recorded: Tensor  # [N] bool, whether there is something to take
+    recorded: Tensor  # [N] bool, whether a token has recorded experts
 
 
 class RoutingReplay:
-    """Has the routers of a model take recorded experts, and notes what they choose by themselves.
+    """Makes a model's routers use recorded experts, and records their own choices.
 
-    Outside of the two contexts the model is as it was.
+    Outside the two contexts, the model is unchanged.
 
     Args:
         model: a Hugging Face causal LM.
-        mode: whose experts are replayed: the old policy's in the training engine (r2), or the rollout engine's (r3).
+        mode: whose experts to replay: the old policy's in the trainer (r2), or the rollout engine's (r3).
 
     Raises:
-        ValueError: the model has no routers that are known.
+        ValueError: the model has no known routers.
     """
 
     def __init__(self, model: Any, mode: Literal["r2", "r3"]) -> None:
@@ -115,20 +115,20 @@ class RoutingReplay:
         self._replayed: _Replayed | None = None
         self._pass: ForwardPass | None = None
         for layer, router in enumerate(routers.values()):
-            # A hook: another `forward` would still be the original's in a deep copy of the model.
+            # A hook and not a replaced `forward`: in a deep copy of the model, that would belong to the original.
             router.register_forward_hook(partial(self._route, layer))
 
     @property
     def layers(self) -> int:
-        """Layers that have a router."""
+        """The number of layers with a router."""
         return len(self._routers)
 
     @contextmanager
     def covering(self, batch: RolloutBatch) -> Iterator[None]:
-        """Around forward and backward of a micro-batch whose experts are replayed: recomputed layers find them, too.
+        """A context around forward and backward of a micro-batch, so that recomputed layers replay its experts as well.
 
         Raises:
-            RoutingError: another micro-batch is not through yet.
+            RoutingError: another micro-batch is still covered.
         """
         if self._covered is not None:
             raise RoutingError("two micro-batches can't replay their experts at once; one must be through its backward")
@@ -142,16 +142,16 @@ class RoutingReplay:
     def forward_pass(
         self, count: int, batch: RolloutBatch | None = None, gather: Callable[[Tensor], Tensor] | None = None
     ) -> Iterator[ForwardPass]:
-        """Around one forward pass.
+        """A context around one forward pass.
 
         Args:
             count: N, its tokens.
-            batch: whose experts are replayed, where it has any.
-            gather: from what a batch has at each row and column [B, L, ...] to what the pass's tokens have [N, ...].
+            batch: the batch whose experts are replayed, if it has any.
+            gather: maps values of the batch [B, L, ...] to the tokens of the pass [N, ...].
 
         Raises:
             RoutingError: a router was not called exactly once for every token; or gradients are on and `covering` does
-                not cover this batch, so that a backward pass would not find its experts.
+                not cover this batch, so that the backward pass would not find its experts.
         """
         covered = None if self._covered is None else self._covered.routed_experts
         experts = None if batch is None else batch.routed_experts
@@ -169,13 +169,13 @@ class RoutingReplay:
             passing.finish()
         finally:
             self._pass = None
-            if not torch.is_grad_enabled():  # else the backward pass may compute layers anew
+            if not torch.is_grad_enabled():  # otherwise the backward pass may recompute layers
                 self._replayed = before
 
     def _route(self, layer: int, router: Any, args: tuple[Tensor, ...], output: tuple[Tensor, Tensor, Tensor]) -> Any:
-        """What a router gives, as a forward hook: logits [N, experts], gate weights and indices [N, top_k]."""
+        """The forward hook of a router. Returns logits [N, experts], gate weights and indices [N, top_k]."""
         logits, weights, chosen = output
-        if self._pass is not None:  # None where a layer is computed anew, or nothing asked for
+        if self._pass is not None:  # None in a recomputed layer, or outside `forward_pass`
             self._pass.take(layer, chosen)
         replayed = self._replayed
         recomputed_for_another = self._pass is None and self._covered is not None and replayed is None
@@ -190,10 +190,10 @@ class RoutingReplay:
         return logits, gate_weights(router, args[0], taken).to(weights.dtype), taken
 
     def admitted(self, batch: RolloutBatch) -> RolloutBatch:
-        """A rollout step's batch with the engine's experts under R3, without any under R2.
+        """A rollout step's batch: with the engine's experts under R3, without experts under R2.
 
         Raises:
-            RoutingError: there are none, or they are not of this model.
+            RoutingError: under R3, the experts are missing or do not fit this model.
         """
         if self.mode == "r2":
             return replace(batch, routed_experts=None)
@@ -212,12 +212,12 @@ class RoutingReplay:
         )
 
     def empty_record(self, batch: RolloutBatch) -> Tensor:
-        """Room for what routers choose in a batch [B, L, layers, top_k]."""
+        """An empty tensor for the routers' choices in a batch [B, L, layers, top_k]."""
         shape = (*batch.input_ids.shape, self.layers, self.top_k)
         return torch.zeros(shape, dtype=self.dtype, device=batch.input_ids.device)
 
     def recorded(self, batch: RolloutBatch, old_routed_experts: Tensor) -> RolloutBatch:
-        """The batch with what the old policy's routers chose: to replay, or beside what the engine used."""
+        """The batch with the old policy's routing: for replay under R2, next to the engine's experts under R3."""
         return (
             replace(batch, routed_experts=old_routed_experts)
             if self.mode == "r2"
@@ -225,11 +225,11 @@ class RoutingReplay:
         )
 
     def mismatches(self, batch: RolloutBatch, own: Tensor) -> dict[str, Tensor]:
-        """How many routings differ between engine, old and current policy; `routing_count` makes shares of it.
+        """The number of routings that differ between engine, old and current policy; divide by `routing_count`.
 
         Args:
-            batch: with the experts that were replayed.
-            own: [B, L, layers, top_k], what the current policy's routers chose by themselves.
+            batch: the batch with the replayed experts.
+            own: [B, L, layers, top_k], the own choices of the current policy's routers.
         """
         if batch.routed_experts is None:
             return {}
@@ -246,13 +246,13 @@ class RoutingReplay:
 
 
 def recorded_positions(batch: RolloutBatch) -> Tensor:
-    """Where experts are recorded [B, L]: the tokens but the last, whose routing no logprob depends on."""
+    """Where experts are recorded [B, L]: at all tokens but the last. No logprob depends on the last one's routing."""
     positions = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device)
     return positions < batch.lengths[:, None] - 1
 
 
 def differing(batch: RolloutBatch, first: Tensor, second: Tensor) -> Tensor:
-    """How many recorded routings, a token in a layer each, are another set of experts; a scalar.
+    """The number of recorded routings (one per token and layer) whose sets of experts differ; a scalar.
 
     Args:
         first, second: [B, L, layers, top_k].
@@ -262,6 +262,6 @@ def differing(batch: RolloutBatch, first: Tensor, second: Tensor) -> Tensor:
 
 
 def routing_count(batch: RolloutBatch) -> Tensor:
-    """The recorded routings of a batch, tokens x layers; a scalar."""
+    """The number of recorded routings of a batch, tokens x layers; a scalar."""
     layers = 0 if batch.routed_experts is None else batch.routed_experts.shape[2]
     return (batch.lengths - 1).sum() * layers

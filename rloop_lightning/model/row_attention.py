@@ -1,11 +1,11 @@
-"""Attention over a packed row by kernels that hold no scores: what a GPU computes.
+"""Attention over a packed row on a GPU, by kernels that do not materialise the scores.
 
     attention = RowAttention(packed, sees)
     attention(queries, keys, values, scaling)       # [N, heads, D] to [N, heads, Dv]
 
-In half precision, causal rows and sliding windows go to a kernel for sequences of varying length: flash-attn's, where
-it is installed, or PyTorch's own. A completion's queries meet its prompt's keys and its own. All else (float32, other
-masks, soft caps, sinks, values narrower than keys) goes to PyTorch's FlexAttention.
+In half precision, causal masks and sliding windows use a varlen kernel (sequences of varying length): flash-attn's if
+it is installed, else PyTorch's own. A completion's queries see its prompt's keys and its own. Everything else (float32,
+other masks, soft caps, sinks, values narrower than keys) uses PyTorch's FlexAttention.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from torch.nn.functional import pad
 from rloop_lightning.model.packing import PackedBatch
 from rloop_lightning.model.product_attention import Sees
 
-# Queries whose view is looked at together when the mask is told apart, so that no mask of all by all is made.
+# Queries per chunk when the mask is classified, so that the N x N mask is never materialised.
 _QUERIES_AT_ONCE = 1024
 _HALF_PRECISION = (torch.bfloat16, torch.float16)
 
 VarlenKernel = Callable[..., Tensor]
-"""(queries [Q, heads, D], keys and values [K, kv_heads, D], where query sequences end [1 + S], where key sequences end
-[1 + S], the longest of either, scaling=, window=) to [Q, heads, D].
+"""(queries [Q, heads, D], keys and values [K, kv_heads, D], cumulative lengths of query sequences [1 + S] and of key
+sequences [1 + S], the longest of either, scaling=, window=) to [Q, heads, D].
 
-Causal, the last query of a sequence seeing its last key; `window` is how many keys a query sees at most, its own
-included, 0 for all.
+The mask is causal, and the last query of a sequence sees its last key. `window` is the largest number of keys that a
+query sees, its own included; 0 is no limit.
 """
 
 
 class RowAttention:
-    """How the tokens of a packed batch attend to each other; one for all layers that see the same.
+    """Attention over a packed batch. All layers with the same mask share one instance.
 
     Args:
-        kernel: for sequences of varying length; None is what the installation has, in half precision.
+        kernel: the varlen kernel; None is the installed one, in half precision only.
     """
 
     def __init__(self, packed: PackedBatch, sees: Sees, kernel: VarlenKernel | None = None) -> None:
@@ -57,7 +57,7 @@ class RowAttention:
         softcap: float | None = None,
         sinks: Tensor | None = None,
     ) -> Tensor:
-        """What each token gathers, [N, heads, Dv]; arguments as `BlockAttention` takes them."""
+        """The attention output, [N, heads, Dv]; arguments as for `BlockAttention`."""
         plain = softcap is None and sinks is None and keys.shape[2] == values.shape[2]
         kernel = self._kernel or (_installed_kernel() if queries.dtype in _HALF_PRECISION else None)
         if kernel and plain and self._window is not None:
@@ -104,13 +104,13 @@ class RowAttention:
             enable_gqa=queries.shape[1] != keys.shape[1],
             return_aux=AuxRequest(lse=True),
         )  # [1, heads, N, Dv], and the scores' log-sum-exp [1, heads, N]
-        if sinks is not None:  # its share of the softmax gives nothing
+        if sinks is not None:  # a sink takes a share of the softmax and has no value
             found = found * torch.sigmoid(more.lse - sinks[:, None]).to(found.dtype)[..., None]
         return found[0].transpose(0, 1)
 
     @cached_property
     def _keys(self) -> Tensor:
-        """The tokens whose keys each sequence sees: a prompt its own, a completion its prompt's and its own."""
+        """Indices of the keys that each sequence sees: a prompt its own, a completion its prompt's and its own."""
         packed, starts = self._packed, self._packed.starts
         prompts = torch.arange(packed.prompts, device=starts.device)
         completions = packed.prompts + torch.arange(len(packed.prompt_of_row), device=starts.device)
@@ -123,7 +123,7 @@ class RowAttention:
 
     @cached_property
     def _window(self) -> int | None:
-        """How many keys a query sees at most, 0 for all before it; None where the mask is of another kind."""
+        """The window of a sliding-window mask, 0 for a causal mask, None for any other mask."""
         longest = int(self._packed.positions.max()) + 1
         key = torch.arange(longest, device=self._packed.positions.device)
         zero, counts = key.new_zeros(()), []
@@ -143,7 +143,7 @@ class RowAttention:
     @cached_property
     def _block_mask(self) -> BlockMask:
         packed = self._packed
-        # A token that fills the row is a sequence of its own, which sees nothing else.
+        # Each filling token is a sequence of its own and sees nothing else.
         filling = len(packed.lengths) + torch.arange(packed.filling, device=packed.positions.device)
         sequences = torch.cat([packed.sequences, filling])
         prompt_of = torch.arange(len(packed.lengths) + packed.filling, device=packed.positions.device)
@@ -157,7 +157,7 @@ class RowAttention:
 
         count = len(packed.input_ids)
         device = packed.positions.device
-        compiled = {"_compile": True} if device.type != "cpu" else {}  # or the mask of all by all would be made
+        compiled = {"_compile": True} if device.type != "cpu" else {}  # otherwise the full mask would be materialised
         return create_block_mask(visible, None, None, count, count, device=device, **compiled)
 
 
@@ -172,7 +172,7 @@ def _flex_kernel(device: str) -> Any:
 
 @cache
 def _installed_kernel() -> VarlenKernel | None:
-    """flash-attn's, else PyTorch's, which older versions lack."""
+    """flash-attn's varlen kernel, else PyTorch's, else None: older PyTorch versions have none."""
     with suppress(ImportError):
         from flash_attn import flash_attn_varlen_func
 
@@ -186,7 +186,7 @@ def _installed_kernel() -> VarlenKernel | None:
             found = varlen_attn(
                 *sequences, scale=scaling, window_size=(window - 1 if window else -1, 0), enable_gqa=True
             )
-            assert isinstance(found, Tensor)  # a pair only where more is asked for
+            assert isinstance(found, Tensor)  # it returns a pair only on request
             return found
 
         return torch_kernel

@@ -1,9 +1,9 @@
-"""Hidden states of the tokens that predict a completion token, in two ways.
+"""Hidden states of the tokens that predict a completion token, computed in two ways.
 
-    packed_states(model, packed)        of rollouts packed into one row, through the model's own modules
-    padded_states(model, batch)         of padded rollouts, for a model that can't take the other way
+    packed_states(model, packed)        for rollouts packed into one row
+    padded_states(model, batch)         for padded rollouts, if the model can't take packed rows
 
-Both give [N, H], with gradients, in the order of the batch's completion tokens, row by row.
+Both return [N, H], with gradients, in the order of the batch's completion tokens, row by row.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rloop_lightning.types import RolloutBatch
 
 
 def packed_states(model: Any, packed: PackedBatch) -> Tensor:
-    """Of a model that `packed_attention.install` changed."""
+    """Hidden states of packed rollouts; the model must have passed `packed_attention.install`."""
     hidden = model.get_decoder()(
         input_ids=packed.input_ids[None],
         position_ids=packed.positions[None],
@@ -34,7 +34,7 @@ def packed_states(model: Any, packed: PackedBatch) -> Tensor:
 
 
 def padded_states(model: Any, batch: RolloutBatch) -> Tensor:
-    """Of any causal LM; padding stands behind a rollout, where no token sees it."""
+    """Hidden states of padded rollouts, for any causal LM. The padding is on the right, where no token sees it."""
     hidden = model.get_decoder()(input_ids=batch.input_ids, use_cache=False).last_hidden_state  # [B, L, H]
     rows, columns = batch.completion_mask.nonzero(as_tuple=True)
     return hidden[rows, batch.prompt_lengths[rows] + columns - 1]
@@ -42,13 +42,13 @@ def padded_states(model: Any, batch: RolloutBatch) -> Tensor:
 
 @contextmanager
 def recomputing(model: Any) -> Iterator[None]:
-    """Within it, layers keep only their inputs for the backward pass, which computes them anew.
+    """Gradient checkpointing in the block: layers store only their inputs, and the backward pass recomputes them.
 
-    Hugging Face's own switch works in training mode alone, where layers drop units out as well.
+    Hugging Face's own switch needs training mode, which would turn dropout on.
     """
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     for layer in layers:
-        # Inside of the call, so that a module's hooks run once.
+        # Wraps `forward` rather than the module call, so that a module's hooks run once.
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
     try:
         yield
@@ -58,6 +58,6 @@ def recomputing(model: Any) -> Iterator[None]:
 
 
 def completion_tokens(batch: RolloutBatch) -> Tensor:
-    """The completion tokens themselves, [N]."""
+    """The ids of the completion tokens, [N]."""
     rows, columns = batch.completion_mask.nonzero(as_tuple=True)
     return batch.input_ids[rows, batch.prompt_lengths[rows] + columns]

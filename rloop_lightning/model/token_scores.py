@@ -2,7 +2,7 @@
 
     logprobs, entropies = token_scores(hidden, head, targets, temperature, entropy_gradient=False)
 
-Everything goes piece by piece of the vocabulary: logits [N, V] never exist as a whole.
+The computation splits the vocabulary into pieces, so that logits [N, V] are never materialised as a whole.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 LOGITS_PER_PIECE = {"cpu": 2**21, "cuda": 2**26}
-"""By kind of device: a piece's logits hold about this many numbers at most, 8 MiB and 256 MiB in float32.
+"""Upper bound of the logits per piece by device type, 8 MiB and 256 MiB in float32.
 
-Each piece is gone through several times, so on a CPU it should fit the caches.
+Each piece is read several times, so on a CPU it should fit the caches.
 """
 
 
 def logits_per_piece(device: torch.device) -> int:
-    """How many logits are worth working on at once."""
+    """The upper bound of the logits per piece for a device."""
     return LOGITS_PER_PIECE.get(device.type, LOGITS_PER_PIECE["cuda"])
 
 
@@ -31,14 +31,14 @@ def token_scores(
 ) -> tuple[Tensor, Tensor]:
     """Logprobs of the targets and entropies of their distributions; float32, nats, both [N].
 
-    Logprobs have gradients, entropies only on request. The backward pass computes logits anew, piece by piece.
+    Logprobs have gradients, entropies only on request. The backward pass recomputes the logits piece by piece.
 
     Args:
         hidden: [N, H].
-        head: [V, H]; its dtype is that of the products.
+        head: [V, H]; the products use its dtype.
         targets: [N] int64.
         temperature: divides the logits.
-        entropy_gradient: whether entropies have gradients, too.
+        entropy_gradient: whether entropies have gradients as well.
     """
     logprobs, entropies = _TokenScores.apply(hidden, head, targets, temperature)
     return logprobs, entropies if entropy_gradient else entropies.detach()
@@ -61,7 +61,7 @@ class _TokenScores(torch.autograd.Function):
             logits = _logits(states, part, temperature)  # [N, v]
             place, inside = _places(targets, start, len(part))
             chosen += logits.gather(-1, place).masked_fill_(~inside, 0.0)[:, 0]
-            # So far, with l the logits: total = sum exp(l - largest), weighted = sum exp(l - largest) (l - largest).
+            # Running values over logits l: total = sum exp(l - largest), weighted = sum exp(l - largest) (l - largest).
             before, largest = largest, largest.maximum(logits.amax(-1))
             shrunk = (before - largest).exp()
             weighted = shrunk * (weighted + total * (before - largest))
@@ -83,7 +83,7 @@ class _TokenScores(torch.autograd.Function):
         states = hidden.to(head.dtype)
         grad_hidden = torch.zeros(hidden.shape, dtype=normalisers.dtype, device=hidden.device)
         grad_head = torch.empty_like(head)
-        with torch.autocast(head.device.type, enabled=False):  # or the logits here would not be those of forward
+        with torch.autocast(head.device.type, enabled=False):  # recomputes exactly the logits of the forward pass
             for start, part in _pieces(head, len(hidden)):
                 logprobs = _logits(states, part, ctx.temperature).sub_(normalisers[:, None])  # [N, v]
                 slopes = -of_logprobs
@@ -99,18 +99,18 @@ class _TokenScores(torch.autograd.Function):
 
 
 def _pieces(head: Tensor, rows: int) -> Iterator[tuple[int, Tensor]]:
-    """Pieces [v, H] of a head [V, H], and where they start in the vocabulary."""
+    """Pieces [v, H] of a head [V, H], each with its start in the vocabulary."""
     size = max(1, logits_per_piece(head.device) // max(1, rows))
     yield from ((start, head[start : start + size]) for start in range(0, len(head), size))
 
 
 def _places(targets: Tensor, start: int, size: int) -> tuple[Tensor, Tensor]:
-    """Where targets stand in a piece of the vocabulary, and whether they do, both [N, 1]."""
+    """The index of each target within a piece of the vocabulary, and whether it is inside, both [N, 1]."""
     place = targets[:, None] - start
     return place.clamp(0, size - 1), (place >= 0) & (place < size)
 
 
 def _logits(hidden: Tensor, head: Tensor, temperature: float) -> Tensor:
-    """[n, v] float32, which nobody else holds."""
+    """Logits [n, v], float32, which the caller may change in place."""
     logits = linear(hidden, head).float()
     return logits if temperature == 1 else logits.div_(temperature)

@@ -1,15 +1,15 @@
-"""Where a run keeps what its stages make.
+"""The layout of a run folder.
 
     runs/NAME/
       config.yaml  state.json  state.previous.json  metrics.csv  results.md  plots/*.png
-      data/*.jsonl                                      problem sets that were given as Python objects
+      data/*.jsonl                                      problem sets passed as Python objects
       round-0/explore/{checkpoints,logs,policy,faults}  phi, the policy at the end of the exploration
-      round-0/pool/*.parquet  round-0/expert.parquet    every rollout, and what the filter let through
+      round-0/pool/*.parquet  round-0/expert.parquet    every rollout, and the expert set
       round-0/consolidate/{checkpoints,logs,faults}
-      round-0/policy/                                   theta_1, what the next round begins with
-      final/                                            the policy that the run hands over, a plain Hugging Face folder
+      round-0/policy/                                   theta_1, the initial policy of the next round
+      final/                                            the run's final policy, a plain Hugging Face folder
 
-`explore` and `consolidate` also hold `state.json`, the state that the run was in when the phase began.
+`explore` and `consolidate` also contain `state.json`, the state of the run at the start of the phase.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rloop_lightning.rollouts.pool import RolloutPool
 from rloop_lightning.run.state import LoopState, Stage
 
 _HERE = "{run}/"
-"""A setting that begins so is a path inside of the run folder, wherever that was moved to."""
+"""Prefix of settings that are paths relative to the run folder, so that the folder can be moved."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class RunFolder:
     out: Path
 
     def setting_of(self, path: Path) -> str:
-        """How config.yaml names a path inside of the run folder."""
+        """The setting in config.yaml for a path in the run folder."""
         return f"{_HERE}{path.relative_to(self.out)}"
 
     def located(self, setting: Any) -> Any:
-        """A setting whose paths inside of the run folder are as they are now; lists and dicts of them too."""
+        """Resolve the run-folder paths in a setting, including those in lists and dicts."""
         if isinstance(setting, str) and setting.startswith(_HERE):
             return str(self.out / setting.removeprefix(_HERE))
         if isinstance(setting, dict):
@@ -55,17 +55,17 @@ class RunFolder:
 
     @property
     def config(self) -> Path:
-        """The settings that the run began with."""
+        """The settings that the run started with."""
         return self.out / "config.yaml"
 
     @property
     def base(self) -> Path:
-        """The base policy, where it can't be read again from a folder that it came from."""
+        """A copy of the base policy, if it did not come from a local folder."""
         return self.out / "base"
 
     @property
     def results(self) -> Path:
-        """The table of all policies."""
+        """The results table of all policies."""
         return self.out / "results.md"
 
     @property
@@ -84,75 +84,75 @@ class RunFolder:
         return self.out / f"round-{stage.round}"
 
     def phase(self, stage: Stage) -> Path:
-        """What only this phase writes to."""
+        """The folder that only this phase writes to."""
         return self.round(stage) / stage.phase
 
     def logs(self, stage: Stage) -> Path:
-        """TensorBoard's, of the phase."""
+        """The phase's TensorBoard logs."""
         return self.phase(stage) / "logs"
 
     def faults(self, stage: Stage) -> Path:
-        """The rollouts of the phase's updates that were skipped."""
+        """The rollouts of the phase's skipped updates."""
         return self.phase(stage) / "faults"
 
     def pool(self, stage: Stage) -> RolloutPool:
-        """Of the stage's round."""
+        """The pool of the stage's round."""
         return RolloutPool(self.pools(stage)[-1])
 
     def pools(self, stage: Stage) -> list[Path]:
-        """The folders of the pools up to that of the stage's round."""
+        """The pool folders of all rounds up to the stage's."""
         return [self.out / f"round-{number}" / "pool" for number in range(stage.round + 1)]
 
     def expert_set(self, stage: Stage) -> Path:
-        """Of the stage's round."""
+        """The expert set of the stage's round."""
         return self.round(stage) / "expert.parquet"
 
     def policy(self, stage: Stage) -> Path:
-        """The policy that a phase ends with, or that an evaluation is of unless that is the base policy."""
+        """The final policy of a phase, or the policy that an evaluation measures (except the base policy)."""
         return self.round(stage) / ("explore/policy" if stage.which == "explored" else "policy")
 
     def initial_policy(self, stage: Stage) -> Path | None:
-        """theta_k, what the stage's round begins with; None is the base policy."""
+        """theta_k, the initial policy of the stage's round; None is the base policy."""
         return self.out / f"round-{stage.round - 1}" / "policy" if stage.round else None
 
     def checkpoint_folder(self, stage: Stage) -> Path:
-        """Of the phase."""
+        """The folder of the phase's checkpoints."""
         return self.phase(stage) / "checkpoints"
 
     def checkpoints(self, stage: Stage) -> list[Path]:
-        """Of the phase, oldest first."""
+        """The phase's checkpoints, oldest first."""
         return checkpoints(self.checkpoint_folder(stage))
 
     def steps_done(self, stage: Stage) -> int:
-        """Training steps that the newest checkpoint of the phase has behind it."""
+        """The number of training steps done at the phase's newest checkpoint."""
         saved = self.checkpoints(stage)
         return checkpoint_step(saved[-1]) if saved else 0
 
     def state_before(self, stage: Stage) -> Path:
-        """The state in which the phase began."""
+        """The state at the start of the phase."""
         return self.phase(stage) / self.state.name
 
     @property
     def state(self) -> Path:
-        """Where the run stands."""
+        """The current state of the run."""
         return self.out / "state.json"
 
     @property
     def previous_state(self) -> Path:
-        """What `state` held before, should that be damaged."""
+        """The state before the current one, a fallback if that is damaged."""
         return self.out / "state.previous.json"
 
     @property
     def states(self) -> list[Path]:
-        """The states that are there, the newest first."""
+        """The existing state files, newest first."""
         return [path for path in (self.state, self.previous_state) if path.exists()]
 
     def save_state(self, state: LoopState) -> None:
-        """Write `state`, and keep what it held before as `previous_state`."""
+        """Write `state`, and keep the old one as `previous_state`."""
         try:
             before = LoopState.load(self.state)
         except DamagedError:
-            before = None  # the previous state is what is known
+            before = None  # keep the existing `previous_state`
         if before is not None and before.checksum == state.checksum:
             return
         if before is not None:

@@ -1,4 +1,4 @@
-"""What a run ends with: which policy it hands over, the table of all of them, and the plots."""
+"""The end of a run: selects the final policy, and writes the results table and the plots."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from rloop_lightning.system.files import write_text
 
 
 def select_final(names: Sequence[str], results: Mapping[str, Mapping[str, float]], select: Select, k: int) -> str:
-    """The policy to hand over.
+    """The name of the run's final policy.
 
     Args:
-        names: of the policies of the run that were evaluated, in order.
+        names: names of the evaluated policies, in order.
         results: metrics by policy.
         select: as `LoopConfig.select`.
-        k: of `pass@k`.
+        k: the k of `pass@k`.
     """
     if select == "last":
         return names[-1]
@@ -30,12 +30,12 @@ def select_final(names: Sequence[str], results: Mapping[str, Mapping[str, float]
 
 
 def write_results(folder: RunFolder, state: LoopState, hidden_sets: Sequence[str]) -> None:
-    """Write the table and the plots of a run.
+    """Write the results table and the plots of a run.
 
     Args:
         folder: the run folder.
-        state: holds the results.
-        hidden_sets: evaluation sets that the table leaves out.
+        state: the state with the results.
+        hidden_sets: evaluation sets to leave out of the table.
     """
     hidden = tuple(f"eval/{name}/" for name in hidden_sets)
     results = [

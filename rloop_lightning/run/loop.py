@@ -1,9 +1,9 @@
-"""The outer loop: rounds of exploration and consolidation, in a run folder that a killed run resumes from.
+"""The outer loop: rounds of exploration and consolidation in a run folder, from which a killed run resumes.
 
-A run is a list of stages that the configuration alone decides (`state.plan`). A stage is one phase: a fresh Trainer and
-one `Trainer.fit`, or an evaluation. Killed at any moment, a run goes on from the newest checkpoint of the stage it was
-in; what it repeats it writes again, the same, under the same names. What lies where: folder.py. What becomes of damaged
-files: resume.py. Which weights are loaded: weights.py. How a phase is trained: trainer.py.
+A run is a list of stages that depends on the configuration only (`state.plan`). A stage is one phase: a fresh Trainer
+with one `Trainer.fit`, or an evaluation. After a kill at any moment, the run resumes from the newest checkpoint of the
+current stage. Repeated work writes the same files with the same content. See folder.py for the layout of the folder,
+resume.py for damaged files, weights.py for the loaded weights, and trainer.py for the training of a phase.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ _log = logging.getLogger(__name__)
 
 
 class LoopRunner:
-    """Runs the rounds of a run folder, from its beginning or from where it was left.
+    """Runs the rounds of a run folder, from the start or from where it stopped.
 
     Args:
         out: the run folder.
-        parts: what the run is made of.
-        make_trainer: makes the Trainer of a phase from keyword arguments; never the same one twice.
+        parts: the parts of the run.
+        make_trainer: makes a new Trainer for a phase from keyword arguments.
 
     Raises:
-        ValueError: the Trainer has settings that the loop can't work with.
+        ValueError: the Trainer has settings that the loop does not support.
     """
 
     def __init__(self, out: Path, parts: Parts, make_trainer: MakeTrainer = L.Trainer) -> None:
@@ -70,17 +70,17 @@ class LoopRunner:
         self.mixed_precision = torch.bfloat16 if trainer.precision == "bf16-mixed" else None
 
     def run(self, policy: Policy, signals: StopSignals | None = None) -> LoopState:
-        """Run all stages that are not done yet, hand over a policy, and write table and plots.
+        """Run all remaining stages, save the final policy, and write results table and plots.
 
         Args:
             policy: the base policy. The run trains its weights in place.
-            signals: that stop the run, after a training step; an evaluation at once.
+            signals: signals that stop the run: training after the current step, an evaluation at once.
 
         Raises:
-            RunFault: too few groups to train on, weights that are not finite, a damaged file.
+            RunFault: too few groups to train on, weights that are not finite, or a damaged file.
             OSError: a file can't be written.
-            StateError: the run can't be resumed, as what says where it stands is damaged.
-            Stopped: by a signal.
+            StateError: the run can't be resumed, because its state is damaged.
+            Stopped: a signal stopped the run.
             ValueError: the problems can't be rendered for this policy.
         """
         self.signals = signals or StopSignals()
@@ -103,7 +103,7 @@ class LoopRunner:
             stage = self.stages[state.stages_done]
             if stage.phase != "evaluate":
                 state.save(self.folder.state_before(stage))
-            # Nothing of ours reads the global random state; what others plug in finds the same after a resume.
+            # Our code never reads the global random state. User code that does gets the same state after a resume.
             L.seed_everything(derive_seed(self.parts.seed, stage.name, stage.phase) % 2**32, verbose=False)
             started = perf_counter()
             outcome = self._run_stage(stage, state)
@@ -114,7 +114,7 @@ class LoopRunner:
         return self._hand_over(state)
 
     def _announce_problems(self) -> None:
-        """How many problems there are, what was left out, and a prompt as the policy sees it."""
+        """Log the number of problems, those left out, and the first prompt as the policy sees it."""
         for note in self.parts.data.notes():
             _log.info(note)
         _log.info(f"first prompt: {printable(self.parts.problems[0].prompt, limit=2000)}")
@@ -127,7 +127,7 @@ class LoopRunner:
         return self._evaluate(stage)
 
     def _explore(self, stage: Stage, state: LoopState) -> StageOutcome:
-        """phi: the round's initial policy, trained by the algorithm; every rollout on the way goes to the pool."""
+        """Train phi: the round's initial policy, trained by the algorithm. Every rollout goes to the pool."""
         loop = self.parts.loop
         self.weights.use(self.folder.initial_policy(stage))
         algorithm = copy.deepcopy(self.parts.algorithm)
@@ -170,11 +170,11 @@ class LoopRunner:
         )
 
     def _consolidate(self, stage: Stage, state: LoopState) -> StageOutcome:
-        """theta_{k+1}: theta_k, not phi, fine-tuned on what the filter lets through of the round's pool."""
+        """Train theta_{k+1}: theta_k, not phi, fine-tuned on the expert set of the round's pool."""
         assert self.parts.consolidation is not None
         seed = derive_seed(self.parts.seed, "consolidate", stage.round)
         expert_file, policy_folder = self.folder.expert_set(stage), self.folder.policy(stage)
-        with self.signals.at_once():  # it is made anew by a resume anyway
+        with self.signals.at_once():  # a resume rebuilds the expert set anyway
             check_pool(self.folder, stage)
             stats = build_expert_set(self.folder.pool(stage), expert_file, self.parts.filter, seed)
         results = {stage.name: {key: float(value) for key, value in stats.metrics().items()}}
@@ -205,7 +205,7 @@ class LoopRunner:
         return StageOutcome(Budget(optimizer_steps=optimizer_steps), results, note=skipped)
 
     def _evaluate(self, stage: Stage) -> StageOutcome:
-        """pass@k of a policy on every evaluation set; the same problems and seeds for all policies."""
+        """Measure pass@k of a policy on every evaluation set, with the same problems and seeds for all policies."""
         self._use(stage)
         self.policy.to(self.device)
         metrics: dict[str, float] = {}
@@ -222,7 +222,7 @@ class LoopRunner:
         return StageOutcome(results={stage.name: metrics})
 
     def _hand_over(self, state: LoopState) -> LoopState:
-        """Save the selected policy to final/, and write the table and the plots."""
+        """Save the selected policy to final/, and write the results table and the plots."""
         loop = self.parts.loop
         names = [stage.name for stage in self.stages[: state.stages_done] if stage.phase == "evaluate"]
         selected = select_final(names, state.results, loop.select, k=max(self.parts.evaluation.k))
@@ -236,19 +236,19 @@ class LoopRunner:
         return state
 
     def _use(self, stage: Stage) -> None:
-        """Load the policy that an evaluation is of."""
+        """Load the policy that an evaluation measures."""
         self.weights.use(None if stage.which == "base" else self.folder.policy(stage))
 
     def _progress(self, stage: Stage, state: LoopState) -> PhaseProgress:
-        """The phase's bar. It begins with the last policy's pass@1 on the first set evaluated inside phases."""
+        """The phase's progress bar. It starts with the last pass@1 on the first set evaluated inside phases."""
         name = next(iter(self.parts.sets_inside), "")
         known = [result[key] for result in state.results.values() if (key := f"eval/{name}/pass@1") in result]
         return PhaseProgress(self._title(stage), known[-1] if known else None)
 
     def _drop_checkpoints(self, stage: Stage) -> None:
-        """Of phases that are complete: their policies are saved, and each holds the optimizer's state besides.
+        """Delete checkpoints of complete phases: their policies are saved, and checkpoints include optimizer state.
 
-        Those of an exploration stay until its pool was read: should a shard be damaged, they spare repeating all of it.
+        Those of an exploration stay until its pool has been read. If a shard is damaged, the run resumes from them.
         """
         awaited = "evaluate" if self.parts.consolidation is None else "consolidate"
         if stage.phase == awaited:
@@ -261,7 +261,7 @@ class LoopRunner:
         return f"round {stage.round + 1}/{rounds} {stage.phase}"
 
     def _expert_rollouts(self, expert_file: Path) -> list[Rollout]:
-        """The expert set with its prompts, as the policy sees them."""
+        """The expert set as rollouts, with prompts as the policy sees them."""
         prompts = {problem.id: np.array(self.policy.encode(problem.prompt)) for problem in self.parts.problems}
         return [
             Rollout(

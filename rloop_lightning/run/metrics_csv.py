@@ -1,11 +1,11 @@
-"""The run's `metrics.csv`: one wide table for the whole run, a row for each (round, phase, step).
+"""The run's `metrics.csv`: one wide table for the whole run, with one row per (round, phase, step).
 
     logger = RunMetrics(run / "metrics.csv", round=0, phase="explore")
     Trainer(logger=[logger, ...])
     read_metrics(run / "metrics.csv")  # [{"round": 0, "phase": "explore", "step": 1, "rollout/reward_mean": 0.25, ...}]
 
-Every phase has a logger of its own on the same file, made when the phase before has finished. A row is on disk as
-soon as it was logged.
+Each phase has its own logger on the same file, made after the previous phase has finished. A logged row is on disk
+immediately.
 """
 
 from __future__ import annotations
@@ -25,27 +25,26 @@ from rloop_lightning.run.state import Stage
 from rloop_lightning.system.files import atomic_path, write_tail
 
 _KEYS = ("round", "phase", "step")
-# Lightning adds `epoch` to whatever is logged; a phase has no epochs worth a column.
+# Lightning adds `epoch` to all metrics, but a phase is a single epoch.
 _DROPPED = {*_KEYS, "epoch"}
 
 
 PASS_AT_K = re.compile(r"eval/(?P<set>[^/]+)/pass@(?P<k>\d+)")
-"""What pass@k of an evaluation set is called."""
+"""The metric name of pass@k on an evaluation set."""
 
 _RESULT_STEPS = {"base": 0, "explored": 1, "consolidated": 2}
 
 
 class RunMetrics(Logger):
-    """Writes what a phase logs into the run's table; on rank 0 only.
+    """Writes a phase's metrics to the run's table, on rank 0 only.
 
-    Metrics logged for the same step in several calls become one row. A metric that is new to the table makes it be
-    rewritten once, with a further column; otherwise a call writes one row, whatever the table's length.
+    Several calls for the same step make one row. A new metric adds a column, which rewrites the table once. Any other
+    call writes one row, whatever the table's length.
 
-    At construction, rows of this phase that the run is about to repeat are dropped, as is what a kill left
-    half-written.
+    The constructor drops this phase's rows that the run is about to repeat, and any half-written row that a kill left.
 
     Args:
-        path: the table; made when the first metrics are logged.
+        path: the table; created when the first metrics are logged.
         round: round of the run, from 0.
         phase: `explore`, `consolidate` or `evaluate`.
         keep_before: rows of this round and phase are kept if their step is below this; 0 keeps none of them.
@@ -63,7 +62,7 @@ class RunMetrics(Logger):
 
     @property
     def name(self) -> str:
-        """Of this kind of logger."""
+        """The name of this kind of logger."""
         return "metrics"
 
     @property
@@ -72,7 +71,7 @@ class RunMetrics(Logger):
         return f"round-{self._round}-{self._phase}"
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the run's configuration is in its `config.yaml`."""
+        """Do nothing: the run's configuration is in its `config.yaml`."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -80,7 +79,7 @@ class RunMetrics(Logger):
 
         Args:
             metrics: numbers by name; `epoch` and the table's own keys are left out.
-            step: inside the phase.
+            step: step within the phase.
         """
         cells = {name: _format(value) for name, value in metrics.items() if name not in _DROPPED}
         if not cells:
@@ -110,7 +109,7 @@ class RunMetrics(Logger):
         self._rewrite(kept)
 
     def _add_columns(self, new: Sequence[str]) -> None:
-        """Rewrite the table with further columns and with the last row, which is on disk already or is new."""
+        """Rewrite the table with new columns and the last row, whether or not that row is on disk already."""
         rows = _read(self._path, end=self._row_start)[1] if self._columns else []
         self._columns = [*self._columns, *new]
         self._rewrite([*rows, self._row])
@@ -122,10 +121,10 @@ class RunMetrics(Logger):
         self._row_start = sum(map(len, lines[:-1]))
 
     def _write_row(self) -> None:
-        """Write the last row over itself, or at the end of the table.
+        """Overwrite the last row, or append it to the table.
 
-        A kill in the midst of that leaves the row and a rest with too few cells, which no reader takes for a row; an
-        error leaves what was there. So no row that was logged is ever lost.
+        A kill in between leaves the row and a remainder with too few cells, which readers skip. An error leaves the old
+        content. So no logged row is ever lost.
         """
         write_tail(self._path, self._row_start, _line([self._row.get(name, "") for name in self._columns]))
 
@@ -149,10 +148,10 @@ def column(path: Path, round: int, phase: str, name: str) -> list[float]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The table's rows in the order they were first logged; empty cells are left out, numbers are parsed.
+    """The table's rows in the order they were first logged, with parsed numbers and without empty cells.
 
-    Rows of the same round, phase and step are merged, the later value before the earlier. A half-written row is left
-    out. A table that does not exist has no rows.
+    Rows of the same round, phase and step are merged; later values override earlier ones. A half-written row is
+    skipped. A missing table has no rows.
     """
     if not Path(path).exists():
         return []
@@ -164,14 +163,14 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def result_step(stage: Stage) -> int:
-    """The step under which metrics.csv holds the evaluation of a policy."""
+    """The step of a policy's evaluation in metrics.csv."""
     return _RESULT_STEPS[stage.which]
 
 
 def _read(path: Path, end: int | None = None) -> tuple[list[str], list[dict[str, str]]]:
-    """Header and whole rows as text, of the file's first `end` bytes."""
+    """Header and complete rows as text, from the file's first `end` bytes."""
     content = path.read_bytes()[:end]
-    whole = content[: content.rfind(b"\n") + 1].decode()  # behind the last line break is what a kill left
+    whole = content[: content.rfind(b"\n") + 1].decode()  # a kill may leave a partial row after the last line break
     columns, *rows = csv.reader(io.StringIO(whole, newline="")) if whole else [[]]
     return columns, [dict(zip(columns, row, strict=True)) for row in rows if len(row) == len(columns)]
 

@@ -1,4 +1,4 @@
-"""The parts that a run is made of, and whether they fit together."""
+"""The parts of a run, and checks that they are compatible."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from rloop_lightning.run.state import LoopConfig
 from rloop_lightning.system.terminal import one_line
 from rloop_lightning.types import Problem
 
-_SHOWN = 5  # problems that a message names, of all that it is about
+_SHOWN = 5  # problems that a message lists by name
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run is made of, the policy aside.
+    """All parts of a run except the policy.
 
     Args:
         engine: generates rollouts.
         data: the problem sets.
         reward: scores completions.
-        algorithm: explores; a copy of it trains in each round.
-        consolidation: fine-tunes each round's initial policy on the expert set; None is plain reinforcement learning.
+        algorithm: the RL algorithm; a copy of it trains in each round.
+        consolidation: fine-tunes each round's initial policy on the expert set; None is plain RL.
         loop: rounds and sizes.
-        filter: what the expert set takes.
+        filter: the selection of the expert set.
         capture: extra rollouts for the pool.
-        gradient: what is done about exploding gradients.
+        gradient: the handling of exploding gradients.
         evaluation: how policies are evaluated.
-        seed: everything random derives from it.
+        seed: seed of all randomness.
     """
 
     engine: RolloutEngine
@@ -67,35 +67,35 @@ class Parts:
 
     @property
     def sets_between(self) -> list[str]:
-        """Names of the sets that policies are evaluated on between phases."""
+        """Names of the evaluation sets between phases."""
         return list(self.evaluation_sets) if self.evaluation.sets is None else self.evaluation.sets
 
     @property
     def sets_inside(self) -> list[str]:
-        """Names of the sets that policies are evaluated on inside an exploration."""
+        """Names of the evaluation sets inside an exploration."""
         return self.sets_between if self.evaluation.sets_inside is None else self.evaluation.sets_inside
 
     def validate(self) -> list[str]:
-        """What can't work in this combination of settings, one message each; no model is needed to tell."""
+        """Errors in the settings and their combination, one message each. Needs no model."""
         modules = [self.algorithm, *([] if self.consolidation is None else [self.consolidation])]
         invalid = [message for module in modules for message in module.invalid()]
         return [*invalid, *self._check_sizes(), *self._check_sets()]
 
     def readable(self) -> tuple[Parts, list[str]]:
-        """The same parts without the problems that the reward can't read, or what is wrong with those."""
+        """The same parts without problems that the reward can't read, and errors about such problems."""
         data, wrong = readable(self.data, self.reward.unusable, f"--reward {type(self.reward).__name__}")
         return replace(self, data=data), wrong
 
     def rendered(self, policy: Policy) -> Parts:
-        """The same parts, with problems whose prompts are what this policy sees; those too long are left out.
+        """The same parts with prompts rendered for this policy, without problems that are too long.
 
         Raises:
-            ValueError: a set can't be rendered, or none of its problems is short enough.
+            ValueError: a set can't be rendered, or all its problems are too long.
         """
         return replace(self, data=rendered(self.data, policy.tokenizer))
 
     def validate_with(self, policy: Policy) -> list[str]:
-        """What can't work with this policy once problems are rendered."""
+        """Conflicts with this policy, one message each. Call it on rendered parts."""
         return [
             *self.engine.validate_with(policy),
             *self._check_routing(policy),
@@ -104,7 +104,7 @@ class Parts:
         ]
 
     def _check_routing(self, policy: Policy) -> Iterator[str]:
-        """What routing replay R3 needs and does not get: the experts that every rollout was generated with."""
+        """Parts that can't provide routed experts, which routing replay R3 needs for every rollout."""
         if not policy.wants_routed_experts:
             return
         if not self.engine.reports_routed_experts:

@@ -2,9 +2,9 @@
 
     write_plots(read_metrics(run / "metrics.csv"), run / "plots")
 
-Rows of the phase `explore` hold the training curves, steps from 1, and evaluations in between. Rows of the phase
-`evaluate` hold evaluations around a round's phases: step 0 of the policy that the round starts from, 1 of the explored
-policy, 2 of the consolidated one.
+Rows of the phase `explore` contain the training curves, with steps from 1, and evaluations in between. Rows of the
+phase `evaluate` contain evaluations between phases: step 0 for the base policy, 1 for the explored policy, 2 for the
+consolidated policy.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from rloop_lightning.system.files import atomic_path
 
 Row = Mapping[str, Any]
 
-# Okabe and Ito's palette: told apart with any kind of colour vision.
+# Okabe and Ito's palette, distinguishable with any kind of colour vision.
 _BLUE, _GREEN, _VERMILION, _GREY = "#0072B2", "#009E73", "#D55E00", "#666666"
 
 
 @dataclass(frozen=True)
 class _Curve:
-    """Points of one round of one metric, at rollout steps counted over the whole run."""
+    """One metric's points in one round, at rollout steps counted over the whole run."""
 
     x: np.ndarray  # [S]
     y: np.ndarray  # [S]
 
 
 def write_plots(rows: Sequence[Row], folder: Path) -> list[Path]:
-    """Write the plots for which `rows` hold a curve, each whole or not at all, and return their paths.
+    """Write the plots that have a curve in `rows`, each atomically, and return their paths.
 
     Args:
-        rows: as `read_metrics` gives them.
-        folder: made where it is missing.
+        rows: rows from `read_metrics`.
+        folder: created if missing.
     """
     timeline = Timeline(rows)
     plots = {
@@ -58,14 +58,14 @@ def write_plots(rows: Sequence[Row], folder: Path) -> list[Path]:
     for name, figure in plots.items():
         if figure is not None:
             with atomic_path(Path(folder) / name) as partial:
-                # No software version inside, so that the same rows give the same bytes.
+                # Without the software version, so that the same rows give the same bytes.
                 figure.savefig(partial, format="png", dpi=150, metadata={"Software": None})
             written.append(Path(folder) / name)
     return written
 
 
 class Timeline:
-    """The run's rows on one axis: rollout steps counted over the rounds."""
+    """The run's rows on one axis: rollout steps counted over all rounds."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
         self.rows = rows
@@ -82,11 +82,11 @@ class Timeline:
         self._steps = steps
 
     def training(self, metric: str) -> list[_Curve]:
-        """The metric during exploration, a curve for each round."""
+        """The metric during exploration, one curve per round."""
         return self._curves(metric, {"explore"})
 
     def evaluations(self, metric: str) -> list[_Curve]:
-        """The metric of every evaluated policy; a curve begins at the policy that its round starts from."""
+        """The metric of every evaluated policy. Each curve starts at its round's initial policy."""
         return self._curves(metric, {"explore", "evaluate"})
 
     def _curves(self, metric: str, phases: set[str]) -> list[_Curve]:
@@ -102,16 +102,16 @@ class Timeline:
         ]
 
     def _place(self, row: Row) -> tuple[int, int]:
-        """The round whose curve the row belongs to, and where it stands on the axis."""
+        """The round of the row's curve, and the row's position on the axis."""
         number, step = row["round"], row["step"]
         if row["phase"] == "explore":
             return number, self.starts[number] + step
-        if step >= 2:  # the consolidated policy is where the next round starts
+        if step >= 2:  # the consolidated policy is the next round's initial policy
             return number + 1, self.starts[number] + self._steps[number]
         return number, self.starts[number] + step * self._steps[number]
 
     def eval_metrics(self) -> list[str]:
-        """pass@k of the test set, or else of the first evaluated set, for the smallest and the largest k."""
+        """pass@k on the test set, or else on the first evaluated set, for the smallest and the largest k."""
         names = dict.fromkeys(name for row in self.rows for name in row)
         passes = [match for name in names if (match := PASS_AT_K.fullmatch(name))]
         if not passes:
@@ -150,7 +150,7 @@ def training_curve(timeline: Timeline, metric: str, label: str, colour: str, log
 
 
 def _figure(timeline: Timeline, label: str) -> tuple[Figure, Axes]:
-    """A figure with its axes labelled and the rounds marked."""
+    """A figure with labelled axes and marked rounds."""
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -166,13 +166,13 @@ def _figure(timeline: Timeline, label: str) -> tuple[Figure, Axes]:
         if start > 0:
             axes.axvline(start, color=_GREY, linestyle="--", linewidth=1)
         if len(timeline.starts) > 1:
-            top = axes.get_xaxis_transform()  # x of the data, y of the axes
+            top = axes.get_xaxis_transform()  # x in data coordinates, y in axes coordinates
             axes.text(start, 1.01, f" round {number + 1}", transform=top, fontsize=11, color=_GREY)
     return figure, axes
 
 
 def _draw(axes: Axes, curves: Sequence[_Curve], label: str, colour: str, log: bool = False) -> None:
-    """Each curve faint as it is, and a smoothed line over it; rounds are not joined."""
+    """Plot each raw curve faintly with a smoothed line over it. Rounds are not joined."""
     for number, curve in enumerate(curves):
         axes.plot(
             curve.x, curve.y, color=colour, alpha=0.25, linewidth=1, label=None if number else "each rollout step"
@@ -181,7 +181,7 @@ def _draw(axes: Axes, curves: Sequence[_Curve], label: str, colour: str, log: bo
 
 
 def _draw_evaluations(axes: Axes, curves: Sequence[_Curve], label: str, colour: str, marker: str) -> None:
-    """Each curve with its points marked, and a dotted line from one round's end to where the next starts."""
+    """Plot each curve with markers, and a dotted line from the end of one round to the start of the next."""
     for number, curve in enumerate(curves):
         (line,) = axes.plot(curve.x, curve.y, color=colour, linewidth=1.5, label=None if number else label)
         line.set(marker=marker, markersize=5, clip_on=False)
@@ -193,7 +193,7 @@ def _draw_evaluations(axes: Axes, curves: Sequence[_Curve], label: str, colour: 
 
 
 def smoothed(y: np.ndarray, log: bool) -> np.ndarray:
-    """The mean under a bell as wide as a fifth of the curve, cut off at its ends; of the logarithm where `log`."""
+    """Smooth by a bell-shaped window, a fifth of the curve wide and cut off at the ends; with `log`, the logarithm."""
     window = np.hanning(2 * (len(y) // 10) + 3)
     values = np.log(np.maximum(y, np.finfo(float).tiny)) if log else y
     mean = _convolve(values, window) / _convolve(np.ones(len(y)), window)

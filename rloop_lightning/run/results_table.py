@@ -1,4 +1,4 @@
-"""The table of a run's policies.
+"""The results table of a run's policies.
 
 results_table([PolicyResult("base", {"eval/test/pass@1": 0.14}), ...])  # Markdown
 """
@@ -18,12 +18,12 @@ _MISSING = "–"  # noqa: RUF001 - an en dash is what a table shows where there 
 
 @dataclass(frozen=True)
 class PolicyResult:
-    """A policy of the run and what was measured of it.
+    """A policy of the run and its metrics.
 
     Args:
-        name: as the table shows it, "round 1 explored".
+        name: its name in the table, such as "round 1 explored".
         metrics: by name: `eval/SET/pass@K`, `eval/SET/entropy_nats`, `grad/norm_preclip_max`, `expert/rollouts`.
-        handed_over: this is the policy that the run gives.
+        handed_over: whether it is the run's final policy.
     """
 
     name: str
@@ -34,8 +34,9 @@ class PolicyResult:
 def results_table(results: Sequence[PolicyResult]) -> str:
     """The policies as a Markdown table that also reads well as plain text.
 
-    A column for each evaluated set and k, then entropy on the set that comes first, the largest gradient norm before
-    clipping, and the size of the expert set; each only where a policy has it. What a policy lacks is an en dash.
+    The columns are pass@k for each evaluated set and k, entropy on the first set, the largest gradient norm before
+    clipping, and the size of the expert set. A column is left out if no policy has its metric. An en dash stands for a
+    missing value.
     """
     columns = _columns(results)
     header = ["policy", *(title for _, title, _ in columns)]

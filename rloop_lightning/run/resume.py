@@ -1,9 +1,9 @@
-"""Where a run goes on from: the state that it was left in, or an earlier one if what it needs is damaged.
+"""The state to resume a run from: the newest one, or an earlier one if files that it needs are damaged.
 
-A stage reads what was written before: policies, the pool, its own checkpoints. Before a run goes on, their checksums
-are compared. A damaged checkpoint is removed, so that the one before counts, and so is a checkpoint that stands behind
-a damaged shard: its rollouts must be generated again. Where a file of a complete stage is damaged, that stage is
-repeated. Whatever is repeated gives the same bits again.
+A stage reads earlier files: policies, the pool, its own checkpoints. Before a run resumes, their checksums are
+verified. A damaged checkpoint is deleted, so that the previous one is used. A checkpoint after a damaged shard is
+deleted as well, because the shard's rollouts must be generated again. If a file of a complete stage is damaged, that
+stage is repeated. Repeated work gives the same bits.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _log = logging.getLogger(__name__)
 
 
 def last_good_state(folder: RunFolder, stages: Sequence[Stage]) -> LoopState | None:
-    """The state to go on from, with all that is damaged or stands behind it removed; None if the run has none yet.
+    """The state to resume from; None if the run has none yet. Deletes damaged files and everything that follows them.
 
     Raises:
-        StateError: every state that could be gone on from is damaged.
+        StateError: all states to resume from are damaged.
     """
     state = _newest_state(folder)
     while state is not None and state.stages_done < len(stages) and not state.stopped:
@@ -43,20 +43,20 @@ def last_good_state(folder: RunFolder, stages: Sequence[Stage]) -> LoopState | N
 
 
 def check_policy(folder: Path) -> None:
-    """Make sure that a policy's files are what was written.
+    """Verify the checksums of a policy's files.
 
     Raises:
-        DamagedError: names the first that is not.
+        DamagedError: names the first damaged file.
     """
     for name, what in damaged_files(folder).items():
         raise DamagedError(f"{folder / name} {what}")
 
 
 def check_pool(folder: RunFolder, stage: Stage) -> None:
-    """Make sure that a round's shards are what was written.
+    """Verify the checksums of a round's shards.
 
     Raises:
-        DamagedError: names the first that is not.
+        DamagedError: names the first damaged shard.
     """
     pool = folder.pool(stage)
     for name, what in pool.damaged().items():
@@ -64,17 +64,17 @@ def check_pool(folder: RunFolder, stage: Stage) -> None:
 
 
 def checkpoint_damage(path: Path) -> str:
-    """What is wrong with a checkpoint, by the checksums that its zip format carries; nothing if it is whole."""
+    """The damage of a checkpoint, found by the checksums in its zip format; empty if it is intact."""
     try:
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
     except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, ValueError) as error:
-        return f"is no whole checkpoint ({error})"
-    return f"does not hold what was written to it (the checksum of its part {bad} differs)" if bad else ""
+        return f"is not a complete checkpoint ({error})"
+    return f"is damaged (the checksum of its part {bad} differs)" if bad else ""
 
 
 def _newest_state(folder: RunFolder) -> LoopState | None:
-    """The state, or the one before it if that is damaged."""
+    """The current state, or the previous one if that is damaged."""
     damage = []
     for path in folder.states:
         try:
@@ -83,17 +83,17 @@ def _newest_state(folder: RunFolder) -> LoopState | None:
             damage.append(str(error))
             continue
         for line in damage:
-            _log.warning(f"{line}; the run goes on from {path.name}")
+            _log.warning(f"{line}; the run resumes from {path.name}")
         return state
     if damage:
         raise StateError(
-            "\n".join(damage) + f"\n--resume {folder.out}: nothing else says where the run stands; begin a new one"
+            "\n".join(damage) + f"\n--resume {folder.out}: no other record of its state exists; start a new run"
         )
     return None
 
 
 def _maker_of_damaged_input(folder: RunFolder, stage: Stage) -> Stage | None:
-    """The complete stage of which this one reads something damaged, the earliest if there are several."""
+    """The complete stage that wrote a damaged input of this stage; the earliest if there are several."""
     try:
         if stage.phase == "evaluate":
             maker = Stage(stage.round, "explore" if stage.which == "explored" else "consolidate", stage.which)
@@ -117,12 +117,12 @@ def _state_before(folder: RunFolder, stage: Stage) -> LoopState:
         return LoopState.load(folder.state_before(stage))
     except DamagedError as error:
         raise StateError(
-            f"{error}\n--resume {folder.out}: nothing else says how to repeat that; begin a new run"
+            f"{error}\n--resume {folder.out}: no other record of that state exists; start a new run"
         ) from error
 
 
 def _drop_bad_checkpoints(folder: RunFolder, stage: Stage) -> None:
-    """Remove a phase's checkpoints, newest first, down to one that is whole and whose shards are."""
+    """Delete a phase's checkpoints, newest first, until one is intact together with its shards."""
     for path in reversed(folder.checkpoints(stage)):
         damage = checkpoint_damage(path)
         if damage:
@@ -137,11 +137,11 @@ def _drop_bad_checkpoints(folder: RunFolder, stage: Stage) -> None:
             return
         path.unlink()
         left = folder.steps_done(stage)
-        _log.warning(f"round {stage.round + 1} {stage.phase} goes on from its step {left}")
+        _log.warning(f"round {stage.round + 1} {stage.phase} resumes from its step {left}")
 
 
 def _forget_later(folder: RunFolder, later: Sequence[Stage]) -> None:
-    """Remove rows and checkpoints of stages that will be begun anew; what else they wrote they replace."""
+    """Delete the rows and checkpoints of stages that will be repeated. They overwrite their other files."""
     evaluations = {(stage.round, result_step(stage)) for stage in later if stage.phase == "evaluate"}
     phases = {(stage.round, stage.phase) for stage in later if stage.phase != "evaluate"}
     drop_rows(

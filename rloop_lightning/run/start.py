@@ -1,4 +1,4 @@
-"""Whether a run can live in its folder, before anything is written there; and its first file, the settings."""
+"""The start of a run: checks its folder before anything is written there, then writes its settings."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from rloop_lightning.run.folder import RunFolder
 from rloop_lightning.system.files import write_text
 from rloop_lightning.system.imports import is_unnamed
 
-# What may differ when a run is resumed: it has no part in what the run computes, or changes its rounding alone, as a
-# machine with less memory needs it.
+# Settings that may change on resume. They do not affect the results, or only their rounding, for a machine with less
+# memory.
 _FREE_ON_RESUME = (
     "resume",
     "out",
@@ -31,58 +31,58 @@ _FREE_ON_RESUME = (
 
 
 class RunFolderError(OSError):
-    """The run folder can't be written; says why and how to go on."""
+    """The run folder can't be written. The message gives the reason and the fix."""
 
 
 def new_run_faults(folder: RunFolder) -> list[str]:
-    """Why a run can't begin in a folder; nothing is left there."""
+    """Why a new run can't start in this folder. The check leaves no files."""
     out = folder.out
     if folder.state.exists():
-        return [f"--out {out} holds a run already; go on with it by --resume {out}, or name another folder"]
+        return [f"--out {out} already contains a run; resume it with --resume {out}, or choose another folder"]
     there = next(path for path in (out.absolute(), *out.absolute().parents) if os.path.lexists(path))
     if not there.is_dir():
-        return [f"--out {out}: {there} is no folder; name another"]
+        return [f"--out {out}: {there} is not a folder; choose another"]
     try:
         with tempfile.TemporaryDirectory(dir=there):
             pass
     except OSError as error:
-        return [f"--out {out}: can't write in {there}: {error.strerror}; name another folder"]
+        return [f"--out {out}: can't write in {there}: {error.strerror}; choose another folder"]
     return []
 
 
 def resume_faults(run: RunFolder) -> list[str]:
-    """Why there is no run to go on with; what is damaged in one is for resume.py to find."""
+    """Why this folder has no run to resume. resume.py checks for damaged files."""
     if run.config.is_file() and run.states:
         return []
     needed = f"{run.config.name} and {run.state.name}"
-    return [f"--resume {run.out}: no {needed} there; give the folder of a begun run"]
+    return [f"--resume {run.out}: no {needed} there; give the folder of an existing run"]
 
 
 def changed_settings(run: RunFolder, now: str) -> list[str]:
-    """What differs from the settings that a run began with, where it has a part in what the run computes.
+    """Settings that affect the results and differ from those the run started with, one message each.
 
     Args:
-        run: a begun run.
-        now: the present settings, as YAML.
+        run: an existing run.
+        now: the current settings, as YAML.
     """
     before = dict(_flat(yaml.safe_load(run.config.read_text(encoding="utf-8"))))
     after = dict(_flat(yaml.safe_load(now)))
-    # A Python object that has no import path is given anew, as whatever the user can name.
+    # The user passes a Python object without an import path again, in any form.
     unnamed = [name.removesuffix("name") for name, value in before.items() if is_unnamed(value)]
     free = (*_FREE_ON_RESUME, *unnamed)
     return [
-        f"--resume: --{key} was {before.get(key)!r} when the run began and is {after.get(key)!r} now; leave it out, or "
-        "begin a new run"
+        f"--resume: --{key} was {before.get(key)!r} when the run started and is {after.get(key)!r} now; leave it out, "
+        "or start a new run"
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key) and not key.startswith(free)
     ]
 
 
 def begin(folder: RunFolder, settings: str) -> None:
-    """Write the settings, as YAML, which makes the folder a run's.
+    """Write the settings (YAML) to a new run folder.
 
     Raises:
-        RunFolderError: it can't be written; folders that were made for it are gone again.
+        RunFolderError: they can't be written. Folders created for them are removed.
     """
     file = folder.config
     with nothing_half_written(folder.out):
@@ -90,14 +90,14 @@ def begin(folder: RunFolder, settings: str) -> None:
             write_text(file, settings)
         except OSError as error:
             raise RunFolderError(
-                f"can't write {file}: {error.strerror or error}; make room, or name another folder by --out, and begin "
-                "again"
+                f"can't write {file}: {error.strerror or error}; free disk space, or choose another folder with --out, "
+                "and start again"
             ) from error
 
 
 @contextmanager
 def nothing_half_written(out: Path) -> Iterator[None]:
-    """Removes the folders that were made on the way to `out`, as far as they are empty, where the block raises."""
+    """If the block raises, remove `out` and its parents, as far as they are new and empty."""
     made = [path for path in (out, *out.parents) if not path.exists()]
     try:
         yield

@@ -1,4 +1,4 @@
-"""What a run is to do and where it stands: `LoopConfig`, the plan of its stages, and `LoopState` in state.json."""
+"""The plan and the state of a run: `LoopConfig`, the list of stages, and `LoopState` in state.json."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ Which = Literal["base", "explored", "consolidated"]
 Select = Literal["last", "explored", "pass@1", "pass@k"]
 
 _CHECKSUM = "sha256"
-"""The key in a state's file that holds the checksum of all the others."""
+"""The key of the checksum over all other keys of a state file."""
 
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """The outer loop: how many rounds, how long each explores, what a rollout step generates.
+    """The outer loop: the number of rounds, their length, and the size of a rollout step.
 
-    Three rounds of 200 rollout steps are the paper's (arXiv 2511.04285); the other defaults are ours.
+    Three rounds of 200 rollout steps are the paper's (arXiv 2511.04285). The other defaults are ours.
 
     Args:
-        rounds: rounds of exploration and consolidation. Without a consolidation the same number of rollout steps is
-            one uninterrupted exploration.
-        explore_steps: rollout steps in a round's exploration.
+        rounds: rounds of exploration and consolidation. Without consolidation, the run is one uninterrupted exploration
+            with the same number of rollout steps.
+        explore_steps: rollout steps of a round's exploration.
         problems_per_step: groups that a rollout step trains on.
-        rollouts_per_problem: rollouts in a group.
-        select: which policy the run hands over: `last`, the last that it made (as in the paper: of the last round, the
-            consolidated one), `explored`, the last explored one, or the best on the data's validation set by `pass@1`,
-            or by `pass@k` at the largest --eval.k, among all that were evaluated.
-        on_empty_expert_set: when the filter lets nothing through, `continue` with the next round from the policy that
-            this one began with, or `stop` the run there.
-        checkpoint_every_n_steps: training steps between the checkpoints that --resume goes on from; 0 saves none but
+        rollouts_per_problem: rollouts per group.
+        select: the final policy of the run: `last`, the last policy of the run (as in the paper, the consolidated
+            policy of the last round), `explored`, the last explored policy, or the best evaluated policy on the
+            validation set by `pass@1`, or by `pass@k` at the largest --eval.k.
+        on_empty_expert_set: what to do when the expert set is empty: `continue` with the next round from the same
+            initial policy, or `stop` the run.
+        checkpoint_every_n_steps: training steps between checkpoints, from which --resume continues; 0 saves them only
             on SIGTERM and Ctrl-C.
     """
 
@@ -56,7 +56,7 @@ class LoopConfig:
 
 @dataclass(frozen=True)
 class Stage:
-    """One phase of a run; `which` says what policy an evaluation is of."""
+    """One phase of a run. `which` is the policy that an evaluation measures."""
 
     round: int
     phase: Phase
@@ -64,12 +64,12 @@ class Stage:
 
     @property
     def name(self) -> str:
-        """What its policy is called in the table, rounds counted from 1: "round 1 explored"."""
+        """The name of its policy in the results table, with rounds from 1: "round 1 explored"."""
         return "base" if self.which == "base" else f"round {self.round + 1} {self.which}"
 
 
 def plan(rounds: int, *, consolidates: bool) -> list[Stage]:
-    """The stages of a run, in order. Without a consolidation there is one exploration, however many rounds."""
+    """The stages of a run, in order. Without consolidation there is one exploration, whatever the number of rounds."""
     stages = [Stage(0, "evaluate", "base")]
     for number in range(rounds if consolidates else 1):
         stages += [Stage(number, "explore", "explored"), Stage(number, "evaluate", "explored")]
@@ -80,11 +80,11 @@ def plan(rounds: int, *, consolidates: bool) -> list[Stage]:
 
 @dataclass(frozen=True)
 class Budget:
-    """What a run has spent; evaluations and extra captures are not part of it, filtered groups are.
+    """The cost of a run. It includes filtered groups, but no evaluations or extra captures.
 
     Args:
         rollout_steps: rollout steps of all explorations.
-        optimizer_steps: parameter updates of all phases, without those that were skipped.
+        optimizer_steps: optimizer steps of all phases, without skipped ones.
         rollouts: rollouts generated to train on.
         tokens: completion tokens generated to train on.
         seconds: wall-clock time of all stages.
@@ -102,13 +102,13 @@ class Budget:
 
 @dataclass(frozen=True)
 class StageOutcome:
-    """What a stage gave.
+    """The outcome of a stage.
 
     Args:
         spent: its cost.
         results: metrics by policy.
-        note: something that the reader of the results must know.
-        stops: whether the run ends here, before its plan does.
+        note: a note for readers of the results.
+        stops: whether the run ends here, before the end of its plan.
     """
 
     spent: Budget = field(default_factory=Budget)
@@ -119,18 +119,18 @@ class StageOutcome:
 
 @dataclass(frozen=True)
 class LoopState:
-    """Where a run stands. Written atomically after every stage.
+    """The state of a run. It is written atomically after every stage.
 
     Args:
-        run_id: drawn when the run began, kept over resumes.
-        stages_done: stages of the plan that are complete.
-        round: round of the stage that comes next.
-        phase: phase of the stage that comes next, `done` after the last.
-        stopped: whether the run ended before its plan did.
-        notes: what the reader of the results must know.
+        run_id: random id of the run, kept on resume.
+        stages_done: number of complete stages of the plan.
+        round: round of the next stage.
+        phase: phase of the next stage, `done` after the last.
+        stopped: whether the run ended before the end of its plan.
+        notes: notes for readers of the results.
         selected: name of the policy in `final/`, once there is one.
-        budget: spent in complete stages.
-        results: metrics of every evaluated policy by its name, in order.
+        budget: cost of the complete stages.
+        results: metrics of every evaluated policy by name, in order.
     """
 
     run_id: str
@@ -149,10 +149,10 @@ class LoopState:
 
     @classmethod
     def load(cls, path: Path) -> LoopState:
-        """Read a state that was saved.
+        """Read a saved state.
 
         Raises:
-            DamagedError: the file is missing, or does not hold what was written to it.
+            DamagedError: the file is missing or its checksum differs.
         """
         try:
             values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -162,16 +162,16 @@ class LoopState:
         except (ValueError, KeyError, AttributeError, TypeError):
             checksum = None
         if checksum is None or checksum != _checksum(values):
-            raise DamagedError(f"{path} does not hold what was written to it (its checksum differs)")
+            raise DamagedError(f"{path} is damaged (its checksum differs)")
         return cls(**{**values, "budget": Budget(**values["budget"]), "notes": tuple(values["notes"])})
 
     @property
     def checksum(self) -> str:
-        """The same for states that hold the same."""
+        """A checksum of the content; equal for equal states."""
         return _checksum(asdict(self))
 
     def after(self, stages: list[Stage], outcome: StageOutcome) -> LoopState:
-        """The state once the next stage of the plan is complete."""
+        """The state after the next stage of the plan."""
         done = self.stages_done + 1
         following = stages[done] if done < len(stages) and not outcome.stops else None
         results = {name: {**self.results.get(name, {}), **metrics} for name, metrics in outcome.results.items()}

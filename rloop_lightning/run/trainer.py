@@ -1,4 +1,4 @@
-"""The Trainer of a phase: made afresh from the user's flags and the loop's settings, checked, and run once."""
+"""The Trainer of a phase: made new from the user's flags and the loop's settings, checked, and run once."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from rloop_lightning.run.state import Stage
 from rloop_lightning.system.signals import StopSignals
 
 MakeTrainer = Callable[..., L.Trainer]
-"""Makes a Trainer from keyword arguments; never the same one twice."""
+"""Makes a new Trainer from keyword arguments."""
 
 
 def new_trainer(make_trainer: MakeTrainer, **kwargs: Any) -> L.Trainer:
     """A Trainer for one phase.
 
     Raises:
-        ValueError: it has settings that the loop can't work with.
+        ValueError: it has settings that the loop does not support.
     """
     trainer = make_trainer(
         max_epochs=1,  # a phase is one pass over its stream
@@ -61,9 +61,9 @@ class PhaseTrainer:
     Args:
         make_trainer: makes the Trainer of a phase.
         folder: the run folder.
-        parts: what the run is made of.
-        run_id: of the run.
-        signals: that stop the run.
+        parts: the parts of the run.
+        run_id: id of the run.
+        signals: the signals that stop the run.
     """
 
     make_trainer: MakeTrainer
@@ -80,9 +80,9 @@ class PhaseTrainer:
         progress: PhaseProgress,
         callbacks: Sequence[Callback] = (),
     ) -> tuple[int, str]:
-        """One fresh Trainer and one fit, from the phase's newest checkpoint if there is one.
+        """Run one fit with a new Trainer, from the phase's newest checkpoint if there is one.
 
-        Gives the optimizer steps that were made, and a note on those that were skipped.
+        Returns the number of optimizer steps made, and a note on skipped ones.
         """
         done, saved = self.folder.steps_done(stage), self.folder.checkpoints(stage)
         faults = FaultyRollouts(self.folder.faults(stage), round=stage.round, run_id=self.run_id)
@@ -104,7 +104,7 @@ class PhaseTrainer:
             ],
         )
         with warnings.catch_warnings():
-            # A policy stays in eval mode on purpose: dropout would make its logprobs random.
+            # The policy stays in eval mode on purpose: dropout would make its logprobs random.
             warnings.filterwarnings("ignore", message=r".*module\(s\) in eval mode at the start of training")
             trainer.fit(module, train_dataloaders=stream, ckpt_path=saved[-1] if saved else None, weights_only=True)
         skipped = int(sum(column(self.folder.metrics, stage.round, stage.phase, "grad/skipped_updates")))

@@ -1,4 +1,4 @@
-"""Which of a run's policies the model holds: the base policy, or one that a phase saved."""
+"""The weights in the model: those of the base policy, or of a policy that a phase saved."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from rloop_lightning.system.checksums import damaged_files
 
 
 class Weights:
-    """Loads a policy's weights into the model, unless the model holds them already.
+    """Loads a policy's weights into the model, unless they are loaded already.
 
-    The base policy is read again from where it came from. If that is no folder, such as a name on the hub, it is saved
-    in the run folder once.
+    The base policy is reloaded from its source folder. If the source is not a folder, such as a name on the hub, the
+    base policy is saved to the run folder once.
 
     Args:
         policy: the base policy; its weights are replaced in place.
@@ -29,10 +29,10 @@ class Weights:
         self._held = self._base
 
     def use(self, folder: Path | None) -> None:
-        """Make the model's weights those of a folder, or of the base policy if that is None.
+        """Load the weights of a folder; None loads the base policy.
 
         Raises:
-            DamagedError: a file of the folder is not what was written.
+            DamagedError: a file of the folder has changed since it was written.
         """
         wanted = folder or self._base
         if wanted == self._held:
@@ -43,6 +43,6 @@ class Weights:
         self._held = wanted
 
     def save(self, folder: Path) -> None:
-        """Save the model's weights, which training has changed, as a policy."""
+        """Save the trained weights as a policy."""
         self._policy.save(folder)
         self._held = folder

@@ -62,7 +62,7 @@ def damaged_files(folder: Path, names: Iterable[str] | None = None) -> dict[str,
         elif name not in listed:
             damage[name] = f"has no checksum in {SUMS}"
         elif _digest(folder / name) != listed[name]:
-            damage[name] = "does not hold what was written to it (its checksum differs)"
+            damage[name] = "is damaged (its checksum differs)"
     return damage
 
 

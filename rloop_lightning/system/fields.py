@@ -1,4 +1,4 @@
-"""Types of settings that are restricted numbers, and the check of the values given for them.
+"""Restricted number types for settings, and checks of their values.
 
     @dataclass(frozen=True)
     class LoopConfig:
@@ -7,8 +7,8 @@
         def __post_init__(self) -> None:
             check_fields(self, "--loop")  # rules between fields come after it
 
-The command line's parser enforces these types; a class that is constructed from Python has no parser, and calls
-`check_fields`. To a type checker the types are plain numbers.
+The command line's parser enforces these types. A class constructed from Python has no parser and calls `check_fields`.
+For a type checker, the types are plain numbers.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ else:
         restricted_number_type,
     )
 
-    # The docstrings are worded as those of jsonargparse: `in_words` reads them.
+    # The docstrings follow jsonargparse's wording, because `in_words` parses them.
     LeftOpenUnitInterval = restricted_number_type(
         "LeftOpenUnitInterval", float, [(">", 0), ("<=", 1)], docstring="float restricted to be >0 and ≤1"
     )
@@ -73,20 +73,20 @@ __all__ = [
 
 
 def check_fields(holder: object, flag: str) -> None:
-    """Raise one ValueError that names every argument of a wrong value; see `wrong_fields`."""
+    """Raise one ValueError that names every argument with a wrong value; see `wrong_fields`."""
     if wrong := wrong_fields(holder, flag):
         raise ValueError("\n".join(wrong))
 
 
 def wrong_fields(holder: object, flag: str) -> list[str]:
-    """What is wrong with the arguments that an object was constructed with, one message each.
+    """Errors in the constructor arguments of an object, one message each.
 
-    Checks the arguments of the `__init__` of the object's class and of all its bases whose types are restricted numbers
-    or literals, alone, in containers or in unions. An argument is read from the attribute of its name; one that the
-    object doesn't hold, or doesn't hold yet, is not checked: a class may call this before its subclass keeps its own.
+    It checks the `__init__` arguments of the object's class and its bases whose types are restricted numbers or
+    literals, alone, in containers or in unions. The value of an argument is the attribute of the same name. Missing
+    attributes are not checked, so that a base class may call this before its subclass sets its own.
 
     Args:
-        holder: a dataclass instance, or any object that keeps its arguments.
+        holder: a dataclass instance, or any object that stores its arguments as attributes.
         flag: the group on the command line, such as `--loop`.
     """
     names = _restricted_arguments(type(holder))
@@ -94,10 +94,10 @@ def wrong_fields(holder: object, flag: str) -> list[str]:
 
 
 def wrong_values(cls: type, values: Mapping[str, Any], flag: str) -> list[str]:
-    """What is wrong with arguments of a class, before or after it is constructed; see `wrong_fields`.
+    """Errors in constructor arguments of a class, before or after construction; see `wrong_fields`.
 
     Args:
-        values: arguments by name; those that the class does not restrict are not checked.
+        values: arguments by name; only those with restricted types are checked.
     """
     return [
         f"{flag}.{name}: expected {in_words(hint)}, got {values[name]!r}"
@@ -107,7 +107,7 @@ def wrong_values(cls: type, values: Mapping[str, Any], flag: str) -> list[str]:
 
 
 def in_words(hint: Any) -> str:
-    """A type for a message, as it stands behind "expected": "an integer > 0 or null"."""
+    """A type in words, to follow "expected" in a message: "an integer > 0 or null"."""
     words = {bool: "true or false", int: "an integer", float: "a finite number", str: "text", type(None): "null"}
     if hint in words:
         return words[hint]
@@ -129,7 +129,7 @@ def in_words(hint: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A value, its restricted numbers as plain ones: a checkpoint that is read with `weights_only` knows no others."""
+    """Convert restricted numbers in a value to plain ones: loading with `weights_only` accepts no other types."""
     if isinstance(value, list | tuple):
         return type(value)(plain(inner) for inner in value)
     if isinstance(value, dict):
@@ -140,13 +140,13 @@ def plain(value: Any) -> Any:
 
 
 def _restricted_arguments(cls: type) -> dict[str, Any]:
-    """The types of a class's constructor arguments, inherited ones included, that restrict their values."""
+    """The restricting types of a class's constructor arguments, including inherited ones."""
     found: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
         if "__init__" in vars(base):
             try:
                 hints = typing.get_type_hints(vars(base)["__init__"])
-            except NameError:  # a name that is imported for type checkers alone
+            except NameError:  # a name that is imported only for type checkers
                 continue
             found |= {name: hint for name, hint in hints.items() if name != "return" and _restricts(hint)}
     return found

@@ -202,7 +202,7 @@ def test_betas_go_to_whatever_optimizer_takes_them():
     [
         ({"optimizer": "AdamW"}, "optimizer can't be imported ("),
         ({"optimizer": "torch.optim.AdamX"}, "optimizer can't be imported ("),
-        ({"optimizer": "torch.nn.Linear"}, "optimizer is no subclass of torch.optim.Optimizer, got torch.nn.Linear"),
+        ({"optimizer": "torch.nn.Linear"}, "optimizer is not a subclass of torch.optim.Optimizer, got torch.nn.Linear"),
         ({"optimizer_options": {"lr": 0.1}}, "optimizer_options must not hold lr, which the field lr sets, got {"),
         (
             {"optimizer_options": {"momentum": 0.9}},

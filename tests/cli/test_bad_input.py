@@ -54,7 +54,7 @@ CASES = {
     "typo in a group": Case("--lop.rounds 3", ("--lop.rounds: no such option; did you mean --loop.rounds?",)),
     "no group": Case("--rounds 3", ("--rounds: no such option; did you mean --loop.rounds?",)),
     "abbreviated option": Case("--loop.round 3", ("--loop.round: no such option; did you mean --loop.rounds?",)),
-    "stray word": Case("3", ("'3' is no option; options begin with --",)),
+    "stray word": Case("3", ("'3' is not an option; options begin with --",)),
     "option without value": Case("--loop.rounds", ("--loop.rounds: needs a value",)),
     "part without name": Case("--algo", ("--algo needs a value",)),
     "text for an int": Case("--loop.rounds three", ("--loop.rounds: expected an integer > 0, got 'three'",)),
@@ -84,7 +84,7 @@ CASES = {
             "--algo.oops: no such option",
             "--data: no such file",
             "--policy.model {models}/none: no such folder",
-            "--out {runs}/begun holds a run already",
+            "--out {runs}/begun already contains a run",
         ),
     ),
     "missing settings file": Case("--config none.yaml", ("--config: no file 'none.yaml'", "presets are countdown")),
@@ -145,7 +145,7 @@ CASES = {
     "routing replay of a dense model": Case(
         "--policy.routing_replay r2",
         (
-            "--policy.model {models}/good: no routers are known of a model of type 'qwen2'",
+            "--policy.model {models}/good: no routers are known for model type 'qwen2'",
             "--policy.routing_replay takes flex_olmo, mixtral, olmoe, qwen2_moe, qwen3_moe, leave it at none",
         ),
     ),
@@ -157,18 +157,18 @@ CASES = {
     "typo in the embedded model's name": Case(
         "--policy.model countdwn", ("doesn't answer", "did you mean countdown?"), patches=NO_HUB
     ),
-    "model without config": model_case("no_config", "holds no config.json"),
-    "adapter alone": model_case("adapter", "holds an adapter alone; merge it"),
+    "model without config": model_case("no_config", "contains no config.json"),
+    "adapter alone": model_case("adapter", "contains only an adapter; merge it"),
     "broken config": model_case("bad_config", "config.json is not valid JSON"),
     "code of its own": model_case("auto_map", "config.json asks for code of its own (auto_map)"),
     "unknown architecture": model_case("unknown", "knows no model_type 'nonesuch'"),
-    "no causal model": model_case("t5", "a model of type 't5' is no causal language model"),
-    "no tokenizer": model_case("no_tokenizer", "holds no tokenizer"),
+    "no causal model": model_case("t5", "a model of type 't5' is not a causal language model"),
+    "no tokenizer": model_case("no_tokenizer", "contains no tokenizer"),
     "broken tokenizer": model_case("bad_tokenizer", "config or tokenizer can't be loaded"),
     "no EOS": model_case("no_eos", "neither the tokenizer nor generation_config.json names an EOS token"),
     "vocabulary too small": model_case("small_vocabulary", "the tokenizer has ids up to ", "ends at 199"),
     "weights as pickles": model_case("pickle", "pickles", "use_safetensors=False"),
-    "no weights": model_case("no_weights", "holds no weights"),
+    "no weights": model_case("no_weights", "contains no weights"),
     "weights cut short": model_case("cut", "model.safetensors holds 9,999 bytes and should hold ", "was cut short"),
     "header cut short": model_case("beheaded", "model.safetensors is cut short or no safetensors file"),
     "missing shard": model_case("shards", "index.json names model-00002-of-00002.safetensors, which the folder lacks"),
@@ -178,14 +178,14 @@ CASES = {
     "NaN weights": model_case("nan", "NaN or infinite numbers in model.norm.weight", after_loading=True),
     # run folders
     "existing run": Case(
-        "--out {runs}/begun", ("--out {runs}/begun holds a run already; go on with it by --resume {runs}/begun",)
+        "--out {runs}/begun", ("--out {runs}/begun already contains a run; resume it with --resume {runs}/begun",)
     ),
-    "file as run folder": Case("--out {files}/good.jsonl", ("{files}/good.jsonl is no folder; name another",)),
-    "file above the run folder": Case("--out {files}/good.jsonl/run", ("{files}/good.jsonl is no folder",)),
+    "file as run folder": Case("--out {files}/good.jsonl", ("{files}/good.jsonl is not a folder; choose another",)),
+    "file above the run folder": Case("--out {files}/good.jsonl/run", ("{files}/good.jsonl is not a folder",)),
     "unwritable run folder": Case("--out /proc/run", ("--out /proc/run: can't write in /proc: ",)),
     "full disk": Case(
         "",
-        ("can't write {out}/config.yaml: ", "make room, or name another folder by --out, and begin again"),
+        ("can't write {out}/config.yaml: ", "free disk space, or choose another folder with --out, and start again"),
         code=1,
         after_loading=True,
         largest_file=1000,
@@ -193,13 +193,13 @@ CASES = {
     "resume of nothing": Case("--resume {runs}/none", ("--resume {runs}/none: no config.yaml and state.json there",)),
     "resume with broken states": Case(
         "--resume {runs}/bad_state",
-        ("bad_state/state.json does not hold what was written to it", "nothing else says where the run stands"),
+        ("bad_state/state.json is damaged", "no other record of its state exists"),
         after_loading=True,
     ),
     "resume with broken settings": Case("--resume {runs}/bad_config", ("{runs}/bad_config/config.yaml: not valid",)),
     "resume of another run": Case(
         "--resume {runs}/begun --loop.rounds 5",
-        ("--resume: --loop.rounds was 1 when the run began and is 5 now; leave it out, or begin a new run",),
+        ("--resume: --loop.rounds was 1 when the run started and is 5 now; leave it out, or start a new run",),
     ),
 }
 

@@ -56,7 +56,7 @@ def test_a_command_answers_and_its_imports_are_not_searched_for_garbage(
     ("function", "arguments", "said"),
     [
         ("rloop_fit", ["--reward", "my_task.Coloured", "--help"], "--reward.colour"),
-        ("rloop_data", ["check", "my_task.Nothing"], "is no subclass of rloop_lightning.data.base.ProblemSource"),
+        ("rloop_data", ["check", "my_task.Nothing"], "is not a subclass of rloop_lightning.data.base.ProblemSource"),
     ],
 )
 def test_a_class_path_is_found_where_the_command_is_run(

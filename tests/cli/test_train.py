@@ -134,7 +134,7 @@ def test_a_function_without_a_path_runs_and_a_resume_needs_it_or_another(
     assert main(["--resume", str(runs[0])]) == 2
     said = capsys.readouterr().err
     assert "--reward: the run began with a Python object that config.yaml can't name, <function " in said
-    assert "give --reward MODULE.NAME, or go on from Python: train(resume=..., reward=...)" in said
+    assert "give --reward MODULE.NAME, or resume from Python: train(resume=..., reward=...)" in said
     with pytest.raises(UsageError, match="--reward: the run began with a Python object"):
         train(resume=runs[0])
 
@@ -246,7 +246,7 @@ def test_rows_never_replace_what_is_there(finished: TrainResult, tmp_path: Path)
     with pytest.raises(UsageError, match=f"out: {tmp_path / 'data'} is there already"):
         tiny(tmp_path)
     assert (tmp_path / "data" / "train.jsonl").read_text() == "mine"
-    with pytest.raises(UsageError, match="holds a run already"):
+    with pytest.raises(UsageError, match="already contains a run"):
         tiny(finished.folder)
     with pytest.raises(UsageError, match="leave data out"):
         train(resume=finished.folder, data=ROWS)
@@ -254,7 +254,7 @@ def test_rows_never_replace_what_is_there(finished: TrainResult, tmp_path: Path)
 
 
 def test_a_changed_setting_is_refused_on_resume_and_a_complete_run_is_read_again(finished: TrainResult) -> None:
-    with pytest.raises(UsageError, match=r"--loop\.rounds was 1 when the run began and is 2 now"):
+    with pytest.raises(UsageError, match=r"--loop\.rounds was 1 when the run started and is 2 now"):
         train(resume=finished.folder, loop={"rounds": 2})
     again = train(resume=finished.folder, loop={"select": "explored"}, trainer=TINY["trainer"])
     assert again.handed_over == "round 1 explored"
@@ -278,7 +278,7 @@ def test_ctrl_c_saves_the_step_and_raises_keyboard_interrupt(finished: TrainResu
 
     with (
         pytest.warns(UserWarning, match="path"),
-        pytest.raises(KeyboardInterrupt, match=r"; go on with train\(resume='"),
+        pytest.raises(KeyboardInterrupt, match=r"; resume with train\(resume='"),
     ):
         tiny(tmp_path / "run", reward=interrupting)
     assert len(list((tmp_path / "run" / "round-0" / "explore" / "checkpoints").glob("*.ckpt"))) == 1

@@ -395,7 +395,7 @@ def test_load_takes_the_mode_and_refuses_a_dense_model_before_its_weights_are_re
     assert Policy.load(PolicyConfig(str(tmp_path / "moe"))).routing is None
     monkeypatch.setattr("rloop_lightning.model.policy.load_model", None)
     dense = PolicyConfig(str(tmp_path / "dense"), routing_replay="r2")
-    with pytest.raises(ValueError, match="no routers are known of a model of type 'qwen2'"):
+    with pytest.raises(ValueError, match="no routers are known for model type 'qwen2'"):
         Policy.load(dense)
     assert len(policy_faults(dense)) == 1
     assert policy_faults(PolicyConfig(str(tmp_path / "dense"))) == []
@@ -412,5 +412,5 @@ def test_routers_that_weigh_in_an_unknown_way_are_refused() -> None:
         return logits, 2 * weights, chosen
 
     router.forward = doubled
-    with pytest.raises(ValueError, match=r"the router model\.layers\.1\.mlp\.gate weighs its experts in another way"):
+    with pytest.raises(ValueError, match=r"the router model\.layers\.1\.mlp\.gate computes other gate weights"):
         Policy(model, make_tokenizer(), routing_replay="r3")

@@ -102,7 +102,7 @@ def test_a_configuration_file_takes_it_too(tmp_path: Path) -> None:
     ("path", "message"),
     [
         ("reward_functions.missing", "--reward: can't import 'reward_functions.missing'"),
-        ("reward_functions.NOT_A_FUNCTION", "is no subclass of rloop_lightning.rewards.base.Reward"),
+        ("reward_functions.NOT_A_FUNCTION", "is not a subclass of rloop_lightning.rewards.base.Reward"),
         ("no_such_module.f", "--reward: can't import 'no_such_module.f'"),
     ],
 )
@@ -119,7 +119,7 @@ def test_a_bad_return_ends_the_command_with_one_message(tmp_path: Path, capsys: 
     said = capsys.readouterr().err.splitlines()
     expected = "--reward reward_functions.too_few: the function must return one number for each of 4 completions, got 3"
     assert f"rloop-fit: error: {expected}" in said
-    assert f"rloop-fit: error: mend the cause, then go on with: rloop-fit --resume {out}" in said
+    assert f"rloop-fit: error: fix the cause, then resume with: rloop-fit --resume {out}" in said
 
 
 def test_rloop_data_takes_a_function_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

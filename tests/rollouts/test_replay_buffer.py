@@ -207,9 +207,7 @@ def test_a_shard_that_is_not_what_was_written_is_named(tmp_path):
     path = shard(tmp_path, "step-000002", right(sampling_logprobs=(-1.0, -1.0)))
     other = shard(tmp_path / "other", "step-000002", right(sampling_logprobs=(-2.0, -1.0)))
     path.write_bytes(other.read_bytes())
-    with pytest.raises(
-        RunFault, match=rf"{path} does not hold what was written to it .*; it can't be replayed: restore"
-    ):
+    with pytest.raises(RunFault, match=rf"{path} is damaged .*; it can't be replayed: restore"):
         buffer_of([tmp_path])
 
 

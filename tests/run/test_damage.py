@@ -53,37 +53,37 @@ CASES = {
         EXPLORING,
         flip,
         ("round-0/pool/step-000003.parquet",),
-        ("pool/step-000003.parquet does not hold what was written", "round 1 explore goes on from its step 2"),
+        ("pool/step-000003.parquet is damaged", "round 1 explore resumes from its step 2"),
     ),
     "an early shard": Damage(
         EXPLORING,
         os.unlink,
         ("round-0/pool/step-000001.parquet",),
-        ("pool/step-000001.parquet is missing", "round 1 explore goes on from its step 0"),
+        ("pool/step-000001.parquet is missing", "round 1 explore resumes from its step 0"),
     ),
     "the newest checkpoint": Damage(
         EXPLORING,
         flip,
         ("round-0/explore/checkpoints/step-000003.ckpt",),
-        ("step-000003.ckpt does not hold what was written", "round 1 explore goes on from its step 2"),
+        ("step-000003.ckpt is damaged", "round 1 explore resumes from its step 2"),
     ),
     "all checkpoints": Damage(
         EXPLORING,
         cut,
         ("round-0/explore/checkpoints/step-000002.ckpt", "round-0/explore/checkpoints/step-000003.ckpt"),
-        ("step-000002.ckpt is no whole checkpoint", "round 1 explore goes on from its step 0"),
+        ("step-000002.ckpt is not a complete checkpoint", "round 1 explore resumes from its step 0"),
     ),
     "the state": Damage(
         CONSOLIDATING,
         cut,
         ("state.json",),
-        ("state.json does not hold what was written", "the run goes on from state.previous.json"),
+        ("state.json is damaged", "the run resumes from state.previous.json"),
     ),
     "a shard that the consolidation reads": Damage(
         CONSOLIDATING,
         cut,
         ("round-0/pool/step-000004.parquet",),
-        ("pool/step-000004.parquet does not hold what was written", "round 1 explore is repeated"),
+        ("pool/step-000004.parquet is damaged", "round 1 explore is repeated"),
     ),
     "the checksums of the pool": Damage(
         CONSOLIDATING,
@@ -95,13 +95,13 @@ CASES = {
         CONSOLIDATING,
         flip,
         ("round-0/consolidate/checkpoints/step-000002.ckpt",),
-        ("step-000002.ckpt does not hold what was written", "round 1 consolidate goes on from its step 1"),
+        ("step-000002.ckpt is damaged", "round 1 consolidate resumes from its step 1"),
     ),
     "the consolidated policy": Damage(
         EVALUATING,
         flip,
         ("round-0/policy/model.safetensors",),
-        ("round-0/policy/model.safetensors does not hold what was written", "round 1 consolidate is repeated"),
+        ("round-0/policy/model.safetensors is damaged", "round 1 consolidate is repeated"),
     ),
 }
 
@@ -141,7 +141,7 @@ def test_an_undamaged_run_has_nothing_said_of_it(killed: Callable[[Kill], Path],
     out, log = tmp_path / "run", tmp_path / "log"
     shutil.copytree(killed(CONSOLIDATING), out)
     assert resume(out, log) == 0
-    assert not [word for word in ("repeated", "goes on from", "checksum", "missing") if word in log.read_text()]
+    assert not [word for word in ("repeated", "resumes from", "checksum", "missing") if word in log.read_text()]
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def test_a_shard_damaged_under_a_running_run_is_named_and_a_resume_repeats_its_e
     damage = Flip("rloop_lightning.run.loop:check_pool", 1, file=str(shard))
     assert resume(out, log, damage, debug=False) == 1
     said = log.read_text()
-    assert f"rloop-fit: error: {shard} does not hold what was written to it" in said
+    assert f"rloop-fit: error: {shard} is damaged" in said
     assert f"rloop-fit --resume {out}" in said
     assert "Traceback" not in said
     assert resume(out, log) == 0, log.read_text()
@@ -178,8 +178,8 @@ def test_without_any_whole_state_a_run_is_not_resumed(killed: Callable[[Kill], P
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     assert resume(out, log, debug=False) == 2
     said = log.read_text()
-    assert f"{out / 'state.json'} does not hold what was written to it" in said
-    assert f"{out / 'state.previous.json'} does not hold what was written to it" in said
-    assert f"--resume {out}: nothing else says where the run stands; begin a new one" in said
+    assert f"{out / 'state.json'} is damaged" in said
+    assert f"{out / 'state.previous.json'} is damaged" in said
+    assert f"--resume {out}: no other record of its state exists; start a new run" in said
     assert "Traceback" not in said
     assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}

@@ -242,8 +242,8 @@ def test_prompts_that_exceed_the_context_are_named_before_anything_starts(
 def test_a_resumed_run_must_have_the_settings_that_it_began_with(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--resume", str(run), "--loop.rounds=5", "--seed_everything=1"]) == 2
     message = capsys.readouterr().err
-    assert "--loop.rounds was 2 when the run began and is 5 now" in message
-    assert "--seed_everything was 0 when the run began and is 1 now" in message
+    assert "--loop.rounds was 2 when the run started and is 5 now" in message
+    assert "--seed_everything was 0 when the run started and is 1 now" in message
 
 
 @pytest.mark.parametrize(

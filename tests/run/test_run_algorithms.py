@@ -193,7 +193,7 @@ def test_another_runs_pool_is_replayed_from_the_first_step_unless_it_is_damaged(
     shard.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
     assert fit(config, tmp_path / "changed", *replay) == 1
     said = capsys.readouterr().err
-    assert f"rloop-fit: error: {shard} does not hold what was written to it" in said
+    assert f"rloop-fit: error: {shard} is damaged" in said
     assert "Traceback" not in said
     # Without its footer: seen before any model loads.
     shard.write_bytes(whole[:-30])
@@ -308,7 +308,7 @@ def test_help_shows_every_field(group: str, registry: str, name: str, capsys: py
             "--consolidate.min_lr 1e-7 --consolidate.optimizer_options {'momentum':0.9}",
             (
                 "--algo.min_lr must be at most --algo.lr 0.001, got 0.1",
-                "--algo.optimizer is no subclass of torch.optim.Optimizer, got torch.Tensor",
+                "--algo.optimizer is not a subclass of torch.optim.Optimizer, got torch.Tensor",
                 "--consolidate.min_lr needs --consolidate.lr_schedule linear or cosine, got 1e-07",
                 "--consolidate.optimizer_options must hold arguments of torch.optim.AdamW, which has no momentum",
             ),

@@ -87,7 +87,7 @@ def test_infinite_weights_are_never_saved(tiny: TinyRun, tmp_path: Path, capsys:
     assert tiny.fit(out, "--trainer.callbacks+=faulty.InfiniteWeight") == 1
     said = capsys.readouterr().err
     assert "rloop-fit: error: the policy's weight model.embed_tokens.weight holds NaN or infinite values" in said
-    assert f"go on with: rloop-fit --resume {out}" in said
+    assert f"resume with: rloop-fit --resume {out}" in said
     assert "Traceback" not in said
     assert [path.name for path in out.rglob("*.ckpt")] == ["step-000001.ckpt"]
     assert list(out.rglob("*.safetensors")) == []
@@ -120,7 +120,7 @@ def test_a_full_disk_stops_the_run_which_resumes_when_there_is_room(
     said = log.read_text()
     assert f"rloop-fit: error: can't write {out / path}: " in said
     assert "MB are free in " in said
-    assert f"rloop-fit: error: mend the cause, then go on with: rloop-fit --resume {out}\n" in said
+    assert f"rloop-fit: error: fix the cause, then resume with: rloop-fit --resume {out}\n" in said
     assert "Traceback" not in said
     assert not list(out.rglob("*.partial"))
     rows = len(read_metrics(out / "metrics.csv"))

@@ -106,5 +106,5 @@ def test_r3_is_refused_where_rollouts_have_no_record(
 
 def test_a_dense_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert fit(tmp_path, Path("countdown"), "--policy.routing_replay", "r2") == 2
-    assert "--policy.model countdown: no routers are known of a model of type 'qwen2'" in capsys.readouterr().err
+    assert "--policy.model countdown: no routers are known for model type 'qwen2'" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

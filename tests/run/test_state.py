@@ -69,5 +69,5 @@ def test_a_state_that_was_changed_by_hand_is_damaged(tmp_path: Path) -> None:
     LoopState("abc", stages_done=3).save(path)
     assert LoopState.load(path).stages_done == 3
     path.write_text(path.read_text().replace('"stages_done": 3', '"stages_done": 4'))
-    with pytest.raises(DamagedError, match=r"state\.json does not hold what was written to it"):
+    with pytest.raises(DamagedError, match=r"state\.json is damaged"):
         LoopState.load(path)

@@ -80,7 +80,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(name: str, unsaved: TinyRun, fin
     case, out, log = CASES[name], tmp_path / "run", tmp_path / "log"
     assert unsaved.fit_apart(out, log, case.signal, debug=False) == case.code, log.read_text()
     said = log.read_text()
-    assert f"rloop-fit: {case.said.format(out=out)}; go on with: rloop-fit --resume {out}\n" in said
+    assert f"rloop-fit: {case.said.format(out=out)}; resume with: rloop-fit --resume {out}\n" in said
     assert ("a second signal stops at once" in said) == ("evaluation" not in name)
     assert "Traceback" not in said
     assert not list(out.rglob("*.partial"))
@@ -93,7 +93,7 @@ def test_a_signal_before_the_run_leaves_nothing(unsaved: TinyRun, tmp_path: Path
     out, log = tmp_path / "run", tmp_path / "log"
     signal = Signal("rloop_lightning.run.parts:Parts.rendered", 1, number=TERM)
     assert unsaved.fit_apart(out, log, signal, debug=False) == 143
-    assert log.read_text().endswith("\nrloop-fit: stopped by SIGTERM; no run was begun\n")
+    assert log.read_text().endswith("\nrloop-fit: stopped by SIGTERM; no run was started\n")
     assert "Traceback" not in log.read_text()
     assert not out.exists()
 
@@ -109,7 +109,7 @@ def test_a_signal_while_the_command_is_imported(
     monkeypatch.setattr(sys, "meta_path", [Interrupt(), *sys.meta_path])
     monkeypatch.delitem(sys.modules, "rloop_lightning.cli.main", raising=False)
     assert rloop_fit() == 130
-    assert capsys.readouterr().err == "\nrloop-fit: stopped by SIGINT; no run was begun\n"
+    assert capsys.readouterr().err == "\nrloop-fit: stopped by SIGINT; no run was started\n"
 
 
 def test_reward_workers_take_no_signal_of_the_group_and_lose_no_task(monkeypatch: pytest.MonkeyPatch) -> None:
