@@ -63,7 +63,7 @@ def update(policy: rl.Policy, optimizer: torch.optim.Optimizer, batch: rl.Rollou
     The count covers the whole mini-batch, so the gradient does not depend on micro-batch size.
     """
     tokens, total = batch.loss_mask.sum(), 0.0  # known before the first micro-batch
-    for _, micro in policy.micro_batches(batch):  # a bounded number of tokens at once, which bounds the memory
+    for _, micro in policy.micro_batches(batch):  # bounds the tokens per pass, and so the memory
         loss = (token_loss(policy.logprobs(micro).logprobs, micro) * micro.loss_mask).sum() / tokens
         loss.backward()
         total += loss.item()

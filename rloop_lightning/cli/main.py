@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import logging
 import shlex
-import signal
 import sys
-import warnings
 from collections.abc import Sequence
 
 import torch
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from rloop_lightning.cli.arguments import UsageError
 from rloop_lightning.cli.fit import RLoopCLI
+from rloop_lightning.cli.quiet import quiet_lightning
 from rloop_lightning.errors import RunFault, StateError, Stopped
 from rloop_lightning.rewards.workers import WorkerStartError
 from rloop_lightning.rollouts.stream import NotEnoughGroupsError
@@ -32,8 +30,9 @@ _MEMORY_ADVICE = (
 def main(argv: Sequence[str] | None = None) -> int:
     """The `rloop-fit` command. Returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    _quieten()
-    with StopSignals() as signals:
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("rloop_lightning").setLevel(logging.INFO)
+    with quiet_lightning(), StopSignals() as signals:
         try:
             return _fit(arguments, "--debug" in arguments, signals)
         except Stopped as stopped:
@@ -59,8 +58,7 @@ def _fit(arguments: Sequence[str], debug: bool, signals: StopSignals) -> int:
         return _complain(error, debug, code=1, advice=f"fix the cause, then resume with: {go_on}")
     except torch.OutOfMemoryError as error:
         return _complain(error, debug, code=1, advice=_MEMORY_ADVICE.format(go_on=go_on))
-    except (Stopped, SIGTERMException) as error:  # Lightning raises its own after a step that ended the phase
-        stopped = error if isinstance(error, Stopped) else Stopped(signal.SIGTERM)
+    except Stopped as stopped:
         saved = stopped.saved or "what came after the newest checkpoint is repeated"
         print(f"\nrloop-fit: {stopped}; {saved}; resume with: {go_on}", file=sys.stderr)
         return stopped.exit_code
@@ -76,13 +74,3 @@ def _complain(error: Exception, debug: bool, code: int, advice: str = "") -> int
     for line in [*str(error).splitlines(), *([advice] if advice else [])]:
         print(f"rloop-fit: error: {line}", file=sys.stderr)
     return code
-
-
-def _quieten() -> None:
-    """Show our log messages, and hide those that Lightning repeats in every phase. Its warnings stay."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("rloop_lightning").setLevel(logging.INFO)
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    # A warning about Lightning's own use of torch, which a user can't fix.
-    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)", category=FutureWarning)

@@ -9,17 +9,13 @@ command line, and every run has a config.yaml, from which `rloop-fit --resume` c
 
 from __future__ import annotations
 
-import logging
 import signal
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from rloop_lightning.algorithms.base import Algorithm
 from rloop_lightning.algorithms.consolidation import Consolidation
@@ -28,6 +24,7 @@ from rloop_lightning.callbacks.gradient_norm import GradientConfig
 from rloop_lightning.cli.arguments import UsageError
 from rloop_lightning.cli.fit import RLoopCLI
 from rloop_lightning.cli.python_settings import PythonSettings
+from rloop_lightning.cli.quiet import quiet_lightning
 from rloop_lightning.cli.registry import NONE
 from rloop_lightning.data.base import ProblemSource
 from rloop_lightning.data.records import Records, record_faults, record_sets, write_sets
@@ -161,14 +158,13 @@ def train(
             "trainer": trainer,
         }
     )
-    with StopSignals() as signals, _quiet_libraries():
+    with StopSignals() as signals, quiet_lightning():
         try:
             runner, base = _begin(given, folder, sets, resumes=resume is not None)
             state = runner.run(base, signals)
-        except (Stopped, SIGTERMException) as error:  # Lightning raises its own after a step that ended the phase
-            stopped = error if isinstance(error, Stopped) else Stopped(signal.SIGTERM)
+        except Stopped as stopped:
             if stopped.number != signal.SIGINT:
-                raise stopped from None
+                raise
             begun = folder.state.exists()
             go_on = f"resume with train(resume={str(folder.out)!r})" if begun else "no run was started"
             raise KeyboardInterrupt(f"{stopped.saved}; {go_on}" if stopped.saved else go_on) from None
@@ -178,7 +174,7 @@ def train(
         handed_over=state.selected,
         results=state.results,
         budget=state.budget,
-        table=(folder.out / "results.md").read_text(encoding="utf-8"),
+        table=(folder.results).read_text(encoding="utf-8"),
     )
 
 
@@ -242,20 +238,3 @@ def _prepare(given: PythonSettings, folder: RunFolder) -> tuple[LoopRunner, Poli
             stacklevel=4,
         )
     return runner, base
-
-
-@contextmanager
-def _quiet_libraries() -> Iterator[None]:
-    """Hide the log messages that Lightning repeats in every phase. Its warnings stay."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        # A warning about Lightning's own use of torch, which a user can't fix.
-        warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)", category=FutureWarning)
-        try:
-            for logger in loggers:
-                logger.setLevel(logging.WARNING)
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)

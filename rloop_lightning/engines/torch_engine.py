@@ -30,7 +30,7 @@ from rloop_lightning.engines.rows import Rows, rows_at_once
 from rloop_lightning.engines.sampling import sample_tokens
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.model.shapes import rounded_up
-from rloop_lightning.system.fields import PositiveInt
+from rloop_lightning.system.fields import LeftOpenUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveInt
 from rloop_lightning.types import Problem, Rollout, SamplingParams
 
 # Finished rows are dropped once a quarter of the batch is idle. A compaction copies the live rows' cache, about as much
@@ -57,10 +57,10 @@ class TorchEngine(RolloutEngine):
     def __init__(
         self,
         *,
-        max_new_tokens: int = 64,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
+        max_new_tokens: PositiveInt = 64,
+        temperature: NonNegativeFloat = 1.0,
+        top_k: NonNegativeInt = 0,
+        top_p: LeftOpenUnitInterval = 1.0,
         max_rows: PositiveInt = 512,
         dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     ) -> None:

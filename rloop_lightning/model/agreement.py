@@ -28,6 +28,8 @@ _log = logging.getLogger(__name__)
 _PROMPTS, _COMPLETIONS = (7, 12), (3, 9, 17)
 # Larger models are compared in their own dtype: a float32 copy would double their memory.
 _FLOAT32_WEIGHTS = 2**31
+# Rounding makes differences as large in half precision, so that the comparison finds only gross errors there.
+_ROUNDING_IN_HALF_PRECISION = 0.2
 # Rotary embeddings whose angles depend on the longest sequence of the batch.
 _ROTATES_BY_LENGTH = {"dynamic", "longrope"}
 
@@ -38,7 +40,7 @@ def takes_packed_rows(model: Any, head: Head) -> bool:
     If so, the model accepts packed rows from now on. Otherwise the model stays unchanged, and the log gives the reason.
     """
     before = model.config._attn_implementation
-    with quiet():  # of what can't be set
+    with quiet():  # hides messages about unsupported implementations
         why = _difference(model, head)
         if why:
             model.set_attn_implementation(before)
@@ -93,7 +95,7 @@ def _in_float32(model: Any) -> Iterator[float]:
     """Cast the weights to float32 in the block, unless there are too many. Yields the rounding tolerance, nats."""
     weights = [weight for weight in model.parameters() if weight.dtype in (torch.bfloat16, torch.float16)]
     if sum(weight.numel() for weight in model.parameters()) > _FLOAT32_WEIGHTS:
-        yield 1e-3 if not weights else 0.2
+        yield 1e-3 if not weights else _ROUNDING_IN_HALF_PRECISION
         return
     dtypes = [weight.dtype for weight in weights]
     try:

@@ -45,10 +45,10 @@ def install(model: Any) -> bool:
 
 
 def switch_attention(model: Any, base: str, *, packs: bool) -> None:
-    """Have a model compute calls of other kinds by another implementation of transformers.
+    """Switch the attention of ordinary calls to another implementation of transformers.
 
     Args:
-        packs: whether the model takes packed rows, and goes on to.
+        packs: whether the model accepts packed rows; it keeps doing so.
 
     Raises:
         ImportError, ValueError: the implementation can't be used.
@@ -152,5 +152,5 @@ def _attend_rows(
     return attend(query, key, value, mask, scaling, softcap, s_aux).transpose(1, 2)
 
 
-for _base in _BASES:  # here, so that a process which unpickles a model has them, too
+for _base in _BASES:  # registered at import, so that a process that unpickles a model has them
     _register(_base)

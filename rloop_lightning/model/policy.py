@@ -89,8 +89,8 @@ class Policy(nn.Module):
         name = model_source(config.model)
         if wrong := model_faults(name) or routing_faults(config):
             raise ValueError("\n".join(wrong))
-        # None is PyTorch's kernel, or plain operations for a model that it can't compute. Flash attention computes on a
-        # GPU alone, and models are checked where they are read.
+        # None lets transformers choose sdpa, or eager for a model without it. Flash attention runs only on a GPU, so it
+        # is set after the checks.
         attention = "eager" if config.attn_implementation == "eager" else None
         model = load_model(name, dtype=getattr(torch, config.dtype), attn_implementation=attention)
         tokenizer = load_tokenizer(name)

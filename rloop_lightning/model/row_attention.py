@@ -67,21 +67,15 @@ class RowAttention:
     def _varlen(
         self, kernel: VarlenKernel, queries: Tensor, keys: Tensor, values: Tensor, scaling: float, window: int
     ) -> Tensor:
-        packed = self._packed
-        key_lengths = packed.lengths.clone()
-        key_lengths[packed.prompts :] += packed.lengths[packed.prompt_of_row]
         found = kernel(
-            queries[: packed.tokens],
+            queries[: self._packed.tokens],
             keys.index_select(0, self._keys),
             values.index_select(0, self._keys),
-            _ends(packed.lengths),
-            _ends(key_lengths),
-            int(packed.lengths.max()),
-            int(key_lengths.max()),
+            *self._sequences,
             scaling=scaling,
             window=window,
         )
-        return pad(found, (0, 0, 0, 0, 0, packed.filling))
+        return pad(found, (0, 0, 0, 0, 0, self._packed.filling))
 
     def _flex(
         self,
@@ -107,6 +101,14 @@ class RowAttention:
         if sinks is not None:  # a sink takes a share of the softmax and has no value
             found = found * torch.sigmoid(more.lse - sinks[:, None]).to(found.dtype)[..., None]
         return found[0].transpose(0, 1)
+
+    @cached_property
+    def _sequences(self) -> tuple[Tensor, Tensor, int, int]:
+        """Ends of the query and of the key sequences, and the longest of each; one wait for the device."""
+        lengths, packed = self._packed.lengths, self._packed
+        key_lengths = torch.cat([lengths[: packed.prompts], lengths[packed.prompts :] + lengths[packed.prompt_of_row]])
+        longest, longest_keys = torch.stack([lengths.max(), key_lengths.max()]).tolist()
+        return _ends(lengths), _ends(key_lengths), longest, longest_keys
 
     @cached_property
     def _keys(self) -> Tensor:

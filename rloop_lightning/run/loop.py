@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import signal
 import uuid
 from dataclasses import replace
 from pathlib import Path
@@ -19,10 +20,12 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from rloop_lightning.callbacks.capture import RolloutCapture
 from rloop_lightning.callbacks.evaluation import InsideEvaluation
 from rloop_lightning.callbacks.progress import PhaseProgress, open_bar
+from rloop_lightning.errors import Stopped
 from rloop_lightning.evaluation.evaluator import Evaluator
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.rollouts.expert_set import read_expert_set
@@ -85,7 +88,10 @@ class LoopRunner:
         """
         self.signals = signals or StopSignals()
         with self.signals.deferred():
-            return self._run(policy)
+            try:
+                return self._run(policy)
+            except SIGTERMException as error:  # Lightning's own, after a step that ended the phase
+                raise Stopped(signal.SIGTERM) from error
 
     def _run(self, policy: Policy) -> LoopState:
         state = last_good_state(self.folder, self.stages) or LoopState(uuid.uuid4().hex)
