@@ -144,7 +144,7 @@ def test_what_does_not_fit_together_is_named_at_once() -> None:
 def test_unknown_names_come_with_a_suggestion() -> None:
     assert "did you mean dapo?" in usage_error("--algo", "dapoo")
     assert "presets are" in usage_error("--config", "nonesuch")
-    assert "no subclass" in usage_error("--algo", "rloop_lightning.algorithms.rft.RFT")
+    assert "is not a subclass" in usage_error("--algo", "rloop_lightning.algorithms.rft.RFT")
 
 
 def test_errors_exit_with_2_and_leave_nothing_behind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
