@@ -324,3 +324,17 @@ def test_generation_follows_the_precision_of_the_updates(tiny: TinyRun, tmp_path
         shard = tmp_path / dtype / "round-0" / "pool" / "step-000001.parquet"
         logprobs[dtype] = pq.read_table(shard)["sampling_logprob_sum"].to_pylist()
     assert logprobs["auto"] == logprobs["bfloat16"] != logprobs["float32"]
+
+
+def test_gradient_checkpointing_and_the_heads_dtype_reach_the_policy(
+    tiny: TinyRun, finished: Path, tmp_path: Path
+) -> None:
+    """Layers that are computed again give the same policy; a head in bfloat16 gives another one."""
+    assert tiny.fit(tmp_path / "sparing", "--policy.gradient_checkpointing", "true") == 0
+    assert tiny.fit(tmp_path / "coarse", "--policy.head_dtype", "bfloat16") == 0
+    expected, sparing, coarse = (
+        weights(run / "final") for run in (finished, tmp_path / "sparing", tmp_path / "coarse")
+    )
+    for name, weight in expected.items():
+        torch.testing.assert_close(sparing[name], weight, rtol=1e-5, atol=1e-6)
+    assert not same(coarse, expected)
