@@ -1,0 +1,51 @@
+"""The reach of the filter: which success rates are possible after n rollouts."""
+
+import pytest
+
+from rloop_lightning.rollouts.reach import Reach, fewest_rollouts
+
+
+@pytest.mark.parametrize(
+    ("rate", "fewest"), [(0.10, 11), (0.05, 21), (0.5, 3), (1.0, 2), (0.13, 8), (0.125, 9), (0.3, 4), (1 / 3, 4)]
+)
+def test_the_fewest_rollouts_are_the_first_whose_lowest_rate_passes_the_filter(rate, fewest):
+    assert fewest_rollouts(rate) == fewest
+    assert 1 / fewest < rate <= 1 / (fewest - 1)
+
+
+@pytest.mark.parametrize(
+    ("problems", "groups", "per_problem", "within"),
+    [
+        (17_000, 512 * 200, 16, 17_000),  # the paper: six visits
+        (17_000, 64 * 200, 8, 0),  # one visit of 8 rollouts: the lowest rate is 12.5 %
+        (17_000, 64 * 200, 11, 12_800),
+        (1_000, 1_500, 8, 500),  # half of the problems get a second visit
+        (300, 32 * 60, 8, 300),
+    ],
+)
+def test_problems_within_reach(problems, groups, per_problem, within):
+    assert Reach(problems, groups, per_problem, 0.10).within == within
+
+
+def test_extra_captures_and_rounds_add_rollouts():
+    once = Reach(100, 50, 8, 0.10)
+    assert once.within == 0
+    assert once.over(2).within == 50  # the problems that both rounds visit
+    assert Reach(100, 50, 8, 0.10, extra_rollouts=3).within == 50
+    assert Reach(100, 50, 8, 0.10, extra_rollouts=11).within == 100
+
+
+def test_each_remedy_is_sufficient():
+    reach = Reach(17_000, 64 * 200, 8, 0.10)
+    assert reach.remedies() == [
+        "--loop.rollouts_per_problem 11",
+        "at most 6,400 problems",
+        "--loop.problems_per_step or --loop.explore_steps 2.7 times as large",
+        "--filter.max_success_rate 0.13",
+        "--filter.rate_over run with --loop.rounds 2",
+    ]
+    assert Reach(17_000, 64 * 200, 11, 0.10).within > 0
+    assert Reach(6_400, 64 * 200, 8, 0.10).within == 6_400
+    assert Reach(17_000, int(64 * 200 * 2.7), 8, 0.10).within == 17_000
+    assert Reach(17_000, 64 * 200, 8, 0.13).within > 0
+    assert reach.over(2).within > 0
