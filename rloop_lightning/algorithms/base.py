@@ -234,7 +234,7 @@ class Algorithm(PolicyModule):
         The first share of a single pass needs no old logprobs: until its optimizer step, the policy is the old policy.
         """
         rows = torch.arange(len(batch), device=batch.loss_mask.device).tensor_split(self.updates_per_step)
-        shares = [batch.select(share) for share in rows]
+        shares = [batch.select(share) for share in rows if len(share)]
         scored = 1 if self.passes == 1 else 0
         shares = [*shares[:scored], *[self._with_old_logprobs(share) for share in shares[scored:]]]
         for _ in range(self.passes):

@@ -1,4 +1,7 @@
-"""Rollout capture: writes every rollout of an exploration to the pool, before the update that uses it."""
+"""Rollout capture: writes every rollout of an exploration to the pool, before the update that uses it.
+
+It also counts what the hard-problem filter can select from the pool so far.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,16 @@ from typing import Any
 
 import lightning as L
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_warn
 
+from rloop_lightning.rollouts.filter import FilterConfig
 from rloop_lightning.rollouts.pool import RolloutPool
+from rloop_lightning.rollouts.pool_scan import count_rollouts
+from rloop_lightning.rollouts.reach import Tally
 from rloop_lightning.rollouts.sampler import GroupSampler, SamplingCost
 from rloop_lightning.seeds import derive_seed
 from rloop_lightning.system.fields import NonNegativeInt, PositiveInt, check_fields
-from rloop_lightning.types import Problem, RolloutStep
+from rloop_lightning.types import Group, Problem, RolloutStep
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,22 @@ class CaptureConfig:
 
 
 class RolloutCapture(L.Callback):
-    """Writes one shard per rollout step, `step-000012`, and one per extra capture, `extra-000050`."""
+    """Writes one shard per rollout step, `step-000012`, and one per extra capture, `extra-000050`.
+
+    Records `pool/problems_solved`, `pool/problems_within_reach` and `pool/hard_problems` (reach.py), and warns half-way
+    through an exploration if no problem is hard.
+
+    Args:
+        pool: the pool of the round.
+        config: the extra captures.
+        sampler: generates the extra rollouts.
+        problems: the training set.
+        filter: the filter that will read the pool.
+        earlier: the pools of earlier rounds, whose rollouts count for `filter.rate_over` run.
+        round: round of the run, from 0.
+        run_id: id of the run.
+        seed: seed of the extra captures.
+    """
 
     def __init__(
         self,
@@ -43,6 +65,8 @@ class RolloutCapture(L.Callback):
         config: CaptureConfig,
         sampler: GroupSampler,
         problems: Sequence[Problem],
+        filter: FilterConfig,
+        earlier: Sequence[RolloutPool] = (),
         *,
         round: int,
         run_id: str,
@@ -52,9 +76,14 @@ class RolloutCapture(L.Callback):
         self.config = config
         self.sampler = sampler
         self.problems = problems
+        self.filter = filter
+        self.rated = [*(earlier if filter.rate_over == "run" else ()), pool]
         self.round = round
         self.run_id = run_id
         self.seed = seed
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self._tally = Tally(self.filter.max_success_rate, count_rollouts(*self.rated))
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: RolloutStep, batch_idx: int) -> None:
         self._write(f"step-{batch.index + 1:06d}", batch.groups, batch.index)
@@ -63,8 +92,13 @@ class RolloutCapture(L.Callback):
         self, trainer: Any, pl_module: Any, outputs: Any, batch: RolloutStep, batch_idx: int
     ) -> None:
         step = batch.index + 1
-        if self.config.every_n_steps == 0 or step % self.config.every_n_steps:
-            return
+        if self.config.every_n_steps and step % self.config.every_n_steps == 0:
+            self._capture_extra(pl_module, step)
+        pl_module.record(self._tally.metrics())
+        if step == trainer.num_training_batches // 2:
+            self._warn_if_none_is_hard(trainer.num_training_batches)
+
+    def _capture_extra(self, pl_module: Any, step: int) -> None:
         rng = np.random.default_rng(derive_seed(self.seed, "extra problems", step))
         count = min(self.config.extra_problems or len(self.problems), len(self.problems))
         chosen = [self.problems[i] for i in rng.permutation(len(self.problems))[:count]]
@@ -73,10 +107,22 @@ class RolloutCapture(L.Callback):
         )
         cost = SamplingCost()
         groups = self.sampler.sample(chosen, self.config.extra_rollouts, sampling, cost)
-        self._write(f"extra-{step:06d}", groups, batch.index)
+        self._write(f"extra-{step:06d}", groups, step - 1)
         pl_module.record(
             {"capture/extra_rollouts": float(cost.rollouts), "time/capture_s": cost.generate_s + cost.reward_s}
         )
 
-    def _write(self, name: str, groups: Sequence[Any], step_index: int) -> None:
+    def _warn_if_none_is_hard(self, steps: int) -> None:
+        if not self.filter.enabled or self._tally.hard:
+            return
+        tally = self._tally
+        rank_zero_warn(
+            f"half of the exploration's {steps} rollout steps are done and no problem is hard yet: {tally.solved:,} "
+            f"problems were solved, {tally.within_reach:,} have enough rollouts for a success rate below "
+            f"--filter.max_success_rate {self.filter.max_success_rate:g}. If none becomes hard, the expert set is "
+            "empty. A resume may change --filter.max_success_rate, --filter.rate_over and --loop.rollouts_per_problem"
+        )
+
+    def _write(self, name: str, groups: Sequence[Group], step_index: int) -> None:
         self.pool.write(name, groups, round=self.round, rollout_step=step_index, run_id=self.run_id)
+        self._tally.add(groups)

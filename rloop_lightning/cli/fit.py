@@ -33,10 +33,11 @@ from rloop_lightning.evaluation.evaluator import EvaluationConfig
 from rloop_lightning.model.config import PolicyConfig, policy_faults
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.rollouts.filter import FilterConfig
+from rloop_lightning.run.edits import Edits, find_edits
 from rloop_lightning.run.folder import RunFolder
 from rloop_lightning.run.loop import LoopRunner
 from rloop_lightning.run.parts import Parts
-from rloop_lightning.run.start import begin, changed_settings, new_run_faults
+from rloop_lightning.run.start import begin, new_run_faults
 from rloop_lightning.run.state import LoopConfig
 from rloop_lightning.system.fields import plain
 
@@ -118,6 +119,12 @@ class RLoopCLI(LightningCLI):
         parser.add_argument("--seed_everything", type=int, default=0, help="seed of all randomness")
         parser.add_argument("--out", type=str, default=None, help="run folder (default: runs/DATE-ALGO-CONSOLIDATE)")
         parser.add_argument("--resume", type=str, default=None, help="folder of the run to resume")
+        parser.add_argument(
+            "--restart_from",
+            type=str,
+            default=None,
+            help="with --resume: repeat the run from the beginning of this phase, such as round-1/explore",
+        )
         parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -197,7 +204,7 @@ class RLoopCLI(LightningCLI):
         except ValueError as error:
             wrong += str(error).splitlines()
         try:
-            runner = LoopRunner(out, self.parts, self.make_trainer)
+            runner = LoopRunner(out, self.parts, self.make_trainer, self.edits.note, self.config.restart_from)
         except (ValueError, MisconfigurationException) as error:
             wrong += str(error).splitlines()
         _refuse(wrong)
@@ -210,7 +217,9 @@ class RLoopCLI(LightningCLI):
         except ValueError as error:
             raise UsageError(str(error)) from error
         _refuse(runner.parts.validate_with(policy))
-        if not self.config.resume:
+        if self.config.resume:
+            self.edits.save(runner.folder)
+        else:
             begin(runner.folder, self._settings())
         return runner, policy
 
@@ -226,10 +235,14 @@ class RLoopCLI(LightningCLI):
 
     def _faults_outside(self, folder: RunFolder, policy: PolicyConfig | None, data: ProblemSource | None) -> list[str]:
         """Errors in the run folder, the model's folder and the problem sets."""
+        self.edits = Edits()
         if not self.config.resume:
             wrong = new_run_faults(folder)
+            if self.config.restart_from is not None:
+                wrong.append("--restart_from needs --resume RUN")
         elif self.arguments.resumable:
-            wrong = changed_settings(folder, self._settings())
+            self.edits = find_edits(folder, self._settings(), self.config.restart_from)
+            wrong = [*self.edits.faults]
         else:  # `self.wrong` has the error already
             wrong = []
         if policy is not None:

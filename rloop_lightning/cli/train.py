@@ -93,6 +93,7 @@ def train(
     seed_everything: int | None = None,
     config: str | Path | Sequence[str | Path] = (),
     resume: str | Path | None = None,
+    restart_from: str | None = None,
 ) -> TrainResult:
     """Train a policy by rounds of exploration and consolidation (RLoop, arXiv 2511.04285), as `rloop-fit` does.
 
@@ -124,6 +125,7 @@ def train(
         seed_everything: seed of all randomness.
         config: settings files and names of presets; later ones override earlier ones, and arguments override all.
         resume: folder of the run to resume.
+        restart_from: with `resume`, repeat the run from the beginning of this phase, such as `round-1/explore`.
 
     Raises:
         UsageError: lists all errors in the arguments; no files are left.
@@ -137,7 +139,14 @@ def train(
     as_configured = isinstance(consolidate, _AsConfigured)
     sets, data = _split_data(data)
     given = PythonSettings()
-    given.options({"resume" if resume else "out": folder.out, "config": config, "seed_everything": seed_everything})
+    given.options(
+        {
+            "resume" if resume else "out": folder.out,
+            "config": config,
+            "seed_everything": seed_everything,
+            "restart_from": restart_from,
+        }
+    )
     given.parts(
         {
             "algo": algo,

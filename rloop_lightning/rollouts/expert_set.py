@@ -7,7 +7,7 @@ for rollout in read_expert_set(run / "round-0" / "expert.parquet"): ...
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from rloop_lightning.rollouts.pool import LOGPROBS, ROW_GROUP_ROWS, TOKEN_IDS, list_array, list_rows
 from rloop_lightning.rollouts.pool_scan import Success
 from rloop_lightning.system.files import atomic_path
+from rloop_lightning.types import FinishReason
 
 EXPERT_SCHEMA = pa.schema(
     [
@@ -26,6 +27,7 @@ EXPERT_SCHEMA = pa.schema(
             "completion_ids": TOKEN_IDS,
             "sampling_logprobs": LOGPROBS,
             "reward": pa.float64(),
+            "finish_reason": pa.dictionary(pa.int8(), pa.string()),
             "rollout_step": pa.int32(),  # first step in which it was sampled
             "text": pa.string(),
             "copies": pa.int32(),  # number of times that it was sampled in the exploration
@@ -42,6 +44,7 @@ class ExpertRollout:
     completion_ids: np.ndarray  # [T] int64, including the stop token
     sampling_logprobs: np.ndarray  # [T] float32, nats
     reward: float
+    finish_reason: FinishReason
 
 
 def write_expert_set(out: Path, drawn: Sequence[tuple[Success, int]]) -> None:
@@ -68,6 +71,7 @@ def _table(drawn: Sequence[tuple[Success, int]]) -> pa.Table:
             list_array([np.frombuffer(row.completion_ids, np.int32) for row in rows], TOKEN_IDS),
             list_array([np.frombuffer(row.sampling_logprobs, np.float32) for row in rows], LOGPROBS),
             pa.array([row.reward for row in rows], pa.float64()),
+            pa.array([row.finish_reason for row in rows], EXPERT_SCHEMA.field("finish_reason").type),
             pa.array([row.rollout_step for row in rows], pa.int32()),
             pa.array([row.text for row in rows], pa.string()),
             pa.array([copies for _, copies in drawn], pa.int32()),
@@ -78,15 +82,16 @@ def _table(drawn: Sequence[tuple[Success, int]]) -> pa.Table:
 
 def read_expert_set(path: Path) -> list[ExpertRollout]:
     """Read the expert set, in the file's order."""
-    table = pq.read_table(path, columns=["problem_id", "completion_ids", "sampling_logprobs", "reward"])
+    table = pq.read_table(path, columns=[field.name for field in fields(ExpertRollout)])
     return [
-        ExpertRollout(problem_id, completion_ids.astype(np.int64), sampling_logprobs, reward)
+        ExpertRollout(problem_id, completion_ids.astype(np.int64), sampling_logprobs, reward, finish_reason)
         for batch in table.to_batches()
-        for problem_id, completion_ids, sampling_logprobs, reward in zip(
+        for problem_id, completion_ids, sampling_logprobs, reward, finish_reason in zip(
             batch["problem_id"].to_pylist(),
             list_rows(batch["completion_ids"]),
             list_rows(batch["sampling_logprobs"]),
             batch["reward"].to_pylist(),
+            batch["finish_reason"].to_pylist(),
             strict=True,
         )
     ]

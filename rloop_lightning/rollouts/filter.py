@@ -4,7 +4,7 @@
 
 The filter makes two passes over the shards, in memory that does not grow with the pool. The first pass counts every
 problem's rollouts and successes; the second keeps successes of the hard problems. The expert set depends on the pool's
-rollouts and the seed, not on the order or number of the shards.
+rollouts and the seed, not on the order or number of the shards. reach.py says which problems can be hard at all.
 """
 
 from __future__ import annotations
@@ -12,14 +12,17 @@ from __future__ import annotations
 import hashlib
 import heapq
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
 
 from rloop_lightning.rollouts.expert_set import write_expert_set
 from rloop_lightning.rollouts.pool import RolloutPool
 from rloop_lightning.rollouts.pool_scan import Success, count_rollouts, successes_of
+from rloop_lightning.rollouts.reach import fewest_rollouts
 from rloop_lightning.system.fields import LeftOpenUnitInterval, NonNegativeInt, check_fields
 
 
@@ -30,8 +33,11 @@ class FilterConfig:
     Args:
         enabled: keep successes of hard problems only. False keeps the successes of every problem, the ablation without
             the hard-problem filter; `max_per_problem` and `deduplicate` still apply.
-        max_success_rate: a problem is hard if 0 < success rate < this, over its rollouts of the whole exploration
-            (fraction; 0.10 in the paper).
+        max_success_rate: a problem is hard if 0 < success rate < this (fraction; 0.10 in the paper).
+        rate_over: the rollouts that a success rate counts: those of the `round`'s exploration (as in the paper), or of
+            the whole `run` so far. The expert set's rollouts are always the round's.
+        finished_only: leave out successes that were truncated at the length limit. Fine-tuning on them teaches the
+            policy not to end its completions.
         max_per_problem: maximum number of rollouts per problem, drawn at random, so that a few problems don't dominate;
             0 is no limit.
         deduplicate: among a problem's rollouts with identical completion tokens, keep the earliest.
@@ -39,6 +45,8 @@ class FilterConfig:
 
     enabled: bool = True
     max_success_rate: LeftOpenUnitInterval = 0.10
+    rate_over: Literal["round", "run"] = "round"
+    finished_only: bool = True
     max_per_problem: NonNegativeInt = 8
     deduplicate: bool = True
 
@@ -48,15 +56,17 @@ class FilterConfig:
 
 @dataclass(frozen=True)
 class ExpertStats:
-    """The filter's counts. `hard_successes` = `kept` + `duplicates` + `over_cap`.
+    """The filter's counts. `hard_successes` = `kept` + `truncated` + `duplicates` + `over_cap`.
 
     Args:
         problems_seen: problems in the pool.
         rollouts_seen: rollouts in the pool.
         successes: rollouts in the pool that are successes.
+        within_reach: problems with enough rollouts that one success would make them hard.
         hard_problems: hard problems; with `enabled` false, problems with a success.
         hard_successes: successes of these problems.
         kept: rollouts in the expert set.
+        truncated: successes of these problems that were truncated, and so left out.
         duplicates: further copies of the rollouts in the expert set.
         over_cap: successes of these problems, copies included, beyond `max_per_problem`.
     """
@@ -64,11 +74,27 @@ class ExpertStats:
     problems_seen: int
     rollouts_seen: int
     successes: int
+    within_reach: int
     hard_problems: int
     hard_successes: int
     kept: int
+    truncated: int
     duplicates: int
     over_cap: int
+
+    def why_empty(self, config: FilterConfig) -> str:
+        """Why the expert set has no rollouts, with the options of the filter that decide it."""
+        if self.successes == 0:
+            return f"none of the {self.rollouts_seen:,} rollouts is a success"
+        if self.hard_problems:
+            return f"all {self.truncated:,} successes of the hard problems were truncated (--filter.finished_only)"
+        rate = f"--filter.max_success_rate {config.max_success_rate:g}"
+        if self.within_reach == 0:
+            return (
+                f"{self.successes:,} of {self.rollouts_seen:,} rollouts are successes, but no problem has the "
+                f"{fewest_rollouts(config.max_success_rate)} rollouts that a success rate below {rate} takes"
+            )
+        return f"no problem that was ever solved has a success rate below {rate} ({self.successes:,} successes)"
 
     def metrics(self) -> dict[str, float]:
         """The counts under their metric names."""
@@ -76,15 +102,19 @@ class ExpertStats:
             "pool/problems": self.problems_seen,
             "pool/rollouts": self.rollouts_seen,
             "pool/successes": self.successes,
+            "expert/problems_within_reach": self.within_reach,
             "expert/hard_problems": self.hard_problems,
             "expert/hard_successes": self.hard_successes,
             "expert/rollouts": self.kept,
+            "expert/truncated": self.truncated,
             "expert/duplicates": self.duplicates,
             "expert/over_cap": self.over_cap,
         }
 
 
-def build_expert_set(pool: RolloutPool, out: Path, config: FilterConfig, seed: int) -> ExpertStats:
+def build_expert_set(
+    pool: RolloutPool, out: Path, config: FilterConfig, seed: int, *, earlier: Sequence[RolloutPool] = ()
+) -> ExpertStats:
     """Write the pool's expert set to `out` atomically. An empty set is written too.
 
     Rows are sorted by problem id. The same rollouts, config and seed give the same bytes. Memory grows with the number
@@ -95,33 +125,42 @@ def build_expert_set(pool: RolloutPool, out: Path, config: FilterConfig, seed: i
         out: the Parquet file.
         config: the selection.
         seed: seed of the draw from a problem with more than `config.max_per_problem` successes.
+        earlier: the pools of earlier rounds, for `config.rate_over` run.
     """
     counts = count_rollouts(pool)
-    successes = counts["successes"].to_numpy()
+    rated = counts if config.rate_over == "round" else count_rollouts(*earlier, pool)
+    rollouts, successes = rated["rollouts"].to_numpy(), rated["successes"].to_numpy()
     # The quotient is the double nearest to the rate, like a literal such as 0.10. So 1 of 10 is not below 0.10.
-    hard = (successes > 0) & (successes / counts["rollouts"].to_numpy() < config.max_success_rate)
-    taken = hard if config.enabled else successes > 0
+    hard = (successes > 0) & (successes / rollouts < config.max_success_rate)
+    taken = set(rated["problem_id"].filter(pa.array(hard if config.enabled else successes > 0)).to_pylist())
+    solved = dict(zip(counts["problem_id"].to_pylist(), counts["successes"].to_pylist(), strict=True))
     expert = {
         problem_id: _ProblemDraw(config.max_per_problem)
-        for problem_id in sorted(counts["problem_id"].filter(pa.array(taken)).to_pylist())
+        for problem_id in sorted(taken.intersection(name for name, count in solved.items() if count))
     }
+    truncated = 0
     key = str(seed).encode()
     for row in successes_of(pool, expert.keys()):
-        expert[row.problem_id].offer(_digest(row, key, config.deduplicate), row, config.deduplicate)
+        if config.finished_only and row.finish_reason != "stop":
+            truncated += 1
+        else:
+            expert[row.problem_id].offer(_digest(row, key, config.deduplicate), row, config.deduplicate)
 
     drawn = [entry for draw in expert.values() for entry in draw.sorted()]
     write_expert_set(out, drawn)
-    hard_successes = int(successes[taken].sum())
+    hard_successes = sum(solved[problem_id] for problem_id in expert)
     duplicates = sum(copies for _, copies in drawn) - len(drawn)
     return ExpertStats(
         problems_seen=len(counts),
         rollouts_seen=int(counts["rollouts"].to_numpy().sum()),
-        successes=int(successes.sum()),
+        successes=sum(solved.values()),
+        within_reach=int((rollouts >= fewest_rollouts(config.max_success_rate)).sum()),
         hard_problems=len(expert),
         hard_successes=hard_successes,
         kept=len(drawn),
+        truncated=truncated,
         duplicates=duplicates,
-        over_cap=hard_successes - len(drawn) - duplicates,
+        over_cap=hard_successes - truncated - len(drawn) - duplicates,
     )
 
 

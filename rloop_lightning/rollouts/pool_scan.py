@@ -30,6 +30,7 @@ class Success:
     completion_ids: bytes  # int32
     sampling_logprobs: bytes  # float32
     reward: float
+    finish_reason: str
     rollout_step: int
     text: str
 
@@ -37,17 +38,17 @@ class Success:
 _SUCCESS_FIELDS = [field.name for field in fields(Success)]
 
 
-def count_rollouts(pool: RolloutPool, *, rows_at_once: int = 1 << 20) -> pa.Table:
+def count_rollouts(*pools: RolloutPool, rows_at_once: int = 1 << 20) -> pa.Table:
     """Count every problem's `rollouts` and `successes`, in no particular order.
 
     Args:
-        pool: the pool.
+        pools: the pools, whose counts are added.
         rows_at_once: rows that are buffered before they are counted; a million takes about 50 MB.
     """
     counts = _COUNTS_SCHEMA.empty_table()
     pending: list[pa.Table] = []
     rows = 0
-    for path in pool.shards():
+    for path in itertools.chain.from_iterable(pool.shards() for pool in pools):
         with _open(path) as shard:
             pending.append(shard.read(columns=["problem_id", "success"], use_threads=False))
         rows += len(pending[-1])
@@ -103,6 +104,7 @@ def _successes(table: pa.Table) -> Iterator[Success]:
             [ids.tobytes() for ids in list_rows(batch["completion_ids"])],
             [logprobs.tobytes() for logprobs in list_rows(batch["sampling_logprobs"])],
             batch["reward"].to_pylist(),
+            batch["finish_reason"].to_pylist(),
             batch["rollout_step"].to_pylist(),
             batch["text"].to_pylist(),
         ]

@@ -7,7 +7,12 @@ With n rollouts, the lowest success rate above 0 is 1/n. A problem is within rea
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+
+import pyarrow as pa
+
+from rloop_lightning.types import Group
 
 
 def fewest_rollouts(max_success_rate: float) -> int:
@@ -86,3 +91,42 @@ class Reach:
 def _rounded_up(rate: float) -> float:
     """The next whole percentage above a rate."""
     return min(1.0, (math.floor(rate * 100) + 1) / 100)
+
+
+class Tally:
+    """Counts the problems within reach of the filter, and the hard ones among them, while the pool grows.
+
+    Args:
+        max_success_rate: the filter's threshold.
+        counts: the rollouts and successes so far, from `count_rollouts`.
+    """
+
+    def __init__(self, max_success_rate: float, counts: pa.Table) -> None:
+        self._max_success_rate = max_success_rate
+        self._needed = fewest_rollouts(max_success_rate)
+        names, rollouts, successes = (counts[name].to_pylist() for name in ("problem_id", "rollouts", "successes"))
+        self._counts = dict(zip(names, zip(rollouts, successes, strict=True), strict=True))
+        self.solved = sum(successes > 0 for _, successes in self._counts.values())
+        self.within_reach = sum(rollouts >= self._needed for rollouts, _ in self._counts.values())
+        self.hard = sum(self._is_hard(*count) for count in self._counts.values())
+
+    def add(self, groups: Sequence[Group]) -> None:
+        """Count the rollouts of further groups. The cost depends on the groups only."""
+        for group in groups:
+            before = self._counts.get(group.problem.id, (0, 0))
+            after = before[0] + len(group.rollouts), before[1] + group.success_count
+            self._counts[group.problem.id] = after
+            self.solved += (after[1] > 0) - (before[1] > 0)
+            self.within_reach += (after[0] >= self._needed) - (before[0] >= self._needed)
+            self.hard += self._is_hard(*after) - self._is_hard(*before)
+
+    def metrics(self) -> dict[str, float]:
+        """The counts under their metric names."""
+        return {
+            "pool/problems_solved": float(self.solved),
+            "pool/problems_within_reach": float(self.within_reach),
+            "pool/hard_problems": float(self.hard),
+        }
+
+    def _is_hard(self, rollouts: int, successes: int) -> bool:
+        return successes > 0 and successes / rollouts < self._max_success_rate

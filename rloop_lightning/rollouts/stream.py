@@ -8,10 +8,11 @@ Both have a length, so Lightning does not prefetch. A prefetched rollout step wo
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -21,10 +22,21 @@ from rloop_lightning.rollouts.sampler import GroupSampler, SamplingCost
 from rloop_lightning.seeds import derive_seed
 from rloop_lightning.types import Group, Problem, Rollout, RolloutBatch, RolloutStep, SamplingParams, collate
 
+_log = logging.getLogger(__name__)
+
+OnTooFewGroups = Literal["end_phase", "train", "stop"]
+
 # Request slightly more groups than needed: another engine call costs more than a few spare groups.
 _HEADROOM = 1.1
 # If few groups are kept, the estimated share is unreliable. This bounds the groups per engine call.
 _MOST_STEPS_PER_CALL = 4
+
+
+_SHORTAGE_ADVICE = (
+    "The problems are too hard or too easy for this policy. Resume with --loop.on_too_few_groups end_phase (go on to "
+    "the filter) or train (train on fewer groups), with a larger --loop.rollouts_per_problem or "
+    "--algo.max_generation_batches, or with --algo.dynamic_sampling false"
+)
 
 
 class Explorer(Protocol):
@@ -54,6 +66,12 @@ class RolloutStream:
         rollouts_per_problem: G, rollouts per group.
         steps: rollout steps in the phase.
         seed: seed of the problem order and of all sampling.
+        on_too_few_groups: what to do if dynamic sampling reaches its limit before it has P groups: end the phase, train
+            on the groups it has, or raise an error. With no group at all, `train` ends the phase.
+
+    Attributes:
+        shortage: why the phase ended early, or was short of groups; empty if it was not.
+        unused: the groups of the step that ended the phase. No step trains on them.
     """
 
     def __init__(
@@ -66,6 +84,7 @@ class RolloutStream:
         rollouts_per_problem: int,
         steps: int,
         seed: int,
+        on_too_few_groups: OnTooFewGroups = "end_phase",
     ) -> None:
         self.sampler = sampler
         self.explorer = explorer
@@ -74,6 +93,9 @@ class RolloutStream:
         self.rollouts_per_problem = rollouts_per_problem
         self.steps = steps
         self.seed = seed
+        self.on_too_few_groups = on_too_few_groups
+        self.shortage = ""
+        self.unused: tuple[Group, ...] = ()
         self.position = 0  # rollout steps yielded so far
         self.drawn = 0  # problems drawn so far, over all passes
         self.share_kept = 1.0  # share of the latest groups that were kept; decides how many to request
@@ -85,6 +107,8 @@ class RolloutStream:
     def __iter__(self) -> Iterator[RolloutStep]:
         while self.position < self.steps:
             step = self._generate_step()
+            if step is None:
+                return
             self.position += 1
             yield step
 
@@ -103,16 +127,17 @@ class RolloutStream:
         self.share_kept = state["share_kept"]
         self.cost = SamplingCost(**state["cost"])
 
-    def _generate_step(self) -> RolloutStep:
-        """Sample until enough groups are kept. Each call requests as many groups as should suffice."""
+    def _generate_step(self) -> RolloutStep | None:
+        """Sample until enough groups are kept. None if there are too few, which ends the phase.
+
+        Each engine call requests as many groups as should suffice.
+        """
         generated: list[Group] = []
         kept: list[Group] = []
         cost = SamplingCost()
         self.sampler.reward.metrics()  # discards the counts of an evaluation
         most = self.problems_per_step * self.explorer.max_generation_batches
-        while (missing := self.problems_per_step - len(kept)) > 0:
-            if len(generated) >= most:
-                raise NotEnoughGroupsError(self._too_few(len(kept), len(generated)))
+        while (missing := self.problems_per_step - len(kept)) > 0 and len(generated) < most:
             wanted = missing if self.share_kept == 1 else math.ceil(_HEADROOM * missing / self.share_kept)
             wanted = min(wanted, _MOST_STEPS_PER_CALL * self.problems_per_step, most - len(generated))
             sampling = self.sampler.engine.sampling(derive_seed(self.seed, self.position, len(generated)))
@@ -121,19 +146,34 @@ class RolloutStream:
             kept += [group for group in groups if self.explorer.keep_group(group)]
             self.share_kept = max(len(kept), 1) / len(generated)
         self._add_cost(cost)
+        if missing > 0 and self._ends_with(kept, generated):
+            return None
         trained = self.explorer.replayed(kept[: self.problems_per_step], sampling)
         batch = self.explorer.make_batch(trained, sampling)
         counts = {f"reward/{name}": value for name, value in self.sampler.reward.metrics().items()}
-        metrics = {**_step_metrics(generated, kept, cost), **counts}
+        metrics = {**_step_metrics(generated, kept, len(trained), cost), **counts}
         rollouts = tuple(rollout for group in trained for rollout in group.rollouts)
         return RolloutStep(self.position, tuple(generated), batch, metrics, rollouts)
+
+    def _ends_with(self, kept: Sequence[Group], generated: Sequence[Group]) -> bool:
+        """Whether the phase ends here, where only these groups were kept.
+
+        Raises:
+            NotEnoughGroupsError: the run should stop.
+        """
+        self.shortage = self._too_few(len(kept), len(generated))
+        if self.on_too_few_groups == "stop":
+            raise NotEnoughGroupsError(f"{self.shortage}. {_SHORTAGE_ADVICE}")
+        if self.on_too_few_groups == "train" and kept:
+            _log.warning(f"{self.shortage}; it trains on {len(kept)}")
+            return False
+        self.unused = tuple(generated)
+        return True
 
     def _too_few(self, kept: int, generated: int) -> str:
         return (
             f"rollout step {self.position + 1}: only {kept} of {generated} problems gave a group with both right and "
-            f"wrong rollouts; the step needs {self.problems_per_step}. The problems are too hard or too easy for this "
-            "policy: change --data, raise --loop.rollouts_per_problem or --algo.max_generation_batches, or set "
-            "--algo.dynamic_sampling false"
+            f"wrong rollouts; the step needs {self.problems_per_step}"
         )
 
     def _draw(self, count: int) -> list[Problem]:
@@ -200,7 +240,9 @@ class ExpertStream:
         self.position = state["position"]
 
 
-def _step_metrics(generated: Sequence[Group], kept: Sequence[Group], cost: SamplingCost) -> dict[str, float]:
+def _step_metrics(
+    generated: Sequence[Group], kept: Sequence[Group], trained: int, cost: SamplingCost
+) -> dict[str, float]:
     """Metrics of a rollout step, over all its rollouts, including those that are not trained on."""
     rollouts = [rollout for group in generated for rollout in group.rollouts]
     parts = rollouts[0].reward_parts
@@ -210,6 +252,7 @@ def _step_metrics(generated: Sequence[Group], kept: Sequence[Group], cost: Sampl
         "rollout/success_rate": float(np.mean([rollout.success for rollout in rollouts])),
         "rollout/solved_rate": float(np.mean([group.success_count > 0 for group in generated])),
         "rollout/kept_rate": len(kept) / len(generated),
+        "rollout/trained_groups": float(trained),
         "rollout/length_tokens": float(np.mean([rollout.length for rollout in rollouts])),
         "rollout/truncated_rate": float(np.mean([rollout.finish_reason == "length" for rollout in rollouts])),
         "rollout/generated_rollouts": float(cost.rollouts),

@@ -21,10 +21,12 @@ def select_final(names: Sequence[str], results: Mapping[str, Mapping[str, float]
         select: as `LoopConfig.select`.
         k: the k of `pass@k`.
     """
+    explored = [name for name in names if name.endswith("explored")]
     if select == "last":
-        return names[-1]
+        # With an empty expert set, the last consolidation left the policy of the round's beginning as it was.
+        return explored[-1] if results[names[-1]].get("expert/rollouts") == 0 else names[-1]
     if select == "explored":
-        return [name for name in names if name.endswith("explored")][-1]
+        return explored[-1]
     metric = f"eval/validation/pass@{1 if select == 'pass@1' else k}"
     return max(names, key=lambda name: results[name][metric])
 

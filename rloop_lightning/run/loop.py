@@ -3,12 +3,12 @@
 A run is a list of stages that depends on the configuration only (`state.plan`). A stage is one phase: a fresh Trainer
 with one `Trainer.fit`, or an evaluation. After a kill at any moment, the run resumes from the newest checkpoint of the
 current stage. Repeated work writes the same files with the same content. See folder.py for the layout of the folder,
-resume.py for damaged files, weights.py for the loaded weights, and trainer.py for the training of a phase.
+resume.py for damaged files, explore.py and consolidate.py for the phases that train, and weights.py for the loaded
+weights.
 """
 
 from __future__ import annotations
 
-import copy
 import logging
 import signal
 import uuid
@@ -17,26 +17,23 @@ from pathlib import Path
 from time import perf_counter
 
 import lightning as L
-import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from rloop_lightning.callbacks.capture import RolloutCapture
-from rloop_lightning.callbacks.evaluation import InsideEvaluation
-from rloop_lightning.callbacks.progress import PhaseProgress, open_bar
+from rloop_lightning.callbacks.progress import open_bar
 from rloop_lightning.errors import Stopped
 from rloop_lightning.evaluation.evaluator import Evaluator
 from rloop_lightning.model.policy import Policy
-from rloop_lightning.rollouts.expert_set import read_expert_set
-from rloop_lightning.rollouts.filter import build_expert_set
 from rloop_lightning.rollouts.sampler import GroupSampler, SamplingCost
-from rloop_lightning.rollouts.stream import ExpertStream, RolloutStream
+from rloop_lightning.run.consolidate import consolidate
+from rloop_lightning.run.edits import restart_stage
+from rloop_lightning.run.explore import explore
 from rloop_lightning.run.folder import RunFolder
 from rloop_lightning.run.handover import select_final, write_results
-from rloop_lightning.run.metrics_csv import RunMetrics, column, result_step
+from rloop_lightning.run.metrics_csv import RunMetrics, result_step
 from rloop_lightning.run.parts import Parts
-from rloop_lightning.run.resume import check_pool, last_good_state
+from rloop_lightning.run.resume import last_good_state, restart
+from rloop_lightning.run.session import Session
 from rloop_lightning.run.state import Budget, LoopState, Stage, StageOutcome, plan
 from rloop_lightning.run.trainer import MakeTrainer, PhaseTrainer, new_trainer
 from rloop_lightning.run.weights import Weights
@@ -44,7 +41,6 @@ from rloop_lightning.seeds import derive_seed
 from rloop_lightning.system.checksums import damaged_files
 from rloop_lightning.system.signals import StopSignals
 from rloop_lightning.system.terminal import printable
-from rloop_lightning.types import Rollout
 
 _log = logging.getLogger(__name__)
 
@@ -56,16 +52,27 @@ class LoopRunner:
         out: the run folder.
         parts: the parts of the run.
         make_trainer: makes a new Trainer for a phase from keyword arguments.
+        note: a note on this resume for readers of the results.
+        restart_from: the phase to repeat and everything after it, such as `round-1/explore`; None continues.
 
     Raises:
         ValueError: the Trainer has settings that the loop does not support.
     """
 
-    def __init__(self, out: Path, parts: Parts, make_trainer: MakeTrainer = L.Trainer) -> None:
+    def __init__(
+        self,
+        out: Path,
+        parts: Parts,
+        make_trainer: MakeTrainer = L.Trainer,
+        note: str = "",
+        restart_from: str | None = None,
+    ) -> None:
         self.out = out
         self.folder = RunFolder(out)
         self.parts = parts
         self.make_trainer = make_trainer
+        self.note = note
+        self.restart_from = restart_from
         self.sampler = GroupSampler(parts.engine, parts.reward)
         self.stages = plan(parts.loop.rounds, consolidates=parts.consolidation is not None)
         trainer = new_trainer(make_trainer)
@@ -94,7 +101,7 @@ class LoopRunner:
                 raise Stopped(signal.SIGTERM) from error
 
     def _run(self, policy: Policy) -> LoopState:
-        state = last_good_state(self.folder, self.stages) or LoopState(uuid.uuid4().hex)
+        state = self._state_to_run_from()
         self.policy = policy
         policy.mixed_precision = self.mixed_precision
         self.parts = self.parts.rendered(policy)
@@ -102,12 +109,15 @@ class LoopRunner:
         self._announce_problems()
         self.weights = Weights(policy, self.folder)
         self.sampler.engine.bind(policy)
-        self.phases = PhaseTrainer(self.make_trainer, self.folder, self.parts, state.run_id, self.signals)
+        phases = PhaseTrainer(self.make_trainer, self.folder, self.parts, state.run_id, self.signals)
+        self.session = Session(self.folder, self.parts, policy, self.weights, self.sampler, phases, self.signals)
         self.folder.save_state(state)
         while state.stages_done < len(self.stages) and not state.stopped:
             self.signals.check()
             stage = self.stages[state.stages_done]
             if stage.phase != "evaluate":
+                state = state.begun(stage, self._explore_steps)
+                self.folder.save_state(state)
                 state.save(self.folder.state_before(stage))
             # Our code never reads the global random state. User code that does gets the same state after a resume.
             L.seed_everything(derive_seed(self.parts.seed, stage.name, stage.phase) % 2**32, verbose=False)
@@ -119,6 +129,18 @@ class LoopRunner:
             self._drop_checkpoints(stage)
         return self._hand_over(state)
 
+    def _state_to_run_from(self) -> LoopState:
+        """The state of a new run, or the one that the run resumes from, with what this resume changes."""
+        if self.restart_from is not None:
+            restart(self.folder, self.stages, restart_stage(self.folder, self.stages, self.restart_from))
+        state = last_good_state(self.folder, self.stages) or LoopState(uuid.uuid4().hex)
+        if state.stopped and self.parts.loop.on_empty_expert_set == "continue":
+            state = replace(state, stopped=False)
+        if self.note:
+            _log.info(self.note)
+            state = replace(state, notes=(*state.notes, self.note))
+        return state
+
     def _announce_problems(self) -> None:
         """Log the number of problems, those left out, and the first prompt as the policy sees it."""
         for note in self.parts.data.notes():
@@ -127,88 +149,10 @@ class LoopRunner:
 
     def _run_stage(self, stage: Stage, state: LoopState) -> StageOutcome:
         if stage.phase == "explore":
-            return self._explore(stage, state)
+            return explore(self.session, self.evaluator, stage, state)
         if stage.phase == "consolidate":
-            return self._consolidate(stage, state)
+            return consolidate(self.session, stage, state)
         return self._evaluate(stage)
-
-    def _explore(self, stage: Stage, state: LoopState) -> StageOutcome:
-        """Train phi: the round's initial policy, trained by the algorithm. Every rollout goes to the pool."""
-        loop = self.parts.loop
-        self.weights.use(self.folder.initial_policy(stage))
-        algorithm = copy.deepcopy(self.parts.algorithm)
-        algorithm.policy = self.policy
-        algorithm.pools = self.folder.pools(stage)
-        seed = derive_seed(self.parts.seed, "explore", stage.round)
-        stream = RolloutStream(
-            self.sampler,
-            algorithm,
-            self.parts.problems,
-            problems_per_step=loop.problems_per_step,
-            rollouts_per_problem=loop.rollouts_per_problem,
-            steps=loop.explore_steps * (1 if self.parts.consolidation else loop.rounds),
-            seed=seed,
-        )
-        pool = self.folder.pool(stage)
-        pool.drop_after(self.folder.steps_done(stage))
-        callbacks: list[Callback] = [
-            RolloutCapture(
-                pool,
-                self.parts.capture,
-                self.sampler,
-                self.parts.problems,
-                round=stage.round,
-                run_id=state.run_id,
-                seed=seed,
-            )
-        ]
-        if self.parts.evaluation.every_n_steps and self.parts.sets_inside:
-            every = self.parts.evaluation.every_n_steps
-            callbacks.append(InsideEvaluation(self.evaluator, self.parts.sets_inside, every))
-        optimizer_steps, skipped = self.phases.fit(algorithm, stream, stage, self._progress(stage, state), callbacks)
-        self.weights.save(self.folder.policy(stage))
-        ended_early = f"{self._title(stage)} ended after {stream.position} of {stream.steps} rollout steps"
-        norms = column(self.folder.metrics, stage.round, stage.phase, "grad/norm_preclip_max")
-        return StageOutcome(
-            spent=Budget(stream.position, optimizer_steps, stream.cost.rollouts, stream.cost.tokens),
-            results={stage.name: {"grad/norm_preclip_max": max(norms, default=float("nan"))}},
-            note="; ".join(filter(None, [ended_early if stream.position < stream.steps else "", skipped])),
-        )
-
-    def _consolidate(self, stage: Stage, state: LoopState) -> StageOutcome:
-        """Train theta_{k+1}: theta_k, not phi, fine-tuned on the expert set of the round's pool."""
-        assert self.parts.consolidation is not None
-        seed = derive_seed(self.parts.seed, "consolidate", stage.round)
-        expert_file, policy_folder = self.folder.expert_set(stage), self.folder.policy(stage)
-        with self.signals.at_once():  # a resume rebuilds the expert set anyway
-            check_pool(self.folder, stage)
-            stats = build_expert_set(self.folder.pool(stage), expert_file, self.parts.filter, seed)
-        results = {stage.name: {key: float(value) for key, value in stats.metrics().items()}}
-        _log.info(
-            f"round {stage.round + 1}: expert set of {stats.kept} rollouts of {stats.hard_problems} problems "
-            f"({stats.successes:,} successes among {stats.rollouts_seen:,} rollouts)"
-        )
-        self.weights.use(self.folder.initial_policy(stage))
-        if stats.kept == 0:
-            self.weights.save(policy_folder)
-            stops = self.parts.loop.on_empty_expert_set == "stop"
-            what_now = "the run stops here" if stops else "the next round begins where this one began"
-            note = f"round {stage.round + 1}: the expert set is empty (--filter.max_success_rate); {what_now}"
-            _log.warning(note)
-            return StageOutcome(results=results, note=note, stops=stops)
-        module = copy.deepcopy(self.parts.consolidation)
-        module.policy = self.policy
-        rollouts = self._expert_rollouts(expert_file)
-        stream = ExpertStream(
-            rollouts,
-            [module.weight(rollout.reward) for rollout in rollouts],
-            rollouts_per_update=module.rollouts_per_update,
-            epochs=module.epochs,
-            seed=seed,
-        )
-        optimizer_steps, skipped = self.phases.fit(module, stream, stage, self._progress(stage, state))
-        self.weights.save(policy_folder)
-        return StageOutcome(Budget(optimizer_steps=optimizer_steps), results, note=skipped)
 
     def _evaluate(self, stage: Stage) -> StageOutcome:
         """Measure pass@k of a policy on every evaluation set, with the same problems and seeds for all policies."""
@@ -216,7 +160,7 @@ class LoopRunner:
         self.policy.to(self.device)
         metrics: dict[str, float] = {}
         sets = self.parts.sets_between
-        title = f"{self._title(stage)} {stage.which}"
+        title = f"{self.session.title(stage)} {stage.which}"
         with self.signals.at_once(), open_bar(total=len(sets), title=title, unit="set") as bar:
             for name in sets:
                 metrics |= self.evaluator([name], SamplingCost())
@@ -232,6 +176,8 @@ class LoopRunner:
         loop = self.parts.loop
         names = [stage.name for stage in self.stages[: state.stages_done] if stage.phase == "evaluate"]
         selected = select_final(names, state.results, loop.select, k=max(self.parts.evaluation.k))
+        if selected == "base":
+            _log.warning(f"--loop.select {loop.select}: no trained policy is better; the base policy is handed over")
         if state.selected != selected or damaged_files(self.folder.final):
             self._use(next(stage for stage in self.stages if stage.name == selected))
             self.policy.save(self.folder.final)
@@ -241,15 +187,15 @@ class LoopRunner:
         self.signals.check("the run is complete")
         return state
 
+    @property
+    def _explore_steps(self) -> int:
+        """Rollout steps of an exploration. Without consolidation, a run has only one."""
+        loop = self.parts.loop
+        return loop.explore_steps * (1 if self.parts.consolidation else loop.rounds)
+
     def _use(self, stage: Stage) -> None:
         """Load the policy that an evaluation measures."""
         self.weights.use(None if stage.which == "base" else self.folder.policy(stage))
-
-    def _progress(self, stage: Stage, state: LoopState) -> PhaseProgress:
-        """The phase's progress bar. It starts with the last pass@1 on the first set evaluated inside phases."""
-        name = next(iter(self.parts.sets_inside), "")
-        known = [result[key] for result in state.results.values() if (key := f"eval/{name}/pass@1") in result]
-        return PhaseProgress(self._title(stage), known[-1] if known else None)
 
     def _drop_checkpoints(self, stage: Stage) -> None:
         """Delete checkpoints of complete phases: their policies are saved, and checkpoints include optimizer state.
@@ -261,24 +207,3 @@ class LoopRunner:
             for phase in ("explore", "consolidate"):
                 for path in self.folder.checkpoints(replace(stage, phase=phase)):
                     path.unlink()
-
-    def _title(self, stage: Stage) -> str:
-        rounds = self.parts.loop.rounds if self.parts.consolidation else 1
-        return f"round {stage.round + 1}/{rounds} {stage.phase}"
-
-    def _expert_rollouts(self, expert_file: Path) -> list[Rollout]:
-        """The expert set as rollouts, with prompts as the policy sees them."""
-        prompts = {problem.id: np.array(self.policy.encode(problem.prompt)) for problem in self.parts.problems}
-        return [
-            Rollout(
-                problem_id=expert.problem_id,
-                prompt_ids=prompts[expert.problem_id],
-                completion_ids=expert.completion_ids,
-                sampling_logprobs=expert.sampling_logprobs,
-                text="",
-                finish_reason="stop",
-                reward=expert.reward,
-                success=True,
-            )
-            for expert in read_expert_set(expert_file)
-        ]

@@ -19,6 +19,7 @@ from rloop_lightning.evaluation.evaluator import EvaluationConfig
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.rewards.base import Reward
 from rloop_lightning.rollouts.filter import FilterConfig
+from rloop_lightning.rollouts.reach import Reach
 from rloop_lightning.run.state import LoopConfig
 from rloop_lightning.system.terminal import one_line
 from rloop_lightning.types import Problem
@@ -75,11 +76,28 @@ class Parts:
         """Names of the evaluation sets inside an exploration."""
         return self.sets_between if self.evaluation.sets_inside is None else self.evaluation.sets_inside
 
+    @property
+    def reach(self) -> Reach | None:
+        """The problems that the hard-problem filter can select from; None without such a filter."""
+        if self.consolidation is None or not self.filter.enabled:
+            return None
+        loop, capture = self.loop, self.capture
+        captures = loop.explore_steps // capture.every_n_steps if capture.every_n_steps else 0
+        covers_all = capture.extra_problems == 0 or capture.extra_problems >= len(self.problems)
+        return Reach(
+            problems=len(self.problems),
+            groups=loop.explore_steps * loop.problems_per_step,
+            rollouts_per_problem=loop.rollouts_per_problem,
+            max_success_rate=self.filter.max_success_rate,
+            extra_rollouts=captures * capture.extra_rollouts if covers_all else 0,
+            rounds=loop.rounds if self.filter.rate_over == "run" else 1,
+        )
+
     def validate(self) -> list[str]:
         """Errors in the settings and their combination, one message each. Needs no model."""
         modules = [self.algorithm, *([] if self.consolidation is None else [self.consolidation])]
         invalid = [message for module in modules for message in module.invalid()]
-        return [*invalid, *self._check_sizes(), *self._check_sets()]
+        return [*invalid, *self._check_sizes(), *self._check_reach(), *self._check_sets()]
 
     def readable(self) -> tuple[Parts, list[str]]:
         """The same parts without problems that the reward can't read, and errors about such problems."""
@@ -149,6 +167,21 @@ class Parts:
         yield from self.algorithm.validate(self.engine.sampling(seed=0))
         if self.engine.temperature == 0 and rollouts > 1:
             yield "--engine.temperature 0 makes all rollouts of a problem the same; exploration needs more than 0"
+
+    def _check_reach(self) -> Iterator[str]:
+        """An expert set that is empty by arithmetic."""
+        reach = self.reach
+        if reach is None or reach.within:
+            return
+        loop = self.loop
+        yield (
+            f"--filter.max_success_rate {reach.max_success_rate:g}: no problem can be hard, so every expert set would "
+            f"be empty. A problem gets at most {reach.most_rollouts} rollouts (--loop.explore_steps "
+            f"{loop.explore_steps} x --loop.problems_per_step {loop.problems_per_step} groups for {reach.problems:,} "
+            "problems, "
+            f"--loop.rollouts_per_problem {loop.rollouts_per_problem}), so the lowest success rate above 0 is "
+            f"{1 / reach.most_rollouts:.1%}. Take one of: {'; '.join(reach.remedies())}; or --filter.enabled false"
+        )
 
     def _too_few_problems(self) -> Iterator[str]:
         if self.loop.problems_per_step > len(self.problems):

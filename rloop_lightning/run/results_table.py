@@ -35,8 +35,8 @@ def results_table(results: Sequence[PolicyResult]) -> str:
     """The policies as a Markdown table that also reads well as plain text.
 
     The columns are pass@k for each evaluated set and k, entropy on the first set, the largest gradient norm before
-    clipping, and the size of the expert set. A column is left out if no policy has its metric. An en dash stands for a
-    missing value.
+    clipping, and for the filter the problems within its reach, the hard ones, and the size of the expert set. A column
+    is left out if no policy has its metric. An en dash stands for a missing value.
     """
     columns = _columns(results)
     header = ["policy", *(title for _, title, _ in columns)]
@@ -66,7 +66,12 @@ def _columns(results: Sequence[PolicyResult]) -> list[tuple[str, str, str]]:
     columns = [(match[0], f"{match['set']} pass@{match['k']}", ".3f") for match in passes]
     entropies = [match for name in names if (match := _ENTROPY.fullmatch(name))]
     columns += [(match[0], f"{match['set']} entropy, nats", ".3f") for match in entropies[:1]]
-    others = [("grad/norm_preclip_max", "largest gradient norm", ".3g"), ("expert/rollouts", "expert set", ",.0f")]
+    others = [
+        ("grad/norm_preclip_max", "largest gradient norm", ".3g"),
+        ("expert/problems_within_reach", "problems within reach", ",.0f"),
+        ("expert/hard_problems", "hard problems", ",.0f"),
+        ("expert/rollouts", "expert set", ",.0f"),
+    ]
     return columns + [column for column in others if column[0] in names]
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import zipfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rloop_lightning.callbacks.checkpoint import checkpoint_step
@@ -40,6 +41,18 @@ def last_good_state(folder: RunFolder, stages: Sequence[Stage]) -> LoopState | N
         _log.warning(f"round {maker.round + 1} {maker.phase} is repeated")
         state = _state_before(folder, maker)
     return state
+
+
+def restart(folder: RunFolder, stages: Sequence[Stage], stage: Stage) -> None:
+    """Take the run back to the beginning of a phase, and forget what followed.
+
+    Raises:
+        StateError: the state at that time is damaged.
+    """
+    state = _state_before(folder, stage)
+    # The phase has not begun then, so it takes the number of rollout steps that the settings give now.
+    folder.save_state(replace(state, explore_steps=state.explore_steps[: stage.round]))
+    _forget_later(folder, stages[stages.index(stage) :])
 
 
 def check_policy(folder: Path) -> None:

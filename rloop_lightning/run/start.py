@@ -4,30 +4,12 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from rloop_lightning.run.folder import RunFolder
 from rloop_lightning.system.files import write_text
-from rloop_lightning.system.imports import is_unnamed
-
-# Settings that may change on resume. They do not affect the results, or only their rounding, for a machine with less
-# memory.
-_FREE_ON_RESUME = (
-    "resume",
-    "out",
-    "debug",
-    "loop.select",
-    "loop.checkpoint_every_n_steps",
-    "gradient.",
-    "trainer.",
-    "engine.max_rows",
-    "policy.max_tokens_per_micro_batch",
-)
 
 
 class RunFolderError(OSError):
@@ -58,26 +40,6 @@ def resume_faults(run: RunFolder) -> list[str]:
     return [f"--resume {run.out}: no {needed} there; give the folder of an existing run"]
 
 
-def changed_settings(run: RunFolder, now: str) -> list[str]:
-    """Settings that affect the results and differ from those the run started with, one message each.
-
-    Args:
-        run: an existing run.
-        now: the current settings, as YAML.
-    """
-    before = dict(_flat(yaml.safe_load(run.config.read_text(encoding="utf-8"))))
-    after = dict(_flat(yaml.safe_load(now)))
-    # The user passes a Python object without an import path again, in any form.
-    unnamed = [name.removesuffix("name") for name, value in before.items() if is_unnamed(value)]
-    free = (*_FREE_ON_RESUME, *unnamed)
-    return [
-        f"--resume: --{key} was {before.get(key)!r} when the run started and is {after.get(key)!r} now; leave it out, "
-        "or start a new run"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and not key.startswith(free)
-    ]
-
-
 def begin(folder: RunFolder, settings: str) -> None:
     """Write the settings (YAML) to a new run folder.
 
@@ -106,12 +68,3 @@ def nothing_half_written(out: Path) -> Iterator[None]:
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()
         raise
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested settings with dotted keys."""
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rloop_lightning.errors import DamagedError
+from rloop_lightning.rollouts.stream import OnTooFewGroups
 from rloop_lightning.system.fields import NonNegativeInt, PositiveInt, check_fields
 from rloop_lightning.system.files import write_text
 
@@ -29,15 +30,19 @@ class LoopConfig:
 
     Args:
         rounds: rounds of exploration and consolidation. Without consolidation, the run is one uninterrupted exploration
-            with the same number of rollout steps.
+            with the same number of rollout steps. A resume may set more.
         explore_steps: rollout steps of a round's exploration.
         problems_per_step: groups that a rollout step trains on.
         rollouts_per_problem: rollouts per group.
         select: the final policy of the run: `last`, the last policy of the run (as in the paper, the consolidated
-            policy of the last round), `explored`, the last explored policy, or the best evaluated policy on the
-            validation set by `pass@1`, or by `pass@k` at the largest --eval.k.
+            policy of the last round; the explored one if that round's expert set was empty), `explored`, the last
+            explored policy, or the best evaluated policy on the validation set by `pass@1`, or by `pass@k` at the
+            largest --eval.k.
         on_empty_expert_set: what to do when the expert set is empty: `continue` with the next round from the same
-            initial policy, or `stop` the run.
+            initial policy, `stop` the run and hand over a policy, or end it with an `error`.
+        on_too_few_groups: what to do when dynamic sampling reaches its limit before it has enough groups: `end_phase`
+            ends the exploration, and the round goes on to the filter; `train` trains on the groups it has; `stop` ends
+            the run with an error.
         checkpoint_every_n_steps: training steps between checkpoints, from which --resume continues; 0 saves them only
             on SIGTERM and Ctrl-C.
     """
@@ -47,7 +52,8 @@ class LoopConfig:
     problems_per_step: PositiveInt = 64
     rollouts_per_problem: PositiveInt = 8
     select: Select = "last"
-    on_empty_expert_set: Literal["continue", "stop"] = "continue"
+    on_empty_expert_set: Literal["continue", "stop", "error"] = "continue"
+    on_too_few_groups: OnTooFewGroups = "end_phase"
     checkpoint_every_n_steps: NonNegativeInt = 10
 
     def __post_init__(self) -> None:
@@ -129,6 +135,7 @@ class LoopState:
         stopped: whether the run ended before the end of its plan.
         notes: notes for readers of the results.
         selected: name of the policy in `final/`, once there is one.
+        explore_steps: rollout steps of each exploration that has begun. A resume may change those of later ones.
         budget: cost of the complete stages.
         results: metrics of every evaluated policy by name, in order.
     """
@@ -140,6 +147,7 @@ class LoopState:
     stopped: bool = False
     notes: tuple[str, ...] = ()
     selected: str = ""
+    explore_steps: tuple[int, ...] = ()
     budget: Budget = field(default_factory=Budget)
     results: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
@@ -163,12 +171,19 @@ class LoopState:
             checksum = None
         if checksum is None or checksum != _checksum(values):
             raise DamagedError(f"{path} is damaged (its checksum differs)")
-        return cls(**{**values, "budget": Budget(**values["budget"]), "notes": tuple(values["notes"])})
+        lists = {name: tuple(values[name]) for name in ("notes", "explore_steps")}
+        return cls(**{**values, **lists, "budget": Budget(**values["budget"])})
 
     @property
     def checksum(self) -> str:
         """A checksum of the content; equal for equal states."""
         return _checksum(asdict(self))
+
+    def begun(self, stage: Stage, explore_steps: int) -> LoopState:
+        """The state with the length of the exploration that begins, which stays as it is on resume."""
+        if stage.phase != "explore" or len(self.explore_steps) > stage.round:
+            return self
+        return replace(self, explore_steps=(*self.explore_steps, explore_steps))
 
     def after(self, stages: list[Stage], outcome: StageOutcome) -> LoopState:
         """The state after the next stage of the plan."""

@@ -9,6 +9,7 @@ from builders import StepMetrics, fit, make_policy, make_problems, make_sampler
 
 from rloop_lightning.algorithms.dapo import DAPO
 from rloop_lightning.callbacks.capture import CaptureConfig, RolloutCapture
+from rloop_lightning.rollouts.filter import FilterConfig
 from rloop_lightning.rollouts.pool import RolloutPool
 from rloop_lightning.rollouts.stream import RolloutStream
 
@@ -24,7 +25,7 @@ def explore(folder, config, steps=5, algorithm=None, seed=0):
     stream = RolloutStream(
         sampler, algorithm, problems, problems_per_step=3, rollouts_per_problem=2, steps=steps, seed=seed
     )
-    capture = RolloutCapture(pool, config, sampler, problems, round=2, run_id="run-1", seed=seed)
+    capture = RolloutCapture(pool, config, sampler, problems, FilterConfig(), round=2, run_id="run-1", seed=seed)
     metrics = StepMetrics()
     fit(algorithm, make_policy(), stream, [capture, metrics])
     return pool, sampler.engine.calls, metrics.steps

@@ -198,8 +198,8 @@ CASES = {
     ),
     "resume with broken settings": Case("--resume {runs}/bad_config", ("{runs}/bad_config/config.yaml: not valid",)),
     "resume of another run": Case(
-        "--resume {runs}/begun --loop.rounds 5",
-        ("--resume: --loop.rounds was 1 when the run started and is 5 now; leave it out, or start a new run",),
+        "--resume {runs}/begun --data.train_size 5",
+        ("--resume: --data.train_size was 40 when the run started and is 5 now; leave it out, or start a new run",),
     ),
 }
 

@@ -254,8 +254,8 @@ def test_rows_never_replace_what_is_there(finished: TrainResult, tmp_path: Path)
 
 
 def test_a_changed_setting_is_refused_on_resume_and_a_complete_run_is_read_again(finished: TrainResult) -> None:
-    with pytest.raises(UsageError, match=r"--loop\.rounds was 1 when the run started and is 2 now"):
-        train(resume=finished.folder, loop={"rounds": 2})
+    with pytest.raises(UsageError, match=r"--eval\.samples was 2 when the run started and is 3 now"):
+        train(resume=finished.folder, eval={"samples": 3})
     again = train(resume=finished.folder, loop={"select": "explored"}, trainer=TINY["trainer"])
     assert again.handed_over == "round 1 explored"
     assert again.budget == finished.budget

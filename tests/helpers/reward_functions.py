@@ -13,6 +13,14 @@ def boxed(problems: Sequence[Problem], completions: Sequence[str]) -> list[float
     return [float("boxed" in text and len(text) % 2 == 0) for text in completions]
 
 
+def never(problems: Sequence[Problem], completions: Sequence[str]) -> list[float]:
+    return [0.0] * len(completions)
+
+
+def always(problems: Sequence[Problem], completions: Sequence[str]) -> list[float]:
+    return [1.0] * len(completions)
+
+
 def matches(problems: Sequence[Problem], completions: Sequence[str]) -> list[float]:
     """1 for the gold answer, and a hundredth for each of its characters otherwise."""
     return [

@@ -18,21 +18,21 @@ from rloop_lightning.rollouts.pool_scan import count_rollouts
 from rloop_lightning.types import Group, Problem, Rollout
 
 
-def make_rollout(problem_id, ids, success, logprob=-0.5):
+def make_rollout(problem_id, ids, success, truncated=False, *, logprob=-0.5):
     return Rollout(
         problem_id=problem_id,
         prompt_ids=np.array([1]),
         completion_ids=np.array(ids, dtype=np.int64),
         sampling_logprobs=np.full(len(ids), logprob, dtype=np.float32),
         text=str(ids),
-        finish_reason="stop",
+        finish_reason="length" if truncated else "stop",
         reward=float(success),
         success=success,
     )
 
 
 def make_pool(folder, steps, names=None):
-    """A pool with one shard for each list of (problem id, token ids, success)."""
+    """A pool with one shard for each list of (problem id, token ids, success[, truncated])."""
     pool = RolloutPool(folder)
     for step, rows in enumerate(steps):
         groups = [Group(Problem(row[0], "", ""), (make_rollout(*row, logprob=-step - 1),)) for row in rows]
@@ -45,15 +45,14 @@ def kept(path):
     return [(rollout.problem_id, tuple(rollout.completion_ids.tolist())) for rollout in read_expert_set(path)]
 
 
-def successes_of_hard_problems(rows, config):
-    """Independent of the code under test: every problem's successes, if its success rate passes."""
-    by_problem = defaultdict(list)
-    for problem_id, ids, success in rows:
-        by_problem[problem_id].append((tuple(ids), success))
+def successes_of_hard_problems(rows, earlier, config):
+    """Independent of the code under test: every problem's (tokens, truncated) successes, if its rate passes."""
     passed = {}
-    for problem_id, rollouts in by_problem.items():
-        good = [ids for ids, success in rollouts if success]
-        if good and (not config.enabled or len(good) / len(rollouts) < config.max_success_rate):
+    for problem_id in {row[0] for row in rows}:
+        rated = [row for row in (rows if config.rate_over == "round" else rows + earlier) if row[0] == problem_id]
+        rate = sum(row[2] for row in rated) / len(rated)
+        good = [(tuple(ids), truncated) for name, ids, success, truncated in rows if name == problem_id and success]
+        if good and (not config.enabled or rate < config.max_success_rate):
             passed[problem_id] = good
     return passed
 
@@ -63,6 +62,7 @@ rows_strategy = st.lists(
         st.tuples(
             st.sampled_from(["p1", "p2", "é", ""]),
             st.lists(st.integers(0, 2), min_size=1, max_size=2),
+            st.booleans(),
             st.booleans(),
         ),
         max_size=12,
@@ -74,45 +74,60 @@ rows_strategy = st.lists(
 @settings(max_examples=40, deadline=None)
 @given(
     steps=rows_strategy,
+    earlier=rows_strategy,
     config=st.builds(
         FilterConfig,
         enabled=st.booleans(),
         max_success_rate=st.sampled_from([0.25, 0.5, 1.0]),
+        rate_over=st.sampled_from(["round", "run"]),
+        finished_only=st.booleans(),
         max_per_problem=st.integers(0, 3),
         deduplicate=st.booleans(),
     ),
 )
-def test_the_expert_set_is_what_the_slow_filter_says(steps, config):
-    rows = [row for step in steps for row in step]
-    passed = successes_of_hard_problems(rows, config)
+def test_the_expert_set_is_what_the_slow_filter_says(steps, earlier, config):
+    rows, before = ([row for step in some for row in step] for some in (steps, earlier))
+    passed = successes_of_hard_problems(rows, before, config)
     with tempfile.TemporaryDirectory() as folder:
         stats = build_expert_set(
-            make_pool(Path(folder, "pool"), steps), out := Path(folder, "expert.parquet"), config, 3
+            make_pool(Path(folder, "pool"), steps),
+            out := Path(folder, "expert.parquet"),
+            config,
+            3,
+            earlier=[make_pool(Path(folder, "earlier"), earlier)],
         )
         got = defaultdict(list)
-        for problem_id, ids in kept(out):
-            got[problem_id].append(ids)
+        for rollout in read_expert_set(out):
+            got[rollout.problem_id].append((tuple(rollout.completion_ids.tolist()), rollout.finish_reason == "length"))
         copies = pq.read_table(out)["copies"].to_pylist()
-    assert list(got) == sorted(passed)
+    total = sum(map(len, passed.values()))
+    truncated = sum(cut for good in passed.values() for _, cut in good) if config.finished_only else 0
+    if config.finished_only:
+        passed = {problem_id: [entry for entry in good if not entry[1]] for problem_id, good in passed.items()}
+    assert list(got) == sorted(problem_id for problem_id, good in passed.items() if good)
     for problem_id, good in passed.items():
-        candidates = Counter(dict.fromkeys(good, 1) if config.deduplicate else good)
-        assert Counter(got[problem_id]) <= candidates
+        tokens = [ids for ids, _ in good]
+        candidates = Counter(dict.fromkeys(tokens, 1) if config.deduplicate else tokens)
+        assert Counter(ids for ids, _ in got[problem_id]) <= candidates
+        assert set(got[problem_id]) <= set(good)
         cap = config.max_per_problem or len(good)
         assert len(got[problem_id]) == min(cap, candidates.total())
     if config.deduplicate:
-        expected = [passed[problem_id].count(ids) for problem_id in got for ids in got[problem_id]]
+        expected = [[ids for ids, _ in passed[name]].count(ids) for name in got for ids, _ in got[name]]
         assert copies == expected
-    total = sum(map(len, passed.values()))
     count = sum(map(len, got.values()))
+    visits = Counter(row[0] for row in (rows if config.rate_over == "round" else rows + before))
     assert stats == ExpertStats(
         problems_seen=len({row[0] for row in rows}),
         rollouts_seen=len(rows),
         successes=sum(row[2] for row in rows),
+        within_reach=sum(1 / visits[name] < config.max_success_rate for name in visits),
         hard_problems=len(passed),
         hard_successes=total,
         kept=count,
+        truncated=truncated,
         duplicates=sum(copies) - count,
-        over_cap=total - sum(copies),
+        over_cap=total - truncated - sum(copies),
     )
 
 
@@ -136,6 +151,29 @@ def test_a_rate_of_exactly_the_threshold_is_not_hard(tmp_path):
     assert stats.hard_problems == 1
 
 
+def test_truncated_successes_are_left_out_unless_asked_for(tmp_path):
+    pool = make_pool(tmp_path / "pool", [[("p", [1], True, True), ("p", [2], True), *[("p", [3], False)] * 30]])
+    stats = build_expert_set(pool, tmp_path / "finished", FilterConfig(), 0)
+    assert kept(tmp_path / "finished") == [("p", (2,))]
+    assert (stats.truncated, stats.hard_successes) == (1, 2)
+    build_expert_set(pool, tmp_path / "all", FilterConfig(finished_only=False), 0)
+    reasons = {
+        tuple(row["completion_ids"]): row["finish_reason"] for row in pq.read_table(tmp_path / "all").to_pylist()
+    }
+    assert reasons == {(1,): "length", (2,): "stop"}
+
+
+def test_rates_over_the_run_bring_rarely_visited_problems_within_reach(tmp_path):
+    """One success in 8 rollouts a round is 12.5 %; in 16 rollouts of two rounds it is 6.25 %."""
+    first = make_pool(tmp_path / "first", [[("p", [1], False)] * 8 + [("q", [1], True)] * 8])
+    second = make_pool(tmp_path / "second", [[("p", [2], True)] + [("p", [1], False)] * 7 + [("q", [2], False)] * 8])
+    stats = build_expert_set(second, tmp_path / "round", FilterConfig(), 0, earlier=[first])
+    assert (stats.kept, stats.within_reach) == (0, 0)
+    stats = build_expert_set(second, tmp_path / "run", FilterConfig(rate_over="run"), 0, earlier=[first])
+    assert kept(tmp_path / "run") == [("p", (2,))]
+    assert (stats.kept, stats.within_reach, stats.problems_seen, stats.rollouts_seen) == (1, 2, 2, 16)
+
+
 def test_without_the_hard_problem_filter_easy_problems_are_taken_too(tmp_path):
     pool = make_pool(tmp_path / "pool", [[("easy", [1], True), ("never", [1], False)]])
     build_expert_set(pool, tmp_path / "e", FilterConfig(enabled=False), 0)
@@ -148,7 +186,7 @@ def test_of_copies_the_earliest_is_kept_with_its_own_logprobs(tmp_path):
     (row,) = pq.read_table(tmp_path / "e").to_pylist()
     assert row == {
         "problem_id": "p", "completion_ids": [1, 2], "sampling_logprobs": [-1.0, -1.0], "reward": 1.0,
-        "rollout_step": 0, "text": "[1, 2]", "copies": 2,
+        "finish_reason": "stop", "rollout_step": 0, "text": "[1, 2]", "copies": 2,
     }  # fmt: skip
 
 
@@ -166,7 +204,7 @@ def test_the_draw_depends_on_the_seed_and_is_spread_over_the_candidates(tmp_path
 
 def test_an_empty_pool_gives_an_empty_file_that_can_be_read(tmp_path):
     stats = build_expert_set(RolloutPool(tmp_path / "none"), tmp_path / "round" / "e.parquet", FilterConfig(), 0)
-    assert stats == ExpertStats(0, 0, 0, 0, 0, 0, 0, 0)
+    assert stats == ExpertStats(0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
     assert read_expert_set(tmp_path / "round" / "e.parquet") == []
     names = pq.read_schema(tmp_path / "round" / "e.parquet").names
     assert names[:4] == ["problem_id", "completion_ids", "sampling_logprobs", "reward"]
@@ -228,10 +266,10 @@ def test_copies_are_kept_where_asked_for_even_when_nothing_tells_them_apart(tmp_
 
 
 def test_metrics_carry_the_counts():
-    metrics = ExpertStats(1, 2, 3, 4, 5, 6, 7, 8).metrics()
-    assert metrics["expert/rollouts"] == 6
+    metrics = ExpertStats(1, 2, 3, 4, 5, 6, 7, 8, 9, 10).metrics()
+    assert metrics["expert/rollouts"] == 7
     assert metrics["pool/rollouts"] == 2
-    assert sorted(metrics.values()) == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert sorted(metrics.values()) == [*range(1, 11)]
 
 
 def test_every_wrong_setting_is_named_at_once():

@@ -1,8 +1,19 @@
 """The reach of the filter: which success rates are possible after n rollouts."""
 
+import random
+
+import numpy as np
+import pyarrow as pa
 import pytest
 
-from rloop_lightning.rollouts.reach import Reach, fewest_rollouts
+from rloop_lightning.rollouts.reach import Reach, Tally, fewest_rollouts
+from rloop_lightning.types import Group, Problem, Rollout
+
+
+def make_group(name, successes):
+    one = np.ones(1)
+    rollouts = [Rollout(name, one, one, one, "", "stop", reward=float(right), success=right) for right in successes]
+    return Group(Problem(name, "", ""), tuple(rollouts))
 
 
 @pytest.mark.parametrize(
@@ -49,3 +60,22 @@ def test_each_remedy_is_sufficient():
     assert Reach(17_000, int(64 * 200 * 2.7), 8, 0.10).within == 17_000
     assert Reach(17_000, 64 * 200, 8, 0.13).within > 0
     assert reach.over(2).within > 0
+
+
+def test_the_tally_agrees_with_a_count_from_scratch():
+    rng = random.Random(0)
+    table = pa.table({"problem_id": ["p0", "p1"], "rollouts": [12, 3], "successes": [1, 0]})
+    tally = Tally(0.3, table)
+    counts = {"p0": [12, 1], "p1": [3, 0]}
+    for _ in range(60):
+        name = f"p{rng.randrange(6)}"
+        successes = [rng.random() < 0.2 for _ in range(rng.randrange(1, 4))]
+        tally.add([make_group(name, successes)])
+        count = counts.setdefault(name, [0, 0])
+        count[0] += len(successes)
+        count[1] += sum(successes)
+        assert tally.metrics() == {
+            "pool/problems_solved": sum(right > 0 for _, right in counts.values()),
+            "pool/problems_within_reach": sum(1 / n < 0.3 for n, _ in counts.values()),
+            "pool/hard_problems": sum(0 < right / n < 0.3 for n, right in counts.values()),
+        }

@@ -25,7 +25,9 @@ from rloop_lightning.rollouts.stream import ExpertStream, NotEnoughGroupsError, 
 from rloop_lightning.types import Scored
 
 
-def make_stream(write=one_right, *, problems=10, p=4, g=2, steps=3, seed=0, explorer=None, **engine):
+def make_stream(
+    write=one_right, *, problems=10, p=4, g=2, steps=3, seed=0, explorer=None, on_too_few_groups="end_phase", **engine
+):
     return RolloutStream(
         make_sampler(write, **engine),
         explorer or DAPO(),
@@ -34,6 +36,7 @@ def make_stream(write=one_right, *, problems=10, p=4, g=2, steps=3, seed=0, expl
         rollouts_per_problem=g,
         steps=steps,
         seed=seed,
+        on_too_few_groups=on_too_few_groups,
     )
 
 
@@ -129,8 +132,40 @@ def test_a_step_asks_at_once_for_what_the_step_before_needed():
     assert len(asked(stream)[calls]) == math.ceil(1.1 * 4 / share)
 
 
-def test_the_cap_ends_in_an_error_with_the_numbers():
+def test_the_cap_ends_the_phase_and_keeps_the_groups():
     stream = make_stream(hard({2}), problems=6, p=3, explorer=DAPO(max_generation_batches=4))
+    assert list(stream) == []
+    assert stream.position == 0
+    assert len(stream.unused) == 12
+    kept = sum(ids.count("p2") for ids in asked(stream))
+    assert stream.shortage == (
+        f"rollout step 1: only {kept} of 12 problems gave a group with both right and wrong rollouts; the step needs 3"
+    )
+    assert stream.cost.rollouts == 24
+
+
+def test_at_the_cap_a_step_may_train_on_the_groups_it_has(caplog):
+    explorer = DAPO(max_generation_batches=4, updates_per_step=1)
+    stream = make_stream(hard({2}), problems=6, p=3, steps=1, explorer=explorer, on_too_few_groups="train")
+    (step,) = stream
+    kept = sum(ids.count("p2") for ids in asked(stream))
+    assert 0 < kept < 3
+    assert len(step.batch) == 2 * kept
+    assert step.metrics["rollout/trained_groups"] == kept
+    assert not stream.unused
+    assert f"the step needs 3; it trains on {kept}" in caplog.text
+
+
+def test_at_the_cap_without_any_group_the_phase_ends():
+    explorer = DAPO(max_generation_batches=2)
+    stream = make_stream(hard(set()), problems=6, p=3, explorer=explorer, on_too_few_groups="train")
+    assert list(stream) == []
+    assert len(stream.unused) == 6
+
+
+def test_at_the_cap_the_run_may_stop_with_an_error_with_the_numbers():
+    explorer = DAPO(max_generation_batches=4)
+    stream = make_stream(hard({2}), problems=6, p=3, explorer=explorer, on_too_few_groups="stop")
     with pytest.raises(NotEnoughGroupsError) as raised:
         next(iter(stream))
     assert sum(map(len, asked(stream))) == 4 * 3

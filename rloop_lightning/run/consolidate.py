@@ -1,0 +1,111 @@
+"""The consolidation of a round: fine-tunes theta_k, not phi, on the expert set of the round's pool."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from rloop_lightning.errors import RunFault
+from rloop_lightning.rollouts.expert_set import read_expert_set
+from rloop_lightning.rollouts.filter import ExpertStats, build_expert_set
+from rloop_lightning.rollouts.stream import ExpertStream
+from rloop_lightning.run.resume import check_pool
+from rloop_lightning.run.session import Session
+from rloop_lightning.run.state import Budget, LoopState, Stage, StageOutcome
+from rloop_lightning.seeds import derive_seed
+from rloop_lightning.types import Rollout
+
+_log = logging.getLogger(__name__)
+
+_EMPTY_SET_ADVICE = (
+    "Resume with a larger --filter.max_success_rate, with --filter.rate_over run, or with --filter.enabled false, each "
+    "of which rebuilds the expert set; or with --loop.on_empty_expert_set continue or stop"
+)
+
+
+class EmptyExpertSetError(RunFault):
+    """The filter selected nothing, and the run is configured to end then."""
+
+
+def consolidate(session: Session, stage: Stage, state: LoopState) -> StageOutcome:
+    """Filter the round's pool, fine-tune the round's initial policy on the expert set, and save theta_{k+1}.
+
+    Raises:
+        EmptyExpertSetError: the expert set is empty, and the run should end with an error.
+    """
+    folder, parts = session.folder, session.parts
+    assert parts.consolidation is not None
+    seed = derive_seed(parts.seed, "consolidate", stage.round)
+    expert_file, pool = folder.expert_set(stage), folder.pool(stage)
+    with session.signals.at_once():  # a resume rebuilds the expert set anyway
+        check_pool(folder, stage)
+        stats = build_expert_set(pool, expert_file, parts.filter, seed, earlier=session.earlier_pools(stage))
+    results = {stage.name: {key: float(value) for key, value in stats.metrics().items()}}
+    _log.info(
+        f"round {stage.round + 1}: expert set of {stats.kept} rollouts of {stats.hard_problems} problems "
+        f"({stats.successes:,} successes among {stats.rollouts_seen:,} rollouts, {stats.within_reach:,} of "
+        f"{stats.problems_seen:,} problems within reach)"
+    )
+    session.weights.use(folder.initial_policy(stage))
+    if stats.kept == 0:
+        note = _empty_set_note(session, stage, stats)
+        session.weights.save(folder.policy(stage))
+        return StageOutcome(results=results, note=note, stops=parts.loop.on_empty_expert_set == "stop")
+    module = copy.deepcopy(parts.consolidation)
+    module.policy = session.policy
+    rollouts = _expert_rollouts(session, expert_file)
+    stream = ExpertStream(
+        rollouts,
+        [module.weight(rollout.reward) for rollout in rollouts],
+        rollouts_per_update=module.rollouts_per_update,
+        epochs=module.epochs,
+        seed=seed,
+    )
+    optimizer_steps, skipped = session.phases.fit(module, stream, stage, session.progress(stage, state))
+    session.weights.save(folder.policy(stage))
+    return StageOutcome(Budget(optimizer_steps=optimizer_steps), results, note=skipped)
+
+
+def _empty_set_note(session: Session, stage: Stage, stats: ExpertStats) -> str:
+    """Why the expert set is empty and what happens now, logged as a warning.
+
+    Raises:
+        EmptyExpertSetError: the run should end with an error.
+    """
+    loop = session.parts.loop
+    why = f"round {stage.round + 1}: the expert set is empty: {stats.why_empty(session.parts.filter)}"
+    if loop.on_empty_expert_set == "error":
+        raise EmptyExpertSetError(f"{why}. {_EMPTY_SET_ADVICE}")
+    if loop.on_empty_expert_set == "stop":
+        what_now = "the run stops here"
+    elif stage.round + 1 < loop.rounds:
+        what_now = "the next round begins where this one began"
+    elif loop.select == "last":
+        what_now = "the explored policy is handed over"
+    else:
+        what_now = "there is no consolidated policy of this round"
+    note = f"{why}; {what_now}"
+    _log.warning(note)
+    return note
+
+
+def _expert_rollouts(session: Session, expert_file: Path) -> list[Rollout]:
+    """The expert set as rollouts, with prompts as the policy sees them."""
+    policy = session.policy
+    prompts = {problem.id: np.array(policy.encode(problem.prompt)) for problem in session.parts.problems}
+    return [
+        Rollout(
+            problem_id=expert.problem_id,
+            prompt_ids=prompts[expert.problem_id],
+            completion_ids=expert.completion_ids,
+            sampling_logprobs=expert.sampling_logprobs,
+            text="",
+            finish_reason=expert.finish_reason,
+            reward=expert.reward,
+            success=True,
+        )
+        for expert in read_expert_set(expert_file)
+    ]

@@ -1,0 +1,226 @@
+"""What a resume may change: settings that the run still has to read, and the phase to go back to.
+
+A setting takes effect where the run has not been yet. The settings of the policy, the problems, the reward, the engine
+and the evaluations stay as they are, because results with different ones can't be compared within one run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from rloop_lightning.errors import DamagedError
+from rloop_lightning.run.folder import RunFolder
+from rloop_lightning.run.state import LoopState, Stage, plan
+from rloop_lightning.system.files import write_text
+from rloop_lightning.system.imports import is_unnamed
+
+# Settings that do not affect the results, or only their rounding, for a machine with less memory. They apply to the
+# resume that gives them.
+_FREE = (
+    "resume",
+    "restart_from",
+    "out",
+    "debug",
+    "loop.select",
+    "loop.checkpoint_every_n_steps",
+    "trainer.",
+    "engine.max_rows",
+    "policy.max_tokens_per_micro_batch",
+)
+# Settings that are read in every step, so that they take effect where the run resumes.
+_AT_ONCE = (
+    "gradient.",
+    "capture.",
+    "loop.on_too_few_groups",
+    "loop.on_empty_expert_set",
+    "loop.problems_per_step",
+    "loop.rollouts_per_problem",
+    "algo.dynamic_sampling",
+    "algo.max_generation_batches",
+)
+# Settings that take effect when the next phase of this kind begins.
+_BY_PHASE = {"algo.": "explore", "consolidate.": "consolidate", "filter.": "consolidate"}
+_SIZES = ("loop.rounds", "loop.explore_steps")
+_CLASSES = ("algo.name", "consolidate.name")
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A setting that a resume changes."""
+
+    key: str
+    before: Any
+    after: Any
+
+    def __str__(self) -> str:
+        return f"--{self.key} {self.after} (before: {self.before})"
+
+
+@dataclass(frozen=True)
+class Edits:
+    """The settings that a resume changes, and why some of them can't be changed.
+
+    Args:
+        changes: the changes that affect results.
+        faults: why changes are impossible, one message each.
+    """
+
+    changes: Sequence[Edit] = ()
+    faults: Sequence[str] = ()
+
+    @property
+    def note(self) -> str:
+        """A note on the changes for readers of the results; empty if there are none."""
+        return "resumed with " + ", ".join(map(str, self.changes)) if self.changes else ""
+
+    def save(self, run: RunFolder) -> None:
+        """Write the changes to the run's config.yaml."""
+        if not self.changes:
+            return
+        settings = yaml.safe_load(run.config.read_text(encoding="utf-8"))
+        for edit in self.changes:
+            group = settings
+            *path, name = edit.key.split(".")
+            for part in path:
+                group = group.setdefault(part, {})
+            group[name] = edit.after
+        write_text(run.config, yaml.safe_dump(settings, sort_keys=False))
+
+
+def find_edits(run: RunFolder, now: str, restart_from: str | None) -> Edits:
+    """Compare the current settings with those that the run started with.
+
+    Args:
+        run: an existing run.
+        now: the current settings, as YAML.
+        restart_from: the phase to go back to, such as `round-1/explore`; None continues where the run is.
+    """
+    current = yaml.safe_load(now)
+    before = dict(_flat(yaml.safe_load(run.config.read_text(encoding="utf-8"))))
+    after = dict(_flat(current))
+    # The user passes a Python object without an import path again, in any form.
+    free = (*_FREE, *(name.removesuffix("name") for name, value in before.items() if is_unnamed(value)))
+    changes = [
+        Edit(key, before.get(key), after.get(key))
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and not key.startswith(free)
+    ]
+    try:
+        position = _Position.of(run, current, restart_from)
+    except ValueError as error:
+        return Edits(faults=[str(error)])
+    faults = [f"--resume: {fault}" for edit in changes if (fault := position.fault(edit))]
+    return Edits(changes, faults or position.useless(changes))
+
+
+def restart_stage(run: RunFolder, stages: Sequence[Stage], restart_from: str) -> Stage:
+    """The stage that `--restart_from` names.
+
+    Raises:
+        ValueError: there is no such phase, or it has not begun.
+    """
+    begun = [stage for stage in stages if stage.phase != "evaluate" and run.state_before(stage).exists()]
+    try:
+        done = next(LoopState.load(path).stages_done for path in run.states)
+    except DamagedError:
+        done = len(stages)
+    begun = [stage for stage in begun if stages.index(stage) <= done]
+    named = {run.phase(stage).relative_to(run.out).as_posix(): stage for stage in begun}
+    if restart_from.strip("/") not in named:
+        raise ValueError(
+            f"--restart_from {restart_from}: take a phase that has begun: {', '.join(named) or 'there is none yet'}"
+        )
+    return named[restart_from.strip("/")]
+
+
+@dataclass(frozen=True)
+class _Position:
+    """Where a run resumes: the next stage of its plan, None after the last, and what was done of it."""
+
+    stages: Sequence[Stage]
+    stages_done: int
+    steps_done: int
+    explore_steps: Sequence[int]
+    consolidates: bool
+    stopped: bool
+
+    @classmethod
+    def of(cls, run: RunFolder, settings: Mapping[str, Any], restart_from: str | None) -> _Position:
+        consolidates = settings["consolidate"]["name"] != "none"
+        stages = plan(settings["loop"]["rounds"], consolidates=consolidates)
+        if restart_from is not None:
+            stage = restart_stage(run, stages, restart_from)
+            state = LoopState.load(run.state_before(stage))
+            return cls(stages, state.stages_done, 0, state.explore_steps[: stage.round], consolidates, False)
+        try:
+            state = LoopState.load(run.state)
+        except DamagedError:  # the resume goes on from another state, or refuses
+            state = LoopState("")
+        steps = run.steps_done(stages[state.stages_done]) if state.stages_done < len(stages) else 0
+        stopped = state.stopped and settings["loop"]["on_empty_expert_set"] != "continue"
+        return cls(stages, state.stages_done, steps, state.explore_steps, consolidates, stopped)
+
+    def fault(self, edit: Edit) -> str:
+        """Why this setting can't be changed here; empty if it can."""
+        if edit.key in _SIZES:
+            return self._size_fault(edit)
+        if edit.key.startswith(_AT_ONCE):
+            return ""
+        phase = next((phase for prefix, phase in _BY_PHASE.items() if edit.key.startswith(prefix)), None)
+        if phase is None or edit.key in _CLASSES:
+            return (
+                f"--{edit.key} was {edit.before!r} when the run started and is {edit.after!r} now; leave it out, or "
+                "start a new run"
+            )
+        if self._next is not None and self._next.phase == phase and self.steps_done:
+            folder = f"round-{self._next.round}/{phase}"
+            return (
+                f"--{edit.key} takes effect at the beginning of a phase, and {folder} has done {self.steps_done} "
+                f"training steps; leave it out, or repeat the phase with --restart_from {folder}"
+            )
+        if not any(stage.phase == phase for stage in self.stages[self.stages_done :]):
+            return f"--{edit.key}: no {phase} phase is left; add rounds with --loop.rounds, or leave it out"
+        return ""
+
+    def useless(self, changes: Sequence[Edit]) -> list[str]:
+        """Why no change can have an effect; empty if there are none."""
+        names = " ".join(f"--{edit.key}" for edit in changes)
+        if changes and self.stopped:
+            return [
+                f"--resume: {names}: the run stopped because an expert set was empty; add "
+                "--loop.on_empty_expert_set continue to go on"
+            ]
+        if changes and self._next is None and any(edit.key not in _SIZES for edit in changes):
+            return [f"--resume: {names}: the run is complete; add rounds with --loop.rounds, or leave it out"]
+        return []
+
+    @property
+    def _next(self) -> Stage | None:
+        return self.stages[self.stages_done] if self.stages_done < len(self.stages) else None
+
+    def _size_fault(self, edit: Edit) -> str:
+        begun = len(self.explore_steps)
+        if not self.consolidates and begun:
+            return (
+                f"--{edit.key}: without consolidation a run is one exploration, which began with "
+                f"{self.explore_steps[0]} rollout steps; leave it out, or start a new run"
+            )
+        if edit.key == "loop.rounds" and edit.after < begun:
+            return f"--loop.rounds {edit.after}: {begun} rounds have begun; take at least {begun}"
+        rounds = max((stage.round for stage in self.stages), default=0) + 1
+        if edit.key == "loop.explore_steps" and self.consolidates and rounds <= begun:
+            return f"--loop.explore_steps {edit.after}: all {rounds} rounds have begun; add some with --loop.rounds"
+        return ""
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings with dotted keys."""
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,81 @@
+"""The exploration of a round: trains phi, the round's initial policy, and keeps every rollout in the pool."""
+
+from __future__ import annotations
+
+import copy
+import logging
+
+from lightning.pytorch.callbacks import Callback
+
+from rloop_lightning.callbacks.capture import RolloutCapture
+from rloop_lightning.callbacks.evaluation import InsideEvaluation
+from rloop_lightning.evaluation.evaluator import Evaluator
+from rloop_lightning.rollouts.stream import RolloutStream
+from rloop_lightning.run.metrics_csv import column
+from rloop_lightning.run.session import Session
+from rloop_lightning.run.state import Budget, LoopState, Stage, StageOutcome
+from rloop_lightning.seeds import derive_seed
+
+_log = logging.getLogger(__name__)
+
+
+def explore(session: Session, evaluator: Evaluator, stage: Stage, state: LoopState) -> StageOutcome:
+    """Run the exploration, from the phase's newest checkpoint if there is one, and save phi."""
+    folder, parts = session.folder, session.parts
+    session.weights.use(folder.initial_policy(stage))
+    algorithm = copy.deepcopy(parts.algorithm)
+    algorithm.policy = session.policy
+    algorithm.pools = folder.pools(stage)
+    seed = derive_seed(parts.seed, "explore", stage.round)
+    stream = RolloutStream(
+        session.sampler,
+        algorithm,
+        parts.problems,
+        problems_per_step=parts.loop.problems_per_step,
+        rollouts_per_problem=parts.loop.rollouts_per_problem,
+        steps=state.explore_steps[stage.round],
+        seed=seed,
+        on_too_few_groups=parts.loop.on_too_few_groups,
+    )
+    pool = folder.pool(stage)
+    pool.drop_after(folder.steps_done(stage))
+    callbacks: list[Callback] = [
+        RolloutCapture(
+            pool,
+            parts.capture,
+            session.sampler,
+            parts.problems,
+            parts.filter,
+            session.earlier_pools(stage),
+            round=stage.round,
+            run_id=state.run_id,
+            seed=seed,
+        )
+    ]
+    if parts.evaluation.every_n_steps and parts.sets_inside:
+        callbacks.append(InsideEvaluation(evaluator, parts.sets_inside, parts.evaluation.every_n_steps))
+    optimizer_steps, skipped = session.phases.fit(algorithm, stream, stage, session.progress(stage, state), callbacks)
+    if stream.unused:
+        name = f"unused-{stream.position + 1:06d}"
+        pool.write(name, stream.unused, round=stage.round, rollout_step=stream.position, run_id=state.run_id)
+    session.weights.save(folder.policy(stage))
+    norms = column(folder.metrics, stage.round, stage.phase, "grad/norm_preclip_max")
+    return StageOutcome(
+        spent=Budget(stream.position, optimizer_steps, stream.cost.rollouts, stream.cost.tokens),
+        results={stage.name: {"grad/norm_preclip_max": max(norms, default=float("nan"))}},
+        note="; ".join(filter(None, [_early_end(session, stage, stream), skipped])),
+    )
+
+
+def _early_end(session: Session, stage: Stage, stream: RolloutStream) -> str:
+    """A note on an exploration that ended before its last rollout step, or trained on too few groups."""
+    if stream.position < stream.steps:
+        early = f"{session.title(stage)} ended after {stream.position} of {stream.steps} rollout steps"
+        if not stream.unused:
+            return early
+        note = f"{early}: {stream.shortage} (--loop.on_too_few_groups {stream.on_too_few_groups})"
+        _log.warning(note)
+        return note
+    sizes = column(session.folder.metrics, stage.round, stage.phase, "rollout/trained_groups")
+    short = sum(size < stream.problems_per_step for size in sizes)
+    return f"{session.title(stage)}: {short} of {stream.steps} rollout steps trained on fewer groups" if short else ""
