@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -37,6 +38,7 @@ from rloop_lightning.run.edits import Edits, find_edits
 from rloop_lightning.run.folder import RunFolder
 from rloop_lightning.run.loop import LoopRunner
 from rloop_lightning.run.parts import Parts
+from rloop_lightning.run.problem_record import changed_problems, write_record
 from rloop_lightning.run.start import begin, new_run_faults
 from rloop_lightning.run.state import LoopConfig
 from rloop_lightning.system.fields import plain
@@ -218,9 +220,11 @@ class RLoopCLI(LightningCLI):
             raise UsageError(str(error)) from error
         _refuse(runner.parts.validate_with(policy))
         if self.config.resume:
+            _refuse(changed_problems(runner.folder.problems, parts.data, runner.parts.data))
             self.edits.save(runner.folder)
         else:
             begin(runner.folder, self._settings())
+            write_record(runner.folder.problems, parts.data, runner.parts.data, date.today())
         return runner, policy
 
     def _run_folder(self) -> Path:

@@ -59,6 +59,11 @@ class RunFolder:
         return self.out / "config.yaml"
 
     @property
+    def problems(self) -> Path:
+        """The record of the problems that the run started with."""
+        return self.out / "problems.parquet"
+
+    @property
     def base(self) -> Path:
         """A copy of the base policy, if it did not come from a local folder."""
         return self.out / "base"

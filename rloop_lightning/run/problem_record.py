@@ -1,0 +1,128 @@
+"""The record of the problems that a run began with: `problems.parquet`, which a resume compares with what it reads.
+
+Problem ids may be places in a file. After a change of the file, the same id would mean another problem, and the pool
+and the success rates would mix the two.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rloop_lightning.data.base import ProblemSource
+from rloop_lightning.system.files import atomic_path
+from rloop_lightning.system.terminal import one_line
+from rloop_lightning.types import Problem
+
+_DIGEST_BYTES = 12
+_SCHEMA = pa.schema(
+    [
+        pa.field(name, type_, nullable=False)
+        for name, type_ in {
+            "set": pa.string(),
+            "id": pa.string(),
+            "text": pa.binary(_DIGEST_BYTES),  # the problem as its source gives it
+            "answer": pa.binary(_DIGEST_BYTES),  # the gold answer, and the metadata for the reward
+            "prompt": pa.binary(_DIGEST_BYTES),  # the problem as the policy sees it
+        }.items()
+    ]
+)
+_DATE_KEY = b"date"
+_SHOWN = 3  # problems that a message names
+
+_WHAT_CHANGED = {
+    "text": "the text of {problems} is different now",
+    "answer": "the gold answer of {problems} is different now",
+    "prompt": "{problems} give another prompt now, from the same text: the chat template of --policy.model has changed",
+}
+
+
+def write_record(path: Path, source: ProblemSource, rendered: ProblemSource, today: date) -> None:
+    """Write the record.
+
+    Args:
+        path: the Parquet file.
+        source: the problem sets as their source gives them.
+        rendered: the same sets as the policy sees them.
+        today: the date that chat templates saw.
+    """
+    table = pa.Table.from_pylist(list(_rows(source, rendered)), schema=_SCHEMA)
+    with atomic_path(path) as partial:
+        pq.write_table(table.replace_schema_metadata({_DATE_KEY: today.isoformat()}), partial, compression="zstd")
+
+
+def recorded_date(path: Path) -> date:
+    """The date that chat templates saw when the run began; today without a record."""
+    if not path.exists():
+        return date.today()
+    return date.fromisoformat(pq.read_schema(path).metadata[_DATE_KEY].decode())
+
+
+def changed_problems(path: Path, source: ProblemSource, rendered: ProblemSource) -> list[str]:
+    """How the problem sets differ from the recorded ones, one message each.
+
+    Args: as `write_record`.
+    """
+    before, now = _by_set(pq.read_table(path).to_pylist()), _by_set(_rows(source, rendered))
+    faults = [f"the set {one_line(name)} is gone" for name in before.keys() - now.keys()]
+    faults += [f"the set {one_line(name)} is new" for name in now.keys() - before.keys()]
+    for name in before.keys() & now.keys():
+        faults += [f"{one_line(name)}: {fault}" for fault in _differences(before[name], now[name])]
+    advice = "; restore --data as it was when the run started, or start a new run"
+    return [f"--resume: the problems are not those of the run: {fault}{advice}" for fault in sorted(faults)]
+
+
+def _differences(before: Mapping[str, dict], now: Mapping[str, dict]) -> Iterator[str]:
+    gone, new = ([name for name in one if name not in other] for one, other in ((before, now), (now, before)))
+    if gone:
+        yield f"{_some(gone)} {'is' if len(gone) == 1 else 'are'} gone"
+    if new:
+        yield f"{_some(new)} {'is' if len(new) == 1 else 'are'} new"
+    changed: dict[str, list[str]] = {part: [] for part in _WHAT_CHANGED}
+    for name in [name for name in before if name in now]:
+        first = next((part for part in _WHAT_CHANGED if before[name][part] != now[name][part]), None)
+        if first is not None:
+            changed[first].append(name)
+    yield from (_WHAT_CHANGED[part].format(problems=_some(names)) for part, names in changed.items() if names)
+    if not gone and not new and list(before) != list(now):
+        yield "their order is different now"
+
+
+def _rows(source: ProblemSource, rendered: ProblemSource) -> Iterator[dict]:
+    texts = {name: {problem.id: problem.prompt for problem in found} for name, found in _sets(source).items()}
+    for name, problems in _sets(rendered).items():
+        for problem in problems:
+            answer = json.dumps([problem.answer, problem.metadata], sort_keys=True, default=str)
+            yield {
+                "set": name,
+                "id": problem.id,
+                "text": _digest(texts[name][problem.id]),
+                "answer": _digest(answer),
+                "prompt": _digest(problem.prompt),
+            }
+
+
+def _sets(source: ProblemSource) -> dict[str, Sequence[Problem]]:
+    return {"train": source.train(), **source.evaluation()}
+
+
+def _by_set(rows: Iterator[dict] | list[dict]) -> dict[str, dict[str, dict]]:
+    sets: dict[str, dict[str, dict]] = {}
+    for row in rows:
+        sets.setdefault(row["set"], {})[row["id"]] = row
+    return sets
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=_DIGEST_BYTES).digest()
+
+
+def _some(ids: Sequence[str]) -> str:
+    shown = ", ".join(map(one_line, ids[:_SHOWN]))
+    return f"{len(ids):,} problem{'' if len(ids) == 1 else 's'} ({shown}{' ...' if len(ids) > _SHOWN else ''})"
