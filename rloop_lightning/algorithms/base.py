@@ -46,7 +46,7 @@ class Algorithm(PolicyModule):
         dynamic_sampling: train only on groups with both right and wrong rollouts; sample until there are enough of
             them.
         max_generation_batches: limit of dynamic sampling per rollout step, in multiples of --loop.problems_per_step.
-            The run stops with an error if that is not enough.
+            --loop.on_too_few_groups decides what happens if that is not enough.
         mask_truncated: overlong filtering: leave rollouts truncated at the length limit out of the loss.
         overlong_buffer_tokens: soft overlong punishment: the reward falls linearly by 1 over this many tokens before
             the length limit; 0 is off.

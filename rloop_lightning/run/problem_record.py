@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
@@ -19,6 +20,8 @@ from rloop_lightning.data.base import ProblemSource
 from rloop_lightning.system.files import atomic_path
 from rloop_lightning.system.terminal import one_line
 from rloop_lightning.types import Problem
+
+_log = logging.getLogger(__name__)
 
 _DIGEST_BYTES = 12
 _SCHEMA = pa.schema(
@@ -58,18 +61,24 @@ def write_record(path: Path, source: ProblemSource, rendered: ProblemSource, tod
 
 
 def recorded_date(path: Path) -> date:
-    """The date that chat templates saw when the run began; today without a record."""
-    if not path.exists():
+    """The date that chat templates saw when the run began; today without a readable record."""
+    try:
+        return date.fromisoformat(pq.read_schema(path).metadata[_DATE_KEY].decode())
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
         return date.today()
-    return date.fromisoformat(pq.read_schema(path).metadata[_DATE_KEY].decode())
 
 
 def changed_problems(path: Path, source: ProblemSource, rendered: ProblemSource) -> list[str]:
-    """How the problem sets differ from the recorded ones, one message each.
+    """How the problem sets differ from the recorded ones, one message each; none without a readable record.
 
     Args: as `write_record`.
     """
-    before, now = _by_set(pq.read_table(path).to_pylist()), _by_set(_rows(source, rendered))
+    try:
+        recorded = pq.read_table(path, schema=_SCHEMA).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        _log.warning(f"{path} can't be read, so nothing tells whether the problems are still the same: {error}")
+        return []
+    before, now = _by_set(recorded), _by_set(_rows(source, rendered))
     faults = [f"the set {one_line(name)} is gone" for name in before.keys() - now.keys()]
     faults += [f"the set {one_line(name)} is new" for name in now.keys() - before.keys()]
     for name in before.keys() & now.keys():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -82,3 +83,13 @@ def test_a_changed_evaluation_set_is_refused_too(
 
 def test_the_same_problems_resume(begun: tuple[Path, Path, Path]) -> None:
     assert main(["--resume", str(begun[0])]) == 0
+
+
+def test_without_a_readable_record_the_run_goes_on_and_says_so(
+    begun: tuple[Path, Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = shutil.copytree(begun[0], tmp_path / "run")
+    record = run / "problems.parquet"
+    record.write_bytes(record.read_bytes()[:100])
+    assert main(["--resume", str(run)]) == 0
+    assert "problems.parquet can't be read, so nothing tells whether the problems are still the same" in caplog.text
