@@ -186,11 +186,20 @@ def test_extra_rollouts_of_intermediate_policies_go_to_the_pool(tmp_path: Path) 
     assert len(pq.read_table(out / "round-0" / "pool" / "extra-000002.parquet")) == 15
 
 
-def test_dynamic_sampling_that_finds_nothing_ends_with_a_message(
+def test_dynamic_sampling_that_finds_nothing_ends_the_exploration_and_says_so(tmp_path: Path) -> None:
+    # Two tokens are too few for any solution.
+    out = tmp_path / "run"
+    assert fit(out, "--engine.max_new_tokens=2", "--loop.rounds=1") == 0
+    said = (out / "results.md").read_text()
+    assert "round 1/1 explore ended after 0 of 3 rollout steps: rollout step 1: only 0 of 40 problems" in said
+    assert "the expert set is empty: none of the 320 rollouts is a success" in said
+    assert pq.read_table(out / "round-0" / "pool").num_rows == 320
+
+
+def test_dynamic_sampling_that_finds_nothing_may_end_with_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # Two tokens are too few for any solution.
-    assert fit(tmp_path / "run", "--engine.max_new_tokens=2") == 1
+    assert fit(tmp_path / "run", "--engine.max_new_tokens=2", "--loop.on_too_few_groups=stop") == 1
     assert "--algo.dynamic_sampling false" in capsys.readouterr().err
 
 
