@@ -118,6 +118,11 @@ class RLoopCLI(LightningCLI):
         parser.add_argument("--seed_everything", type=int, default=0, help="seed of all randomness")
         parser.add_argument("--out", type=str, default=None, help="run folder (default: runs/DATE-ALGO-CONSOLIDATE)")
         parser.add_argument("--resume", type=str, default=None, help="folder of the run to resume")
+        parser.add_argument(
+            "--dry_run",
+            action="store_true",
+            help="print the plan of the run, prompts and the reward's verdicts on right and wrong answers, and end",
+        )
         parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -183,7 +188,7 @@ class RLoopCLI(LightningCLI):
         return L.Trainer(**{**given, **kwargs})
 
     def prepare(self) -> tuple[LoopRunner, Policy]:
-        """Run all checks, start the run folder, and return the loop and the base policy.
+        """Run all checks, start the run folder unless --dry_run is given, and return the loop and the base policy.
 
         Raises:
             UsageError: names all errors.
@@ -210,9 +215,16 @@ class RLoopCLI(LightningCLI):
         except ValueError as error:
             raise UsageError(str(error)) from error
         _refuse(runner.parts.validate_with(policy))
-        if not self.config.resume:
+        self._resolve_defaults(runner.parts)
+        if not (self.config.resume or self.config.dry_run):
             begin(runner.folder, self._settings())
         return runner, policy
+
+    def _resolve_defaults(self, parts: Parts) -> None:
+        """Replace settings of null by the numbers that they stand for, so that config.yaml and a resume have them."""
+        self.config.loop.problems_per_step = parts.problems_per_step
+        if "max_new_tokens" in self.config.engine:  # not if the engine is a Python object
+            self.config.engine.max_new_tokens = parts.engine.max_new_tokens
 
     def _run_folder(self) -> Path:
         if self.config.resume:

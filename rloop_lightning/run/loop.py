@@ -25,6 +25,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rloop_lightning.callbacks.capture import RolloutCapture
 from rloop_lightning.callbacks.evaluation import InsideEvaluation
 from rloop_lightning.callbacks.progress import PhaseProgress, open_bar
+from rloop_lightning.callbacks.time_left import TimeLeft
 from rloop_lightning.errors import Stopped
 from rloop_lightning.evaluation.evaluator import Evaluator
 from rloop_lightning.model.policy import Policy
@@ -33,6 +34,7 @@ from rloop_lightning.rollouts.filter import build_expert_set
 from rloop_lightning.rollouts.sampler import GroupSampler, SamplingCost
 from rloop_lightning.rollouts.stream import ExpertStream, RolloutStream
 from rloop_lightning.run.folder import RunFolder
+from rloop_lightning.run.forecast import announce, work_left
 from rloop_lightning.run.handover import select_final, write_results
 from rloop_lightning.run.metrics_csv import RunMetrics, column, result_step
 from rloop_lightning.run.parts import Parts
@@ -43,7 +45,6 @@ from rloop_lightning.run.weights import Weights
 from rloop_lightning.seeds import derive_seed
 from rloop_lightning.system.checksums import damaged_files
 from rloop_lightning.system.signals import StopSignals
-from rloop_lightning.system.terminal import printable
 from rloop_lightning.types import Rollout
 
 _log = logging.getLogger(__name__)
@@ -99,7 +100,7 @@ class LoopRunner:
         policy.mixed_precision = self.mixed_precision
         self.parts = self.parts.rendered(policy)
         self.evaluator = Evaluator(self.sampler, self.parts.evaluation_sets, self.parts.evaluation, self.parts.seed)
-        self._announce_problems()
+        announce(self.parts, policy, self.device)
         self.weights = Weights(policy, self.folder)
         self.sampler.engine.bind(policy)
         self.phases = PhaseTrainer(self.make_trainer, self.folder, self.parts, state.run_id, self.signals)
@@ -118,12 +119,6 @@ class LoopRunner:
             self.folder.save_state(state)
             self._drop_checkpoints(stage)
         return self._hand_over(state)
-
-    def _announce_problems(self) -> None:
-        """Log the number of problems, those left out, and the first prompt as the policy sees it."""
-        for note in self.parts.data.notes():
-            _log.info(note)
-        _log.info(f"first prompt: {printable(self.parts.problems[0].prompt, limit=2000)}")
 
     def _run_stage(self, stage: Stage, state: LoopState) -> StageOutcome:
         if stage.phase == "explore":
@@ -144,7 +139,7 @@ class LoopRunner:
             self.sampler,
             algorithm,
             self.parts.problems,
-            problems_per_step=loop.problems_per_step,
+            problems_per_step=self.parts.problems_per_step,
             rollouts_per_problem=loop.rollouts_per_problem,
             steps=loop.explore_steps * (1 if self.parts.consolidation else loop.rounds),
             seed=seed,
@@ -162,6 +157,7 @@ class LoopRunner:
                 seed=seed,
             )
         ]
+        callbacks.append(TimeLeft(*work_left(self.parts, stage, self.folder.steps_done(stage))))
         if self.parts.evaluation.every_n_steps and self.parts.sets_inside:
             every = self.parts.evaluation.every_n_steps
             callbacks.append(InsideEvaluation(self.evaluator, self.parts.sets_inside, every))
@@ -237,7 +233,7 @@ class LoopRunner:
             self.policy.save(self.folder.final)
             state = replace(state, selected=selected)
             self.folder.save_state(state)
-        write_results(self.folder, state, hidden_sets=() if loop.select.startswith("pass@") else ("validation",))
+        write_results(self.folder, state, hidden_sets=self.parts.hidden_sets)
         self.signals.check("the run is complete")
         return state
 

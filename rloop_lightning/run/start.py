@@ -21,6 +21,7 @@ _FREE_ON_RESUME = (
     "resume",
     "out",
     "debug",
+    "dry_run",
     "loop.select",
     "loop.checkpoint_every_n_steps",
     "gradient.",
