@@ -1,4 +1,4 @@
-"""The entry points of the console commands `rloop-fit` and `rloop-data`.
+"""The entry points of the console commands `rloop-fit`, `rloop-data` and `rloop-reward`.
 
 Importing Lightning, torch and their dependencies takes nearly all of a command's start time. The imports create more
 than half a million permanent objects. Repeated garbage collections over them take a seventh of that time. So garbage
@@ -35,6 +35,14 @@ def rloop_data() -> int:
     _find_classes_here()
     with _no_garbage_among_imports():
         from rloop_lightning.cli.data import main
+    return main()
+
+
+def rloop_reward() -> int:
+    """The `rloop-reward` command; see `cli.reward.main`."""
+    _find_classes_here()
+    with _no_garbage_among_imports():
+        from rloop_lightning.cli.reward import main
     return main()
 
 

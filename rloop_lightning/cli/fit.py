@@ -127,6 +127,11 @@ class RLoopCLI(LightningCLI):
             default=None,
             help="with --resume: repeat the run from the beginning of this phase, such as round-1/explore",
         )
+        parser.add_argument(
+            "--dry_run",
+            action="store_true",
+            help="print the plan of the run, prompts and the reward's verdicts on right and wrong answers, and end",
+        )
         parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -192,7 +197,7 @@ class RLoopCLI(LightningCLI):
         return L.Trainer(**{**given, **kwargs})
 
     def prepare(self) -> tuple[LoopRunner, Policy]:
-        """Run all checks, start the run folder, and return the loop and the base policy.
+        """Run all checks, start the run folder unless --dry_run is given, and return the loop and the base policy.
 
         Raises:
             UsageError: names all errors.
@@ -219,13 +224,21 @@ class RLoopCLI(LightningCLI):
         except ValueError as error:
             raise UsageError(str(error)) from error
         _refuse(runner.parts.validate_with(policy))
+        self._resolve_defaults(runner.parts)
         if self.config.resume:
             _refuse(changed_problems(runner.folder.problems, parts.data, runner.parts.data))
-            self.edits.save(runner.folder)
-        else:
+            if not self.config.dry_run:
+                self.edits.save(runner.folder)
+        elif not self.config.dry_run:
             begin(runner.folder, self._settings())
             write_record(runner.folder.problems, parts.data, runner.parts.data, date.today())
         return runner, policy
+
+    def _resolve_defaults(self, parts: Parts) -> None:
+        """Replace settings of null by the numbers that they stand for, so that config.yaml and a resume have them."""
+        self.config.loop.problems_per_step = parts.problems_per_step
+        if "max_new_tokens" in self.config.engine:  # not if the engine is a Python object
+            self.config.engine.max_new_tokens = parts.engine.max_new_tokens
 
     def _run_folder(self) -> Path:
         if self.config.resume:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 
 from rloop_lightning.cli.arguments import UsageError
+from rloop_lightning.cli.dry_run import dry_run
 from rloop_lightning.cli.fit import RLoopCLI
 from rloop_lightning.cli.quiet import quiet_lightning
 from rloop_lightning.errors import RunFault, StateError, Stopped
@@ -42,7 +43,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _fit(arguments: Sequence[str], debug: bool, signals: StopSignals) -> int:
     try:
-        runner, policy = RLoopCLI(arguments).prepare()
+        command = RLoopCLI(arguments)
+        runner, policy = command.prepare()
+        if command.config.dry_run:
+            for line in dry_run(runner.parts, policy, runner.device):
+                print(line)
+            return 0
     except UsageError as error:
         return _complain(error, debug, code=2)
     except RunFolderError as error:

@@ -80,7 +80,7 @@ class Solution:
             id="-".join(("countdown", *map(str, (*self.numbers, self.target)))),
             prompt=f"{numbers}={self.target}:",
             answer=str(self.target),
-            metadata={"numbers": self.numbers},
+            metadata={"numbers": self.numbers, "expression": self.expression},
         )
 
     @property

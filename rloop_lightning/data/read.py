@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rloop_lightning.data.base import ProblemSource
+from rloop_lightning.data.holdout import hold_out
 from rloop_lightning.data.hub_rows import HubName, hub_rows, parse_hub_name
 from rloop_lightning.data.presets import PRESETS
 from rloop_lightning.data.problem_set import Layout, ProblemSet, read_set
@@ -50,8 +50,9 @@ class ReadProblems(ProblemSource):
         eval: evaluation sets, as files or hub names (NAME[@REVISION][:CONFIG[:SPLIT]]): one, a list, or
             `{name: where}`. They have the layout of the training set unless `eval_presets` names another.
         eval_presets: presets of evaluation sets, `{name: preset}`.
-        validation_size: move this many problems from the training set to the evaluation set `validation`. The choice
-            does not depend on their order.
+        validation_size: move this many problems, and all copies of them, from the training set to the evaluation set
+            `validation`, chosen by a hash of their texts. null moves 5 % of the problems, at least 8 and at most 256,
+            if there is no --data.eval; a set of fewer than 40 problems keeps all.
         max_prompt_tokens: skip and count problems whose prompt, template included, is longer; null keeps all.
         instruction: text after each problem; empty for none.
         system_prompt: the system message, or the first lines if there is no chat template; empty for none.
@@ -70,7 +71,7 @@ class ReadProblems(ProblemSource):
         skip_unreadable: bool = False,
         eval: dict[str, str] | list[str] | str | None = None,
         eval_presets: dict[str, str] | None = None,
-        validation_size: NonNegativeInt = 0,
+        validation_size: NonNegativeInt | None = None,
         max_prompt_tokens: PositiveInt | None = None,
         instruction: str = BOXED,
         system_prompt: str = "",
@@ -122,7 +123,14 @@ class ReadProblems(ProblemSource):
                 said.append(f"{name}: {found.repeats:,} repeated rows left out")
             if found.unreadable_golds:
                 said.append(f"{name}: {len(found.unreadable_golds):,} problems left out, no gold answer can be read")
+        if self._holds_out and (held_out := self._sound.get("validation")):
+            said.append(f"validation: {len(held_out):,} problems held out of train (--data.validation_size)")
         return said
+
+    @property
+    def _holds_out(self) -> bool:
+        """Whether a part of the training set becomes the validation set."""
+        return self.validation_size != 0 and (self.validation_size is not None or len(self._origins) == 1)
 
     @cached_property
     def _sound(self) -> Mapping[str, Sequence[Problem]]:
@@ -130,16 +138,21 @@ class ReadProblems(ProblemSource):
         flags = {name: "--data" if name == "train" else f"--data.eval {name}:" for name in self.sets}
         wrong = [f"{flags[name]} {fault}" for name, found in self.sets.items() for fault in found.faults()]
         size = len(self.sets["train"].problems)
-        if self.validation_size >= max(size, 1) and not wrong:
+        if (self.validation_size or 0) >= max(size, 1) and not wrong:
             wrong.append(f"--data.validation_size {self.validation_size} must be less than the {size} problems")
         if wrong:
             raise ValueError("\n".join(wrong))
         sound = {name: tuple(found.problems) for name, found in self.sets.items()}
-        if self.validation_size:
-            held_out = set(sorted(map(_rank, sound["train"]))[: self.validation_size])
-            everything = sound["train"]
-            sound["train"] = tuple(problem for problem in everything if _rank(problem) not in held_out)
-            sound["validation"] = tuple(problem for problem in everything if _rank(problem) in held_out)
+        if self._holds_out:
+            train, validation = hold_out(sound["train"], self.validation_size)
+            if not train:
+                raise ValueError(
+                    f"--data.validation_size {self.validation_size}: with their copies, these are all problems; "
+                    "lower it"
+                )
+            sound["train"] = train
+            if validation:
+                sound["validation"] = validation
         return sound
 
     def _layout(self, name: str) -> Layout:
@@ -199,8 +212,3 @@ def _rows(origin: Origin) -> Iterable[Row | BadRow]:
     if isinstance(origin, HubName):
         return hub_rows(origin)
     return (row for file in files_of(origin.path) for row in read_rows(file))
-
-
-def _rank(problem: Problem) -> bytes:
-    """A problem's rank in an order that depends only on its id."""
-    return hashlib.blake2b(problem.id.encode(), digest_size=16).digest()

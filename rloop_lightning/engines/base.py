@@ -15,12 +15,25 @@ from rloop_lightning.system.fields import (
 )
 from rloop_lightning.types import Problem, Rollout, SamplingParams
 
+LONGEST_DEFAULT_COMPLETION = 2048  # tokens
+
+
+def default_completion_limit(context_tokens: int, longest_prompt: int) -> int:
+    """The completion length limit that --engine.max_new_tokens null means, tokens; below 1 if a prompt has no room.
+
+    It is what the longest prompt leaves of the policy's context, in multiples of 16, and at most
+    `LONGEST_DEFAULT_COMPLETION`.
+    """
+    room = context_tokens - longest_prompt
+    return min(LONGEST_DEFAULT_COMPLETION, room - room % 16 if room >= 16 else room)
+
 
 class RolloutEngine(ABC):
     """Generates rollouts with a policy's current weights, and stores the sampling settings of exploration.
 
     Args:
-        max_new_tokens: completion length limit, tokens.
+        max_new_tokens: completion length limit, tokens; null takes what the longest prompt leaves of the policy's
+            context, at most 2,048.
         temperature: sampling temperature of exploration; 0 is greedy.
         top_k: sample from the k most likely tokens; 0 is off.
         top_p: sample from the most likely tokens whose probabilities reach this sum; 1 is off.
@@ -29,7 +42,7 @@ class RolloutEngine(ABC):
     def __init__(
         self,
         *,
-        max_new_tokens: PositiveInt = 64,
+        max_new_tokens: PositiveInt | None = None,
         temperature: NonNegativeFloat = 1.0,
         top_k: NonNegativeInt = 0,
         top_p: LeftOpenUnitInterval = 1.0,
@@ -41,7 +54,13 @@ class RolloutEngine(ABC):
         check_fields(self, "--engine")
 
     def sampling(self, seed: int) -> SamplingParams:
-        """The engine's sampling settings with a seed."""
+        """The engine's sampling settings with a seed.
+
+        Raises:
+            RuntimeError: `max_new_tokens` is None. A run sets it once it knows the policy and the prompts.
+        """
+        if self.max_new_tokens is None:
+            raise RuntimeError(f"{type(self).__name__}: max_new_tokens is not set; give it a number")
         return SamplingParams(
             max_new_tokens=self.max_new_tokens,
             temperature=self.temperature,

@@ -42,7 +42,8 @@ class TorchEngine(RolloutEngine):
     """Generates with the policy's own model, so no weights need to be transferred.
 
     Args:
-        max_new_tokens: completion length limit, tokens.
+        max_new_tokens: completion length limit, tokens; null takes what the longest prompt leaves of the policy's
+            context, at most 2,048.
         temperature: sampling temperature of exploration; 0 is greedy.
         top_k: sample from the k most likely tokens; 0 is off.
         top_p: sample from the most likely tokens whose probabilities reach this sum; 1 is off.
@@ -57,7 +58,7 @@ class TorchEngine(RolloutEngine):
     def __init__(
         self,
         *,
-        max_new_tokens: PositiveInt = 64,
+        max_new_tokens: PositiveInt | None = None,
         temperature: NonNegativeFloat = 1.0,
         top_k: NonNegativeInt = 0,
         top_p: LeftOpenUnitInterval = 1.0,

@@ -35,3 +35,15 @@ class Reward(ABC):
     def unusable(self, problems: Sequence[Problem]) -> Mapping[str, str]:
         """By problem id, why this reward can't read the gold answer; empty if it can read all. Ids are unique."""
         return {}
+
+    def right_completions(self, problem: Problem) -> Mapping[str, str]:
+        """Completions that state the gold answer, by a name for their form; at least one should be a success.
+
+        `rloop-reward check` and --dry_run score them, to find a reward that never pays. Override it if a right
+        completion looks otherwise. An empty mapping means that none is known.
+        """
+        return {
+            "gold in a box": f"The answer is \\boxed{{{problem.answer}}}.",
+            "gold after ####": f"#### {problem.answer}",
+            "bare gold": problem.answer,
+        }

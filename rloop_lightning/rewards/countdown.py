@@ -104,6 +104,11 @@ class CountdownReward(Reward):
                 found[problem.id] = "; ".join(wrong)
         return found
 
+    def right_completions(self, problem: Problem) -> Mapping[str, str]:
+        """The expression in the metadata of a built-in problem, in a box."""
+        expression = problem.metadata.get("expression")
+        return {} if expression is None else {"expression in a box": f"\\boxed{{{expression}}}"}
+
     def _reward(self, problem: Problem, text: str) -> float:
         box = last_box(text)
         numbers = problem.metadata["numbers"]

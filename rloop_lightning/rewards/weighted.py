@@ -72,6 +72,9 @@ class WeightedSum(Reward):
                 said.setdefault(name, []).append(message)
         return {name: "; ".join(dict.fromkeys(messages)) for name, messages in said.items()}
 
+    def right_completions(self, problem: Problem) -> Mapping[str, str]:
+        return self.parts[self.success].right_completions(problem)
+
 
 class BoxFormat(Reward):
     """1.0 if the completion has a \\boxed{} with balanced braces and any content, else 0.0."""

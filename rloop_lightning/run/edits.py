@@ -25,6 +25,7 @@ _FREE = (
     "restart_from",
     "out",
     "debug",
+    "dry_run",
     "loop.select",
     "loop.checkpoint_every_n_steps",
     "trainer.",

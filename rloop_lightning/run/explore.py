@@ -9,8 +9,10 @@ from lightning.pytorch.callbacks import Callback
 
 from rloop_lightning.callbacks.capture import RolloutCapture
 from rloop_lightning.callbacks.evaluation import InsideEvaluation
+from rloop_lightning.callbacks.time_left import TimeLeft
 from rloop_lightning.evaluation.evaluator import Evaluator
 from rloop_lightning.rollouts.stream import RolloutStream
+from rloop_lightning.run.forecast import work_left
 from rloop_lightning.run.metrics_csv import column
 from rloop_lightning.run.session import Session
 from rloop_lightning.run.state import Budget, LoopState, Stage, StageOutcome
@@ -31,7 +33,7 @@ def explore(session: Session, evaluator: Evaluator, stage: Stage, state: LoopSta
         session.sampler,
         algorithm,
         parts.problems,
-        problems_per_step=parts.loop.problems_per_step,
+        problems_per_step=parts.problems_per_step,
         rollouts_per_problem=parts.loop.rollouts_per_problem,
         steps=state.explore_steps[stage.round],
         seed=seed,
@@ -52,6 +54,7 @@ def explore(session: Session, evaluator: Evaluator, stage: Stage, state: LoopSta
             seed=seed,
         )
     ]
+    callbacks.append(TimeLeft(*work_left(parts, stage, folder.steps_done(stage))))
     if parts.evaluation.every_n_steps and parts.sets_inside:
         callbacks.append(InsideEvaluation(evaluator, parts.sets_inside, parts.evaluation.every_n_steps))
     optimizer_steps, skipped = session.phases.fit(algorithm, stream, stage, session.progress(stage, state), callbacks)

@@ -29,6 +29,7 @@ from rloop_lightning.run.consolidate import consolidate
 from rloop_lightning.run.edits import restart_stage
 from rloop_lightning.run.explore import explore
 from rloop_lightning.run.folder import RunFolder
+from rloop_lightning.run.forecast import announce
 from rloop_lightning.run.handover import select_final, write_results
 from rloop_lightning.run.metrics_csv import RunMetrics, result_step
 from rloop_lightning.run.parts import Parts
@@ -40,7 +41,6 @@ from rloop_lightning.run.weights import Weights
 from rloop_lightning.seeds import derive_seed
 from rloop_lightning.system.checksums import damaged_files
 from rloop_lightning.system.signals import StopSignals
-from rloop_lightning.system.terminal import printable
 
 _log = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ class LoopRunner:
         policy.mixed_precision = self.mixed_precision
         self.parts = self.parts.rendered(policy)
         self.evaluator = Evaluator(self.sampler, self.parts.evaluation_sets, self.parts.evaluation, self.parts.seed)
-        self._announce_problems()
+        announce(self.parts, policy, self.device)
         self.weights = Weights(policy, self.folder)
         self.sampler.engine.bind(policy)
         phases = PhaseTrainer(self.make_trainer, self.folder, self.parts, state.run_id, self.signals)
@@ -116,7 +116,7 @@ class LoopRunner:
             self.signals.check()
             stage = self.stages[state.stages_done]
             if stage.phase != "evaluate":
-                state = state.begun(stage, self._explore_steps)
+                state = state.begun(stage, self.parts.explore_steps)
                 self.folder.save_state(state)
                 state.save(self.folder.state_before(stage))
             # Our code never reads the global random state. User code that does gets the same state after a resume.
@@ -140,12 +140,6 @@ class LoopRunner:
             _log.info(self.note)
             state = replace(state, notes=(*state.notes, self.note))
         return state
-
-    def _announce_problems(self) -> None:
-        """Log the number of problems, those left out, and the first prompt as the policy sees it."""
-        for note in self.parts.data.notes():
-            _log.info(note)
-        _log.info(f"first prompt: {printable(self.parts.problems[0].prompt, limit=2000)}")
 
     def _run_stage(self, stage: Stage, state: LoopState) -> StageOutcome:
         if stage.phase == "explore":
@@ -183,15 +177,9 @@ class LoopRunner:
             self.policy.save(self.folder.final)
             state = replace(state, selected=selected)
             self.folder.save_state(state)
-        write_results(self.folder, state, hidden_sets=() if loop.select.startswith("pass@") else ("validation",))
+        write_results(self.folder, state, hidden_sets=self.parts.hidden_sets)
         self.signals.check("the run is complete")
         return state
-
-    @property
-    def _explore_steps(self) -> int:
-        """Rollout steps of an exploration. Without consolidation, a run has only one."""
-        loop = self.parts.loop
-        return loop.explore_steps * (1 if self.parts.consolidation else loop.rounds)
 
     def _use(self, stage: Stage) -> None:
         """Load the policy that an evaluation measures."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import chain
 
 from rloop_lightning.algorithms.base import Algorithm
 from rloop_lightning.algorithms.consolidation import Consolidation
@@ -14,7 +13,7 @@ from rloop_lightning.callbacks.gradient_norm import GradientConfig
 from rloop_lightning.data.base import ProblemSource
 from rloop_lightning.data.readable import readable
 from rloop_lightning.data.render import rendered
-from rloop_lightning.engines.base import RolloutEngine
+from rloop_lightning.engines.base import LONGEST_DEFAULT_COMPLETION, RolloutEngine, default_completion_limit
 from rloop_lightning.evaluation.evaluator import EvaluationConfig
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.rewards.base import Reward
@@ -25,6 +24,10 @@ from rloop_lightning.system.terminal import one_line
 from rloop_lightning.types import Problem
 
 _SHOWN = 5  # problems that a message lists by name
+_DEFAULT_PROBLEMS_PER_STEP = 128
+# Of the policy's context, or of the longest default, whichever is less: a default limit below this share is refused. It
+# would cut most completions because of a few long prompts.
+_LEAST_SHARE_FOR_COMPLETIONS = 0.25
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Parts:
         gradient: the handling of exploding gradients.
         evaluation: how policies are evaluated.
         seed: seed of all randomness.
+        prompt_lengths: ids and prompt lengths in tokens of all problems, once `rendered` has counted them.
     """
 
     engine: RolloutEngine
@@ -56,6 +60,7 @@ class Parts:
     gradient: GradientConfig
     evaluation: EvaluationConfig
     seed: int
+    prompt_lengths: Sequence[tuple[str, int]] = ()
 
     @cached_property
     def problems(self) -> Sequence[Problem]:
@@ -77,21 +82,39 @@ class Parts:
         return self.sets_between if self.evaluation.sets_inside is None else self.evaluation.sets_inside
 
     @property
-    def reach(self) -> Reach | None:
-        """The problems that the hard-problem filter can select from; None without such a filter."""
-        if self.consolidation is None or not self.filter.enabled:
-            return None
-        loop, capture = self.loop, self.capture
-        captures = loop.explore_steps // capture.every_n_steps if capture.every_n_steps else 0
-        covers_all = capture.extra_problems == 0 or capture.extra_problems >= len(self.problems)
+    def problems_per_step(self) -> int:
+        """Groups that a rollout step trains on, with the default resolved."""
+        return self.loop.problems_per_step or min(_DEFAULT_PROBLEMS_PER_STEP, len(self.problems))
+
+    @property
+    def explorations(self) -> int:
+        """Explorations of the run: one per round, or a single one without consolidation."""
+        return self.loop.rounds if self.consolidation is not None else 1
+
+    @property
+    def explore_steps(self) -> int:
+        """Rollout steps of each exploration."""
+        return self.loop.explore_steps * self.loop.rounds // self.explorations
+
+    @property
+    def reach(self) -> Reach:
+        """The problems that the hard-problem filter can select from, by the rollouts that each gets."""
+        every, chosen = self.capture.every_n_steps, self.capture.extra_problems
+        captures = self.explore_steps // every if every and chosen in (0, len(self.problems)) else 0
         return Reach(
             problems=len(self.problems),
-            groups=loop.explore_steps * loop.problems_per_step,
-            rollouts_per_problem=loop.rollouts_per_problem,
+            groups=self.explore_steps * self.problems_per_step,
+            rollouts_per_problem=self.loop.rollouts_per_problem,
             max_success_rate=self.filter.max_success_rate,
-            extra_rollouts=captures * capture.extra_rollouts if covers_all else 0,
-            rounds=loop.rounds if self.filter.rate_over == "run" else 1,
+            extra_rollouts=captures * self.capture.extra_rollouts,
+            rounds=self.loop.rounds if self.filter.rate_over == "run" else 1,
         )
+
+    @property
+    def hidden_sets(self) -> Sequence[str]:
+        """Evaluation sets to leave out of the results table: `validation`, unless the run is judged by it."""
+        judged_by = self.loop.select.startswith("pass@") or self.sets_between == ["validation"]
+        return () if judged_by else ("validation",)
 
     def validate(self) -> list[str]:
         """Errors in the settings and their combination, one message each. Needs no model."""
@@ -107,14 +130,24 @@ class Parts:
     def rendered(self, policy: Policy) -> Parts:
         """The same parts with prompts rendered for this policy, without problems that are too long.
 
+        If the engine's completion limit is null, it is set to what the longest prompt leaves of the policy's context.
+
         Raises:
-            ValueError: a set can't be rendered, or all its problems are too long.
+            ValueError: a set can't be rendered, all its problems are too long, or the longest prompt leaves too little.
         """
-        return replace(self, data=rendered(self.data, policy.tokenizer))
+        data = rendered(self.data, policy.tokenizer)
+        if data is self.data:
+            return self
+        problems = [problem for found in (data.train(), *data.evaluation().values()) for problem in found]
+        lengths = [(problem.id, len(policy.encode(problem.prompt))) for problem in problems]
+        if self.engine.max_new_tokens is None:
+            self.engine.max_new_tokens = _default_limit(lengths, policy)
+        return replace(self, data=data, prompt_lengths=lengths)
 
     def validate_with(self, policy: Policy) -> list[str]:
         """Conflicts with this policy, one message each. Call it on rendered parts."""
         return [
+            *self.algorithm.validate(self.engine.sampling(seed=0)),
             *self.engine.validate_with(policy),
             *self._check_routing(policy),
             *self._too_few_problems(),
@@ -137,23 +170,19 @@ class Parts:
 
     def _too_long_prompts(self, policy: Policy) -> list[str]:
         """Problems whose prompt and completion exceed the policy's context."""
-        room = policy.context_tokens - self.engine.max_new_tokens
-        lengths = {problem.id: len(policy.encode(problem.prompt)) for problem in self._all_problems()}
-        too_long = [name for name, length in lengths.items() if length > room]
+        limit = self.engine.sampling(seed=0).max_new_tokens
+        too_long = [name for name, length in self.prompt_lengths if length + limit > policy.context_tokens]
         if not too_long:
             return []
         some = ", ".join(map(one_line, too_long[:_SHOWN]))
         return [
             f"{len(too_long)} prompts don't fit --policy.model's {policy.context_tokens} positions together with "
-            f"--engine.max_new_tokens {self.engine.max_new_tokens}: {some} ...; lower the limit or leave these "
-            "problems out by --data.max_prompt_tokens"
+            f"--engine.max_new_tokens {limit}: {some} ...; lower the limit or leave these problems out by "
+            "--data.max_prompt_tokens"
         ]
 
-    def _all_problems(self) -> Iterator[Problem]:
-        return chain(self.problems, *self.evaluation_sets.values())
-
     def _check_sizes(self) -> Iterator[str]:
-        problems, rollouts = self.loop.problems_per_step, self.loop.rollouts_per_problem
+        problems, rollouts = self.problems_per_step, self.loop.rollouts_per_problem
         fewest = self.algorithm.min_rollouts_per_problem
         if rollouts < fewest:
             name = type(self.algorithm).__name__
@@ -164,30 +193,30 @@ class Parts:
                 "of a step (--loop.problems_per_step x --loop.rollouts_per_problem)"
             )
         yield from self._too_few_problems()
-        yield from self.algorithm.validate(self.engine.sampling(seed=0))
+        if self.engine.max_new_tokens is not None:  # otherwise `validate_with` checks it
+            yield from self.algorithm.validate(self.engine.sampling(seed=0))
         if self.engine.temperature == 0 and rollouts > 1:
             yield "--engine.temperature 0 makes all rollouts of a problem the same; exploration needs more than 0"
 
     def _check_reach(self) -> Iterator[str]:
         """An expert set that is empty by arithmetic."""
-        reach = self.reach
-        if reach is None or reach.within:
+        reach, loop = self.reach, self.loop
+        if self.consolidation is None or not self.filter.enabled or reach.within:
             return
-        loop = self.loop
         yield (
             f"--filter.max_success_rate {reach.max_success_rate:g}: no problem can be hard, so every expert set would "
             f"be empty. A problem gets at most {reach.most_rollouts} rollouts (--loop.explore_steps "
-            f"{loop.explore_steps} x --loop.problems_per_step {loop.problems_per_step} groups for {reach.problems:,} "
+            f"{loop.explore_steps} x --loop.problems_per_step {self.problems_per_step} groups for {reach.problems:,} "
             "problems, "
             f"--loop.rollouts_per_problem {loop.rollouts_per_problem}), so the lowest success rate above 0 is "
             f"{1 / reach.most_rollouts:.1%}. Take one of: {'; '.join(reach.remedies())}; or --filter.enabled false"
         )
 
     def _too_few_problems(self) -> Iterator[str]:
-        if self.loop.problems_per_step > len(self.problems):
+        if self.problems_per_step > len(self.problems):
             yield (
-                f"--loop.problems_per_step {self.loop.problems_per_step} exceeds the {len(self.problems)} training "
-                "problems"
+                f"--loop.problems_per_step {self.problems_per_step} exceeds the {len(self.problems)} training "
+                f"problems; give at most {len(self.problems)}, or leave it out"
             )
 
     def _check_sets(self) -> Iterator[str]:
@@ -198,3 +227,21 @@ class Parts:
                     yield f"--eval.{flag}: the data has no set {name!r}, it has {known}"
         if self.loop.select.startswith("pass@") and "validation" not in self.sets_between:
             yield f"--loop.select {self.loop.select} needs a set named validation among --eval.sets"
+
+
+def _default_limit(lengths: Sequence[tuple[str, int]], policy: Policy) -> int:
+    """The default completion limit, tokens.
+
+    Raises:
+        ValueError: the longest prompt leaves too little of the policy's context.
+    """
+    longest, length = max(lengths, key=lambda problem: problem[1])
+    limit = default_completion_limit(policy.context_tokens, length)
+    if limit >= _LEAST_SHARE_FOR_COMPLETIONS * min(LONGEST_DEFAULT_COMPLETION, policy.context_tokens):
+        return limit
+    shorter = f"leave long prompts out by --data.max_prompt_tokens {policy.context_tokens // 2}"
+    raise ValueError(
+        f"--engine.max_new_tokens: the longest prompt ({one_line(longest)}, {length:,} tokens) leaves "
+        f"{max(0, policy.context_tokens - length):,} of the policy's {policy.context_tokens:,} positions for a "
+        "completion; " + (f"set it to at most {limit}, or {shorter}" if limit > 0 else shorter)
+    )

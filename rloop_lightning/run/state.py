@@ -26,14 +26,17 @@ _CHECKSUM = "sha256"
 class LoopConfig:
     """The outer loop: the number of rounds, their length, and the size of a rollout step.
 
-    Three rounds of 200 rollout steps are the paper's (arXiv 2511.04285). The other defaults are ours.
+    Three rounds of 200 rollout steps of 16 rollouts per problem are the paper's (arXiv 2511.04285). The other defaults
+    are ours: 128 problems per rollout step visit each of 20,000 problems once per round.
 
     Args:
         rounds: rounds of exploration and consolidation. Without consolidation, the run is one uninterrupted exploration
             with the same number of rollout steps. A resume may set more.
         explore_steps: rollout steps of a round's exploration.
-        problems_per_step: groups that a rollout step trains on.
-        rollouts_per_problem: rollouts per group.
+        problems_per_step: groups that a rollout step trains on; null takes 128, or all training problems if there are
+            fewer.
+        rollouts_per_problem: rollouts per group. The lowest success rate above 0 of a problem that is visited once is
+            1 / rollouts_per_problem, which --filter.max_success_rate must exceed.
         select: the final policy of the run: `last`, the last policy of the run (as in the paper, the consolidated
             policy of the last round; the explored one if that round's expert set was empty), `explored`, the last
             explored policy, or the best evaluated policy on the validation set by `pass@1`, or by `pass@k` at the
@@ -49,8 +52,8 @@ class LoopConfig:
 
     rounds: PositiveInt = 3
     explore_steps: PositiveInt = 200
-    problems_per_step: PositiveInt = 64
-    rollouts_per_problem: PositiveInt = 8
+    problems_per_step: PositiveInt | None = None
+    rollouts_per_problem: PositiveInt = 16
     select: Select = "last"
     on_empty_expert_set: Literal["continue", "stop", "error"] = "continue"
     on_too_few_groups: OnTooFewGroups = "end_phase"
