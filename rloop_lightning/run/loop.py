@@ -201,7 +201,7 @@ class LoopRunner:
         rollouts = self._expert_rollouts(expert_file)
         stream = ExpertStream(
             rollouts,
-            [module.weight(rollout.reward) for rollout in rollouts],
+            module.weights([rollout.reward for rollout in rollouts]),
             rollouts_per_update=module.rollouts_per_update,
             epochs=module.epochs,
             seed=seed,
