@@ -124,7 +124,6 @@ class RolloutBatch:
     replayed: Tensor  # [B] bool, rows replayed from a pool
     rows: Tensor  # [B] int64, index of each row among the training step's rollouts
     groups: Tensor | None = None  # [B] int64; rows with equal numbers are of one group
-    rewards: Tensor | None = None  # [B] float64, shaped; the advantages are computed from these
     old_logprobs: Tensor | None = None  # [B, T] float32, nats
     temperature: float = 1.0
     max_new_tokens: int = 0  # completion length limit of the sampling

@@ -30,6 +30,9 @@ class RLOO(Algorithm):
     def advantages(self, rewards: Tensor) -> Tensor:
         return leave_one_out(rewards)
 
+    def shaping_advantages(self, shaping: Tensor) -> Tensor:
+        return leave_one_out(shaping)
+
     def loss(self, scores: TokenScores, batch: RolloutBatch) -> LossOutput:
         assert batch.old_logprobs is not None
         rho = ratio(scores.logprobs.detach(), batch.old_logprobs)

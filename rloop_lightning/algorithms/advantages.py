@@ -6,6 +6,8 @@ exactly 0.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -34,3 +36,17 @@ def group_normalised(rewards: Tensor, *, eps: float = 1e-6) -> Tensor:
 def _all_equal(rewards: Tensor) -> Tensor:
     """[P, 1] bool."""
     return torch.amax(rewards, dim=1, keepdim=True) == torch.amin(rewards, dim=1, keepdim=True)
+
+
+def by_group(function: Callable[[Tensor], Tensor], values: Tensor, groups: Tensor) -> Tensor:
+    """Apply a function of [P, G], such as those above, to groups that may differ in size.
+
+    Args: values [B]; groups [B], the group number of each row. Rows of a group must be adjacent. Returns float32 [B].
+    """
+    _, sizes = groups.unique_consecutive(return_counts=True)
+    size_of_row = sizes.repeat_interleave(sizes)
+    results = torch.zeros(len(values), device=values.device)
+    for size in sizes.unique().tolist():
+        rows = size_of_row == size
+        results[rows] = function(values[rows].unflatten(0, (-1, size))).flatten()
+    return results

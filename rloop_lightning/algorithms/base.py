@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from rloop_lightning.algorithms.advantages import by_group, centred
 from rloop_lightning.algorithms.dynamic_sampling import has_right_and_wrong
 from rloop_lightning.algorithms.entropy_bonus import entropy_bonus
 from rloop_lightning.algorithms.importance import ImportanceCorrection, ImportanceLevel, ImportanceMode
@@ -49,12 +50,12 @@ class Algorithm(PolicyModule):
             --loop.on_too_few_groups decides what happens if that is not enough.
         mask_truncated: overlong filtering: leave rollouts truncated at the length limit out of the loss.
         overlong_buffer_tokens: soft overlong punishment: the reward falls linearly by 1 over this many tokens before
-            the length limit; 0 is off.
+            the length limit, in groups with both right and wrong rollouts; 0 is off.
         kl_beta: weight of the KL term against the round's initial policy; 0 is off and keeps no reference policy.
         kl_estimator: estimator of the KL divergence at a token, with d = lp_ref - lp: `k1` -d, `k2` d^2 / 2, `k3`
             exp(d) - d - 1. k1 works in the reward only: its gradient in a loss is zero in expectation.
         kl_in: where the KL term is added: to the `loss` of each token, or to the `reward`, summed over the rollout and
-            without gradient.
+            without gradient. It then changes the rollout's advantage by -kl_beta (KL - the group's mean KL).
         kl_target: target KL divergence, nats per token: kl_beta adapts to it after each rollout step; null keeps
             kl_beta constant.
         kl_adaptation: adaptation rate: kl_beta changes by this times the relative error, clipped to +-0.2.
@@ -117,6 +118,13 @@ class Algorithm(PolicyModule):
     def advantages(self, rewards: Tensor) -> Tensor:
         """Rewards [P, G] to advantages [P, G]."""
 
+    def shaping_advantages(self, shaping: Tensor) -> Tensor:
+        """What shaping [P, G] adds to the advantages [P, G]: its difference from the group's mean, never normalised.
+
+        Only a KL term in the reward is such shaping.
+        """
+        return centred(shaping)
+
     def setup(self, stage: str) -> None:
         """Set the reference. The policy is the round's initial one here, also on resume: checkpoints load later."""
         super().setup(stage)
@@ -135,10 +143,9 @@ class Algorithm(PolicyModule):
 
     def rewards(self, groups: Sequence[Group], sampling: SamplingParams) -> Tensor:
         """The rewards [B] for the advantages, group by group. The pool stores rewards without this shaping."""
-        rollouts = [rollout for group in groups for rollout in group.rollouts]
-        rewards = torch.tensor([rollout.reward for rollout in rollouts], dtype=torch.float64)
-        lengths = torch.tensor([rollout.length for rollout in rollouts])
-        return rewards + self.overlong.punishment(lengths, sampling.max_new_tokens)
+        rewards = [rollout.reward for group in groups for rollout in group.rollouts]
+        punishment = self.overlong.punishment(groups, sampling.max_new_tokens)
+        return torch.tensor(rewards, dtype=torch.float64) + punishment
 
     def in_loss(self, rollout: Rollout) -> bool:
         """Whether a rollout's tokens are loss tokens."""
@@ -157,41 +164,31 @@ class Algorithm(PolicyModule):
         """The batch of a rollout step: one row per rollout, group by group."""
         rollouts = [rollout for group in groups for rollout in group.rollouts]
         numbers = torch.arange(len(groups)).repeat_interleave(torch.tensor([len(group.rollouts) for group in groups]))
-        rewards = self.rewards(groups, sampling)
         batch = collate(
             rollouts,
-            self.group_advantages(rewards, numbers).numpy(),
+            by_group(self.advantages, self.rewards(groups, sampling), numbers).numpy(),
             in_loss=[self.in_loss(rollout) for rollout in rollouts],
             temperature=sampling.temperature,
             max_new_tokens=sampling.max_new_tokens,
         )
-        return replace(batch, rewards=rewards, groups=numbers)
-
-    def group_advantages(self, rewards: Tensor, groups: Tensor) -> Tensor:
-        """The advantages [B] of groups that may differ in size. Rows of a group must be adjacent.
-
-        Args: rewards [B]; groups [B], the group number of each row.
-        """
-        _, sizes = groups.unique_consecutive(return_counts=True)
-        size_of_row = sizes.repeat_interleave(sizes)
-        advantages = torch.zeros(len(rewards), device=rewards.device)
-        for size in sizes.unique().tolist():
-            rows = size_of_row == size
-            advantages[rows] = self.advantages(rewards[rows].unflatten(0, (-1, size))).flatten()
-        return advantages
+        return replace(batch, groups=numbers)
 
     def prepare(self, batch: RolloutBatch) -> RolloutBatch:
-        """Prepare the batch of a rollout step for its updates. Called before the first update."""
+        """Prepare the batch of a rollout step for its updates. Called before the first update.
+
+        A KL term in the reward changes the advantages by -beta (KL - the group's mean KL), after the task's rewards are
+        normalised. In a normalised reward, beta cancels where task rewards are equal, so that noise in the KL would
+        train at full strength.
+        """
         if not self.kl.in_the("reward"):
             return batch
         batch = self._with_old_logprobs(batch)
         assert batch.old_logprobs is not None
-        assert batch.rewards is not None
         assert batch.groups is not None
         estimate = self.kl.estimate(batch.old_logprobs, batch) * batch.completion_mask
         self.record({"policy/kl_nats": mean_over_ranks(estimate.sum(), batch.completion_mask.sum())})
-        rewards = batch.rewards - self.kl.beta * estimate.sum(1).double()
-        return replace(batch, advantages=self.group_advantages(rewards, batch.groups))
+        shaping = by_group(self.shaping_advantages, -self.kl.beta * estimate.sum(1).double(), batch.groups)
+        return replace(batch, advantages=batch.advantages + shaping)
 
     def training_step(self, step: RolloutStep, batch_idx: int) -> None:
         """All optimizer steps of one rollout step. Stops early when a callback ends the phase."""

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
+
+import torch
 
 from rloop_lightning.algorithms.kl_term import KLTerm
 from rloop_lightning.algorithms.policy_module import PolicyModule
+from rloop_lightning.errors import RunFault
 from rloop_lightning.system.fields import NonNegativeFloat, PositiveInt
 from rloop_lightning.types import LossOutput, RolloutBatch, TokenScores
+
+_LARGEST_WEIGHT = torch.finfo(torch.float32).max
 
 
 class Consolidation(PolicyModule):
@@ -46,8 +52,30 @@ class Consolidation(PolicyModule):
         self.kl.begin(self.policy)
 
     def weight(self, reward: float) -> float:
-        """The loss weight of an expert rollout with this reward."""
+        """The loss weight of an expert rollout with this reward, at least 0."""
         return 1.0
+
+    def weights(self, rewards: Sequence[float]) -> list[float]:
+        """The weights of an expert set's rollouts.
+
+        Raises:
+            RunFault: a weight is negative, which would make its completion less likely, or not finite; or all are 0,
+                which would train nothing.
+        """
+        weights = [self.weight(reward) for reward in rewards]
+        for weight, reward in zip(weights, rewards, strict=True):
+            if not 0 <= weight <= _LARGEST_WEIGHT:
+                raise RunFault(
+                    f"{self.flag} {type(self).__name__}: the weight of a rollout with reward {reward:g} is {weight:g}; "
+                    "its method `weight` must give finite numbers >= 0"
+                )
+        if weights and not any(weights):
+            raise RunFault(
+                f"{self.flag} {type(self).__name__}: all {len(weights)} rollouts of the expert set have weight 0 "
+                f"(rewards {min(rewards):g} to {max(rewards):g}), so nothing would be trained; start a new run with "
+                "another weight (rft: --consolidate.weight binary), or with rewards above 0 for successes"
+            )
+        return weights
 
     def micro_batch_loss(self, scores: TokenScores, batch: RolloutBatch) -> LossOutput:
         return self.kl.add_to(self.loss(scores, batch), scores, batch)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from rloop_lightning.algorithms.losses import MAX_LOG_RATIO
 from rloop_lightning.algorithms.reference import Reference
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.types import LossOutput, RolloutBatch, TokenScores
 
 KLEstimator = Literal["k1", "k2", "k3"]
+
+# k3's exp(d) is linear above ratio 10, the default of dual_clip. At d = 19, a token would have a gradient of 1.8e8.
+_LINEAR_ABOVE = math.log(10)
 
 # The controller clips the relative error to +-0.2 (arXiv 1909.08593, eq. 5).
 _LARGEST_ERROR = 0.2
@@ -119,12 +122,19 @@ def kl(logprobs: Tensor, other_logprobs: Tensor, estimator: KLEstimator) -> Tens
 
         k1 = -d        k2 = d^2 / 2        k3 = exp(d) - d - 1
 
+    Above d = ln 10, exp(d) continues as its tangent, 10 (1 + d - ln 10), so that the gradient of k3 lies between -9
+    and 1 and never ends. There k3 underestimates; it is exact wherever the policy's probability is at least a tenth of
+    the other's.
+
     Args: logprobs, other_logprobs [B, T]. Returns [B, T]; k2 and k3 are never negative.
     """
-    d = (other_logprobs - logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    d = other_logprobs - logprobs
     if estimator == "k1":
         return -d
-    return d.square() / 2 if estimator == "k2" else d.exp() - d - 1
+    if estimator == "k2":
+        return d.square() / 2
+    below = d.clamp(max=_LINEAR_ABOVE)
+    return below.exp() * (1 + (d - below)) - d - 1
 
 
 def adapted(beta: float, measured: float, *, target: float, rate: float) -> float:

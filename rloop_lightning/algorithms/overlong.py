@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from rloop_lightning.types import Rollout
+from rloop_lightning.algorithms.dynamic_sampling import has_right_and_wrong
+from rloop_lightning.types import Group, Rollout
 
 
 @dataclass(frozen=True)
@@ -26,11 +28,23 @@ class Overlong:
         """Whether a rollout's tokens are loss tokens."""
         return not (self.mask_truncated and rollout.finish_reason == "length")
 
-    def punishment(self, lengths: Tensor, max_new_tokens: int) -> Tensor:
-        """The punishment to add to the rewards of rollouts of these lengths, float64, same shape."""
+    def punishment(self, groups: Sequence[Group], max_new_tokens: int) -> Tensor:
+        """The punishments [B] to add to the groups' rewards, float64, group by group.
+
+        They are 0 in a group that dynamic sampling would drop, and in one of equal rewards: divided by the group's
+        standard deviation, the punishment alone would train there at full strength.
+        """
+        lengths = torch.tensor([rollout.length for group in groups for rollout in group.rollouts])
         if self.buffer_tokens == 0:
             return torch.zeros(lengths.shape, dtype=torch.float64)
-        return soft_overlong_punishment(lengths, max_tokens=max_new_tokens, buffer_tokens=self.buffer_tokens)
+        task_decides = torch.tensor([_task_decides(group) for group in groups for _ in group.rollouts])
+        punishment = soft_overlong_punishment(lengths, max_tokens=max_new_tokens, buffer_tokens=self.buffer_tokens)
+        return punishment.masked_fill(~task_decides, 0.0)
+
+
+def _task_decides(group: Group) -> bool:
+    """Whether the task's rewards tell right from wrong in this group, before any shaping."""
+    return has_right_and_wrong(group) and len({rollout.reward for rollout in group.rollouts}) > 1
 
 
 def soft_overlong_punishment(lengths: Tensor, *, max_tokens: int, buffer_tokens: int) -> Tensor:

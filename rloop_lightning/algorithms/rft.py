@@ -19,7 +19,8 @@ class RFT(Consolidation):
     are ours, and so are the weights for non-binary rewards.
 
     Args:
-        weight: weight of a rollout with reward r: `binary` 1, `linear` r, `exp` e^(r / weight_temperature).
+        weight: weight of a rollout with reward r: `binary` 1, `linear` max(r, 0), `exp` e^(r / weight_temperature). A
+            negative weight would make a success less likely.
         weight_temperature: temperature of `exp`, in units of the reward.
         lr: peak learning rate.
         warmup_steps: training steps over which the learning rate rises linearly from 0.
@@ -42,7 +43,7 @@ class RFT(Consolidation):
 
     def weight(self, reward: float) -> float:
         exponent = min(reward / self.weight_temperature, 20.0)
-        return {"binary": 1.0, "linear": reward, "exp": math.exp(exponent)}[self.weighting]
+        return {"binary": 1.0, "linear": max(reward, 0.0), "exp": math.exp(exponent)}[self.weighting]
 
     def loss(self, scores: TokenScores, batch: RolloutBatch) -> LossOutput:
         return LossOutput(negative_log_likelihood(scores.logprobs, batch.advantages), metrics={})

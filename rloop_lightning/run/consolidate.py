@@ -59,7 +59,7 @@ def consolidate(session: Session, stage: Stage, state: LoopState) -> StageOutcom
     rollouts = _expert_rollouts(session, expert_file)
     stream = ExpertStream(
         rollouts,
-        [module.weight(rollout.reward) for rollout in rollouts],
+        module.weights([rollout.reward for rollout in rollouts]),
         rollouts_per_update=module.rollouts_per_update,
         epochs=module.epochs,
         seed=seed,

@@ -155,15 +155,17 @@ def test_soft_overlong_punishment_by_hand():
 
 def test_the_punishment_is_added_before_advantages_are_taken():
     # 10 tokens at most, buffer 4: 6 tokens cost nothing, 8 half a point, 10 a whole one.
-    rollouts = [make_rollout("a", range(2, 2 + n), reward=1.0) for n in (6, 8, 10)]
+    rollouts = [
+        make_rollout("a", range(2, 2 + n), reward=reward) for n, reward in ((6, 1.0), (8, 1.0), (10, 1.0), (4, 0.0))
+    ]
     group = make_group(*rollouts)
     module = DAPO(overlong_buffer_tokens=4)
-    assert module.rewards([group], SAMPLING).tolist() == [1.0, 0.5, 0.0]
-    # mean 1/2, std 1/2
-    assert module.make_batch([group], SAMPLING).advantages.tolist() == pytest.approx([1.0, 0.0, -1.0], abs=1e-5)
-    assert DAPO().rewards([group], SAMPLING).tolist() == [1.0, 1.0, 1.0]
-    assert DAPO().make_batch([group], SAMPLING).advantages.tolist() == [0.0, 0.0, 0.0]
-    assert [rollout.reward for rollout in group.rollouts] == [1.0, 1.0, 1.0]
+    assert module.rewards([group], SAMPLING).tolist() == [1.0, 0.5, 0.0, 0.0]
+    # 1, 1/2, 0, 0: mean 3/8, squared deviations 25/64 + 1/64 + 9/64 + 9/64 = 11/16, over 3 is 11/48
+    expected = [(reward - 3 / 8) / (11 / 48) ** 0.5 for reward in (1, 0.5, 0, 0)]
+    assert module.make_batch([group], SAMPLING).advantages.tolist() == pytest.approx(expected, abs=1e-5)
+    assert DAPO().rewards([group], SAMPLING).tolist() == [1.0, 1.0, 1.0, 0.0]
+    assert [rollout.reward for rollout in group.rollouts] == [1.0, 1.0, 1.0, 0.0]
 
 
 @pytest.mark.parametrize(("successes", "kept"), [((), False), ((0,), True), ((0, 1), True), ((0, 1, 2), False)])

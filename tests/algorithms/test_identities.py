@@ -1,5 +1,8 @@
 """What the algorithms become in their special cases: each other, PPO, REINFORCE, nothing."""
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 from builders import (
@@ -24,8 +27,9 @@ from rloop_lightning.algorithms.grpo import GRPO
 from rloop_lightning.algorithms.kl import KLConstrained
 from rloop_lightning.algorithms.replay import Replay
 from rloop_lightning.algorithms.rft import RFT
+from rloop_lightning.cli.fit import RLoopCLI
 from rloop_lightning.cli.registry import find_class
-from rloop_lightning.types import RolloutStep
+from rloop_lightning.types import RolloutStep, TokenScores, collate
 
 EXPLORERS = {case: spec for case, spec in CASES.items() if spec[0] == "algorithms"}
 
@@ -68,6 +72,38 @@ def test_at_ratio_one_the_gradient_is_reinforce(name):
         total = total - share(len(row)) * advantage * row.sum() / count
     total.backward()
     assert relative_difference(gradient_of(module, groups), gradients(policy)) < 1e-5
+
+
+LOG_RATIOS = (-500.0, -19.0, -3.0, 0.0, 0.2, 2.0, 3.0, 12.0, 19.0, 25.0, 500.0)
+
+
+def token_gradients(module, advantage, log_ratio):
+    """d loss / d logprob of one token each, old policy and engine at 0."""
+    logprobs = torch.tensor([[log_ratio]], requires_grad=True)
+    rollout = make_rollout(completion=(6,), sampling_logprobs=[0.0])
+    batch = replace(collate([rollout], [advantage]), old_logprobs=torch.zeros(1, 1))
+    output = module.micro_batch_loss(TokenScores(logprobs, torch.zeros(1, 1)), batch)
+    (gradient,) = torch.autograd.grad(output.loss.sum(), logprobs)
+    return float(gradient)
+
+
+@pytest.mark.parametrize("log_ratio", LOG_RATIOS)
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_by_default_no_token_has_more_than_ten_times_the_gradient_of_an_on_policy_one(name, log_ratio):
+    module = find_class("algorithms", name, Algorithm)()
+    for advantage in (-2.0, 2.0):
+        assert abs(token_gradients(module, advantage, log_ratio)) <= 10 * abs(advantage)
+
+
+@pytest.mark.parametrize("name", ["dapo", "grpo", "dr-grpo", "gspo", "kl", "replay"])
+def test_dual_clip_null_is_the_papers_surrogate(name):
+    """Through the command line: what TRL computes, at a log-ratio of 19 as well."""
+    module = RLoopCLI(["--algo", name, "--algo.dual_clip=null"]).parts.algorithm
+    assert module.dual_clip is None
+    assert token_gradients(module, -1.0, 19.0) == pytest.approx(math.exp(19), rel=1e-4)
+    default = RLoopCLI(["--algo", name]).parts.algorithm
+    assert default.dual_clip == 10.0
+    assert token_gradients(default, -1.0, 19.0) == 0.0
 
 
 def test_dapo_with_equal_bounds_and_one_count_is_grpo_with_ppos_clip():

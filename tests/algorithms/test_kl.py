@@ -74,15 +74,30 @@ logprobs = st.floats(-6, 0)
 @given(logprobs, logprobs)
 def test_every_estimate_equals_its_formula(logprob, other):
     d = other - logprob
-    expected = {
-        "k1": (-d, 1.0),
-        "k2": (d * d / 2, -d),
-        "k3": (math.exp(d) - d - 1, 1 - math.exp(d)),
-    }
+    expected = {"k1": (-d, 1.0), "k2": (d * d / 2, -d)}
+    if d <= math.log(10):
+        expected["k3"] = (math.exp(d) - d - 1, 1 - math.exp(d))
+    else:  # the tangent at ln 10
+        expected["k3"] = (9 * (d - math.log(10)) + 9 - math.log(10), -9.0)
     for estimator, (value, slope) in expected.items():
         assert value_and_slope(logprob, other, estimator) == pytest.approx((value, slope), rel=1e-9, abs=1e-12)
 
 
-@pytest.mark.parametrize(("estimator", "value"), [("k1", -20.0), ("k2", 200.0), ("k3", math.exp(20) - 21)])
-def test_the_difference_is_clamped_to_20(estimator, value):
-    assert value_and_slope(-500.0, 0.0, estimator) == (pytest.approx(value), 0.0)
+@pytest.mark.parametrize(
+    ("d", "estimator", "value", "slope"),
+    [
+        (19.0, "k3", 9 * 19 + 9 - 10 * math.log(10), -9.0),  # exp(19) = 1.8e8 without the bound
+        (500.0, "k1", -500.0, 1.0),
+        (500.0, "k2", 125000.0, -500.0),
+        (500.0, "k3", 9 * 500 + 9 - 10 * math.log(10), -9.0),
+        (-500.0, "k3", 499.0, 1.0),
+    ],
+)
+def test_a_token_far_from_the_other_policy_is_pulled_back_by_a_bounded_force(d, estimator, value, slope):
+    assert value_and_slope(-500.0, d - 500.0, estimator) == (pytest.approx(value), pytest.approx(slope))
+
+
+def test_a_small_difference_loses_no_digits():
+    """k3 of d = 1e-3 in float32 is that of the formula, bit for bit."""
+    d = torch.tensor([[1e-3, -1e-3, 2.0]])
+    assert torch.equal(kl(torch.zeros(1, 3), d, "k3"), d.exp() - d - 1)

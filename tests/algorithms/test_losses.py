@@ -66,6 +66,15 @@ def test_dual_clip_by_hand():
     assert grads == pytest.approx([0.0, 4.0, 0.0, 0.0, -2.0])
 
 
+def test_with_the_default_dual_clip_no_token_outweighs_all_others():
+    # c = 10, A = -1. rho = e^19 = 1.8e8: L = 10 without a gradient; rho = 9: L = 9; rho = 11: L = 10.
+    values, grads = values_and_gradients([math.exp(19), 9.0, 11.0], [-1.0, -1.0, -1.0], dual_clip=10.0)
+    assert values == pytest.approx([10.0, 9.0, 10.0])
+    assert grads == pytest.approx([0.0, 9.0, 0.0])
+    values, grads = values_and_gradients([math.exp(19)], [-1.0], dual_clip=None)
+    assert grads == pytest.approx([1.8e8], rel=0.01)
+
+
 def test_at_ratio_one_the_gradient_is_reinforce():
     logprobs = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
     advantages = torch.tensor([1.5, -2.0, 0.25], dtype=torch.float64)

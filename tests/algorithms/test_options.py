@@ -174,12 +174,42 @@ def test_overlong_filtering_masks_truncated_rollouts_alone(name):
 @every_algorithm
 def test_the_overlong_punishment_is_added_before_advantages_are_taken(name):
     # 10 tokens at most, buffer 4: 6 tokens cost nothing, 8 half a point, 10 a whole one.
-    group = make_group(*[make_rollout("a", range(2, 2 + n), reward=1.0) for n in (6, 8, 10)])
+    group = make_group(
+        *[make_rollout("a", range(2, 2 + n), reward=r) for n, r in ((6, 2.0), (8, 1.0), (10, 1.0), (5, 0.5))]
+    )
     module = make(name, overlong_buffer_tokens=4)
-    assert module.rewards([group], SAMPLING).tolist() == [1.0, 0.5, 0.0]
-    scale = 1.0 if SLOW[name].normalised else 0.5  # mean 1/2, std 1/2
+    assert module.rewards([group], SAMPLING).tolist() == [2.0, 0.5, 0.0, 0.5]
+    # mean 3/4, squared deviations 25/16 + 1/16 + 9/16 + 1/16 = 9/4, over 3 is 3/4
+    scale = (3 / 4) ** 0.5 if SLOW[name].normalised else 1.0
     advantages = module.make_batch([group], SAMPLING).advantages.tolist()
-    assert advantages == pytest.approx([scale, 0.0, -scale], abs=1e-5)
+    assert advantages == pytest.approx([a / scale for a in (1.25, -0.25, -0.75, -0.25)], abs=1e-5)
+
+
+@every_algorithm
+@pytest.mark.parametrize(
+    ("rewards", "successes"),
+    [((1.0, 1.0, 1.0), (0, 1, 2)), ((0.0, 0.0, 0.0), ()), ((-1.0, -1.0, -1.0), ()), ((0.5, 0.5, 0.5), (1,))],
+)
+def test_the_overlong_punishment_never_decides_alone(name, rewards, successes):
+    """In a group that the task does not tell apart, the longest rollout got an advantage of -1."""
+    rollouts = [
+        make_rollout("a", range(2, 2 + n), reward=reward, success=i in successes)
+        for i, (n, reward) in enumerate(zip((6, 8, 10), rewards, strict=True))
+    ]
+    module = make(name, overlong_buffer_tokens=4, dynamic_sampling=False)
+    assert module.make_batch([make_group(*rollouts)], SAMPLING).advantages.tolist() == [0.0, 0.0, 0.0]
+
+
+@every_algorithm
+def test_in_a_group_without_a_success_the_tasks_own_rewards_decide(name):
+    """Partial credit of 0.1: shaped before it is normalised, it would be a tenth of what length is."""
+    rewards = [0.1, 0.0, 0.0]
+    group = make_group(
+        *[make_rollout("a", range(2, 2 + n), reward=r) for n, r in zip((10, 6, 6), rewards, strict=True)]
+    )
+    shaped = make(name, overlong_buffer_tokens=4).make_batch([group], SAMPLING).advantages
+    assert torch.equal(shaped, make(name).make_batch([group], SAMPLING).advantages)
+    assert shaped[0] > 0
 
 
 @every_algorithm
@@ -189,7 +219,43 @@ def test_a_buffer_as_long_as_a_completion_is_refused(name):
     assert module.validate(SAMPLING) == ["--algo.overlong_buffer_tokens 10 must be below --engine.max_new_tokens 10"]
 
 
-# --- KL ---------------------------------------------------------------------------------------------------------------
+# --- KL in the reward ---
+
+
+def kl_advantages(name, groups, beta):
+    """Advantages with k1 in the reward, and each rollout's KL, by the slow logprobs of a policy that has moved."""
+    module = make(name, kl_beta=beta, kl_estimator="k1", kl_in="reward")
+    module.policy = make_policy()
+    module.setup("fit")
+    moved = moved_policy()
+    batch = off_policy(module.make_batch(groups, SAMPLING), moved)
+    module.policy.load_state_dict(moved.state_dict())
+    module.record = lambda metrics: None
+    old = batch.old_logprobs
+    reference = slow_logprobs(make_policy(), batch)
+    divergences = [float((old[i, : len(row)].double() - row).sum()) for i, row in enumerate(reference)]
+    return module.prepare(batch).advantages.tolist(), divergences
+
+
+@every_algorithm
+@pytest.mark.parametrize("beta", [1e-3, 0.5])
+def test_kl_in_the_reward_is_added_to_the_advantages_of_the_task(name, beta):
+    """-beta (KL - the group's mean KL), whether the task's rewards are normalised or not, equal or not."""
+    rollouts = [("a", 1.0, 3), ("a", 0.0, 5), ("a", 0.0, 2), ("b", 1.0, 4), ("b", 1.0, 7), ("b", 1.0, 1)]
+    made = [make_rollout(p, range(3 + n, 3 + 2 * n), reward=reward) for p, reward, n in rollouts]
+    groups = [make_group(*made[:3]), make_group(*made[3:])]
+    advantages, divergences = kl_advantages(name, groups, beta)
+    std = (1 / 3) ** 0.5 if SLOW[name].normalised else 1.0
+    of_task = [2 / 3 / std, -1 / 3 / std, -1 / 3 / std, 0.0, 0.0, 0.0]
+    for start in (0, 3):
+        mean = sum(divergences[start : start + 3]) / 3
+        expected = [of_task[i] - beta * (divergences[i] - mean) for i in range(start, start + 3)]
+        assert advantages[start : start + 3] == pytest.approx(expected, abs=1e-4 * max(beta, 0.01) + 1e-5)
+    assert max(abs(a) for a in advantages[3:]) > 0.1 * beta
+    assert max(abs(a) for a in advantages[3:]) < 10 * beta
+
+
+# --- KL --------------------------------------------------------------------------------------------------------------
 
 
 @every_algorithm

@@ -56,12 +56,13 @@ def test_joint_advantages_by_hand(tmp_path):
     # New rewards 1, 0 and stored 1, 1: mean 3/4, squared deviations 3/16 + 9/16 = 3/4, over 3 is 1/4: std 1/2.
     store(tmp_path, *successes("a", 2))
     module = make_module(tmp_path)
-    batch = module.make_batch(module.replayed([new_group("a", size=2), new_group("b", size=2)], SAMPLING), SAMPLING)
+    groups = module.replayed([new_group("a", size=2), new_group("b", size=2)], SAMPLING)
+    batch = module.make_batch(groups, SAMPLING)
     assert batch.advantages.tolist() == pytest.approx([0.5, -1.5, 0.5, 0.5, HALF, -HALF], rel=1e-5)
     assert batch.replayed.tolist() == [False, False, True, True, False, False]
     assert batch.groups.tolist() == [0, 0, 0, 0, 1, 1]
-    assert batch.rewards.tolist() == [1, 0, 1, 1, 1, 0]
-    assert batch.rewards.dtype == torch.float64  # rewards of 1e9 and more still differ
+    assert module.rewards(groups, SAMPLING).tolist() == [1, 0, 1, 1, 1, 0]
+    assert module.rewards(groups, SAMPLING).dtype == torch.float64  # rewards of 1e9 and more still differ
     assert batch.prompts.tolist() == [0] * 6
 
 

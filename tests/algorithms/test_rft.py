@@ -1,6 +1,7 @@
 """RFT: maximum likelihood on the expert set, weighted by the reward."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from slow_algorithms import slow_kl
 from slow_updates import MoveTo, moved_policy, slow_update
 
 from rloop_lightning.algorithms.rft import RFT
+from rloop_lightning.errors import RunFault
 from rloop_lightning.types import collate
 
 TOKENS = sum(completion for _, completion in RAGGED)
@@ -66,6 +68,37 @@ def test_weights_scale_each_rollouts_tokens():
 def test_what_a_rollout_weighs(weighting, expected):
     module = RFT(weight=weighting)
     assert [module.weight(reward) for reward in (0.5, 1.0, 2.0, 1000.0)] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("weighting", ["binary", "linear", "exp"])
+def test_no_weight_is_negative(weighting):
+    """A success whose reward is below 0 is not made less likely: that would be gradient ascent."""
+    weights = RFT(weight=weighting).weights([-1000.0, -2.0, -0.0, 0.0, 0.5])
+    assert all(weight >= 0 for weight in weights)
+    if weighting == "linear":
+        assert weights == [0.0, 0.0, 0.0, 0.0, 0.5]
+
+
+@pytest.mark.parametrize("rewards", [[-1.0, -3.0], [0.0], [-0.0, -1e-9]])
+def test_a_set_without_weight_is_an_error(rewards):
+    said = re.escape(f"--consolidate RFT: all {len(rewards)} rollouts of the expert set have weight 0 (rewards ")
+    with pytest.raises(RunFault, match=said + ".*nothing would be trained; start a new run with another weight"):
+        RFT(weight="linear").weights(rewards)
+
+
+class Weighted(RFT):
+    """A third party's weights."""
+
+    def weight(self, reward):
+        return reward
+
+
+@pytest.mark.parametrize("weight", [-1.0, -1e-30, math.nan, math.inf, 1e39])
+def test_a_weight_that_is_negative_or_not_finite_is_an_error(weight):
+    said = f"--consolidate Weighted: the weight of a rollout with reward {weight:g} is {weight:g}; its method `weight`"
+    with pytest.raises(RunFault, match=re.escape(said)):
+        Weighted().weights([1.0, weight, 2.0])
+    assert Weighted().weights([1.0, 0.0]) == [1.0, 0.0]
 
 
 @pytest.mark.parametrize("temperature", [0.5, 2.0])

@@ -152,7 +152,7 @@ def test_every_algorithm_replays(name: str, mode: str) -> None:
     settings = {"replay_per_problem": 0} if name == "replay" else {}
     algorithm = find_class("algorithms", name, Algorithm)(updates_per_step=2, lr=0.05, warmup_steps=0, **settings)
     metrics = StepMetrics()
-    batch = replace(with_engine_experts(TWINS), max_new_tokens=9, rewards=torch.tensor([0.0, 1.0]).double())
+    batch = replace(with_engine_experts(TWINS), max_new_tokens=9)
     batch = replace(batch, groups=torch.zeros(2, dtype=torch.int64))
     with watched(policy) as seen:
         fit(algorithm, policy, [step_of(batch)], [metrics])
@@ -179,7 +179,7 @@ def test_the_reference_of_a_kl_term_computes_with_experts_of_its_own_choice() ->
 def test_a_kl_term_and_routing_replay_go_together(kl_in: str) -> None:
     policy = make_moe_policy(routing_replay="r3")
     metrics = StepMetrics()
-    batch = with_engine_experts(replace(TWINS, rewards=torch.tensor([0.0, 1.0]).double()))
+    batch = with_engine_experts(TWINS)
     batch = replace(batch, groups=torch.zeros(2, dtype=torch.int64))
     algorithm = GRPO(kl_beta=0.1, kl_in=kl_in, updates_per_step=2, lr=0.05, warmup_steps=0)
     fit(algorithm, policy, [step_of(batch)], [metrics])

@@ -77,7 +77,6 @@ def make_batch() -> RolloutBatch:
         batch,
         replayed=torch.tensor([row in REPLAYED for row in range(len(LENGTHS))]),
         groups=torch.tensor(GROUPS),
-        rewards=torch.tensor([float(row % 3) for row in range(len(LENGTHS))], dtype=torch.float64),
     )
     return with_old_logprobs(with_engine_logprobs(batch, policy), policy)
 

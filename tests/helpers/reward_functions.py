@@ -28,6 +28,15 @@ def matches(problems: Sequence[Problem], completions: Sequence[str]) -> list[flo
     ]
 
 
+def below_zero(problems: Sequence[Problem], completions: Sequence[str]) -> list[float]:
+    """-1 for a short text, -2 for any other: where -1.5 and above is a success, none has a reward above 0."""
+    return [-1.0 if len(text) % 2 == 0 else -2.0 for text in completions]
+
+
+def nothing_is_right(problems: Sequence[Problem], completions: Sequence[str]) -> list[float]:
+    return [0.0] * len(completions)
+
+
 def too_few(problems: Sequence[Problem], completions: Sequence[str]) -> list[float]:
     return [1.0] * (len(completions) - 1)
 

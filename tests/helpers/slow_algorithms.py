@@ -69,6 +69,8 @@ def slow_advantages(rewards: Sequence[float], normalised: bool) -> list[float]:
 
 def slow_kl(logprob: float, other: float, estimator: str) -> Token:
     d = other - logprob
+    if estimator == "k3" and d > math.log(10):  # exp(d) goes on as its tangent
+        return 10 * (1 + d - math.log(10)) - d - 1, -9.0
     return {"k1": (-d, 1.0), "k2": (d * d / 2, -d), "k3": (math.exp(d) - d - 1, 1 - math.exp(d))}[estimator]
 
 
@@ -80,6 +82,7 @@ class Slow:
     aggregation: str = "token-mean"
     low: float = 0.2
     high: float = 0.2
+    dual: float = 10.0
     of_rollout: bool = False  # one ratio for a whole rollout
     correction: str = "none"
     level: str = "token"
@@ -143,6 +146,8 @@ class Slow:
             return -(1 + self.high) * advantage, 0.0
         if advantage < 0 and rho < 1 - self.low:
             return -(1 - self.low) * advantage, 0.0
+        if advantage < 0 and rho > self.dual:
+            return -self.dual * advantage, 0.0
         return -rho * advantage, -rho * advantage
 
     def weights(self, old: Sequence[float], engine: Sequence[float]) -> list[float]:
@@ -157,17 +162,22 @@ class Slow:
     def advantages(self, groups: Sequence[Group], old: Any, references: Any) -> list[float]:
         found, row = [], 0
         for group in groups:
-            rewards = []
+            rewards, penalties = [], []
+            successes = sum(rollout.success for rollout in group.rollouts)
+            decided = 0 < successes < len(group.rollouts) and len({rollout.reward for rollout in group.rollouts}) > 1
             for rollout in group.rollouts:
                 penalty = 0.0
                 if self.beta and self.kl_in == "reward":
                     for t in range(rollout.length):
                         penalty += slow_kl(old[row][t], references[row][t], self.estimator)[0]
                 over = rollout.length - (LIMIT - self.buffer)
-                late = min(over / self.buffer, 1.0) if self.buffer and over > 0 else 0.0
-                rewards.append(rollout.reward - self.beta * penalty - late)
+                late = min(over / self.buffer, 1.0) if self.buffer and over > 0 and decided else 0.0
+                rewards.append(rollout.reward - late)
+                penalties.append(self.beta * penalty)
                 row += 1
-            found += slow_advantages(rewards, self.normalised)
+            mean = math.fsum(penalties) / len(penalties)
+            advantages = slow_advantages(rewards, self.normalised)
+            found += [a - (penalty - mean) for a, penalty in zip(advantages, penalties, strict=True)]
         return found
 
     def count(self, batch: RolloutBatch) -> float:

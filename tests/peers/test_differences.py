@@ -96,24 +96,29 @@ def test_log_ratios_are_not_clamped_there(tmp_path: Path) -> None:
     logprobs[row, 0] = TABLES.old[row, 0] + 25
     tables = replace(TABLES, logprobs=logprobs)
     (theirs,) = trl_runs([tables], tmp_path, updates=2, loss_type="grpo")
-    ours = ours_beside(theirs, GRPO(updates_per_step=2), tables)
+    ours = ours_beside(theirs, GRPO(updates_per_step=2, dual_clip=None), tables)
     (update,) = [number for number, rows in enumerate(theirs.rows) if row in rows]
     assert theirs.losses[update] / ours.losses[update] == pytest.approx(math.exp(5), rel=TOLERANCE)
     assert theirs.gradients[update][row, 0] == pytest.approx(theirs.losses[update], rel=TOLERANCE)
     assert ours.gradients[update][row, 0] == 0
 
 
-def test_k3_is_not_clamped_there(tmp_path: Path) -> None:
-    # d = lp_ref - lp = 25 at one token: e^25 - 26 there, e^20 - 21 here, beside which nothing else counts.
+def test_k3_is_not_bounded_there(tmp_path: Path) -> None:
+    # d = lp_ref - lp = 25 at one token. k3 there: e^25 - 26, with slope 1 - e^25. Here the tangent at ln 10.
     reference = TABLES.reference.clone()
     reference[0, 0] = TABLES.logprobs[0, 0] + 25
     tables = replace(TABLES, reference=reference)
     (theirs,) = trl_runs([tables], tmp_path, updates=2, loss_type="grpo", beta=0.3, use_bias_correction_kl=False)
     ours = ours_beside(theirs, GRPO(updates_per_step=2, kl_beta=0.3), tables)
     (update,) = [number for number, rows in enumerate(theirs.rows) if 0 in rows]
-    expected = (math.exp(25) - 26) / (math.exp(20) - 21)
-    assert theirs.losses[update] / ours.losses[update] == pytest.approx(expected, rel=TOLERANCE)
-    assert ours.gradients[update][0, 0].abs() < 1 < theirs.gradients[update][0, 0].abs()
+    share = 0.3 / float(TABLES.lengths[0]) / len(theirs.rows[update])
+    of_policy = float(ours.gradients[update][0, 0]) + 9 * share
+    assert float(theirs.gradients[update][0, 0]) == pytest.approx(share * (1 - math.exp(25)), rel=TOLERANCE)
+    assert abs(of_policy) < 1
+    tangent = 10 * (1 + 25 - math.log(10)) - 26
+    assert theirs.losses[update] - ours.losses[update] == pytest.approx(
+        share * (math.exp(25) - 26 - tangent), rel=TOLERANCE
+    )
 
 
 def test_the_kl_term_is_multiplied_by_the_ratio_there_unless_told_not_to(tmp_path: Path) -> None:
@@ -169,6 +174,7 @@ def test_defaults(tmp_path: Path) -> None:
     assert (theirs.epsilon, theirs.epsilon_high, theirs.importance_sampling_level) == (0.2, None, "token")
     assert (DAPO().clip_eps_low, DAPO().clip_eps_high) == (0.2, 0.28)
     assert (GSPO().clip_eps_low, GSPO().clip_eps_high) == (3e-4, 4e-4)
+    assert (theirs.delta, GRPO().dual_clip) == (None, 10.0)
     assert theirs.vllm_importance_sampling_correction
     assert theirs.vllm_importance_sampling_mode == "sequence_mask"
     assert theirs.vllm_importance_sampling_clip_max == 3.0
