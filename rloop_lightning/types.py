@@ -46,6 +46,7 @@ class SamplingParams:
         top_k: keep the k most likely tokens; 0 keeps all.
         top_p: keep the smallest set of tokens whose probability reaches p; 1 keeps all.
         seed: the same seed, weights and engine give the same rollouts.
+        stop: texts and special tokens that end a completion, besides the policy's own stop tokens.
         report_routed_experts: whether rollouts carry the experts that computed them, if routing replay R3 needs them.
             An evaluation sets this to false, which saves memory.
     """
@@ -55,6 +56,7 @@ class SamplingParams:
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
+    stop: tuple[str, ...] = ()
     report_routed_experts: bool = True
 
 
@@ -64,7 +66,7 @@ class Rollout:
 
     problem_id: str
     prompt_ids: np.ndarray  # [S] int64
-    completion_ids: np.ndarray  # [T] int64, including the stop token
+    completion_ids: np.ndarray  # [T] int64, including the token that ends it
     sampling_logprobs: np.ndarray  # [T] float32, nats, under the sampling distribution
     text: str  # the decoded completion, without special tokens
     finish_reason: FinishReason

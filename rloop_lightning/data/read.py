@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rloop_lightning.data.base import ProblemSource
+from rloop_lightning.data.chat_template import chat_kwargs_faults
 from rloop_lightning.data.holdout import hold_out
 from rloop_lightning.data.hub_rows import HubName, hub_rows, parse_hub_name
 from rloop_lightning.data.presets import PRESETS
@@ -58,6 +59,7 @@ class ReadProblems(ProblemSource):
         system_prompt: the system message, or the first lines if there is no chat template; empty for none.
         template: the prompt, containing {problem}, instead of the tokenizer's chat template; null uses the chat
             template, or a plain template if the tokenizer has none.
+        chat_template_kwargs: variables of the chat template, such as {enable_thinking: false}.
     """
 
     def __init__(
@@ -76,12 +78,14 @@ class ReadProblems(ProblemSource):
         instruction: str = BOXED,
         system_prompt: str = "",
         template: str | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
     ) -> None:
         self.validation_size = validation_size
         self.max_prompt_tokens = max_prompt_tokens
         self.instruction = instruction
         self.system_prompt = system_prompt
         self.template = template
+        self.chat_template_kwargs = {} if chat_template_kwargs is None else chat_template_kwargs
         self._presets = {"train": preset, **(eval_presets or {})}
         self._fields = {"problem_field": problem_field, "answer_field": answer_field, "id_field": id_field}
         self._metadata_fields = tuple(metadata_fields)
@@ -114,6 +118,7 @@ class ReadProblems(ProblemSource):
             system_prompt=self.system_prompt,
             instruction=self.instruction,
             template=self.template,
+            chat_template_kwargs=self.chat_template_kwargs,
         )
 
     def notes(self) -> list[str]:
@@ -177,6 +182,7 @@ class ReadProblems(ProblemSource):
             yield "--data.validation_size: --data.eval has a set named validation already"
         if self.template is not None and self.template.count(PLACE) != 1:
             yield f"--data.template must hold {PLACE} once, got {self.template!r}"
+        yield from chat_kwargs_faults(self.chat_template_kwargs, self.template)
 
 
 def file_origin(path: str, flag: str, wrong: list[str]) -> FileRows:

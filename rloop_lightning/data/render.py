@@ -11,9 +11,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from rloop_lightning.data.base import ProblemSource
+from rloop_lightning.data.chat_template import chat_prompt, chat_template_of, unused_kwargs
 from rloop_lightning.data.text import normalised
 from rloop_lightning.types import Problem
 
@@ -103,7 +105,13 @@ def overlap_count(train: Sequence[Problem], evaluation: Sequence[Problem]) -> in
 
 
 def prompt_texts(
-    statements: Sequence[str], tokenizer: Any, *, system_prompt: str, instruction: str, template: str | None
+    statements: Sequence[str],
+    tokenizer: Any,
+    *,
+    system_prompt: str,
+    instruction: str,
+    template: str | None,
+    chat_template_kwargs: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[str]:
     """Render problem statements as prompts.
 
@@ -114,36 +122,25 @@ def prompt_texts(
         instruction: text after each statement; empty for none.
         template: text that contains `{problem}`; None uses the tokenizer's chat template, or `DEFAULT_TEMPLATE` if it
             has none. Nothing else in a template has a meaning, so it may contain `\\boxed{}`.
+        chat_template_kwargs: variables of the chat template, besides the messages.
 
     Raises:
-        ValueError: the chat template refuses the messages.
+        ValueError: the chat template refuses the messages or has no such variable, or none is used.
     """
+    chat_template = chat_template_of(tokenizer) if template is None else None
+    if wrong := list(unused_kwargs(chat_template, chat_template_kwargs)):
+        raise ValueError("\n".join(wrong))
     special = _special_tokens(tokenizer)
     said = [_without_special_tokens(statement, special) for statement in statements]
     if instruction:
         said = [f"{text}\n\n{instruction}" for text in said]
-    if template is None and getattr(tokenizer, "chat_template", None):
-        return [_chat_prompt(text, tokenizer, system_prompt) for text in said]
+    if chat_template is not None:
+        return [chat_prompt(text, tokenizer, system_prompt, chat_template_kwargs) for text in said]
     before, _, after = (DEFAULT_TEMPLATE if template is None else template).partition(PLACE)
     if system_prompt:
         before = f"{system_prompt}\n\n{before}"
     start = _start_token(tokenizer)
     return [f"{start}{before}{text}{after}" for text in said]
-
-
-def _chat_prompt(text: str, tokenizer: Any, system_prompt: str) -> str:
-    from jinja2 import TemplateError
-
-    messages = [{"role": "user", "content": text}]
-    if system_prompt:
-        messages.insert(0, {"role": "system", "content": system_prompt})
-    try:
-        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    except TemplateError as error:
-        raise ValueError(
-            f"--policy.model: its chat template refuses the messages: {error}; set --data.system_prompt '' or give "
-            "--data.template"
-        ) from error
 
 
 def _start_token(tokenizer: Any) -> str:

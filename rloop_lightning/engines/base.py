@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+from rloop_lightning.engines.stops import stop_faults
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.system.fields import (
     LeftOpenUnitInterval,
@@ -37,6 +38,9 @@ class RolloutEngine(ABC):
         temperature: sampling temperature of exploration; 0 is greedy.
         top_k: sample from the k most likely tokens; 0 is off.
         top_p: sample from the most likely tokens whose probabilities reach this sum; 1 is off.
+        stop: texts that end a completion, one or a list; the completion includes the token that completes the text. The
+            name of a special token, such as <|im_end|>, stands for that token. Completions end at the model's EOS
+            tokens and at the end of a turn in its chat template in any case.
     """
 
     def __init__(
@@ -46,12 +50,16 @@ class RolloutEngine(ABC):
         temperature: NonNegativeFloat = 1.0,
         top_k: NonNegativeInt = 0,
         top_p: LeftOpenUnitInterval = 1.0,
+        stop: list[str] | str | None = None,
     ) -> None:
         self.max_new_tokens = max_new_tokens
         self.temperature = temperature
         self.top_k = top_k
         self.top_p = top_p
+        self.stop = (stop,) if isinstance(stop, str) else tuple(stop or ())
         check_fields(self, "--engine")
+        if "" in self.stop:
+            raise ValueError("--engine.stop: an empty text would end every completion; leave it out")
 
     def sampling(self, seed: int) -> SamplingParams:
         """The engine's sampling settings with a seed.
@@ -67,6 +75,7 @@ class RolloutEngine(ABC):
             top_k=self.top_k,
             top_p=self.top_p,
             seed=seed,
+            stop=self.stop,
         )
 
     reports_routed_experts = False
@@ -74,7 +83,7 @@ class RolloutEngine(ABC):
 
     def validate_with(self, policy: Policy) -> list[str]:
         """Conflicts of the settings with this policy, one message each, naming the flag and the fix."""
-        return []
+        return list(stop_faults(self.stop, policy.tokenizer))
 
     @abstractmethod
     def bind(self, policy: Policy) -> None:

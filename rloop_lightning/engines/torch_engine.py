@@ -11,13 +11,14 @@ Rows (one row = one rollout) are decoded together in waves of at most `max_rows`
                 them
     collect     makes one transfer to the host and one tokenizer call
 
-rows.py computes the logits, sampling.py samples from them. The only device sync per token is counting unfinished rows.
+rows.py computes the logits, sampling.py samples from them, stops.py finds the ends. The only device sync per token is
+counting unfinished rows; with stop strings, a second one finds the rows that may have completed one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -28,6 +29,8 @@ from rloop_lightning.engines.products import products_in
 from rloop_lightning.engines.routed_experts import RoutedExpertsRecord
 from rloop_lightning.engines.rows import Rows, rows_at_once
 from rloop_lightning.engines.sampling import sample_tokens
+from rloop_lightning.engines.stops import Stops
+from rloop_lightning.model.context import Context
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.model.shapes import rounded_up
 from rloop_lightning.system.fields import LeftOpenUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveInt
@@ -47,6 +50,9 @@ class TorchEngine(RolloutEngine):
         temperature: sampling temperature of exploration; 0 is greedy.
         top_k: sample from the k most likely tokens; 0 is off.
         top_p: sample from the most likely tokens whose probabilities reach this sum; 1 is off.
+        stop: texts that end a completion, one or a list; the completion includes the token that completes the text. The
+            name of a special token, such as <|im_end|>, stands for that token. Completions end at the model's EOS
+            tokens and at the end of a turn in its chat template in any case.
         max_rows: rollouts decoded at once. Bounds memory: each needs 2 * layers * kv_heads * head_dim numbers of KV
             cache per token of prompt and completion, plus up to half of that in reserve.
         dtype: dtype of the products and the KV cache; `auto` is that of the policy's updates: bfloat16 under
@@ -62,19 +68,22 @@ class TorchEngine(RolloutEngine):
         temperature: NonNegativeFloat = 1.0,
         top_k: NonNegativeInt = 0,
         top_p: LeftOpenUnitInterval = 1.0,
+        stop: list[str] | str | None = None,
         max_rows: PositiveInt = 512,
         dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     ) -> None:
         self.max_rows = max_rows
         self.dtype = dtype
-        super().__init__(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p)
+        super().__init__(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, stop=stop)
         self._policy: Policy | None = None
+        self._stops: dict[tuple[str, ...], Stops] = {}  # of the bound policy, by its stop strings
 
     reports_routed_experts = True
 
     def bind(self, policy: Policy) -> None:
         """Generate with this policy from now on."""
         self._policy = policy
+        self._stops.clear()
 
     def sync(self) -> None:
         """Nothing to do: the engine uses the tensors that the optimizer updates."""
@@ -95,9 +104,9 @@ class TorchEngine(RolloutEngine):
             raise RuntimeError("TorchEngine.generate needs a policy; call bind(policy) first")
         policy = self._policy
         prompts = [policy.encode(problem.prompt) for problem in problems]
-        _check_prompts(problems, prompts, sampling, policy.model.config.get_text_config())
+        _check_prompts(problems, prompts, sampling, policy.context)
         prompt_ids = [np.array(prompt, dtype=np.int64) for prompt in prompts]
-        dtype = self._compute_dtype(policy)
+        dtype, stops = self._compute_dtype(policy), self._stops_of(policy, sampling.stop).to(policy.device)
         generator = torch.Generator().manual_seed(sampling.seed)
         rollouts: list[Rollout] = []
         with products_in(policy.model, dtype):
@@ -106,28 +115,32 @@ class TorchEngine(RolloutEngine):
                 uniforms = torch.rand(end - start, sampling.max_new_tokens, generator=generator).to(policy.device)
                 first, last = start // n, (end - 1) // n
                 prompt_of_row = torch.arange(start, end, device=policy.device) // n - first
-                wave = _decode(policy, prompts[first : last + 1], prompt_of_row, uniforms, sampling, dtype)
+                wave = _decode(policy, prompts[first : last + 1], prompt_of_row, uniforms, sampling, stops, dtype)
                 sources = [(problems[row // n], prompt_ids[row // n]) for row in range(start, end)]
                 rollouts += _collect(policy, sources, prompt_of_row, *wave)
         return rollouts
+
+    def _stops_of(self, policy: Policy, stop: tuple[str, ...]) -> Stops:
+        if stop not in self._stops:
+            self._stops[stop] = Stops(policy, stop)
+        return self._stops[stop]
 
     def _compute_dtype(self, policy: Policy) -> torch.dtype:
         return policy.compute_dtype if self.dtype == "auto" else getattr(torch, self.dtype)
 
 
 def _check_prompts(
-    problems: Sequence[Problem], prompts: list[list[int]], sampling: SamplingParams, config: Any
+    problems: Sequence[Problem], prompts: list[list[int]], sampling: SamplingParams, context: Context
 ) -> None:
     """Raise one ValueError that names every prompt the model can't take."""
-    limit = getattr(config, "max_position_embeddings", None)
     errors = []
     for problem, prompt in zip(problems, prompts, strict=True):
         if not prompt:
             errors.append(f"problem {problem.id!r}: the prompt has no tokens")
-        elif limit is not None and len(prompt) + sampling.max_new_tokens > limit:
+        elif len(prompt) + sampling.max_new_tokens > context.tokens:
             errors.append(
                 f"problem {problem.id!r}: prompt of {len(prompt)} tokens + max_new_tokens {sampling.max_new_tokens} "
-                f"exceeds the model's {limit} positions; lower --engine.max_new_tokens or drop the problem"
+                f"exceeds the model's {context}; lower --engine.max_new_tokens or drop the problem"
             )
     if errors:
         raise ValueError("\n".join(errors))
@@ -149,6 +162,7 @@ def _decode(
     prompt_of_row: Tensor,
     uniforms: Tensor,
     sampling: SamplingParams,
+    stops: Stops,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, RoutedExpertsRecord | None]:
     """Sample a completion for every row of a wave.
@@ -159,13 +173,13 @@ def _decode(
         uniforms: [R, T] in [0, 1), one number per token.
 
     Returns:
-        Tokens [R, T] int64, their logprobs [R, T] float32, and whether each is a stop token [R, T] bool. Values after a
-        row's first stop token are meaningless. Under R3, also the routed experts of all tokens, else None.
+        Tokens [R, T] int64, their logprobs [R, T] float32, and whether each ends its row [R, T] bool. Values after a
+        row's first end are meaningless. Under R3, also the routed experts of all tokens, else None.
     """
     device = policy.device
-    stop_token_ids = torch.tensor(sorted(policy.stop_token_ids), dtype=torch.int64, device=device)
     tokens = torch.zeros(uniforms.shape, dtype=torch.int64, device=device)
     logprobs = torch.zeros(uniforms.shape, device=device)
+    ends = torch.zeros(uniforms.shape, dtype=torch.bool, device=device)
     rows = torch.arange(len(prompt_of_row), device=device)  # [B], the rows in the batch ...
     live = torch.ones_like(rows, dtype=torch.bool)  # [B], ... and whether each is unfinished
 
@@ -180,7 +194,8 @@ def _decode(
     for step in range(sampling.max_new_tokens):
         token, logprob = sample_tokens(batch.logits, uniforms[rows, step], sampling)  # [B], [B]
         tokens[rows, step], logprobs[rows, step] = token, logprob
-        live &= ~torch.isin(token, stop_token_ids)
+        ends[rows, step] = ended = stops.ended(tokens, rows, step, live)
+        live &= ~ended
         live_count = int(live.sum())
         if live_count == 0 or step + 1 == sampling.max_new_tokens:
             break
@@ -193,7 +208,7 @@ def _decode(
         batch.append(token)
         if record is not None and batch.routed_experts is not None:
             record.add(rows, batch.routed_experts)
-    return tokens, logprobs, torch.isin(tokens, stop_token_ids), record
+    return tokens, logprobs, ends, record
 
 
 def _collect(
@@ -202,18 +217,18 @@ def _collect(
     prompt_of_row: Tensor,
     tokens: Tensor,
     logprobs: Tensor,
-    stops: Tensor,
+    ends: Tensor,
     record: RoutedExpertsRecord | None,
 ) -> list[Rollout]:
-    """The rollouts of a wave, each truncated after its first stop token.
+    """The rollouts of a wave, each truncated after its first end.
 
     Args:
         sources: R problems and prompts.
         prompt_of_row: [R] int64, the prompt each row continues.
-        tokens, logprobs, stops, record: as `_decode` returns them.
+        tokens, logprobs, ends, record: as `_decode` returns them.
     """
-    stopped = stops.any(-1)
-    lengths = torch.where(stopped, stops.int().argmax(-1) + 1, tokens.shape[1]).tolist()
+    stopped = ends.any(-1)
+    lengths = torch.where(stopped, ends.int().argmax(-1) + 1, tokens.shape[1]).tolist()
     # Copies, so that a stored rollout does not keep its whole wave in memory.
     completions = [row[:length].copy() for row, length in zip(tokens.cpu().numpy(), lengths, strict=True)]
     sampling_logprobs = [row[:length].copy() for row, length in zip(logprobs.cpu().numpy(), lengths, strict=True)]

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rloop_lightning.model.context import context_of
 from rloop_lightning.model.head import Head
 from rloop_lightning.model.loading import quiet
 from rloop_lightning.model.packed_attention import install
@@ -30,8 +31,6 @@ _PROMPTS, _COMPLETIONS = (7, 12), (3, 9, 17)
 _FLOAT32_WEIGHTS = 2**31
 # Rounding makes differences as large in half precision, so that the comparison finds only gross errors there.
 _ROUNDING_IN_HALF_PRECISION = 0.2
-# Rotary embeddings whose angles depend on the longest sequence of the batch.
-_ROTATES_BY_LENGTH = {"dynamic", "longrope"}
 
 
 def takes_packed_rows(model: Any, head: Head) -> bool:
@@ -51,8 +50,8 @@ def takes_packed_rows(model: Any, head: Head) -> bool:
 
 def _difference(model: Any, head: Head) -> str:
     """Why a model can't compute packed rows; empty if it can."""
-    if _rope_types(model.config.get_text_config()) & _ROTATES_BY_LENGTH:
-        return "its rotary embedding depends on the longest sequence of a batch"
+    if context_of(model.config.get_text_config()).counts_columns:
+        return "its sparse attention depends on the length of a row"
     batch = _small_batch(model)
     packed = pack(batch)
     with _in_float32(model) as tolerance:
@@ -134,10 +133,3 @@ def _of_packed_tokens(packed: PackedBatch, batch: RolloutBatch, slopes: Tensor) 
     real = torch.arange(columns, device=slopes.device) < batch.lengths[:, None]
     places = packed.places(columns)[real]
     return slopes.new_zeros(packed.tokens, slopes.shape[2]).index_add(0, places, slopes[real])
-
-
-def _rope_types(config: Any) -> set[str]:
-    """The types of rotary embedding; some models have one per layer type."""
-    parameters = getattr(config, "rope_parameters", None) or {}
-    several = [parameters, *(value for value in parameters.values() if isinstance(value, dict))]
-    return {kind["rope_type"] for kind in several if "rope_type" in kind}

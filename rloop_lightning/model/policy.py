@@ -11,7 +11,7 @@ that can't take packed rows gets padded ones (agreement.py). Logprobs are comput
 
 from __future__ import annotations
 
-import sys
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from rloop_lightning.errors import RunFault
 from rloop_lightning.model.agreement import takes_packed_rows
 from rloop_lightning.model.config import PolicyConfig, RoutingReplayMode, model_source, routing_faults
+from rloop_lightning.model.context import context_of
 from rloop_lightning.model.fused import fuse
 from rloop_lightning.model.head import Head
 from rloop_lightning.model.loading import (
@@ -36,9 +37,12 @@ from rloop_lightning.model.packed_attention import switch_attention
 from rloop_lightning.model.packing import pack, packed_micro_batches
 from rloop_lightning.model.routing_replay import ForwardPass, RoutingReplay
 from rloop_lightning.model.scores import completion_tokens, packed_states, padded_states, recomputing
+from rloop_lightning.model.stop_tokens import as_ids, end_of_turn_id, stop_token_ids
 from rloop_lightning.system.checksums import write_checksums
 from rloop_lightning.system.files import atomic_path
 from rloop_lightning.types import RolloutBatch, TokenScores
+
+_log = logging.getLogger(__name__)
 
 
 class Policy(nn.Module):
@@ -72,6 +76,7 @@ class Policy(nn.Module):
         self.tokenizer = tokenizer
         self.max_tokens_per_micro_batch = max_tokens_per_micro_batch
         self.stop_token_ids = _stop_token_ids(model, tokenizer)
+        self.context = context_of(model.config.get_text_config())
         self.head = Head.of(model, head_dtype)
         self.packs = takes_packed_rows(model, self.head)
         fuse(model)
@@ -118,8 +123,8 @@ class Policy(nn.Module):
 
     @property
     def context_tokens(self) -> int:
-        """The model's maximum sequence length, tokens."""
-        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+        """The maximum length of prompt and completion, tokens."""
+        return self.context.tokens
 
     def train(self, mode: bool = True) -> Policy:
         """Keep dropout off, even when Lightning switches to training mode."""
@@ -268,10 +273,13 @@ class Policy(nn.Module):
 
 
 def _stop_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """The EOS tokens of the tokenizer and the model's generation config."""
-    configured = getattr(model.generation_config, "eos_token_id", None)
-    candidates = configured if isinstance(configured, list) else [configured]
-    stop = frozenset(token for token in [*candidates, tokenizer.eos_token_id] if token is not None)
-    if not stop:
+    """All tokens that end a completion. The saved model's generation config names them, too."""
+    configured = model.generation_config.eos_token_id
+    found = stop_token_ids(configured, tokenizer)
+    if not found:
         raise ValueError("neither the tokenizer nor generation_config.json names an EOS token")
-    return stop
+    end = end_of_turn_id(tokenizer)
+    if end is not None and end not in {tokenizer.eos_token_id, *as_ids(configured)}:
+        model.generation_config.eos_token_id = sorted(found)
+        _log.info(f"completions also end at {tokenizer.convert_ids_to_tokens(end)}, as the chat template's turns do")
+    return found

@@ -176,7 +176,7 @@ class Parts:
             return []
         some = ", ".join(map(one_line, too_long[:_SHOWN]))
         return [
-            f"{len(too_long)} prompts don't fit --policy.model's {policy.context_tokens} positions together with "
+            f"{len(too_long)} prompts don't fit --policy.model's {policy.context} together with "
             f"--engine.max_new_tokens {limit}: {some} ...; lower the limit or leave these problems out by "
             "--data.max_prompt_tokens"
         ]

@@ -30,6 +30,31 @@ _DEEPSEEK = {
 
 _GLM = {"n_routed_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, **_EXPERTS}
 
+ORIGINAL_CONTEXT = 31
+"""The longest sequence that longrope rotates by its short factors."""
+
+_LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "short_factor": [1.0, 1.1, 1.2, 1.3],
+    "long_factor": [2.0, 3.0, 4.0, 5.0],
+}
+_SCALED = {
+    "rope_type": "yarn",
+    "rope_theta": 1e4,
+    "factor": 16.0,
+    "original_max_position_embeddings": 4,  # queries are scaled by log(1 + position // 4)
+    "llama_4_scaling_beta": 0.5,
+}
+_SPARSE = {
+    "num_local_experts": 4,
+    "mlp_layer_types": ["dense", "sparse"],
+    "index_n_heads": 2,
+    "index_head_dim": 8,
+    "index_block_size": 32,
+    "index_topk_blocks": 1,  # all tokens of a rollout, but of a packed row only some
+}
+
 PACKED: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "Llama": ("Llama", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}}),
     "Llama, one key head": ("Llama", {"num_key_value_heads": 1, "tie_word_embeddings": True}),
@@ -41,7 +66,10 @@ PACKED: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "Qwen3": ("Qwen3", {"head_dim": 16}),
     "Gemma2": ("Gemma2", {**_WINDOW, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 1.5}),
     "Gemma3": ("Gemma3Text", {**_WINDOW, "layer_types": ["sliding_attention", "full_attention"]}),
+    "Llama, dynamic": ("Llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}),
+    "Ministral3, scaled by position": ("Ministral3", {"rope_parameters": _SCALED, "sliding_window": None}),
     "Phi3": ("Phi3", {}),
+    "Phi3, longrope": ("Phi3", {"rope_parameters": _LONGROPE, "original_max_position_embeddings": ORIGINAL_CONTEXT}),
     "Olmo2": ("Olmo2", {}),
     "Olmo3": ("Olmo3", {**_WINDOW, "layer_types": ["sliding_attention", "full_attention"]}),
     "Granite": ("Granite", {"logits_scaling": 4.0, "residual_multiplier": 0.5, "embedding_multiplier": 3.0}),
@@ -65,7 +93,8 @@ PADDED: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "Qwen3-Next": ("Qwen3Next", {"num_experts": 4, "layer_types": ["linear_attention", "full_attention"], **_EXPERTS}),
     "LFM2": ("Lfm2", {"layer_types": ["conv", "full_attention"]}),
     "Bloom": ("Bloom", {}),
-    "Llama, dynamic": ("Llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}),
+    "DeepSeek-V3.2": ("DeepseekV32", {**_DEEPSEEK, "index_topk": 32, "index_n_heads": 2, "index_head_dim": 8}),
+    "MiniMax-M3, sparse": ("MiniMaxM3VLText", {"layer_types": ["minimax_m3_sparse"] * 2, **_SPARSE, **_EXPERTS}),
 }
 """Models that don't."""
 

@@ -1,0 +1,84 @@
+"""Prompts by a tokenizer's chat template, and its variables (`--data.chat_template_kwargs`)."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rloop_lightning.system.terminal import one_line
+
+# Arguments of `apply_chat_template` that are no variables of a template.
+_SET_HERE = frozenset(
+    {
+        "add_generation_prompt",
+        "chat_template",
+        "continue_final_message",
+        "conversation",
+        "max_length",
+        "messages",
+        "padding",
+        "return_assistant_tokens_mask",
+        "return_dict",
+        "return_tensors",
+        "sanitize_control_tokens",
+        "tokenize",
+        "tokenizer_kwargs",
+        "truncation",
+    }
+)
+
+
+def chat_kwargs_faults(given: Any, template: str | None) -> Iterator[str]:
+    """Errors in `--data.chat_template_kwargs` that need no tokenizer, one message each."""
+    flag = "--data.chat_template_kwargs"
+    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+        yield f"{flag}: expected a mapping such as {{enable_thinking: false}}, got {one_line(repr(given))}"
+        return
+    if given and template is not None:
+        yield f"{flag}: --data.template replaces the chat template; leave one of the two out"
+    for name in sorted(_SET_HERE & given.keys()):
+        yield f"{flag}: {name} is set by the rendering itself; leave it out"
+
+
+def chat_template_of(tokenizer: Any) -> str | None:
+    """The chat template that renders messages, or None."""
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    try:
+        return tokenizer.get_chat_template()
+    except ValueError as error:  # of several templates, none is the default
+        raise ValueError(f"--policy.model: {error}; give --data.template") from error
+
+
+def unused_kwargs(chat_template: str | None, given: Mapping[str, Any]) -> Iterator[str]:
+    """Variables that no template reads. Jinja ignores them without a word."""
+    if given and chat_template is None:
+        yield "--data.chat_template_kwargs: the tokenizer of --policy.model has no chat template; leave them out"
+    elif chat_template is not None:
+        for name in given:
+            if not re.search(rf"\b{re.escape(name)}\b", chat_template):
+                near = difflib.get_close_matches(name, set(re.findall(r"\w+", chat_template)), n=1)
+                hint = f"; did you mean {near[0]}?" if near else "; leave it out"
+                yield f"--data.chat_template_kwargs: --policy.model's chat template has no variable {name!r}{hint}"
+
+
+def chat_prompt(text: str, tokenizer: Any, system_prompt: str, kwargs: Mapping[str, Any]) -> str:
+    """A problem as the user's message, rendered by the chat template up to the start of the reply.
+
+    Raises:
+        ValueError: the template refuses the messages.
+    """
+    messages = [{"role": "user", "content": text}]
+    if system_prompt:
+        messages.insert(0, {"role": "system", "content": system_prompt})
+    try:
+        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **kwargs)
+    except Exception as error:  # a template may raise anything
+        change = "change --data.chat_template_kwargs, " if kwargs else ""
+        what = one_line(str(error), limit=300) or type(error).__name__
+        raise ValueError(
+            f"--policy.model: its chat template refuses the messages: {what}; {change}set --data.system_prompt '' or "
+            "give --data.template"
+        ) from error

@@ -1,0 +1,47 @@
+"""The tokens that end a completion of a model: its EOS tokens, and the end of an assistant turn in its chat template.
+
+    stop_token_ids(generation_config.eos_token_id, tokenizer)       # frozenset({151643, 151645})
+
+A base model's tokenizer often has a chat template, and an EOS token for the end of a document. Completions that follow
+the template then end with the template's own token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+_REPLY = "rloop-reply"  # a word that no template contains
+
+
+def stop_token_ids(eos_token_id: int | Iterable[int] | None, tokenizer: Any) -> frozenset[int]:
+    """All tokens that end a completion.
+
+    Args:
+        eos_token_id: the EOS token or tokens of the model's generation config.
+        tokenizer: supplies its own EOS token and the chat template.
+    """
+    candidates = [*as_ids(eos_token_id), *as_ids(tokenizer.eos_token_id), *as_ids(end_of_turn_id(tokenizer))]
+    return frozenset(candidates)
+
+
+def as_ids(eos_token_id: int | Iterable[int] | None) -> list[int]:
+    """One token, several or none, as a list."""
+    if eos_token_id is None:
+        return []
+    return list(eos_token_id) if isinstance(eos_token_id, Iterable) else [eos_token_id]
+
+
+def end_of_turn_id(tokenizer: Any) -> int | None:
+    """The token that the chat template puts after an assistant's last message, such as `<|im_end|>`, or None."""
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": _REPLY}]
+    try:
+        _, reply, after = tokenizer.apply_chat_template(messages, tokenize=False).rpartition(_REPLY)
+    except Exception:  # a template may raise anything; rendering the problems reports it
+        return None
+    after = after.lstrip()
+    found = [(token.content, number) for number, token in tokenizer.added_tokens_decoder.items()]
+    ends = [(len(content), number) for content, number in found if content and after.startswith(content)]
+    return max(ends)[1] if reply and ends else None
