@@ -16,10 +16,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from rloop_lightning.batching import collate
 from rloop_lightning.errors import RunFault
 from rloop_lightning.rollouts.sampler import GroupSampler, SamplingCost
 from rloop_lightning.seeds import derive_seed
-from rloop_lightning.types import Group, Problem, Rollout, RolloutBatch, RolloutStep, SamplingParams, collate
+from rloop_lightning.types import Group, Problem, Rollout, RolloutBatch, RolloutStep, SamplingParams
 
 # Request slightly more groups than needed: another engine call costs more than a few spare groups.
 _HEADROOM = 1.1
