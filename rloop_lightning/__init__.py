@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rloop_lightning.algorithms.minirl import MiniRL
     from rloop_lightning.algorithms.replay import Replay
     from rloop_lightning.algorithms.rft import RFT
+    from rloop_lightning.batching import collate
     from rloop_lightning.callbacks.capture import CaptureConfig
     from rloop_lightning.callbacks.gradient_norm import GradientConfig
     from rloop_lightning.cli.arguments import UsageError
@@ -55,7 +56,6 @@ if TYPE_CHECKING:
         SamplingParams,
         Scored,
         TokenScores,
-        collate,
     )
 
 __all__ = [
@@ -121,6 +121,7 @@ _HOMES = {
     "algorithms.minirl": "MiniRL",
     "algorithms.replay": "Replay",
     "algorithms.rft": "RFT",
+    "batching": "collate",
     "callbacks.capture": "CaptureConfig",
     "callbacks.gradient_norm": "GradientConfig",
     "cli.arguments": "UsageError",
@@ -147,7 +148,7 @@ _HOMES = {
     "run.loop": "LoopRunner",
     "run.parts": "Parts",
     "run.state": "LoopConfig LoopState",
-    "types": "Group LossOutput Problem Rollout RolloutBatch SamplingParams Scored TokenScores collate",
+    "types": "Group LossOutput Problem Rollout RolloutBatch SamplingParams Scored TokenScores",
 }
 _HOME_OF = {name: f"{__name__}.{home}" for home, names in _HOMES.items() for name in names.split()}
 

@@ -8,7 +8,7 @@ V vocabulary. Lengths are in tokens, logprobs in nats.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Self
 
@@ -49,6 +49,8 @@ class SamplingParams:
         stop: texts and special tokens that end a completion, besides the policy's own stop tokens.
         report_routed_experts: whether rollouts carry the experts that computed them, if routing replay R3 needs them.
             An evaluation sets this to false, which saves memory.
+        report_kept_tokens: whether rollouts carry the tokens that top-k and top-p kept, which an update needs. An
+            evaluation sets this to false.
     """
 
     max_new_tokens: int
@@ -58,6 +60,12 @@ class SamplingParams:
     seed: int = 0
     stop: tuple[str, ...] = ()
     report_routed_experts: bool = True
+    report_kept_tokens: bool = True
+
+    @property
+    def truncates(self) -> bool:
+        """Whether tokens are sampled from a part of the vocabulary, by top-k or top-p."""
+        return self.temperature > 0 and (self.top_k > 0 or self.top_p < 1)
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,8 @@ class Rollout:
     reward_parts: Mapping[str, float] = field(default_factory=dict)  # the parts of a combined reward, by name
     replayed: bool = False  # drawn from a pool: its ratio uses the recorded sampling logprobs
     routed_experts: np.ndarray | None = None  # [S + T - 1, layers, top_k] uint8 or int16, the engine's experts
+    kept_tokens: np.ndarray | None = None  # [K] int32, the ids that top-k and top-p kept, token by token
+    kept_counts: np.ndarray | None = None  # [T] int32, how many of them belong to each token; they sum to K
 
     @property
     def length(self) -> int:
@@ -125,6 +135,8 @@ class RolloutBatch:
     advantages: Tensor  # [B] float32
     replayed: Tensor  # [B] bool, rows replayed from a pool
     rows: Tensor  # [B] int64, index of each row among the training step's rollouts
+    kept_tokens: Tensor | None = None  # [B, K] int32, what the rows were sampled from; None is the whole vocabulary
+    kept_counts: Tensor | None = None  # [B, T] int32, 0 after the completion
     groups: Tensor | None = None  # [B] int64; rows with equal numbers are of one group
     old_logprobs: Tensor | None = None  # [B, T] float32, nats
     temperature: float = 1.0
@@ -166,6 +178,8 @@ class RolloutBatch:
         length = int(self.lengths[rows].max())
         completion_length = int(self.completion_lengths[rows].max())
         widths = {"input_ids": length, "routed_experts": length, "old_routed_experts": length}
+        if self.kept_counts is not None:
+            widths["kept_tokens"] = int(self.kept_counts[rows].sum(1).max())
         chosen: dict[str, Any] = {
             f.name: value[rows] if value.dim() == 1 else value[rows, : widths.get(f.name, completion_length)]
             for f in fields(self)
@@ -205,7 +219,10 @@ class RolloutStep:
 
 @dataclass(frozen=True)
 class TokenScores:
-    """The policy's logprobs and entropy at a batch's completion tokens; 0 after the completion."""
+    """The policy's logprobs and entropy at a batch's completion tokens; 0 after the completion.
+
+    Both are of the distribution that tokens are sampled from: at the batch's temperature, over its kept tokens.
+    """
 
     logprobs: Tensor  # [B, T] float32, nats, with gradients
     entropy: Tensor  # [B, T] float32, nats, with gradients only if they were asked for
@@ -235,65 +252,3 @@ class PendingUpdate:
 
     batch: RolloutBatch
     loss: Tensor
-
-
-def collate(
-    rollouts: Sequence[Rollout],
-    advantages: Sequence[float] | np.ndarray,
-    *,
-    in_loss: Sequence[bool] | None = None,
-    temperature: float = 1.0,
-    max_new_tokens: int = 0,
-) -> RolloutBatch:
-    """Pad rollouts into one batch on the CPU, in their order.
-
-    Args:
-        rollouts: B rollouts, each with at least one completion token. All of them carry routed experts, or none.
-        advantages: [B]; in maximum likelihood, the weights.
-        in_loss: [B]; false masks the whole row. The default is all true.
-        temperature: the sampling temperature; logprobs are computed at the same temperature.
-        max_new_tokens: completion length limit of the sampling.
-    """
-    rows = len(rollouts)
-    prompt_lengths = torch.tensor([len(r.prompt_ids) for r in rollouts])
-    completion_lengths = torch.tensor([r.length for r in rollouts])
-    width = int(completion_lengths.max())
-    input_ids = np.zeros((rows, int((prompt_lengths + completion_lengths).max())), dtype=np.int64)
-    sampling_logprobs = np.zeros((rows, width), dtype=np.float32)
-    for row, rollout in enumerate(rollouts):
-        prompt, end = len(rollout.prompt_ids), len(rollout.prompt_ids) + rollout.length
-        input_ids[row, :prompt] = rollout.prompt_ids
-        input_ids[row, prompt:end] = rollout.completion_ids
-        sampling_logprobs[row, : rollout.length] = rollout.sampling_logprobs
-    mask = torch.arange(width) < completion_lengths[:, None]
-    if in_loss is not None:
-        mask &= torch.as_tensor(in_loss, dtype=torch.bool)[:, None]
-    numbers: dict[bytes, int] = {}
-    return RolloutBatch(
-        input_ids=torch.from_numpy(input_ids),
-        prompts=torch.tensor([numbers.setdefault(r.prompt_ids.tobytes(), len(numbers)) for r in rollouts]),
-        prompt_lengths=prompt_lengths,
-        completion_lengths=completion_lengths,
-        sampling_logprobs=torch.from_numpy(sampling_logprobs),
-        loss_mask=mask,
-        advantages=torch.as_tensor(advantages, dtype=torch.float32),
-        replayed=torch.tensor([rollout.replayed for rollout in rollouts]),
-        rows=torch.arange(rows),
-        temperature=temperature,
-        max_new_tokens=max_new_tokens,
-        routed_experts=_collate_routed_experts(rollouts, input_ids.shape[1]),
-    )
-
-
-def _collate_routed_experts(rollouts: Sequence[Rollout], length: int) -> Tensor | None:
-    """The routed experts of the rollouts [B, L, layers, top_k], or None."""
-    recorded = [rollout.routed_experts for rollout in rollouts if rollout.routed_experts is not None]
-    if not recorded:
-        return None
-    expected = [len(r.prompt_ids) + r.length - 1 for r in rollouts]
-    if list(map(len, recorded)) != expected:
-        raise ValueError("either all rollouts of a batch or none come with experts, of every token but the last")
-    experts = np.zeros((len(rollouts), length, *recorded[0].shape[1:]), dtype=recorded[0].dtype)
-    for row, own in enumerate(recorded):
-        experts[row, : len(own)] = own
-    return torch.from_numpy(experts)

@@ -13,11 +13,11 @@ PACKAGE = "rloop_lightning"
 DOORS = ("algorithms", "callbacks", "configs")
 
 # From the bottom up: a room imports from itself and from the rows above its own; rooms of one row do not know each
-# other. `types`, `errors` and `seeds` are files that every room knows; `__init__` names what lies in the rooms, to type
+# other. `types`, `errors`, `seeds` and `batching` are single files; `__init__` names what lies in the rooms, to type
 # checkers by imports that never run, and loads it when somebody asks.
 ROWS = (
     {"__init__", "types", "errors", "seeds"},
-    {"system"},
+    {"batching", "system"},
     {"data", "rewards", "model"},
     {"engines"},
     {"rollouts"},

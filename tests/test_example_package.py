@@ -20,8 +20,9 @@ import torch
 from builders import make_rollout
 from killing import run_main
 
+from rloop_lightning.batching import collate
 from rloop_lightning.run.metrics_csv import read_metrics
-from rloop_lightning.types import TokenScores, collate
+from rloop_lightning.types import TokenScores
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLE = ROOT / "examples" / "rloop-lightning-rloo"

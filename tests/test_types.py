@@ -9,7 +9,8 @@ from builders import make_group, make_rollout, random_batch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rloop_lightning.types import RolloutStep, collate
+from rloop_lightning.batching import collate
+from rloop_lightning.types import RolloutStep
 
 
 def small_batch(**changes):

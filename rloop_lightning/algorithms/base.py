@@ -7,6 +7,7 @@ dynamic_sampling.py, overlong.py, kl_term.py, importance.py, entropy_bonus.py, a
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -20,11 +21,13 @@ from torch import Tensor
 from rloop_lightning.algorithms.advantages import by_group, centred
 from rloop_lightning.algorithms.dynamic_sampling import has_right_and_wrong
 from rloop_lightning.algorithms.entropy_bonus import entropy_bonus
-from rloop_lightning.algorithms.importance import ImportanceCorrection, ImportanceLevel, ImportanceMode
+from rloop_lightning.algorithms.importance import ImportanceCorrection, ImportanceLevel, ImportanceMode, lost_weight
 from rloop_lightning.algorithms.kl_term import KLEstimator, KLTerm, kl
 from rloop_lightning.algorithms.overlong import Overlong
 from rloop_lightning.algorithms.policy_module import PolicyModule
 from rloop_lightning.algorithms.ranks import mean_over_ranks
+from rloop_lightning.batching import collate
+from rloop_lightning.errors import RunFault
 from rloop_lightning.system.fields import AtLeastOne, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from rloop_lightning.types import (
     Group,
@@ -34,7 +37,6 @@ from rloop_lightning.types import (
     RolloutStep,
     SamplingParams,
     TokenScores,
-    collate,
 )
 
 
@@ -64,7 +66,8 @@ class Algorithm(PolicyModule):
         entropy_coef: weight of the entropy bonus in each token's loss; 0 is off.
         importance_correction: truncated importance sampling: weight each token by pi_old(trainer) / pi(engine).
             `truncate` clamps weights to the cap, `mask` sets weights above the cap to 0, `none` is off.
-        importance_level: one weight per `token`, or one per `sequence`, the product of its tokens' weights.
+        importance_level: one weight per `token`; or one per rollout: the product of its tokens' weights (`sequence`),
+            which vanishes in long completions, or their `geometric` mean.
         importance_cap: largest weight of a token, or of a whole sequence.
     """
 
@@ -114,6 +117,8 @@ class Algorithm(PolicyModule):
         for fault in self.kl.faults():
             self.refuse(*fault)
 
+    _warned_of_lost_weight = False
+
     @abstractmethod
     def advantages(self, rewards: Tensor) -> Tensor:
         """Rewards [P, G] to advantages [P, G]."""
@@ -136,10 +141,17 @@ class Algorithm(PolicyModule):
 
     def validate(self, sampling: SamplingParams) -> list[str]:
         """Conflicts with the sampling settings, one message each."""
-        if self.overlong.buffer_tokens < sampling.max_new_tokens:
-            return []
-        limit = f"--engine.max_new_tokens {sampling.max_new_tokens}"
-        return [f"--algo.overlong_buffer_tokens {self.overlong.buffer_tokens} must be below {limit}"]
+        wrong = []
+        if self.overlong.buffer_tokens >= sampling.max_new_tokens:
+            limit = f"--engine.max_new_tokens {sampling.max_new_tokens}"
+            wrong.append(f"--algo.overlong_buffer_tokens {self.overlong.buffer_tokens} must be below {limit}")
+        if self.trains_on_stored and sampling.truncates:
+            wrong.append(
+                f"--engine.top_k {sampling.top_k}, --engine.top_p {sampling.top_p:g}: the stored rollouts of "
+                f"{type(self).__name__} have no record of the tokens that top-k and top-p kept, so their ratios would "
+                "be biased; set --engine.top_k 0 and --engine.top_p 1, or take another --algo"
+            )
+        return wrong
 
     def rewards(self, groups: Sequence[Group], sampling: SamplingParams) -> Tensor:
         """The rewards [B] for the advantages, group by group. The pool stores rewards without this shaping."""
@@ -153,7 +165,7 @@ class Algorithm(PolicyModule):
 
     @property
     def trains_on_stored(self) -> bool:
-        """Whether `replayed` adds rollouts from a pool. A pool does not store routed experts."""
+        """Whether `replayed` adds rollouts from a pool. A pool stores neither routed experts nor kept tokens."""
         return False
 
     def replayed(self, groups: Sequence[Group], sampling: SamplingParams) -> Sequence[Group]:
@@ -161,8 +173,18 @@ class Algorithm(PolicyModule):
         return groups
 
     def make_batch(self, groups: Sequence[Group], sampling: SamplingParams) -> RolloutBatch:
-        """The batch of a rollout step: one row per rollout, group by group."""
+        """The batch of a rollout step: one row per rollout, group by group.
+
+        Raises:
+            RunFault: tokens were sampled by top-k or top-p, and a rollout does not say from which.
+        """
         rollouts = [rollout for group in groups for rollout in group.rollouts]
+        if sampling.truncates and any(rollout.kept_counts is None for rollout in rollouts):
+            raise RunFault(
+                f"--engine.top_k {sampling.top_k}, --engine.top_p {sampling.top_p:g}: the engine's rollouts come "
+                "without the tokens that were kept (Rollout.kept_tokens), so ratios against the engine would be "
+                "biased; start a new run with --engine.top_k 0 and --engine.top_p 1"
+            )
         numbers = torch.arange(len(groups)).repeat_interleave(torch.tensor([len(group.rollouts) for group in groups]))
         batch = collate(
             rollouts,
@@ -202,6 +224,7 @@ class Algorithm(PolicyModule):
         self._optimizer().zero_grad()  # frees memory for the generation that follows
         self._record_updates(updates)
         self.record({**step.metrics, "time/update_s": perf_counter() - started})
+        self._warn_of_lost_weight(step.index)
         self._step_schedule()
         self._steer_kl(step.index)
 
@@ -245,6 +268,13 @@ class Algorithm(PolicyModule):
         if self.policy.routing is not None and old.routed_experts is not None:
             batch = self.policy.routing.recorded(batch, old.routed_experts)
         return replace(batch, old_logprobs=batch.recorded_or(old.logprobs))
+
+    def _warn_of_lost_weight(self, rollout_step: int) -> None:
+        """Warn once in a phase if most of the importance weight is gone, and most of the gradient with it."""
+        lost = lost_weight(self.step_metrics, self.importance.level)
+        if lost is not None and not self._warned_of_lost_weight:
+            warnings.warn(f"rollout step {rollout_step + 1}: {lost}", stacklevel=1)
+            self._warned_of_lost_weight = True
 
     def _steer_kl(self, rollout_step: int) -> None:
         """Adapt beta to the measured KL divergence, and reset the reference if that is due."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rloop_lightning.algorithms.advantages import centred
 from rloop_lightning.algorithms.base import Algorithm
+from rloop_lightning.algorithms.importance import capped, weight_metrics
 from rloop_lightning.algorithms.losses import clipped, policy_gradient, ratio
 from rloop_lightning.system.fields import AtLeastOne, OpenUnitInterval, PositiveFloat
 from rloop_lightning.types import LossOutput, RolloutBatch, TokenScores
@@ -52,8 +53,10 @@ class MiniRL(Algorithm):
     def loss(self, scores: TokenScores, batch: RolloutBatch) -> LossOutput:
         assert batch.old_logprobs is not None
         logprobs = scores.logprobs.detach()
-        weights = ratio(logprobs, batch.sampling_logprobs).clamp(max=self.importance.cap)
-        weights = weights if self.importance_weight else torch.ones_like(weights)
+        ratios = ratio(logprobs, batch.sampling_logprobs)
+        ratios = ratios if self.importance_weight else torch.ones_like(ratios)
+        weights = capped(ratios, cap=self.importance.cap, mode="truncate")
         dropped = clipped(ratio(logprobs, batch.old_logprobs), batch.advantages, **self.clip_eps) & self.clip
         loss = policy_gradient(scores.logprobs, batch.advantages, weights.masked_fill(dropped, 0.0))
-        return LossOutput(loss, {"policy/importance_weight": weights, "policy/clip_fraction": dropped})
+        metrics = weight_metrics(ratios, weights, cap=self.importance.cap)
+        return LossOutput(loss, {**metrics, "policy/clip_fraction": dropped})

@@ -81,6 +81,9 @@ class RolloutEngine(ABC):
     reports_routed_experts = False
     """Whether the engine can report `Rollout.routed_experts`, which routing replay R3 needs."""
 
+    reports_kept_tokens = False
+    """Whether rollouts carry the tokens that top-k and top-p kept. An engine that does not is refused with either."""
+
     def validate_with(self, policy: Policy) -> list[str]:
         """Conflicts of the settings with this policy, one message each, naming the flag and the fix."""
         return list(stop_faults(self.stop, policy.tokenizer))
@@ -97,6 +100,7 @@ class RolloutEngine(ABC):
     def generate(self, problems: Sequence[Problem], n: int, sampling: SamplingParams) -> list[Rollout]:
         """n rollouts of each problem, problem-major: rollout g of problem p is element p * n + g.
 
-        Each token's logprob is under the distribution it was sampled from, after temperature, top-k and top-p. The same
-        seed, weights and engine give the same rollouts.
+        Each token's logprob is under the distribution it was sampled from, after temperature, top-k and top-p. With
+        top-k or top-p, rollouts carry the tokens that were kept, unless `sampling` does not ask for them. The same seed,
+        weights and engine give the same rollouts.
         """

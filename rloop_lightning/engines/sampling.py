@@ -1,9 +1,12 @@
 """Sampling of tokens from logits, with random numbers from the caller.
 
-tokens, logprobs = sample_tokens(logits, uniforms, sampling)
+tokens, logprobs, kept = sample_tokens(logits, uniforms, sampling)
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +19,19 @@ from rloop_lightning.types import SamplingParams
 _BLOCK_TOKENS = 128
 
 
-def sample_tokens(logits: Tensor, uniforms: Tensor, sampling: SamplingParams) -> tuple[Tensor, Tensor]:
+class Kept(NamedTuple):
+    """The tokens that top-k and top-p kept."""
+
+    token_ids: Tensor  # [K] int32, row by row
+    counts: Tensor  # [B] int32, those of each row
+
+    @classmethod
+    def joined(cls, pieces: Sequence[Kept]) -> Kept:
+        """Those of the rows of several pieces, in order."""
+        return cls(*(torch.cat(parts) for parts in zip(*pieces, strict=True)))
+
+
+def sample_tokens(logits: Tensor, uniforms: Tensor, sampling: SamplingParams) -> tuple[Tensor, Tensor, Kept | None]:
     """Sample one token per row by inverting the cumulative distribution, without a sort or global random state.
 
     Args:
@@ -26,27 +41,29 @@ def sample_tokens(logits: Tensor, uniforms: Tensor, sampling: SamplingParams) ->
     Returns:
         Tokens [B] int64, never one with probability 0, and their logprobs [B] float32, nats. Logprobs are under the
         sampling distribution, renormalised after temperature, top-k and top-p; when greedy, under the softmax of the
-        logits.
+        logits. Then the kept tokens; None if nothing is truncated or `sampling` does not ask for them.
     """
     rows = max(1, logits_per_piece(logits.device) // logits.shape[-1])
     pieces = zip(logits.split(rows), uniforms.split(rows), strict=True)
-    tokens, logprobs = zip(*(_sample_rows(*piece, sampling) for piece in pieces), strict=True)
-    return torch.cat(tokens), torch.cat(logprobs)
+    tokens, logprobs, kept = zip(*(_sample_rows(*piece, sampling) for piece in pieces), strict=True)
+    recorded = [piece for piece in kept if piece is not None]
+    return torch.cat(tokens), torch.cat(logprobs), Kept.joined(recorded) if recorded else None
 
 
-def _sample_rows(logits: Tensor, uniforms: Tensor, sampling: SamplingParams) -> tuple[Tensor, Tensor]:
+def _sample_rows(logits: Tensor, uniforms: Tensor, sampling: SamplingParams) -> tuple[Tensor, Tensor, Kept | None]:
     """`sample_tokens` for few rows, so that its copies of the logits stay small."""
     logits = logits.float()
     if sampling.temperature not in (0, 1):
         logits = logits / sampling.temperature
     if sampling.temperature != 0:
         logits = _restrict(logits, sampling.top_k, sampling.top_p)
+    kept = _kept(logits) if sampling.truncates and sampling.report_kept_tokens else None
     weights = (logits - logits.amax(-1, keepdim=True)).exp_()  # [B, V], the largest is 1
     if sampling.temperature == 0:
         tokens, total = logits.argmax(-1, keepdim=True), weights.sum(-1, keepdim=True)
     else:
         tokens, total = _invert(weights, uniforms[:, None])
-    return tokens.squeeze(-1), (weights.gather(-1, tokens) / total).log().squeeze(-1)
+    return tokens.squeeze(-1), (weights.gather(-1, tokens) / total).log().squeeze(-1), kept
 
 
 def _invert(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,6 +85,12 @@ def _invert(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
     # Rounding may select a token of weight 0, once in millions of draws. Then take the block's most likely token.
     place = torch.where(inside.gather(-1, place) > 0, place, inside.argmax(-1, keepdim=True))
     return block * _BLOCK_TOKENS + place, total
+
+
+def _kept(logits: Tensor) -> Kept:
+    """The tokens of logits [B, V] above -inf."""
+    rows, token_ids = (logits > -torch.inf).nonzero(as_tuple=True)
+    return Kept(token_ids.int(), rows.bincount(minlength=len(logits)).int())
 
 
 def _restrict(logits: Tensor, top_k: int, top_p: float) -> Tensor:

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from rloop_lightning.engines.base import RolloutEngine
+from rloop_lightning.engines.kept_tokens import KeptTokensRecord
 from rloop_lightning.engines.products import products_in
 from rloop_lightning.engines.routed_experts import RoutedExpertsRecord
 from rloop_lightning.engines.rows import Rows, rows_at_once
@@ -79,6 +80,7 @@ class TorchEngine(RolloutEngine):
         self._stops: dict[tuple[str, ...], Stops] = {}  # of the bound policy, by its stop strings
 
     reports_routed_experts = True
+    reports_kept_tokens = True
 
     def bind(self, policy: Policy) -> None:
         """Generate with this policy from now on."""
@@ -164,7 +166,7 @@ def _decode(
     sampling: SamplingParams,
     stops: Stops,
     dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, RoutedExpertsRecord | None]:
+) -> tuple[Tensor, Tensor, Tensor, RoutedExpertsRecord | None, KeptTokensRecord | None]:
     """Sample a completion for every row of a wave.
 
     Args:
@@ -174,7 +176,8 @@ def _decode(
 
     Returns:
         Tokens [R, T] int64, their logprobs [R, T] float32, and whether each ends its row [R, T] bool. Values after a
-        row's first end are meaningless. Under R3, also the routed experts of all tokens, else None.
+        row's first end are meaningless. Under R3, also the routed experts of all tokens, else None. With top-k or
+        top-p, also the tokens that they kept, else None.
     """
     device = policy.device
     tokens = torch.zeros(uniforms.shape, dtype=torch.int64, device=device)
@@ -190,11 +193,14 @@ def _decode(
         if batch.routed_experts is None
         else RoutedExpertsRecord([len(prompt) for prompt in prompts], batch.routed_experts)
     )
+    kept_record = KeptTokensRecord() if sampling.truncates and sampling.report_kept_tokens else None
     batch.select(prompt_of_row)
     for step in range(sampling.max_new_tokens):
-        token, logprob = sample_tokens(batch.logits, uniforms[rows, step], sampling)  # [B], [B]
+        token, logprob, kept_tokens = sample_tokens(batch.logits, uniforms[rows, step], sampling)  # [B], [B]
         tokens[rows, step], logprobs[rows, step] = token, logprob
         ends[rows, step] = ended = stops.ended(tokens, rows, step, live)
+        if kept_record is not None and kept_tokens is not None:
+            kept_record.add(rows, kept_tokens)
         live &= ~ended
         live_count = int(live.sum())
         if live_count == 0 or step + 1 == sampling.max_new_tokens:
@@ -208,7 +214,7 @@ def _decode(
         batch.append(token)
         if record is not None and batch.routed_experts is not None:
             record.add(rows, batch.routed_experts)
-    return tokens, logprobs, ends, record
+    return tokens, logprobs, ends, record, kept_record
 
 
 def _collect(
@@ -219,13 +225,14 @@ def _collect(
     logprobs: Tensor,
     ends: Tensor,
     record: RoutedExpertsRecord | None,
+    kept_record: KeptTokensRecord | None,
 ) -> list[Rollout]:
     """The rollouts of a wave, each truncated after its first end.
 
     Args:
         sources: R problems and prompts.
         prompt_of_row: [R] int64, the prompt each row continues.
-        tokens, logprobs, ends, record: as `_decode` returns them.
+        tokens, logprobs, ends, record, kept_record: as `_decode` returns them.
     """
     stopped = ends.any(-1)
     lengths = torch.where(stopped, ends.int().argmax(-1) + 1, tokens.shape[1]).tolist()
@@ -233,6 +240,7 @@ def _collect(
     completions = [row[:length].copy() for row, length in zip(tokens.cpu().numpy(), lengths, strict=True)]
     sampling_logprobs = [row[:length].copy() for row, length in zip(logprobs.cpu().numpy(), lengths, strict=True)]
     experts = [None] * len(lengths) if record is None else record.of_rows(prompt_of_row.tolist(), lengths)
+    kept = [(None, None)] * len(lengths) if kept_record is None else kept_record.of_rows(lengths)
     texts = policy.decode([completion.tolist() for completion in completions])
     return [
         Rollout(
@@ -243,8 +251,11 @@ def _collect(
             text=text,
             finish_reason="stop" if stop else "length",
             routed_experts=row_experts,
+            kept_tokens=kept_tokens,
+            kept_counts=kept_counts,
         )
-        for (problem, prompt_ids), completion_ids, row_logprobs, text, stop, row_experts in zip(
-            sources, completions, sampling_logprobs, texts, stopped.tolist(), experts, strict=True
-        )
+        for (problem, prompt_ids), completion_ids, row_logprobs, text, stop, row_experts, (
+            kept_tokens,
+            kept_counts,
+        ) in zip(sources, completions, sampling_logprobs, texts, stopped.tolist(), experts, kept, strict=True)
     ]

@@ -63,7 +63,7 @@ class Evaluator:
     def _evaluate(self, name: str, cost: SamplingCost) -> dict[str, float]:
         problems = self.sets[name][: self.config.max_problems or None]
         sampling = self.sampler.engine.sampling(derive_seed(self.seed, "evaluate", name))
-        sampling = replace(sampling, report_routed_experts=False)
+        sampling = replace(sampling, report_routed_experts=False, report_kept_tokens=False)
         groups = self.sampler.sample(problems, self.config.samples, sampling, cost)
         pass_at_k = PassAtK(sorted({1, *self.config.k}))  # progress bars and `--loop.select` use pass@1
         successes = torch.tensor([group.success_count for group in groups])

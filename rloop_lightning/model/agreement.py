@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rloop_lightning.batching import collate
 from rloop_lightning.model.context import context_of
 from rloop_lightning.model.head import Head
 from rloop_lightning.model.loading import quiet
 from rloop_lightning.model.packed_attention import install
 from rloop_lightning.model.packing import PackedBatch, pack
 from rloop_lightning.model.scores import completion_tokens, packed_states, padded_states
-from rloop_lightning.types import Rollout, RolloutBatch, collate
+from rloop_lightning.types import Rollout, RolloutBatch
 
 _log = logging.getLogger(__name__)
 

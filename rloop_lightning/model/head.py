@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear
 from torch.utils.checkpoint import checkpoint
 
+from rloop_lightning.model.kept_tokens import KeptTokens, gather_logits
 from rloop_lightning.model.token_scores import token_scores
 
 # A head of up to this many weights is cheap in float32, and logits are the most sensitive to rounding.
@@ -82,6 +83,7 @@ class Head:
         temperature: float,
         dtype: torch.dtype,
         *,
+        kept: KeptTokens | None = None,
         entropy_gradient: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Logprobs of the targets and entropies of their distributions; float32, nats, both [N].
@@ -91,21 +93,25 @@ class Head:
             targets: [N] int64.
             temperature: divides the logits.
             dtype: dtype of the forward pass.
+            kept: the tokens of each distribution; None is the whole vocabulary.
             entropy_gradient: whether entropies have gradients as well.
         """
         module: Any = model.get_output_embeddings()
         if _is_linear(module) and module.bias is None and self.softcap is None:
             weight = module.weight.to(self._dtype(module.weight, dtype))
+            temperature = temperature / self.scale
             with torch.autocast(hidden.device.type, enabled=False):
-                return token_scores(
-                    hidden, weight, targets, temperature / self.scale, entropy_gradient=entropy_gradient
+                if kept is None:
+                    return token_scores(hidden, weight, targets, temperature, entropy_gradient=entropy_gradient)
+                return kept.scores(
+                    gather_logits(hidden, weight, kept, temperature), targets, entropy_gradient=entropy_gradient
                 )
-        logits = self.open(model, dtype)
         size = max(1, _LOGITS_PER_CHUNK // model.config.get_text_config().vocab_size)  # rows
-        score = partial(_score, logits, temperature=temperature, entropy_gradient=entropy_gradient)
+        score = partial(_score, self.open(model, dtype), temperature=temperature, entropy_gradient=entropy_gradient)
+        parts = [None] * -(-len(hidden) // size) if kept is None else kept.split(size)
         pieces = [
             checkpoint(score, *piece, use_reentrant=False, preserve_rng_state=False)
-            for piece in zip(hidden.split(size), targets.split(size), strict=True)
+            for piece in zip(hidden.split(size), targets.split(size), parts, strict=True)
         ]
         logprobs, entropies = zip(*pieces, strict=True)
         return torch.cat(logprobs), torch.cat(entropies)
@@ -143,11 +149,14 @@ def _score(
     logits_of: Callable[[Tensor], Tensor],
     hidden: Tensor,
     targets: Tensor,
+    kept: KeptTokens | None,
     *,
     temperature: float,
     entropy_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
     logits = logits_of(hidden) / temperature  # [n, V]
+    if kept is not None:
+        return kept.scores(logits[kept.places, kept.token_ids], targets, entropy_gradient=entropy_gradient)
     logprobs = -cross_entropy(logits, targets, reduction="none")
     with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
         entropy = torch.distributions.Categorical(logits=logits, validate_args=False).entropy()

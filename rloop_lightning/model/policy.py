@@ -27,6 +27,7 @@ from rloop_lightning.model.config import PolicyConfig, RoutingReplayMode, model_
 from rloop_lightning.model.context import context_of
 from rloop_lightning.model.fused import fuse
 from rloop_lightning.model.head import Head
+from rloop_lightning.model.kept_tokens import KeptTokens
 from rloop_lightning.model.loading import (
     load_model,
     load_tokenizer,
@@ -145,7 +146,7 @@ class Policy(nn.Module):
         return batch.micro_batches(self.max_tokens_per_micro_batch)
 
     def logprobs(self, batch: RolloutBatch, *, entropy_gradient: bool = False) -> TokenScores:
-        """Logprob and entropy of every completion token, at the batch's temperature.
+        """Logprob and entropy of every completion token, at the batch's temperature and among its kept tokens.
 
         Logprobs have gradients; entropies have them only with `entropy_gradient`. If the batch has routed experts, they
         are replayed; with gradients on, this needs `replaying(batch)` around it.
@@ -161,6 +162,7 @@ class Policy(nn.Module):
             completion_tokens(batch),
             temperature,
             self.compute_dtype,
+            kept=KeptTokens.of(batch),
             entropy_gradient=entropy_gradient,
         )
         places = batch.completion_mask.nonzero(as_tuple=True)

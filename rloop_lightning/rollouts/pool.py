@@ -65,6 +65,8 @@ FEW_SUCCESSES = 0.25
 # Bounds a reader's memory: 1024 completions of 8k tokens are 64 MB of token ids and logprobs.
 ROW_GROUP_ROWS = 1024
 _STEP_KEY = b"rollout_step"
+TRUNCATED_KEY = b"sampled_by_top_k_or_top_p"
+"""A key in the metadata of a shard whose logprobs are of the tokens that top-k or top-p kept."""
 
 
 class RolloutPool:
@@ -100,7 +102,8 @@ class RolloutPool:
         path = self.folder / f"{name}.parquet"
         if path.exists():
             keep_checksums(self.folder, {shard.name for shard in self.shards()} - {path.name})
-        write_shard(path, tables, rollout_step=rollout_step)
+        truncated = any(rollout.kept_counts is not None for group in groups for rollout in group.rollouts)
+        write_shard(path, tables, rollout_step=rollout_step, truncated=truncated)
         add_checksum(path)
         return path
 
@@ -154,9 +157,12 @@ def _kinds(groups: Sequence[Group]) -> list[list[Rollout]]:
     return [few, other, failures]
 
 
-def write_shard(path: Path, tables: Sequence[pa.Table], *, rollout_step: int) -> None:
-    """Write rows of `POOL_SCHEMA` as a shard, atomically. No row group contains rows of two tables."""
-    schema = POOL_SCHEMA.with_metadata({_STEP_KEY: str(rollout_step)})
+def write_shard(path: Path, tables: Sequence[pa.Table], *, rollout_step: int, truncated: bool = False) -> None:
+    """Write rows of `POOL_SCHEMA` as a shard, atomically. No row group contains rows of two tables.
+
+    `truncated` marks rollouts that were sampled by top-k or top-p: the shard does not store the tokens that were kept.
+    """
+    schema = POOL_SCHEMA.with_metadata({_STEP_KEY: str(rollout_step), **({TRUNCATED_KEY: "1"} if truncated else {})})
     with (
         atomic_path(path) as partial,
         pq.ParquetWriter(partial, schema, compression="zstd", use_dictionary=_DICTIONARIES) as writer,

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rloop_lightning.errors import RunFault
-from rloop_lightning.rollouts.pool import POOL_SCHEMA, RolloutPool, shard_step
+from rloop_lightning.rollouts.pool import POOL_SCHEMA, TRUNCATED_KEY, RolloutPool, shard_step
 from rloop_lightning.system.checksums import damaged_files
 
 Selection = Literal["recent", "random", "low-entropy", "max-variance"]
@@ -132,7 +132,14 @@ def shard_fault(path: Path) -> str | None:
     except (pa.ArrowException, OSError) as error:
         return f"{path}: not a Parquet file, or damaged ({error})"
     other = [name for name in _COLUMNS if name not in schema.names or schema.field(name).type != _type_of(name)]
-    return f"{path}: not a shard of a rollout pool; look at its columns {', '.join(other)}" if other else None
+    if other:
+        return f"{path}: not a shard of a rollout pool; look at its columns {', '.join(other)}"
+    if TRUNCATED_KEY in (schema.metadata or {}):
+        return (
+            f"{path}: sampled with --engine.top_k or --engine.top_p, and a pool does not store the tokens that were "
+            "kept, so ratios would be biased; take the pool of a run without them"
+        )
+    return None
 
 
 def _type_of(column: str) -> pa.DataType:

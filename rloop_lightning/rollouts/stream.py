@@ -17,10 +17,11 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 
+from rloop_lightning.batching import collate
 from rloop_lightning.errors import RunFault
 from rloop_lightning.rollouts.sampler import GroupSampler, SamplingCost
 from rloop_lightning.seeds import derive_seed
-from rloop_lightning.types import Group, Problem, Rollout, RolloutBatch, RolloutStep, SamplingParams, collate
+from rloop_lightning.types import Group, Problem, Rollout, RolloutBatch, RolloutStep, SamplingParams
 
 _log = logging.getLogger(__name__)
 

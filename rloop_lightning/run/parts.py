@@ -120,7 +120,8 @@ class Parts:
         """Errors in the settings and their combination, one message each. Needs no model."""
         modules = [self.algorithm, *([] if self.consolidation is None else [self.consolidation])]
         invalid = [message for module in modules for message in module.invalid()]
-        return [*invalid, *self._check_sizes(), *self._check_reach(), *self._check_sets()]
+        sizes = [*self._check_sizes(), *self._check_truncation(), *self._check_reach()]
+        return [*invalid, *sizes, *self._check_sets()]
 
     def readable(self) -> tuple[Parts, list[str]]:
         """The same parts without problems that the reward can't read, and errors about such problems."""
@@ -153,6 +154,17 @@ class Parts:
             *self._too_few_problems(),
             *self._too_long_prompts(policy),
         ]
+
+    def _check_truncation(self) -> Iterator[str]:
+        """An engine that samples from a part of the vocabulary must say from which."""
+        sampling = self.engine.sampling(seed=0)
+        if sampling.truncates and not self.engine.reports_kept_tokens:
+            engine = type(self.engine).__name__
+            yield (
+                f"--engine.top_k {sampling.top_k}, --engine.top_p {sampling.top_p:g}: {engine} does not report the "
+                "tokens that it kept, so ratios against it would be biased; set --engine.top_k 0 and --engine.top_p 1, "
+                "or take --engine torch"
+            )
 
     def _check_routing(self, policy: Policy) -> Iterator[str]:
         """Parts that can't provide routed experts, which routing replay R3 needs for every rollout."""

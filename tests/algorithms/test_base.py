@@ -213,7 +213,7 @@ def test_every_wrong_hyper_parameter_is_named_at_once():
         "--algo.overlong_buffer_tokens": "expected an integer >= 0, got -1",
         "--algo.entropy_coef": "expected a number >= 0, got -0.1",
         "--algo.importance_cap": "expected a number >= 1, got inf",
-        "--algo.importance_level": "expected token or sequence, got 'row'",
+        "--algo.importance_level": "expected token, sequence or geometric, got 'row'",
     }
     with pytest.raises(ValueError, match=r"--algo.lr: expected a number > 0, got 0.0"):
         fit(algorithm, make_policy(), [step_of(random_batch())])

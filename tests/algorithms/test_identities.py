@@ -27,9 +27,10 @@ from rloop_lightning.algorithms.grpo import GRPO
 from rloop_lightning.algorithms.kl import KLConstrained
 from rloop_lightning.algorithms.replay import Replay
 from rloop_lightning.algorithms.rft import RFT
+from rloop_lightning.batching import collate
 from rloop_lightning.cli.fit import RLoopCLI
 from rloop_lightning.cli.registry import find_class
-from rloop_lightning.types import RolloutStep, TokenScores, collate
+from rloop_lightning.types import RolloutStep, TokenScores
 
 EXPLORERS = {case: spec for case, spec in CASES.items() if spec[0] == "algorithms"}
 

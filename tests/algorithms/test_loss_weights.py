@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rloop_lightning.algorithms.aggregation import loss_count, row_weights
-from rloop_lightning.algorithms.importance import importance_weights
+from rloop_lightning.algorithms.importance import capped, importance_ratios, weight_metrics
 from rloop_lightning.algorithms.losses import policy_gradient, sequence_ratio
 
 LN2 = math.log(2)
@@ -62,6 +62,10 @@ def test_policy_gradient_by_hand():
 # --- importance weights -----------------------------------------------------------------------------------------------
 
 
+def importance_weights(old, engine, mask, *, cap, level, mode):
+    return capped(importance_ratios(old, engine, mask, level=level), cap=cap, mode=mode)
+
+
 @pytest.mark.parametrize(
     ("level", "mode", "expected"),
     [
@@ -71,6 +75,9 @@ def test_policy_gradient_by_hand():
         ("token", "mask", [[2.0, 0.0, 0.25], [0.5, 1.0, 1.0]]),
         ("sequence", "truncate", [[1.5], [0.5]]),
         ("sequence", "mask", [[0.0], [0.5]]),
+        # The cube root of 2, and 1/2.
+        ("geometric", "truncate", [[2 ** (1 / 3)], [0.5]]),
+        ("geometric", "mask", [[2 ** (1 / 3)], [0.5]]),
     ],
 )
 def test_importance_weights_by_hand(level, mode, expected):
@@ -88,11 +95,37 @@ def test_a_weight_at_the_cap_stays(mode):
     assert weights.tolist() == [[pytest.approx(2.0), 1.0]]
 
 
-@pytest.mark.parametrize("level", ["token", "sequence"])
+@pytest.mark.parametrize("level", ["token", "sequence", "geometric"])
 def test_equal_logprobs_weigh_exactly_one(level):
     old = torch.randn(3, 4)
     weights = importance_weights(old, old, old > -9, cap=1.0, level=level, mode="mask")
     assert weights.flatten().tolist() == [1.0] * weights.numel()
+
+
+def test_shares_of_weights_by_hand():
+    # Ratios 4, 1, 0.05 and 0.1 under a cap of 2: the first is above the cap, the third below 0.1.
+    ratios = torch.tensor([[4.0, 1.0], [0.05, 0.1]])
+    metrics = weight_metrics(ratios, capped(ratios, cap=2.0, mode="truncate"), cap=2.0)
+    assert metrics["policy/importance_weight"].tolist() == [[2.0, 1.0], [pytest.approx(0.05), pytest.approx(0.1)]]
+    assert metrics["policy/importance_capped_share"].tolist() == [[True, False], [False, False]]
+    assert metrics["policy/importance_vanished_share"].tolist() == [[False, False], [True, False]]
+
+
+@pytest.mark.parametrize(("spread", "vanished", "mean"), [(0.03, (0.3, 0.5), 0.6), (0.1, (0.99, 1.0), 0.01)])
+def test_the_weights_of_4000_tokens_vanish_by_sequence_and_not_by_their_geometric_mean(spread, vanished, mean):
+    """Log-ratios with a standard deviation of 0.03 or 0.1 nats, the engine's bfloat16 say, and E[w] = 1 for a token."""
+    generator = torch.Generator().manual_seed(0)
+    old = torch.randn(2000, 4000, generator=generator) * spread - spread**2 / 2
+    mask = torch.ones(2000, 4000, dtype=torch.bool)
+    engine = torch.zeros_like(old)
+    by_sequence = importance_ratios(old, engine, mask, level="sequence")
+    assert float(by_sequence.median().log()) == pytest.approx(-4000 * spread**2 / 2, rel=0.05)
+    share = float((by_sequence < 0.1).float().mean())
+    assert vanished[0] < share <= vanished[1]
+    assert float(capped(by_sequence, cap=2.0, mode="truncate").mean()) < mean
+    for level in ("token", "geometric"):
+        weights = capped(importance_ratios(old, engine, mask, level=level), cap=2.0, mode="truncate")
+        assert float(weights.mean()) == pytest.approx(1.0, abs=0.01)
 
 
 # --- how tokens become one number -------------------------------------------------------------------------------------
@@ -163,6 +196,9 @@ def test_importance_weights_equal_a_loop_over_tokens(case, cap):
             for d in own:
                 total += d
             assert float(by_row[i, 0]) == pytest.approx(cut(math.exp(total)))
+            count = max(1, sum(carries for *_, carries in row))
+            mean = importance_weights(old, engine, mask, cap=cap, level="geometric", mode=mode)
+            assert float(mean[i, 0]) == pytest.approx(cut(math.exp(total / count)))
 
 
 @settings(max_examples=50)

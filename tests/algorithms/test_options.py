@@ -82,11 +82,16 @@ def together(*options):
     return tuple({name: value for option in options for name, value in option[side].items()} for side in (0, 1))
 
 
+GEOMETRIC = (
+    {"importance_correction": "truncate", "importance_level": "geometric", "importance_cap": 1.05},
+    {"correction": "truncate", "level": "geometric", "cap": 1.05},
+)
 ALONE = {
     "KL in the loss": KL,
     "KL in the reward": KL_IN_REWARD,
     "token weights": BY_TOKEN,
     "rollout weights": BY_ROLLOUT,
+    "geometric weights": GEOMETRIC,
     "entropy bonus": ENTROPY,
     "overlong": OVERLONG,
 }
@@ -269,6 +274,38 @@ def test_a_kl_target_moves_beta_and_a_reset_the_reference(name):
     assert min(measured[:2]) > 0.01
     assert measured[2] == pytest.approx(0.0, abs=1e-9)
     assert [step["train/kl_beta"] for step in metrics.steps] == pytest.approx([0.51, 0.5202, 0.5202 * 0.98])
+
+
+# --- importance weights ---
+
+
+@pytest.mark.parametrize(
+    ("settings", "gap", "said"),
+    [
+        (
+            {"importance_correction": "truncate", "importance_level": "sequence"},
+            0.5,
+            "--algo.importance_level sequence multiplies the weights of all tokens of a rollout",
+        ),
+        ({"importance_correction": "mask"}, 3.0, "the policy is far from the engine's (policy/engine_gap_nats_max)"),
+        ({"importance_correction": "truncate", "importance_level": "geometric"}, 0.5, None),
+        ({}, 3.0, None),
+    ],
+)
+def test_lost_weight_is_told_once(settings, gap, said, recwarn):
+    """An engine that makes each token likelier by `gap` than the trainer does."""
+    policy, metrics = make_policy(), StepMetrics()
+    batch = random_batch()
+    engine = (policy.scores_no_grad(batch).logprobs + gap) * batch.completion_mask
+    batch = replace(batch, sampling_logprobs=engine)
+    fit(GRPO(lr=1e-30, **settings), policy, [step_of(batch, index) for index in range(3)], [metrics])
+    told = [str(warning.message) for warning in recwarn if "importance weights are" in str(warning.message)]
+    assert len(told) == (said is not None)
+    if said is not None:
+        assert told[0].startswith("rollout step 1: importance weights are 0.")
+        assert said in told[0]
+        assert metrics.steps[0]["policy/importance_vanished_share"] > 0.4
+        assert metrics.steps[0]["policy/importance_capped_share"] == 0
 
 
 # --- passes -----------------------------------------------------------------------------------------------------------

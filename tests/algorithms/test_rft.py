@@ -21,8 +21,8 @@ from slow_algorithms import slow_kl
 from slow_updates import MoveTo, moved_policy, slow_update
 
 from rloop_lightning.algorithms.rft import RFT
+from rloop_lightning.batching import collate
 from rloop_lightning.errors import RunFault
-from rloop_lightning.types import collate
 
 TOKENS = sum(completion for _, completion in RAGGED)
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from architectures import PACKED, make_architecture, make_architecture_model
 
+from rloop_lightning.batching import collate
 from rloop_lightning.engines.torch_engine import TorchEngine
-from rloop_lightning.types import Problem, collate
+from rloop_lightning.types import Problem
 
 PROBLEMS = [Problem(f"p{i}", prompt, "") for i, prompt in enumerate(["3+4", "(7-2)*3=", "9", "12/6+1=", "8*"])]
 NEW_TOKENS = 16

@@ -10,11 +10,12 @@ import torch
 from builders import make_policy
 from moe import ARCHITECTURES, TOP_K, make_moe_policy, perturb, rows_of, spread, watched
 
+from rloop_lightning.batching import collate
 from rloop_lightning.engines import torch_engine
 from rloop_lightning.engines.rows import Rows
 from rloop_lightning.engines.torch_engine import TorchEngine
 from rloop_lightning.model.policy import Policy
-from rloop_lightning.types import Problem, Rollout, collate
+from rloop_lightning.types import Problem, Rollout
 
 # Of different lengths, so that prompts are padded.
 PROBLEMS = [Problem(id=f"p{i}", prompt=prompt, answer="") for i, prompt in enumerate(["7*3=", "1", "12+4=16", "(2"])]

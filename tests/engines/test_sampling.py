@@ -17,7 +17,7 @@ def test_a_token_of_probability_zero_is_never_sampled() -> None:
     logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 1.0, -200.0, -torch.inf]])
     almost_one = 1 - 2**-24  # the largest that torch.rand returns
     for uniform, token, logprob in [(0.0, 1, -math.log(1 + math.e)), (almost_one, 3, 1 - math.log(1 + math.e))]:
-        tokens, logprobs = sample_tokens(logits, torch.tensor([uniform]), SamplingParams(max_new_tokens=1))
+        tokens, logprobs, _ = sample_tokens(logits, torch.tensor([uniform]), SamplingParams(max_new_tokens=1))
         assert tokens.tolist() == [token]
         assert logprobs.tolist() == pytest.approx([logprob])
 
@@ -27,7 +27,7 @@ def test_the_largest_uniform_never_leaves_the_possible_tokens() -> None:
     logits = torch.randn(5000, 300, generator=generator) * 3
     logits[:, -40:] = -torch.inf
     uniforms = torch.full((5000,), 1 - 2**-24)
-    _, logprobs = sample_tokens(logits, uniforms, SamplingParams(max_new_tokens=1))
+    _, logprobs, _ = sample_tokens(logits, uniforms, SamplingParams(max_new_tokens=1))
     assert logprobs.isfinite().all()
 
 
@@ -99,9 +99,44 @@ def test_drawing_some_rows_at_a_time_draws_the_same(
 ) -> None:
     generator = torch.Generator().manual_seed(0)
     logits, uniforms = torch.randn(50, 30, generator=generator) * 3, torch.rand(50, generator=generator)
-    tokens, logprobs = sample_tokens(logits, uniforms, sampling)
+    tokens, logprobs, kept = sample_tokens(logits, uniforms, sampling)
     monkeypatch.setitem(LOGITS_PER_PIECE, "cpu", piece)
-    one_tokens, one_logprobs = sample_tokens(logits, uniforms, sampling)
+    one_tokens, one_logprobs, one_kept = sample_tokens(logits, uniforms, sampling)
     assert one_tokens.tolist() == tokens.tolist()
     assert len(set(one_tokens.tolist())) > 10
     torch.testing.assert_close(one_logprobs, logprobs, rtol=0, atol=1e-6)
+    assert (kept is None) == (one_kept is None) == (not sampling.truncates)
+    if kept is not None and one_kept is not None:
+        assert torch.equal(one_kept.token_ids, kept.token_ids)
+        assert torch.equal(one_kept.counts, kept.counts)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"top_k": 2}, [[1, 3], [0, 1]]),
+        ({"top_p": 0.85}, [[0, 1, 3], [0, 1]]),
+        ({"top_p": 0.6}, [[1, 3], [0]]),
+        ({"top_k": 2, "top_p": 0.6}, [[1, 3], [0]]),  # after top-k 2: 0.4 / 0.7 and 0.8 / 0.9
+        ({"top_k": 9}, [[0, 1, 2, 3], [0, 1, 2, 3]]),
+        ({"top_p": 0.01}, [[1], [0]]),
+    ],
+)
+def test_the_kept_tokens_of_each_row_by_hand(settings: dict[str, float], expected: list[list[int]]) -> None:
+    probabilities = torch.tensor([[0.2, 0.4, 0.1, 0.3], [0.8, 0.1, 0.06, 0.04]])
+    *_, kept = sample_tokens(probabilities.log(), torch.zeros(2), SamplingParams(1, **settings))
+    assert kept is not None
+    assert kept.counts.tolist() == [len(row) for row in expected]
+    assert [row.tolist() for row in kept.token_ids.split(kept.counts.tolist())] == expected
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        SamplingParams(1),
+        SamplingParams(1, temperature=0, top_p=0.5),
+        SamplingParams(1, top_k=2, report_kept_tokens=False),
+    ],
+)
+def test_without_truncation_or_request_no_kept_tokens_are_reported(sampling: SamplingParams) -> None:
+    assert sample_tokens(torch.zeros(2, 4), torch.zeros(2), sampling)[2] is None

@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 
 import numpy as np
@@ -14,13 +15,14 @@ import torch
 import transformers
 from torch import Tensor
 
+from rloop_lightning.batching import collate
 from rloop_lightning.engines import ENGINES, rows, torch_engine
 from rloop_lightning.engines.base import RolloutEngine
 from rloop_lightning.engines.row_cache import RowLayer, row_cache
 from rloop_lightning.engines.torch_engine import TorchEngine
 from rloop_lightning.model.attend import attend_single
 from rloop_lightning.model.policy import Policy
-from rloop_lightning.types import Problem, Rollout, collate
+from rloop_lightning.types import Problem, Rollout
 
 MakePolicy = Callable[..., Policy]
 
@@ -165,6 +167,37 @@ def test_logprobs_are_those_of_the_restricted_distribution(make_policy: MakePoli
             forward_logits(policy, rollout), rollout.completion_ids, rollout.sampling_logprobs, strict=True
         ):
             assert logprob == pytest.approx(math.log(slow_distribution(logits, 0.7, top_k, top_p)[token]), abs=1e-4)
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(5, 1.0), (0, 0.8), (7, 0.6), (1, 1.0), (1000, 1.0)])
+@pytest.mark.parametrize("max_rows", [512, 7])
+def test_rollouts_carry_the_tokens_that_each_was_sampled_from(
+    make_policy: MakePolicy, top_k: int, top_p: float, max_rows: int
+) -> None:
+    """Whatever the waves, and though rows end early and are dropped; the trainer's logprobs are then the engine's."""
+    policy = make_policy(initializer_range=0.25)
+    settings = {"temperature": 1.3, "top_k": top_k, "top_p": top_p, "max_rows": max_rows}
+    rollouts = run(policy, n=5, **settings)
+    assert len({rollout.length for rollout in rollouts}) > 3 or top_k == 1
+    for rollout in rollouts[::4]:
+        assert rollout.kept_tokens is not None
+        assert rollout.kept_counts is not None
+        assert rollout.kept_tokens.dtype == rollout.kept_counts.dtype == np.int32
+        kept = np.split(rollout.kept_tokens, np.cumsum(rollout.kept_counts)[:-1])
+        for logits, own in zip(forward_logits(policy, rollout), kept, strict=True):
+            distribution = slow_distribution(logits, 1.3, top_k, top_p)
+            assert own.tolist() == [token for token, share in enumerate(distribution) if share > 0]
+    batch = collate(rollouts, [0.0] * len(rollouts), temperature=1.3)
+    torch.testing.assert_close(policy.scores_no_grad(batch).logprobs, batch.sampling_logprobs, rtol=0, atol=1e-4)
+
+
+def test_without_truncation_rollouts_carry_no_kept_tokens(make_policy: MakePolicy) -> None:
+    for settings in ({}, {"temperature": 0.0, "top_p": 0.5}):
+        assert run(make_policy(), n=1, **settings)[0].kept_tokens is None
+    engine = TorchEngine(max_new_tokens=4, top_p=0.5)
+    engine.bind(make_policy())
+    sampling = replace(engine.sampling(0), report_kept_tokens=False)
+    assert engine.generate(PROBLEMS, 1, sampling)[0].kept_counts is None
 
 
 def test_bfloat16_weights_give_float32_logprobs(make_policy: MakePolicy) -> None:

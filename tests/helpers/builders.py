@@ -19,12 +19,13 @@ import transformers
 from torch import Tensor
 
 from rloop_lightning.algorithms.dapo import DAPO
+from rloop_lightning.batching import collate
 from rloop_lightning.data.countdown_policy import make_tokenizer
 from rloop_lightning.engines.base import RolloutEngine
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.rewards.base import Reward
 from rloop_lightning.rollouts.sampler import GroupSampler
-from rloop_lightning.types import Group, Problem, Rollout, RolloutBatch, SamplingParams, collate
+from rloop_lightning.types import Group, Problem, Rollout, RolloutBatch, SamplingParams
 
 PROMPT_IDS = (3, 4, 5)
 

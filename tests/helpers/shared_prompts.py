@@ -6,7 +6,8 @@ import numpy as np
 from builders import make_rollout
 from hypothesis import strategies as st
 
-from rloop_lightning.types import RolloutBatch, collate
+from rloop_lightning.batching import collate
+from rloop_lightning.types import RolloutBatch
 
 # (which prompt, completion length) of each row; the rows of a prompt do not all stand together.
 ROWS = ((0, 5), (1, 9), (0, 1), (2, 12), (1, 2), (0, 7), (3, 3), (1, 4))

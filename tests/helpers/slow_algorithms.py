@@ -156,6 +156,8 @@ class Slow:
         differences = [a - b for a, b in zip(old, engine, strict=False)]
         if self.level == "sequence":
             differences = [math.fsum(differences)] * len(old)
+        if self.level == "geometric":
+            differences = [math.fsum(differences) / len(old)] * len(old)
         over = self.cap if self.correction == "truncate" else 0.0
         return [math.exp(d) if math.exp(d) <= self.cap else over for d in differences]
 
