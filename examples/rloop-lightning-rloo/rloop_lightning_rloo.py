@@ -12,12 +12,15 @@ from rloop_lightning.algorithms.losses import policy_gradient, ratio
 from rloop_lightning.system.fields import NonNegativeFloat
 from rloop_lightning.types import LossOutput, RolloutBatch, TokenScores
 
+_LARGEST_RATIO = 10.0
+
 
 class RLOO(Algorithm):
     """-sum_t sg[rho_t] A logp_t, summed over a rollout's tokens, then the mean over rollouts; no clip.
 
     A rollout's baseline is the mean reward of the others in its group, which it had no part in, so that the gradient is
-    unbiased. The ratio rho is 1 in the first update of a rollout step, and corrects the later ones.
+    unbiased. The ratio rho is 1 in the first update of a rollout step, and corrects the later ones. It is capped at 10,
+    or one token could outweigh all others.
 
     Args:
         kl_beta: weight of the log-ratio to the policy that the round began with, which is taken off a rollout's reward;
@@ -35,7 +38,7 @@ class RLOO(Algorithm):
 
     def loss(self, scores: TokenScores, batch: RolloutBatch) -> LossOutput:
         assert batch.old_logprobs is not None
-        rho = ratio(scores.logprobs.detach(), batch.old_logprobs)
+        rho = ratio(scores.logprobs.detach(), batch.old_logprobs).clamp(max=_LARGEST_RATIO)
         return LossOutput(policy_gradient(scores.logprobs, batch.advantages, rho), {"policy/ratio": rho})
 
 

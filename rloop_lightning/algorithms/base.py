@@ -77,6 +77,8 @@ class Algorithm(PolicyModule):
     min_rollouts_per_problem = 2
     """The smallest group size that `advantages` accepts."""
 
+    _warned_of_lost_weight = False
+
     def __init__(
         self,
         *,
@@ -116,8 +118,6 @@ class Algorithm(PolicyModule):
         self.importance = ImportanceCorrection(importance_correction, importance_level, importance_cap)
         for fault in self.kl.faults():
             self.refuse(*fault)
-
-    _warned_of_lost_weight = False
 
     @abstractmethod
     def advantages(self, rewards: Tensor) -> Tensor:

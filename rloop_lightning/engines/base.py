@@ -101,6 +101,6 @@ class RolloutEngine(ABC):
         """n rollouts of each problem, problem-major: rollout g of problem p is element p * n + g.
 
         Each token's logprob is under the distribution it was sampled from, after temperature, top-k and top-p. With
-        top-k or top-p, rollouts carry the tokens that were kept, unless `sampling` does not ask for them. The same seed,
-        weights and engine give the same rollouts.
+        top-k or top-p, rollouts carry the tokens that were kept, unless `sampling` does not ask for them. The same
+        seed, weights and engine give the same rollouts.
         """

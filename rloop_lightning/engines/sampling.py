@@ -89,8 +89,8 @@ def _invert(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
 
 def _kept(logits: Tensor) -> Kept:
     """The tokens of logits [B, V] above -inf."""
-    rows, token_ids = (logits > -torch.inf).nonzero(as_tuple=True)
-    return Kept(token_ids.int(), rows.bincount(minlength=len(logits)).int())
+    kept = logits > -torch.inf
+    return Kept(kept.nonzero()[:, 1].int(), kept.sum(-1, dtype=torch.int32))
 
 
 def _restrict(logits: Tensor, top_k: int, top_p: float) -> Tensor:

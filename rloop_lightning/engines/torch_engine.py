@@ -251,11 +251,10 @@ def _collect(
             text=text,
             finish_reason="stop" if stop else "length",
             routed_experts=row_experts,
-            kept_tokens=kept_tokens,
-            kept_counts=kept_counts,
+            kept_tokens=row_kept[0],
+            kept_counts=row_kept[1],
         )
-        for (problem, prompt_ids), completion_ids, row_logprobs, text, stop, row_experts, (
-            kept_tokens,
-            kept_counts,
-        ) in zip(sources, completions, sampling_logprobs, texts, stopped.tolist(), experts, kept, strict=True)
+        for (problem, prompt_ids), completion_ids, row_logprobs, text, stop, row_experts, row_kept in zip(
+            sources, completions, sampling_logprobs, texts, stopped.tolist(), experts, kept, strict=True
+        )
     ]

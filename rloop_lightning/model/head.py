@@ -108,10 +108,11 @@ class Head:
                 )
         size = max(1, _LOGITS_PER_CHUNK // model.config.get_text_config().vocab_size)  # rows
         score = partial(_score, self.open(model, dtype), temperature=temperature, entropy_gradient=entropy_gradient)
-        parts = [None] * -(-len(hidden) // size) if kept is None else kept.split(size)
+        states = hidden.split(size)
+        parts = [None] * len(states) if kept is None else kept.split(size)
         pieces = [
             checkpoint(score, *piece, use_reentrant=False, preserve_rng_state=False)
-            for piece in zip(hidden.split(size), targets.split(size), parts, strict=True)
+            for piece in zip(states, targets.split(size), parts, strict=True)
         ]
         logprobs, entropies = zip(*pieces, strict=True)
         return torch.cat(logprobs), torch.cat(entropies)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,9 @@ import torch
 from tiny_run import TinyRun
 
 from rloop_lightning.algorithms.grpo import GRPO
-from rloop_lightning.types import RolloutBatch
+from rloop_lightning.engines.torch_engine import TorchEngine
+from rloop_lightning.run.metrics_csv import read_metrics
+from rloop_lightning.types import Problem, Rollout, RolloutBatch, SamplingParams
 
 BELOW_ZERO = ["--reward=reward_functions.below_zero", "--reward.success_threshold=-1.5"]
 
@@ -34,6 +38,14 @@ class NotesAdvantages(GRPO):
         return batch
 
 
+class Overconfident(TorchEngine):
+    """Computes logprobs that are a tenth of a nat above the trainer's."""
+
+    def generate(self, problems: Sequence[Problem], n: int, sampling: SamplingParams) -> list[Rollout]:
+        rollouts = super().generate(problems, n, sampling)
+        return [replace(rollout, sampling_logprobs=rollout.sampling_logprobs + 0.1) for rollout in rollouts]
+
+
 @pytest.mark.parametrize(
     "shaping",
     [
@@ -52,6 +64,26 @@ def test_shaping_does_not_decide_where_the_tasks_rewards_are_equal(
     steps = [torch.tensor(json.loads(line)) for line in notes.read_text().splitlines()]
     assert len(steps) == 4
     assert max(float(step.abs().max()) for step in steps) < 0.05
+
+
+@pytest.mark.parametrize(("level", "lost"), [("sequence", True), ("geometric", False), ("token", False)])
+def test_weights_that_vanish_with_the_length_are_told(
+    tiny: TinyRun, tmp_path: Path, level: str, lost: bool, recwarn: pytest.WarningsRecorder
+) -> None:
+    """About 24 tokens: exp(-0.1) a token, exp(-2.4) a rollout."""
+    engine = ["--engine=run.test_run_shaping.Overconfident", "--algo.importance_correction=truncate"]
+    more = [f"--algo.importance_level={level}", "--consolidate=none", "--eval.sets=[]", "--loop.explore_steps=2"]
+    assert tiny.fit(tmp_path / "run", *engine, *more) == 0
+    told = [str(one.message) for one in recwarn if "importance weights are" in str(one.message)]
+    assert len(told) == lost
+    rows = [row for row in read_metrics(tmp_path / "run" / "metrics.csv") if row["phase"] == "explore"]
+    for row in rows:
+        assert row["policy/importance_capped_share"] == 0
+        if lost:
+            assert row["policy/importance_weight"] < 0.3
+        else:
+            assert row["policy/importance_weight"] == pytest.approx(0.905, abs=0.01)
+            assert row["policy/importance_vanished_share"] == 0
 
 
 def test_an_expert_set_without_weight_ends_the_run(
