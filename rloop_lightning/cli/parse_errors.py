@@ -182,8 +182,8 @@ def _reason(complaint: str) -> str:
 
 
 def _is_plain(hint: Any) -> bool:
-    """Whether a type consists only of numbers, strings and their containers."""
-    if get_origin(hint) is Literal or hint is Ellipsis:
+    """Whether a type consists only of numbers, strings and their containers, or of anything in these."""
+    if get_origin(hint) is Literal or hint is Ellipsis or hint is Any:
         return True
     inner = get_args(hint)
     if inner:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 from rloop_lightning.engines.stops import stop_faults
 from rloop_lightning.model.policy import Policy
@@ -38,9 +39,9 @@ class RolloutEngine(ABC):
         temperature: sampling temperature of exploration; 0 is greedy.
         top_k: sample from the k most likely tokens; 0 is off.
         top_p: sample from the most likely tokens whose probabilities reach this sum; 1 is off.
-        stop: texts that end a completion, one or a list; the completion includes the token that completes the text. The
-            name of a special token, such as <|im_end|>, stands for that token. Completions end at the model's EOS
-            tokens and at the end of a turn in its chat template in any case.
+        stop: texts that end a completion, such as ["</answer>", "\\n\\nProblem:"]; it includes the token that completes
+            the text. The name of a special token, such as <|im_end|>, stands for that token. Completions end at the
+            model's EOS tokens and at the end of a turn in its chat template in any case.
     """
 
     def __init__(
@@ -50,16 +51,16 @@ class RolloutEngine(ABC):
         temperature: NonNegativeFloat = 1.0,
         top_k: NonNegativeInt = 0,
         top_p: LeftOpenUnitInterval = 1.0,
-        stop: list[str] | str | None = None,
+        stop: tuple[str, ...] = (),
     ) -> None:
         self.max_new_tokens = max_new_tokens
         self.temperature = temperature
         self.top_k = top_k
         self.top_p = top_p
-        self.stop = (stop,) if isinstance(stop, str) else tuple(stop or ())
+        self.stop = stop
         check_fields(self, "--engine")
-        if "" in self.stop:
-            raise ValueError("--engine.stop: an empty text would end every completion; leave it out")
+        if not _are_texts(stop):
+            raise ValueError(f"--engine.stop: expected a list of texts, none of them empty, got {stop!r}")
 
     def sampling(self, seed: int) -> SamplingParams:
         """The engine's sampling settings with a seed.
@@ -75,7 +76,7 @@ class RolloutEngine(ABC):
             top_k=self.top_k,
             top_p=self.top_p,
             seed=seed,
-            stop=self.stop,
+            stop=tuple(self.stop),
         )
 
     reports_routed_experts = False
@@ -104,3 +105,7 @@ class RolloutEngine(ABC):
         top-k or top-p, rollouts carry the tokens that were kept, unless `sampling` does not ask for them. The same
         seed, weights and engine give the same rollouts.
         """
+
+
+def _are_texts(stop: Any) -> bool:
+    return isinstance(stop, list | tuple) and all(isinstance(text, str) and text for text in stop)

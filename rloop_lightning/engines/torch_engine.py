@@ -51,9 +51,9 @@ class TorchEngine(RolloutEngine):
         temperature: sampling temperature of exploration; 0 is greedy.
         top_k: sample from the k most likely tokens; 0 is off.
         top_p: sample from the most likely tokens whose probabilities reach this sum; 1 is off.
-        stop: texts that end a completion, one or a list; the completion includes the token that completes the text. The
-            name of a special token, such as <|im_end|>, stands for that token. Completions end at the model's EOS
-            tokens and at the end of a turn in its chat template in any case.
+        stop: texts that end a completion, such as ["</answer>", "\\n\\nProblem:"]; it includes the token that completes
+            the text. The name of a special token, such as <|im_end|>, stands for that token. Completions end at the
+            model's EOS tokens and at the end of a turn in its chat template in any case.
         max_rows: rollouts decoded at once. Bounds memory: each needs 2 * layers * kv_heads * head_dim numbers of KV
             cache per token of prompt and completion, plus up to half of that in reserve.
         dtype: dtype of the products and the KV cache; `auto` is that of the policy's updates: bfloat16 under
@@ -69,7 +69,7 @@ class TorchEngine(RolloutEngine):
         temperature: NonNegativeFloat = 1.0,
         top_k: NonNegativeInt = 0,
         top_p: LeftOpenUnitInterval = 1.0,
-        stop: list[str] | str | None = None,
+        stop: tuple[str, ...] = (),
         max_rows: PositiveInt = 512,
         dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     ) -> None:

@@ -120,7 +120,7 @@ def in_words(hint: Any) -> str:
         inner = dict.fromkeys(in_words(inner) for inner in get_args(hint) if inner is not Ellipsis)
         return f"a list, each {' or '.join(inner)}"
     if get_origin(hint) is dict:
-        return f"a mapping, each value {in_words(get_args(hint)[1])}"
+        return "a mapping" if get_args(hint)[1] is Any else f"a mapping, each value {in_words(get_args(hint)[1])}"
     if _is_restricted_number(hint):
         limits = (hint.__doc__ or "").rpartition("restricted to be ")[2].replace("≥", ">=").replace("≤", "<=")
         limits = re.sub("([<>]=?) ?", r"\1 ", limits)

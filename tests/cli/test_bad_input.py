@@ -136,6 +136,19 @@ CASES = {
         ("--data nobody/nothing: can't be loaded", "doesn't answer", "no file or folder has that name either"),
         patches=NO_HUB,
     ),
+    "typo in a variable of the chat template": Case(
+        "--data.chat_template_kwargs.enable_thinkng=false",
+        ("--data.chat_template_kwargs: --policy.model's chat template has no variable 'enable_thinkng'",),
+        after_loading=True,
+    ),
+    "list for a mapping": Case(
+        "--data.chat_template_kwargs=[a]", ("--data.chat_template_kwargs: expected a mapping or null, got '[a]'",)
+    ),
+    "text for a list": Case("--engine.stop=x", ("--engine.stop: expected a list, each text, got 'x'",)),
+    "empty stop": Case('--engine.stop=["a",""]', ("--engine.stop: expected a list of texts, none of them empty",)),
+    "special token inside a stop": Case(
+        '--engine.stop=["a<|im_end|>"]', ("'a<|im_end|>': <|im_end|> is a special token",), after_loading=True
+    ),
     "prompts too long": Case(
         "--engine.max_new_tokens 2040",
         ("3 prompts don't fit --policy.model's 2048 positions", "--data.max_prompt_tokens"),
@@ -200,6 +213,13 @@ CASES = {
     "resume of another run": Case(
         "--resume {runs}/begun --data.train_size 5",
         ("--resume: --data.train_size was 40 when the run started and is 5 now; leave it out, or start a new run",),
+    ),
+    "resume with other prompts and stops": Case(
+        '--resume {runs}/begun --data.chat_template_kwargs.messages=1 --engine.stop=["a"]',
+        (
+            "--resume: --data.chat_template_kwargs.messages was None when the run started and is 1 now; leave it out",
+            "--resume: --engine.stop was [] when the run started and is ['a'] now; leave it out",
+        ),
     ),
 }
 

@@ -153,3 +153,74 @@ def test_nothing_reaches_a_terminal_unescaped() -> None:
     assert printable("a\x1b[2Jb\u202ec\ud800\x07\n€") == "a\\x1b[2Jb\\u202ec\\ud800\\x07\n€"
     assert printable("abcdef", limit=3) == "abc ... (3 more characters)"
     assert one_line("a\nb") == "a\\nb"
+
+
+THINKING = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+    "{% if effort is defined %}{{ effort + 1 }}{% endif %}"
+)
+
+
+def thinking_tokenizer() -> Any:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = THINKING
+    return tokenizer
+
+
+@pytest.mark.parametrize(("given", "end"), [(None, ""), ({"enable_thinking": False}, "<think>\n\n</think>\n\n")])
+def test_variables_reach_the_chat_template(given: Any, end: str, tmp_path: Path) -> None:
+    data = source(tmp_path, chat_template_kwargs=given, instruction="", eval=str(write_rows(tmp_path / "t.jsonl")))
+    sets = rendered(data, thinking_tokenizer())
+    for problems in (sets.train(), sets.evaluation()["t"]):
+        assert problems[0].prompt == f"<|im_start|>user\nWhat is 1 + 1?<|im_end|>\n<|im_start|>assistant\n{end}"
+
+
+@pytest.mark.parametrize(
+    ("given", "tokenizer", "message"),
+    [
+        (
+            {"enable_thinkng": 0},
+            thinking_tokenizer(),
+            "'enable_thinkng'; did you mean enable_thinking",
+        ),
+        ({"zzz": 0}, thinking_tokenizer(), "chat template has no variable 'zzz'; leave it out"),
+        (
+            {"effort": "low"},
+            thinking_tokenizer(),
+            "can only .*; change --data.chat_template_kwargs, set",
+        ),
+        ({"effort": 1}, byte_tokenizer(chat=False), "the tokenizer of --policy.model has no chat template; leave them"),
+    ],
+)
+def test_variables_that_the_chat_template_can_not_use_are_refused(given: Any, tokenizer: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        render("1+1?", tokenizer=tokenizer, chat_template_kwargs=given)
+
+
+@pytest.mark.parametrize(
+    ("given", "template", "message"),
+    [
+        (3, None, "expected a mapping such as {enable_thinking: false}, got 3"),
+        ([1], None, "expected a mapping such as {enable_thinking: false}, got [1]"),
+        ({1: 2}, None, "expected a mapping such as {enable_thinking: false}, got {1: 2}"),
+        ({"tokenize": True}, None, "tokenize is set by the rendering itself; leave it out"),
+        ({"a": 1}, "{problem}", "--data.template replaces the chat template; leave one of the two out"),
+    ],
+)
+def test_wrong_variables_are_refused_before_a_tokenizer_is_read(
+    given: Any, template: str | None, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="chat_template_kwargs") as refusal:
+        source(tmp_path, chat_template_kwargs=given, template=template)
+    assert str(refusal.value) == f"--data.chat_template_kwargs: {message}"
+
+
+def test_a_folder_of_templates_without_a_default_is_an_error_that_says_what_to_do() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = {"rag": THINKING, "tools": THINKING}
+    with pytest.raises(ValueError, match=r"--policy.model: .*; give --data.template"):
+        render("1+1?", tokenizer=tokenizer)
+    tokenizer.chat_template = {"default": THINKING, "tools": "x"}
+    assert render("1+1?", tokenizer=tokenizer)[0].startswith("<|im_start|>user\n")

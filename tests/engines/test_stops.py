@@ -118,7 +118,7 @@ def test_stops_do_not_depend_on_the_wave(kind: str) -> None:
 
 def test_a_stop_that_is_completed_at_the_limit_is_a_stop() -> None:
     policy = policy_of("byte-level")
-    whole, stopped = (sample(policy, n=60, max_new_tokens=3, stop=stop) for stop in (None, "e"))
+    whole, stopped = (sample(policy, n=60, max_new_tokens=3, stop=stop) for stop in ([], ["e"]))
     ends = [slow_end(policy, rollout, ["e"]) for rollout in whole]
     at_limit = [i for i, end in enumerate(ends) if end == (3, "stop") and whole[i].finish_reason == "length"]
     assert at_limit
@@ -138,7 +138,7 @@ def test_the_trainer_scores_stopped_completions_as_the_engine_does() -> None:
 def test_the_name_of_a_special_token_stands_for_the_token() -> None:
     policy = policy_of("byte-level")
     turn = policy.tokenizer.convert_tokens_to_ids("<|turn|>")
-    whole, stopped = sample(policy, n=60), sample(policy, n=60, stop="<|turn|>")
+    whole, stopped = sample(policy, n=60), sample(policy, n=60, stop=["<|turn|>"])
     with_turn = [rollout for rollout in whole if turn in rollout.completion_ids]
     assert with_turn
     for before, after in zip(whole, stopped, strict=True):
@@ -148,8 +148,9 @@ def test_the_name_of_a_special_token_stands_for_the_token() -> None:
 
 
 def test_stops_that_can_end_nothing_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"--engine.stop: an empty text would end every completion; leave it out"):
-        TorchEngine(stop=["a", ""])
+    for wrong in (["a", ""], "ab", [3]):
+        with pytest.raises(ValueError, match=r"--engine.stop: expected a list of texts, none of them empty, got "):
+            TorchEngine(stop=wrong)
     (fault,) = TorchEngine(stop=["a", "a<|turn|>"]).validate_with(policy_of("byte-level"))
     assert fault.startswith("--engine.stop 'a<|turn|>': <|turn|> is a special token, and a completion's text has none")
 
@@ -168,7 +169,7 @@ class Texts(Reward):
 
 def test_an_evaluation_has_the_same_stops() -> None:
     policy, reward = policy_of("byte-level"), Texts()
-    engine = TorchEngine(max_new_tokens=NEW_TOKENS, stop="e")
+    engine = TorchEngine(max_new_tokens=NEW_TOKENS, stop=["e"])
     engine.bind(policy)
     evaluator = Evaluator(GroupSampler(engine, reward), {"test": PROBLEMS}, EvaluationConfig(samples=8, k=(1,)), 0)
     evaluator(["test"], SamplingCost())
@@ -192,7 +193,7 @@ def test_few_tokens_are_decoded_to_look_for_stop_strings(monkeypatch: pytest.Mon
     calls: list[int] = []
     decode = policy.decode
     monkeypatch.setattr(policy, "decode", lambda completions: calls.append(len(completions)) or decode(completions))
-    rollouts = sample(policy, n=8, stop="zq?")
+    rollouts = sample(policy, n=8, stop=["zq?"])
     of_vocabulary, looked = calls[:2], calls[2:-1]
     assert len(of_vocabulary) == 2
     assert sum(looked) < 0.05 * sum(rollout.length for rollout in rollouts)
