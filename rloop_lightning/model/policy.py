@@ -12,9 +12,10 @@ that can't take packed rows gets padded ones (agreement.py). Logprobs are comput
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -233,8 +234,11 @@ class Policy(nn.Module):
         """Load the weights of a folder with the same architecture."""
         self.model.load_state_dict(load_model(str(folder), dtype=self.model.dtype).state_dict())
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, texts: Mapping[str, str] = MappingProxyType({})) -> None:
         """Save as a plain Hugging Face folder with checksums. The folder appears whole or not at all.
+
+        Args:
+            texts: further files by name; one replaces the model's or tokenizer's own of that name.
 
         Raises:
             RunFault: a weight is not finite.
@@ -247,6 +251,8 @@ class Policy(nn.Module):
             except SafetensorError as error:  # raised when the disk is full
                 raise OSError(str(error)) from error
             self.tokenizer.save_pretrained(partial)
+            for name, text in texts.items():
+                (partial / name).write_text(text, encoding="utf-8")
             write_checksums(partial)
 
     @torch.no_grad()

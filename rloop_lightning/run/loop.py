@@ -33,7 +33,7 @@ from rloop_lightning.rollouts.filter import build_expert_set
 from rloop_lightning.rollouts.sampler import GroupSampler, SamplingCost
 from rloop_lightning.rollouts.stream import ExpertStream, RolloutStream
 from rloop_lightning.run.folder import RunFolder
-from rloop_lightning.run.handover import select_final, write_results
+from rloop_lightning.run.handover import hidden_sets, save_final, select_final, write_results
 from rloop_lightning.run.metrics_csv import RunMetrics, column, result_step
 from rloop_lightning.run.parts import Parts
 from rloop_lightning.run.resume import check_pool, last_good_state
@@ -234,10 +234,10 @@ class LoopRunner:
         selected = select_final(names, state.results, loop.select, k=max(self.parts.evaluation.k))
         if state.selected != selected or damaged_files(self.folder.final):
             self._use(next(stage for stage in self.stages if stage.name == selected))
-            self.policy.save(self.folder.final)
             state = replace(state, selected=selected)
+            save_final(self.policy, self.folder, self.parts, state)
             self.folder.save_state(state)
-        write_results(self.folder, state, hidden_sets=() if loop.select.startswith("pass@") else ("validation",))
+        write_results(self.folder, state, hidden_sets(loop.select))
         self.signals.check("the run is complete")
         return state
 

@@ -24,6 +24,7 @@ _FREE_ON_RESUME = (
     "loop.select",
     "loop.checkpoint_every_n_steps",
     "gradient.",
+    "hub.",
     "trainer.",
     "engine.max_rows",
     "policy.max_tokens_per_micro_batch",
