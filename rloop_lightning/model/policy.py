@@ -50,8 +50,9 @@ class Policy(nn.Module):
         tokenizer: its tokenizer, with an EOS token.
         max_tokens_per_micro_batch: tokens per forward pass, counted as in PolicyConfig.
         source: folder or hub name of the weights.
-        routing_replay, gradient_checkpointing: as in PolicyConfig.
+        routing_replay: as in PolicyConfig.
         head_dtype: dtype of the product with the head; None is `auto` in PolicyConfig.
+        gradient_checkpointing: as in PolicyConfig.
 
     Raises:
         ValueError: the model is not usable as a policy, or its routing can't be replayed.

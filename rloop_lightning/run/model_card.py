@@ -149,7 +149,7 @@ model = AutoModelForCausalLM.from_pretrained(folder)
 
 prompt = "..."  # in the form of the training prompts: chat template, instruction
 tokens = tokenizer(prompt, return_tensors="pt", add_special_tokens=False, return_token_type_ids=False)
-completion = model.generate(**tokens)[0, tokens.input_ids.shape[1] :]
+completion = model.generate(**tokens, tokenizer=tokenizer)[0, tokens.input_ids.shape[1] :]
 print(tokenizer.decode(completion, skip_special_tokens=True))"""
     top_k = sampling.top_k or "off"
     return (
