@@ -76,8 +76,7 @@ def test_the_reward_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_settings_of_gsm8k_run_on_a_tiny_model(tmp_path: Path) -> None:
     tokenizer = byte_tokenizer()
     tokenizer.save_pretrained(tmp_path / "model")
-    vocabulary = max(tokenizer.get_vocab().values()) + 1
-    model = make_model(vocab_size=vocabulary, eos_token_id=tokenizer.eos_token_id, max_position_embeddings=2048)
+    model = make_model(vocab_size=264, eos_token_id=tokenizer.eos_token_id, max_position_embeddings=2048)
     model.float().save_pretrained(tmp_path / "model")
     config = EXAMPLES / "gsm8k" / "gsm8k.yaml"
     files = {"train": shared("gsm8k_train.jsonl"), "test": shared("gsm8k_test.jsonl")}
