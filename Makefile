@@ -10,12 +10,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fit test test-peers lint bench clean
+.PHONY: help setup fit test test-peers lint docs bench clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
-setup: $(STAMP) ## Make .venv and install the project with its test and lint tools. PYTHON=python3.12 names another Python.
+setup: $(STAMP) ## Make .venv and install the project with its development tools. PYTHON=python3.12 names another Python.
 
 fit: $(STAMP) ## Train the embedded policy with RLoop. ARGS="--loop.rounds 1" is passed to rloop-fit.
 	@$(BIN)/rloop-fit --algo dapo --consolidate rft $(ARGS)
@@ -33,13 +33,17 @@ lint: $(STAMP) ## Check rules, format and types.
 	@$(BIN)/python -m ruff format --check --quiet . || { echo "make lint: not formatted; run $(BIN)/ruff format ." >&2; exit 1; }
 	@$(BIN)/python -m mypy
 
+docs: $(STAMP) ## Build the documentation into site/, and fail on a link that leads nowhere.
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+	@echo "make docs: site/index.html; its search needs a server: $(BIN)/python -m http.server -d site"
+
 bench: $(STAMP) ## Measure this machine into benchmarks/results.md. ARGS="limit --device cuda" measures one part.
 	@$(BIN)/python -c 'import trl' 2>/dev/null || \
 	    $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 clean: ## Remove .venv, caches and build outputs; runs/ stays.
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -path ./.git -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml constraints.txt
@@ -48,5 +52,5 @@ $(STAMP): pyproject.toml constraints.txt
 	        "Name another one: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }
 	@echo "make: installing into $(VENV), which takes a few minutes the first time"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,lint]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,lint,docs]'
 	@touch $@

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from rloop_lightning.data.hub import HubProblems
     from rloop_lightning.engines.base import RolloutEngine
     from rloop_lightning.engines.torch_engine import TorchEngine
-    from rloop_lightning.errors import RunFault, StateError, Stopped
+    from rloop_lightning.errors import PushError, RunFault, StateError, Stopped
     from rloop_lightning.evaluation import PassAtK, pass_at_k
     from rloop_lightning.evaluation.evaluator import EvaluationConfig
     from rloop_lightning.model.config import PolicyConfig
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from rloop_lightning.run.loop import LoopRunner
     from rloop_lightning.run.parts import Parts
     from rloop_lightning.run.state import LoopConfig, LoopState
+    from rloop_lightning.system.hub import HubConfig
     from rloop_lightning.types import (
         Group,
         LossOutput,
@@ -74,6 +75,7 @@ __all__ = [
     "FunctionReward",
     "GradientConfig",
     "Group",
+    "HubConfig",
     "HubProblems",
     "LoopConfig",
     "LoopRunner",
@@ -88,6 +90,7 @@ __all__ = [
     "Problem",
     "ProblemFiles",
     "ProblemSource",
+    "PushError",
     "Replay",
     "Reward",
     "Rollout",
@@ -132,7 +135,7 @@ _HOMES = {
     "data.hub": "HubProblems",
     "engines.base": "RolloutEngine",
     "engines.torch_engine": "TorchEngine",
-    "errors": "RunFault StateError Stopped",
+    "errors": "PushError RunFault StateError Stopped",
     "evaluation": "PassAtK pass_at_k",
     "evaluation.evaluator": "EvaluationConfig",
     "model.config": "PolicyConfig",
@@ -148,6 +151,7 @@ _HOMES = {
     "run.loop": "LoopRunner",
     "run.parts": "Parts",
     "run.state": "LoopConfig LoopState",
+    "system.hub": "HubConfig",
     "types": "Group LossOutput Problem Rollout RolloutBatch SamplingParams Scored TokenScores",
 }
 _HOME_OF = {name: f"{__name__}.{home}" for home, names in _HOMES.items() for name in names.split()}

@@ -17,6 +17,10 @@ class DamagedError(RunFault):
     """A file's content is not what was written to it."""
 
 
+class PushError(RunFault):
+    """A folder could not be uploaded to the hub. What it holds is on disk."""
+
+
 class StateError(ValueError):
     """A run can't be resumed, because no readable state of it is left. The command's exit code is 2."""
 

@@ -21,8 +21,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
-    *sorted((ROOT / "docs").glob("*.md")),
-    *sorted((ROOT / "examples").glob("*/README.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "examples").rglob("README.md")),
 ]
 
 
@@ -41,7 +41,7 @@ def test_links_inside_the_project_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_options_that_a_page_names_exist(page: Path) -> None:
-    groups = "algo|consolidate|engine|loop|filter|eval|policy|capture"
+    groups = "algo|consolidate|engine|loop|filter|eval|policy|capture|hub"
     named = set(re.findall(rf"(?<![\w-])--(?:{groups})\.\w+", page.read_text()))
     assert named - known_options() <= {"--algo.scale"}  # of CONTRIBUTING's own algorithm
 

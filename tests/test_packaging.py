@@ -15,6 +15,7 @@ import tomllib
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,7 @@ def test_the_source_distribution_holds_the_project_once(source: Path) -> None:
         "Makefile",
         "README.md",
         "constraints.txt",
+        "mkdocs.yml",
         "pyproject.toml",
     }
 
@@ -175,7 +177,8 @@ def test_the_constraints_pin_every_direct_requirement_within_its_range() -> None
     pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
     assert [version for version in pins.values() if Version(version).local] == []
     extras = PROJECT["optional-dependencies"]
-    asked = map(Requirement, [*PROJECT["dependencies"], *extras["test"], *extras["lint"], *extras["dev"]])
+    named = chain.from_iterable(extras[extra] for extra in ("test", "lint", "docs", "dev", "hub", "bench"))
+    asked = map(Requirement, [*PROJECT["dependencies"], *named])
     outside = [
         str(requirement)
         for requirement in asked

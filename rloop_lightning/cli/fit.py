@@ -42,6 +42,7 @@ from rloop_lightning.run.problem_record import changed_problems, write_record
 from rloop_lightning.run.start import begin, new_run_faults
 from rloop_lightning.run.state import LoopConfig
 from rloop_lightning.system.fields import plain
+from rloop_lightning.system.hub import HubConfig, push_faults
 
 FIXED = {
     "policy": PolicyConfig,
@@ -50,6 +51,7 @@ FIXED = {
     "capture": CaptureConfig,
     "gradient": GradientConfig,
     "eval": EvaluationConfig,
+    "hub": HubConfig,
 }
 
 # The loop sets these: a phase is one pass over its stream with manual optimization, recorded in the run folder.
@@ -110,6 +112,7 @@ class RLoopCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         given = self.arguments
         reserved = {f"trainer.{name}": "the loop sets this itself; leave it out" for name in _TRAINER_FLAGS_OF_THE_LOOP}
+        reserved["hub.token"] = "run `hf auth login`, or set HF_TOKEN; no option takes a token"
         context = Context(given.file_of, reserved, given.undecided)
         config, wrong = parse(parser, given.configuration, given.flags, context)
         self.wrong = [*given.wrong, *wrong]
@@ -158,10 +161,13 @@ class RLoopCLI(LightningCLI):
                 wrong += str(error).splitlines()
         wrong += [message for part in made.values() if isinstance(part, PolicyModule) for message in part.invalid()]
         if wrong:
+            if "hub" in made:
+                wrong += push_faults(made["hub"])
             _refuse(
                 [*wrong, *self._faults_outside(RunFolder(self._run_folder()), made.get("policy"), made.get("data"))]
             )
         self.policy_config: PolicyConfig = made["policy"]
+        self.hub: HubConfig = made["hub"]
         self.parts = Parts(
             engine=made["engine"],
             data=made["data"],
@@ -204,7 +210,7 @@ class RLoopCLI(LightningCLI):
             RunFolderError: the run folder can't be written.
         """
         out = self._run_folder()
-        wrong = self._faults_outside(RunFolder(out), self.policy_config, None)
+        wrong = [*self._faults_outside(RunFolder(out), self.policy_config, None), *push_faults(self.hub)]
         try:
             parts, unreadable = self.parts.readable()
             wrong += [*parts.validate(), *unreadable]

@@ -16,9 +16,10 @@ from rloop_lightning.cli.arguments import UsageError
 from rloop_lightning.cli.dry_run import dry_run
 from rloop_lightning.cli.fit import RLoopCLI
 from rloop_lightning.cli.quiet import quiet_lightning
-from rloop_lightning.errors import RunFault, StateError, Stopped
+from rloop_lightning.errors import PushError, RunFault, StateError, Stopped
 from rloop_lightning.rewards.workers import WorkerStartError
 from rloop_lightning.rollouts.stream import NotEnoughGroupsError
+from rloop_lightning.run.handover import push_final
 from rloop_lightning.run.start import RunFolderError
 from rloop_lightning.system.signals import StopSignals
 
@@ -43,9 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _fit(arguments: Sequence[str], debug: bool, signals: StopSignals) -> int:
     try:
-        command = RLoopCLI(arguments)
-        runner, policy = command.prepare()
-        if command.config.dry_run:
+        cli = RLoopCLI(arguments)
+        runner, policy = cli.prepare()
+        if cli.config.dry_run:
             for line in dry_run(runner.parts, policy, runner.device):
                 print(line)
             return 0
@@ -71,6 +72,13 @@ def _fit(arguments: Sequence[str], debug: bool, signals: StopSignals) -> int:
     folder = runner.folder
     print(f"\n{folder.results.read_text(encoding='utf-8')}")
     print(f"{state.selected} is in {folder.final}; table, plots, metrics.csv and TensorBoard logs are in {folder.out}")
+    try:
+        push_final(folder, cli.hub)
+    except PushError as error:
+        return _complain(error, debug, code=1)
+    except Stopped as stopped:
+        print(f"\nrloop-fit: {stopped}; the run is complete, and its upload goes on with: {go_on}", file=sys.stderr)
+        return stopped.exit_code
     return 0
 
 

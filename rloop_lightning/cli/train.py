@@ -37,9 +37,11 @@ from rloop_lightning.rewards.base import Reward
 from rloop_lightning.rewards.function import RewardFunction
 from rloop_lightning.rollouts.filter import FilterConfig
 from rloop_lightning.run.folder import RunFolder
+from rloop_lightning.run.handover import push_final
 from rloop_lightning.run.loop import LoopRunner
 from rloop_lightning.run.start import new_run_faults, nothing_half_written
 from rloop_lightning.run.state import Budget, LoopConfig
+from rloop_lightning.system.hub import HubConfig
 from rloop_lightning.system.signals import StopSignals
 
 Fields = Mapping[str, Any]
@@ -88,6 +90,7 @@ def train(
     gradient: GradientConfig | Fields | None = None,
     eval: EvaluationConfig | Fields | None = None,
     loop: LoopConfig | Fields | None = None,
+    hub: HubConfig | Fields | None = None,
     trainer: Fields | None = None,
     out: str | Path | None = None,
     seed_everything: int | None = None,
@@ -120,6 +123,7 @@ def train(
         gradient: the handling of exploding gradients.
         eval: how policies are evaluated.
         loop: rounds and sizes.
+        hub: the upload of the final policy.
         trainer: arguments of `lightning.Trainer`; a callback as `{"class_path": ..., "init_args": {...}}`.
         out: run folder; runs/DATE-TIME by default.
         seed_everything: seed of all randomness.
@@ -130,6 +134,7 @@ def train(
     Raises:
         UsageError: lists all errors in the arguments; no files are left.
         RunFault: a fault during the run; fix the cause and resume.
+        PushError: the run is complete, and its policy could not be uploaded.
         StateError: the run can't be resumed.
         OSError: a file can't be written.
         KeyboardInterrupt: Ctrl-C, after the training step is done and saved; a second Ctrl-C does not wait.
@@ -164,13 +169,15 @@ def train(
             "gradient": gradient,
             "eval": eval,
             "loop": loop,
+            "hub": hub,
             "trainer": trainer,
         }
     )
     with StopSignals() as signals, quiet_lightning():
         try:
-            runner, base = _begin(given, folder, sets, resumes=resume is not None)
+            cli, runner, base = _begin(given, folder, sets, resumes=resume is not None)
             state = runner.run(base, signals)
+            push_final(folder, cli.hub)
         except Stopped as stopped:
             if stopped.number != signal.SIGINT:
                 raise
@@ -199,8 +206,8 @@ def _split_data(data: Any) -> tuple[Mapping[str, Records], Any]:
 
 def _begin(
     given: PythonSettings, folder: RunFolder, sets: Mapping[str, Records], *, resumes: bool
-) -> tuple[LoopRunner, Policy]:
-    """Start the run folder, and return the loop and the base policy. On an error, no files are left.
+) -> tuple[RLoopCLI, LoopRunner, Policy]:
+    """Start the run folder, and return the settings, the loop and the base policy. On an error, no files are left.
 
     Raises:
         UsageError: names all errors.
@@ -230,7 +237,7 @@ def _begin(
             raise
 
 
-def _prepare(given: PythonSettings, folder: RunFolder) -> tuple[LoopRunner, Policy]:
+def _prepare(given: PythonSettings, folder: RunFolder) -> tuple[RLoopCLI, LoopRunner, Policy]:
     """Pass the settings through the command line."""
     try:
         prepared = RLoopCLI(given.flags, given.objects)
@@ -246,4 +253,4 @@ def _prepare(given: PythonSettings, folder: RunFolder) -> tuple[LoopRunner, Poli
             f"rloop-fit --resume {folder.out} --{group} MODULE.NAME",
             stacklevel=4,
         )
-    return runner, base
+    return prepared, runner, base

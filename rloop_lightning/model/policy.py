@@ -12,9 +12,10 @@ that can't take packed rows gets padded ones (agreement.py). Logprobs are comput
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -54,8 +55,9 @@ class Policy(nn.Module):
         tokenizer: its tokenizer, with an EOS token.
         max_tokens_per_micro_batch: tokens per forward pass, counted as in PolicyConfig.
         source: folder or hub name of the weights.
-        routing_replay, gradient_checkpointing: as in PolicyConfig.
+        routing_replay: as in PolicyConfig.
         head_dtype: dtype of the product with the head; None is `auto` in PolicyConfig.
+        gradient_checkpointing: as in PolicyConfig.
 
     Raises:
         ValueError: the model is not usable as a policy, or its routing can't be replayed.
@@ -240,8 +242,11 @@ class Policy(nn.Module):
         """Load the weights of a folder with the same architecture."""
         self.model.load_state_dict(load_model(str(folder), dtype=self.model.dtype).state_dict())
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, texts: Mapping[str, str] = MappingProxyType({})) -> None:
         """Save as a plain Hugging Face folder with checksums. The folder appears whole or not at all.
+
+        Args:
+            texts: further files by name; one replaces the model's or tokenizer's own of that name.
 
         Raises:
             RunFault: a weight is not finite.
@@ -254,6 +259,8 @@ class Policy(nn.Module):
             except SafetensorError as error:  # raised when the disk is full
                 raise OSError(str(error)) from error
             self.tokenizer.save_pretrained(partial)
+            for name, text in texts.items():
+                (partial / name).write_text(text, encoding="utf-8")
             write_checksums(partial)
 
     @torch.no_grad()

@@ -27,6 +27,7 @@ _FREE = (
     "debug",
     "dry_run",
     "loop.select",
+    "hub.",
     "loop.checkpoint_every_n_steps",
     "trainer.",
     "engine.max_rows",

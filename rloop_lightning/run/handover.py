@@ -1,15 +1,28 @@
-"""The end of a run: selects the final policy, and writes the results table and the plots."""
+"""The end of a run: selects the final policy, saves and uploads it, and writes the results table and the plots."""
 
 from __future__ import annotations
 
+import logging
+import shlex
 from collections.abc import Mapping, Sequence
 
+import yaml
+
+from rloop_lightning.errors import PushError
+from rloop_lightning.model.generation_config import GENERATION_CONFIG, generation_config
+from rloop_lightning.model.policy import Policy
 from rloop_lightning.run.folder import RunFolder
 from rloop_lightning.run.metrics_csv import read_metrics
+from rloop_lightning.run.model_card import CARD, CardFacts, base_facts, model_card
+from rloop_lightning.run.parts import Parts
 from rloop_lightning.run.plots import write_plots
 from rloop_lightning.run.results_table import PolicyResult, results_table
 from rloop_lightning.run.state import LoopState, Select
+from rloop_lightning.system.checksums import damaged_files
 from rloop_lightning.system.files import write_text
+from rloop_lightning.system.hub import HubConfig, push_folder
+
+_log = logging.getLogger(__name__)
 
 
 def select_final(names: Sequence[str], results: Mapping[str, Mapping[str, float]], select: Select, k: int) -> str:
@@ -31,6 +44,62 @@ def select_final(names: Sequence[str], results: Mapping[str, Mapping[str, float]
     return max(names, key=lambda name: results[name][metric])
 
 
+def save_final(policy: Policy, folder: RunFolder, parts: Parts, state: LoopState) -> None:
+    """Save the final policy with its model card and with the sampling of training in generation_config.json.
+
+    Args:
+        policy: holds the weights of `state.selected`.
+        folder: the run folder.
+        parts: the parts of the run, rendered.
+        state: the state with the results.
+
+    Raises:
+        RunFault: a weight is not finite.
+        WriteError: the folder can't be written.
+    """
+    if folder.final.exists():
+        for name, what in damaged_files(folder.final).items():
+            _log.warning(f"{folder.final / name} {what}; the folder is written again")
+    sampling = parts.engine.sampling(seed=0)
+    budget = state.budget
+    facts = CardFacts(
+        base=base_facts(policy.source),
+        algorithm=type(parts.algorithm).__name__,
+        consolidation=type(parts.consolidation).__name__ if parts.consolidation else "",
+        handed_over=state.selected,
+        table=_table(state, parts.hidden_sets),
+        notes=state.notes,
+        spent={
+            "Rollout steps": budget.rollout_steps,
+            "Optimizer steps": budget.optimizer_steps,
+            "Rollouts": budget.rollouts,
+            "Completion tokens": budget.tokens,
+        },
+        sets={"train": len(parts.problems), **{name: len(found) for name, found in parts.evaluation_sets.items()}},
+        settings=yaml.safe_load(folder.config.read_text(encoding="utf-8")) if folder.config.exists() else {},
+        sampling=sampling,
+        seed=parts.seed,
+    )
+    policy.save(folder.final, {CARD: model_card(facts), GENERATION_CONFIG: generation_config(policy, sampling)})
+
+
+def push_final(folder: RunFolder, hub: HubConfig) -> None:
+    """Upload the final policy of a complete run, if `hub` says so.
+
+    Raises:
+        PushError: it was not uploaded; the message has the command that tries again.
+    """
+    if hub.push is None:
+        return
+    _log.info(f"uploading {folder.final} to {hub.push}")
+    try:
+        address = push_folder(folder.final, hub)
+    except PushError as error:
+        again = f"rloop-fit --resume {shlex.quote(str(folder.out))} --hub.push {hub.push}"
+        raise PushError(f"{error}\nthe run is complete and saved; upload it with: {again}") from error
+    _log.info(f"the policy is at {address}")
+
+
 def write_results(folder: RunFolder, state: LoopState, hidden_sets: Sequence[str]) -> None:
     """Write the results table and the plots of a run.
 
@@ -39,6 +108,13 @@ def write_results(folder: RunFolder, state: LoopState, hidden_sets: Sequence[str
         state: the state with the results.
         hidden_sets: evaluation sets to leave out of the table.
     """
+    notes = "".join(f"\n- {note}" for note in state.notes)
+    write_text(folder.results, _table(state, hidden_sets) + "\n" + (f"{notes}\n" if notes else ""))
+    write_plots(read_metrics(folder.metrics), folder.plots)
+
+
+def _table(state: LoopState, hidden_sets: Sequence[str]) -> str:
+    """The results table, without some evaluation sets."""
     hidden = tuple(f"eval/{name}/" for name in hidden_sets)
     results = [
         PolicyResult(
@@ -48,6 +124,4 @@ def write_results(folder: RunFolder, state: LoopState, hidden_sets: Sequence[str
         )
         for name, metrics in state.results.items()
     ]
-    notes = "".join(f"\n- {note}" for note in state.notes)
-    write_text(folder.results, results_table(results) + "\n" + (f"{notes}\n" if notes else ""))
-    write_plots(read_metrics(folder.metrics), folder.plots)
+    return results_table(results)

@@ -30,7 +30,7 @@ from rloop_lightning.run.edits import restart_stage
 from rloop_lightning.run.explore import explore
 from rloop_lightning.run.folder import RunFolder
 from rloop_lightning.run.forecast import announce
-from rloop_lightning.run.handover import select_final, write_results
+from rloop_lightning.run.handover import save_final, select_final, write_results
 from rloop_lightning.run.metrics_csv import RunMetrics, result_step
 from rloop_lightning.run.parts import Parts
 from rloop_lightning.run.resume import last_good_state, restart
@@ -174,8 +174,8 @@ class LoopRunner:
             _log.warning(f"--loop.select {loop.select}: no trained policy is better; the base policy is handed over")
         if state.selected != selected or damaged_files(self.folder.final):
             self._use(next(stage for stage in self.stages if stage.name == selected))
-            self.policy.save(self.folder.final)
             state = replace(state, selected=selected)
+            save_final(self.policy, self.folder, self.parts, state)
             self.folder.save_state(state)
         write_results(self.folder, state, hidden_sets=self.parts.hidden_sets)
         self.signals.check("the run is complete")

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rloop_lightning.run.metrics_csv import PASS_AT_K
+from rloop_lightning.system.markdown import escaped
 
 _ENTROPY = re.compile(r"eval/(?P<set>[^/]+)/entropy_nats")
 _MISSING = "–"  # noqa: RUF001 - an en dash is what a table shows where there is nothing
@@ -63,9 +64,9 @@ def _columns(results: Sequence[PolicyResult]) -> list[tuple[str, str, str]]:
     passes = [match for name in names if (match := PASS_AT_K.fullmatch(name))]
     sets = list(dict.fromkeys(match["set"] for match in passes))
     passes.sort(key=lambda match: (sets.index(match["set"]), int(match["k"])))
-    columns = [(match[0], f"{match['set']} pass@{match['k']}", ".3f") for match in passes]
+    columns = [(match[0], f"{escaped(match['set'])} pass@{match['k']}", ".3f") for match in passes]
     entropies = [match for name in names if (match := _ENTROPY.fullmatch(name))]
-    columns += [(match[0], f"{match['set']} entropy, nats", ".3f") for match in entropies[:1]]
+    columns += [(match[0], f"{escaped(match['set'])} entropy, nats", ".3f") for match in entropies[:1]]
     others = [
         ("grad/norm_preclip_max", "largest gradient norm", ".3g"),
         ("expert/problems_within_reach", "problems within reach", ",.0f"),
