@@ -161,7 +161,7 @@ class Parts:
         if self.engine.temperature == 0 and rollouts > 1:
             yield "--engine.temperature 0 makes all rollouts of a problem the same; exploration needs more than 0"
         if self.engine.top_k == 1 and rollouts > 1:
-            yield "--engine.top_k 1 makes all rollouts of a problem the same; exploration needs more, or 0 for all tokens"
+            yield "--engine.top_k 1 makes all rollouts of a problem the same; exploration needs 0 or more than 1"
 
     def _too_few_problems(self) -> Iterator[str]:
         if self.loop.problems_per_step > len(self.problems):
