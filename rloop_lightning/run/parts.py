@@ -209,6 +209,8 @@ class Parts:
             yield from self.algorithm.validate(self.engine.sampling(seed=0))
         if self.engine.temperature == 0 and rollouts > 1:
             yield "--engine.temperature 0 makes all rollouts of a problem the same; exploration needs more than 0"
+        if self.engine.top_k == 1 and rollouts > 1:
+            yield "--engine.top_k 1 makes all rollouts of a problem the same; exploration needs 0 or more than 1"
 
     def _check_reach(self) -> Iterator[str]:
         """An expert set that is empty by arithmetic."""

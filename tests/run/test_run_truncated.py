@@ -102,6 +102,14 @@ def test_what_can_not_be_had_is_refused_before_a_model_is_loaded(
     assert not (tmp_path / "run").exists()
 
 
+def test_sampling_from_one_token_is_greedy_and_refused(
+    tiny: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Groups of equal rollouts have no advantages: the run trained on nothing, without a word."""
+    assert tiny.fit(tmp_path / "run", "--engine.top_k=1") == 2
+    assert "--engine.top_k 1 makes all rollouts of a problem the same" in capsys.readouterr().err
+
+
 def test_replay_of_nothing_and_engines_that_do_not_truncate_are_not_refused(
     tiny: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
