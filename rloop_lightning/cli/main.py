@@ -15,9 +15,8 @@ import torch
 from rloop_lightning.cli.arguments import UsageError
 from rloop_lightning.cli.fit import RLoopCLI
 from rloop_lightning.cli.quiet import quiet_lightning
-from rloop_lightning.errors import RunFault, StateError, Stopped
+from rloop_lightning.errors import DiagnosedError, RunFault, StateError, Stopped
 from rloop_lightning.rewards.workers import WorkerStartError
-from rloop_lightning.rollouts.stream import NotEnoughGroupsError
 from rloop_lightning.run.start import RunFolderError
 from rloop_lightning.system.signals import StopSignals
 
@@ -52,7 +51,7 @@ def _fit(arguments: Sequence[str], debug: bool, signals: StopSignals) -> int:
         state = runner.run(policy, signals)
     except StateError as error:
         return _complain(error, debug, code=2)
-    except (NotEnoughGroupsError, WorkerStartError) as error:
+    except (DiagnosedError, WorkerStartError) as error:
         return _complain(error, debug, code=1)
     except (RunFault, OSError) as error:
         return _complain(error, debug, code=1, advice=f"fix the cause, then resume with: {go_on}")

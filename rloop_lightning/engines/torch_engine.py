@@ -16,7 +16,7 @@ rows.py computes the logits, sampling.py samples from them. The only device sync
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -28,6 +28,7 @@ from rloop_lightning.engines.products import products_in
 from rloop_lightning.engines.routed_experts import RoutedExpertsRecord
 from rloop_lightning.engines.rows import Rows, rows_at_once
 from rloop_lightning.engines.sampling import sample_tokens
+from rloop_lightning.errors import NonFiniteError
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.model.shapes import rounded_up
 from rloop_lightning.system.fields import LeftOpenUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveInt
@@ -89,6 +90,7 @@ class TorchEngine(RolloutEngine):
             RuntimeError: no policy is bound.
             ValueError: a prompt is empty, or does not fit the model together with `max_new_tokens`.
             TypeError: the model has no KV cache.
+            NonFiniteError: logits are NaN or infinite.
         """
         if self._policy is None:
             raise RuntimeError("TorchEngine.generate needs a policy; call bind(policy) first")
@@ -105,7 +107,7 @@ class TorchEngine(RolloutEngine):
                 uniforms = torch.rand(end - start, sampling.max_new_tokens, generator=generator).to(policy.device)
                 first, last = start // n, (end - 1) // n
                 prompt_of_row = torch.arange(start, end, device=policy.device) // n - first
-                wave = _decode(policy, prompts[first : last + 1], prompt_of_row, uniforms, sampling, dtype)
+                wave = _decode(policy, prompts[first : last + 1], prompt_of_row, uniforms, sampling, dtype, self.report)
                 sources = [(problems[row // n], prompt_ids[row // n]) for row in range(start, end)]
                 rollouts += _collect(policy, sources, prompt_of_row, *wave)
         return rollouts
@@ -149,6 +151,7 @@ def _decode(
     uniforms: Tensor,
     sampling: SamplingParams,
     dtype: torch.dtype,
+    report: Callable[[int, int], None],
 ) -> tuple[Tensor, Tensor, Tensor, RoutedExpertsRecord | None]:
     """Sample a completion for every row of a wave.
 
@@ -156,6 +159,7 @@ def _decode(
         prompts: P token lists.
         prompt_of_row: [R] int64, the prompt each row continues.
         uniforms: [R, T] in [0, 1), one number per token.
+        report: called after each token with the numbers of tokens and of complete rows since the last call.
 
     Returns:
         Tokens [R, T] int64, their logprobs [R, T] float32, and whether each is a stop token [R, T] bool. Values after a
@@ -176,12 +180,18 @@ def _decode(
         else RoutedExpertsRecord([len(prompt) for prompt in prompts], batch.routed_experts)
     )
     batch.select(prompt_of_row)
+    before = len(rows)  # unfinished rows
     for step in range(sampling.max_new_tokens):
         token, logprob = sample_tokens(batch.logits, uniforms[rows, step], sampling)  # [B], [B]
         tokens[rows, step], logprobs[rows, step] = token, logprob
+        if step == 0:
+            _check_finite(logprob)
         live &= ~torch.isin(token, stop_token_ids)
         live_count = int(live.sum())
-        if live_count == 0 or step + 1 == sampling.max_new_tokens:
+        is_last = live_count == 0 or step + 1 == sampling.max_new_tokens
+        report(before, before if is_last else before - live_count)
+        before = live_count
+        if is_last:
             break
         if live_count <= _COMPACT_BELOW * len(live):
             kept = live.sort(descending=True, stable=True).indices[
@@ -193,6 +203,12 @@ def _decode(
         if record is not None and batch.routed_experts is not None:
             record.add(rows, batch.routed_experts)
     return tokens, logprobs, torch.isin(tokens, stop_token_ids), record
+
+
+def _check_finite(logprobs: Tensor) -> None:
+    """Raise NonFiniteError if a sampled token's logprob [R] is not finite, which only NaN or infinite logits cause."""
+    if bad := int((~logprobs.isfinite()).sum()):
+        raise NonFiniteError(f"the policy's logits are NaN or infinite, in {bad} of {len(logprobs)} rollouts")
 
 
 def _collect(
@@ -216,6 +232,7 @@ def _collect(
     # Copies, so that a stored rollout does not keep its whole wave in memory.
     completions = [row[:length].copy() for row, length in zip(tokens.cpu().numpy(), lengths, strict=True)]
     sampling_logprobs = [row[:length].copy() for row, length in zip(logprobs.cpu().numpy(), lengths, strict=True)]
+    _check_finite(torch.tensor([float(row.sum()) for row in sampling_logprobs]))
     experts = [None] * len(lengths) if record is None else record.of_rows(prompt_of_row.tolist(), lengths)
     texts = policy.decode([completion.tolist() for completion in completions])
     return [

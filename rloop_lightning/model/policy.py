@@ -14,6 +14,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from rloop_lightning.errors import RunFault
+from rloop_lightning.errors import NonFiniteError
 from rloop_lightning.model.agreement import takes_packed_rows
 from rloop_lightning.model.config import PolicyConfig, RoutingReplayMode, model_source, routing_faults
 from rloop_lightning.model.fused import fuse
@@ -237,7 +238,7 @@ class Policy(nn.Module):
         """Save as a plain Hugging Face folder with checksums. The folder appears whole or not at all.
 
         Raises:
-            RunFault: a weight is not finite.
+            NonFiniteError: a weight is not finite.
             WriteError: the folder can't be written.
         """
         self.check_finite()
@@ -254,17 +255,24 @@ class Policy(nn.Module):
         """Check that every weight is finite.
 
         Raises:
-            RunFault: names the first weight that is NaN or infinite.
+            NonFiniteError: names the first weight that is NaN or infinite.
         """
         if torch.isfinite(nn.utils.get_total_norm(self.parameters())):  # a single device sync
             return
         for name, weight in self.model.named_parameters():
             if not weight.isfinite().all():
-                raise RunFault(
-                    f"the policy's weight {name} holds NaN or infinite values; policy and checkpoint are not saved. "
-                    "The cause is a training step since the newest checkpoint: a learning rate that is too large "
-                    "(--algo.lr, --consolidate.lr), or a callback of your own (--trainer.callbacks)"
-                )
+                raise NonFiniteError(f"the policy's weight {name} holds NaN or infinite values")
+
+    @torch.no_grad()
+    def check_logprobs(self, batch: RolloutBatch) -> None:
+        """Check that the logprobs of a batch's first row are finite. Finite weights can give NaN logits.
+
+        Raises:
+            NonFiniteError: they are NaN or infinite.
+        """
+        row = replace(batch.select(torch.zeros(1, dtype=torch.int64)), routed_experts=None, old_routed_experts=None)
+        if not self.scores_no_grad(row).logprobs.isfinite().all():
+            raise NonFiniteError("the policy's weights are finite, but its logits are NaN or infinite")
 
 
 def _stop_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:

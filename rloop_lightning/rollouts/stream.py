@@ -9,14 +9,16 @@ Both have a length, so Lightning does not prefetch. A prefetched rollout step wo
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from rloop_lightning.errors import RunFault
+from rloop_lightning.rollouts.listener import StreamListener
 from rloop_lightning.rollouts.sampler import GroupSampler, SamplingCost
 from rloop_lightning.seeds import derive_seed
 from rloop_lightning.types import Group, Problem, Rollout, RolloutBatch, RolloutStep, SamplingParams, collate
@@ -40,7 +42,15 @@ class Explorer(Protocol):
 
 
 class NotEnoughGroupsError(RunFault):
-    """Dynamic sampling reached its limit before it had enough groups for a rollout step."""
+    """Dynamic sampling reached its limit before it had enough groups for a rollout step.
+
+    Args:
+        metrics: the metrics of that step.
+    """
+
+    def __init__(self, message: str, metrics: Mapping[str, float] = MappingProxyType({})) -> None:
+        super().__init__(message)
+        self.metrics = metrics
 
 
 class RolloutStream:
@@ -54,6 +64,10 @@ class RolloutStream:
         rollouts_per_problem: G, rollouts per group.
         steps: rollout steps in the phase.
         seed: seed of the problem order and of all sampling.
+        listeners: follow the sampling.
+
+    Attributes:
+        newest: the metrics of the newest sampled step, including one that had too few groups to train on.
     """
 
     def __init__(
@@ -66,6 +80,7 @@ class RolloutStream:
         rollouts_per_problem: int,
         steps: int,
         seed: int,
+        listeners: Sequence[StreamListener] = (),
     ) -> None:
         self.sampler = sampler
         self.explorer = explorer
@@ -74,6 +89,8 @@ class RolloutStream:
         self.rollouts_per_problem = rollouts_per_problem
         self.steps = steps
         self.seed = seed
+        self.listeners = listeners
+        self.newest: Mapping[str, float] = {}
         self.position = 0  # rollout steps yielded so far
         self.drawn = 0  # problems drawn so far, over all passes
         self.share_kept = 1.0  # share of the latest groups that were kept; decides how many to request
@@ -112,28 +129,35 @@ class RolloutStream:
         most = self.problems_per_step * self.explorer.max_generation_batches
         while (missing := self.problems_per_step - len(kept)) > 0:
             if len(generated) >= most:
-                raise NotEnoughGroupsError(self._too_few(len(kept), len(generated)))
+                self._measure(generated, kept, cost)
+                raise NotEnoughGroupsError(self._too_few(len(kept), len(generated)), self.newest)
             wanted = missing if self.share_kept == 1 else math.ceil(_HEADROOM * missing / self.share_kept)
             wanted = min(wanted, _MOST_STEPS_PER_CALL * self.problems_per_step, most - len(generated))
+            for listener in self.listeners:
+                listener.sampling(kept=len(kept), needed=self.problems_per_step, drawn=len(generated))
             sampling = self.sampler.engine.sampling(derive_seed(self.seed, self.position, len(generated)))
             groups = self.sampler.sample(self._draw(wanted), self.rollouts_per_problem, sampling, cost)
             generated += groups
             kept += [group for group in groups if self.explorer.keep_group(group)]
             self.share_kept = max(len(kept), 1) / len(generated)
         self._add_cost(cost)
+        self._measure(generated, kept, cost)
         trained = self.explorer.replayed(kept[: self.problems_per_step], sampling)
         batch = self.explorer.make_batch(trained, sampling)
-        counts = {f"reward/{name}": value for name, value in self.sampler.reward.metrics().items()}
-        metrics = {**_step_metrics(generated, kept, cost), **counts}
         rollouts = tuple(rollout for group in trained for rollout in group.rollouts)
-        return RolloutStep(self.position, tuple(generated), batch, metrics, rollouts)
+        return RolloutStep(self.position, tuple(generated), batch, self.newest, rollouts)
+
+    def _measure(self, generated: Sequence[Group], kept: Sequence[Group], cost: SamplingCost) -> None:
+        """Compute the metrics of the sampled step, and tell the listeners."""
+        counts = {f"reward/{name}": value for name, value in self.sampler.reward.metrics().items()}
+        self.newest = {**_step_metrics(generated, kept, cost), **counts}
+        for listener in self.listeners:
+            listener.sampled(self.position, generated, self.newest)
 
     def _too_few(self, kept: int, generated: int) -> str:
         return (
             f"rollout step {self.position + 1}: only {kept} of {generated} problems gave a group with both right and "
-            f"wrong rollouts; the step needs {self.problems_per_step}. The problems are too hard or too easy for this "
-            "policy: change --data, raise --loop.rollouts_per_problem or --algo.max_generation_batches, or set "
-            "--algo.dynamic_sampling false"
+            f"wrong rollouts; the step needs {self.problems_per_step}"
         )
 
     def _draw(self, count: int) -> list[Problem]:
@@ -209,6 +233,7 @@ def _step_metrics(generated: Sequence[Group], kept: Sequence[Group], cost: Sampl
         "rollout/reward_mean": float(np.mean([rollout.reward for rollout in rollouts])),
         "rollout/success_rate": float(np.mean([rollout.success for rollout in rollouts])),
         "rollout/solved_rate": float(np.mean([group.success_count > 0 for group in generated])),
+        "rollout/all_right_rate": float(np.mean([group.success_count == len(group.rollouts) for group in generated])),
         "rollout/kept_rate": len(kept) / len(generated),
         "rollout/length_tokens": float(np.mean([rollout.length for rollout in rollouts])),
         "rollout/truncated_rate": float(np.mean([rollout.finish_reason == "length" for rollout in rollouts])),

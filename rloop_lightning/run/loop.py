@@ -32,6 +32,7 @@ from rloop_lightning.rollouts.expert_set import read_expert_set
 from rloop_lightning.rollouts.filter import build_expert_set
 from rloop_lightning.rollouts.sampler import GroupSampler, SamplingCost
 from rloop_lightning.rollouts.stream import ExpertStream, RolloutStream
+from rloop_lightning.run.diagnosis import PhaseWatch, explaining
 from rloop_lightning.run.folder import RunFolder
 from rloop_lightning.run.handover import select_final, write_results
 from rloop_lightning.run.metrics_csv import RunMetrics, column, result_step
@@ -112,7 +113,8 @@ class LoopRunner:
             # Our code never reads the global random state. User code that does gets the same state after a resume.
             L.seed_everything(derive_seed(self.parts.seed, stage.name, stage.phase) % 2**32, verbose=False)
             started = perf_counter()
-            outcome = self._run_stage(stage, state)
+            with explaining(self.folder, stage, self.parts):
+                outcome = self._run_stage(stage, state)
             outcome = replace(outcome, spent=outcome.spent + Budget(seconds=perf_counter() - started))
             state = state.after(self.stages, outcome)
             self.folder.save_state(state)
@@ -136,6 +138,7 @@ class LoopRunner:
         """Train phi: the round's initial policy, trained by the algorithm. Every rollout goes to the pool."""
         loop = self.parts.loop
         self.weights.use(self.folder.initial_policy(stage))
+        watch = PhaseWatch(self.folder, stage, self.parts, self.policy, self._title(stage))
         algorithm = copy.deepcopy(self.parts.algorithm)
         algorithm.policy = self.policy
         algorithm.pools = self.folder.pools(stage)
@@ -168,11 +171,12 @@ class LoopRunner:
         optimizer_steps, skipped = self.phases.fit(algorithm, stream, stage, self._progress(stage, state), callbacks)
         self.weights.save(self.folder.policy(stage))
         ended_early = f"{self._title(stage)} ended after {stream.position} of {stream.steps} rollout steps"
+        wrong = watch.note(ended_early=stream.position < stream.steps)
         norms = column(self.folder.metrics, stage.round, stage.phase, "grad/norm_preclip_max")
         return StageOutcome(
             spent=Budget(stream.position, optimizer_steps, stream.cost.rollouts, stream.cost.tokens),
             results={stage.name: {"grad/norm_preclip_max": max(norms, default=float("nan"))}},
-            note="; ".join(filter(None, [ended_early if stream.position < stream.steps else "", skipped])),
+            note="; ".join(filter(None, [ended_early if stream.position < stream.steps else "", skipped, wrong])),
         )
 
     def _consolidate(self, stage: Stage, state: LoopState) -> StageOutcome:
@@ -196,6 +200,7 @@ class LoopRunner:
             note = f"round {stage.round + 1}: the expert set is empty (--filter.max_success_rate); {what_now}"
             _log.warning(note)
             return StageOutcome(results=results, note=note, stops=stops)
+        watch = PhaseWatch(self.folder, stage, self.parts, self.policy, self._title(stage))
         module = copy.deepcopy(self.parts.consolidation)
         module.policy = self.policy
         rollouts = self._expert_rollouts(expert_file)
@@ -208,7 +213,8 @@ class LoopRunner:
         )
         optimizer_steps, skipped = self.phases.fit(module, stream, stage, self._progress(stage, state))
         self.weights.save(policy_folder)
-        return StageOutcome(Budget(optimizer_steps=optimizer_steps), results, note=skipped)
+        note = "; ".join(filter(None, [skipped, watch.note(ended_early=stream.position < len(stream))]))
+        return StageOutcome(Budget(optimizer_steps=optimizer_steps), results, note=note)
 
     def _evaluate(self, stage: Stage) -> StageOutcome:
         """Measure pass@k of a policy on every evaluation set, with the same problems and seeds for all policies."""
