@@ -11,7 +11,7 @@ same cause as an uninterrupted one.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rloop_lightning.callbacks.trends import Fall, Steps, changes, fall, rollouts_in, surge, total
@@ -92,6 +92,28 @@ def diagnose(steps: Steps, phase: Phase) -> Diagnosis | None:
         if found := rule(steps, phase):
             return found
     return None
+
+
+def first_step_faults(metrics: Mapping[str, float], phase: Phase) -> list[Diagnosis]:
+    """Why the first rollout step of a run gives nothing to learn from; empty if it gives something.
+
+    Args:
+        metrics: the metrics of the step.
+    """
+    steps = [metrics]
+    found = [_nothing_ends(steps, phase), _no_success(steps, phase), _always_right(steps, phase)]
+    return list(dict.fromkeys(one for one in found if one is not None))
+
+
+def _always_right(steps: Steps, phase: Phase) -> Diagnosis | None:
+    """Every rollout is a success."""
+    count = rollouts_in(steps)
+    if not count or _rate(steps) < 1:
+        return None
+    return Diagnosis(
+        f"all {count:,} rollouts are right: the problems are too easy for this policy, or the reward always pays",
+        in_new_run=("harder problems (--data)", "another --reward"),
+    )
 
 
 def _not_finite(steps: Steps, phase: Phase) -> Diagnosis | None:
@@ -189,7 +211,7 @@ def _no_success(steps: Steps, phase: Phase) -> Diagnosis | None:
     count = rollouts_in(steps)
     if not count or _rate(steps) > 0:
         return None
-    if found := nothing_ends(steps, phase):
+    if found := _nothing_ends(steps, phase):
         return found
     if total(steps, "reward/unparsable") >= count:
         return Diagnosis(
@@ -204,7 +226,7 @@ def _no_success(steps: Steps, phase: Phase) -> Diagnosis | None:
     )
 
 
-def nothing_ends(steps: Steps, phase: Phase) -> Diagnosis | None:
+def _nothing_ends(steps: Steps, phase: Phase) -> Diagnosis | None:
     """Nearly every completion is truncated at the length limit."""
     count = rollouts_in(steps)
     truncated = total(steps, "rollout/truncated_rate", weights="rollout/generated_rollouts")

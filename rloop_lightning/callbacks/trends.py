@@ -98,7 +98,7 @@ def changes(steps: Steps, since: Mapping[str, Any] | None = None) -> str:
     seen = steps[start:]
     if len(seen) < 2:
         return ""
-    told = []
+    told: list[str] = []
     for title, name in _TOLD.items():
         values = [step[name] for step in seen if name in step]
         if len(values) < 2 or (title == "loss" and told):  # the loss of an exploration says little

@@ -10,8 +10,15 @@ from rloop_lightning.types import Group
 class StreamListener:
     """Follows the sampling of rollout steps; override what you need."""
 
-    def sampling(self, *, kept: int, needed: int, drawn: int) -> None:
-        """Before each engine call of a rollout step: the numbers of groups kept, needed and drawn so far."""
+    def sampling(self, *, kept: int, needed: int, drawn: int, tokens: int) -> None:
+        """Before each engine call of a rollout step: what the step has so far.
+
+        Args:
+            kept: groups kept.
+            needed: groups that the step trains on.
+            drawn: groups generated.
+            tokens: completion tokens generated.
+        """
 
     def sampled(self, step: int, groups: Sequence[Group], metrics: Mapping[str, float]) -> None:
         """All groups of a rollout step are there, before it trains, or too few for it to train.

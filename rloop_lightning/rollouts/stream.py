@@ -134,7 +134,9 @@ class RolloutStream:
             wanted = missing if self.share_kept == 1 else math.ceil(_HEADROOM * missing / self.share_kept)
             wanted = min(wanted, _MOST_STEPS_PER_CALL * self.problems_per_step, most - len(generated))
             for listener in self.listeners:
-                listener.sampling(kept=len(kept), needed=self.problems_per_step, drawn=len(generated))
+                listener.sampling(
+                    kept=len(kept), needed=self.problems_per_step, drawn=len(generated), tokens=cost.tokens
+                )
             sampling = self.sampler.engine.sampling(derive_seed(self.seed, self.position, len(generated)))
             groups = self.sampler.sample(self._draw(wanted), self.rollouts_per_problem, sampling, cost)
             generated += groups

@@ -55,7 +55,7 @@ class PhaseWatch:
             too_few_groups: the metrics of the step that had too few groups to train on, if that ended the phase.
         """
         rows = _rows(self.folder, self.stage)
-        stopped = ended_early and too_few_groups is None and bool(rows) and rows[-1]["grad/skipped_updates"] > 0
+        stopped = ended_early and too_few_groups is None and bool(rows) and rows[-1].get("grad/skipped_updates", 0) > 0
         phase = replace(
             phase_of(self.stage, self.parts),
             ended_by_gradient=stopped,
@@ -80,8 +80,8 @@ def explaining(folder: RunFolder, stage: Stage, parts: Parts) -> Iterator[None]:
     try:
         yield
     except (NonFiniteError, NotEnoughGroupsError) as fault:
-        made_by, rows = _training(folder, stage)
         metrics = fault.metrics if isinstance(fault, NotEnoughGroupsError) else None
+        made_by, rows = _training(folder, stage) if metrics is None else (stage, _rows(folder, stage))
         phase = replace(
             phase_of(made_by or stage, parts),
             not_finite=isinstance(fault, NonFiniteError),

@@ -24,7 +24,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from rloop_lightning.callbacks.capture import RolloutCapture
 from rloop_lightning.callbacks.evaluation import InsideEvaluation
-from rloop_lightning.callbacks.progress import PhaseProgress, open_bar
+from rloop_lightning.callbacks.progress import PhaseProgress
 from rloop_lightning.errors import Stopped
 from rloop_lightning.evaluation.evaluator import Evaluator
 from rloop_lightning.model.policy import Policy
@@ -37,6 +37,7 @@ from rloop_lightning.run.folder import RunFolder
 from rloop_lightning.run.handover import select_final, write_results
 from rloop_lightning.run.metrics_csv import RunMetrics, column, result_step
 from rloop_lightning.run.parts import Parts
+from rloop_lightning.run.progress import completion_log, evaluation_progress, phase_progress
 from rloop_lightning.run.resume import check_pool, last_good_state
 from rloop_lightning.run.state import Budget, LoopState, Stage, StageOutcome, plan
 from rloop_lightning.run.trainer import MakeTrainer, PhaseTrainer, new_trainer
@@ -143,6 +144,7 @@ class LoopRunner:
         algorithm.policy = self.policy
         algorithm.pools = self.folder.pools(stage)
         seed = derive_seed(self.parts.seed, "explore", stage.round)
+        progress = self._progress(stage, state)
         stream = RolloutStream(
             self.sampler,
             algorithm,
@@ -151,6 +153,7 @@ class LoopRunner:
             rollouts_per_problem=loop.rollouts_per_problem,
             steps=loop.explore_steps * (1 if self.parts.consolidation else loop.rounds),
             seed=seed,
+            listeners=[progress, completion_log(progress.title, stage, self.parts, self.policy)],
         )
         pool = self.folder.pool(stage)
         pool.drop_after(self.folder.steps_done(stage))
@@ -168,7 +171,7 @@ class LoopRunner:
         if self.parts.evaluation.every_n_steps and self.parts.sets_inside:
             every = self.parts.evaluation.every_n_steps
             callbacks.append(InsideEvaluation(self.evaluator, self.parts.sets_inside, every))
-        optimizer_steps, skipped = self.phases.fit(algorithm, stream, stage, self._progress(stage, state), callbacks)
+        optimizer_steps, skipped = self.phases.fit(algorithm, stream, stage, progress, callbacks)
         self.weights.save(self.folder.policy(stage))
         ended_early = f"{self._title(stage)} ended after {stream.position} of {stream.steps} rollout steps"
         wrong = watch.note(ended_early=stream.position < stream.steps)
@@ -221,16 +224,15 @@ class LoopRunner:
         self._use(stage)
         self.policy.to(self.device)
         metrics: dict[str, float] = {}
-        sets = self.parts.sets_between
+        cost = SamplingCost()
         title = f"{self._title(stage)} {stage.which}"
-        with self.signals.at_once(), open_bar(total=len(sets), title=title, unit="set") as bar:
-            for name in sets:
-                metrics |= self.evaluator([name], SamplingCost())
-                bar.set_postfix_str(f"{name} pass@1 {metrics[f'eval/{name}/pass@1']:.3f}", refresh=False)
-                bar.update()
+        with self.signals.at_once(), evaluation_progress(title, self.parts) as progress:
+            for name in self.parts.sets_between:
+                metrics |= self.evaluator([name], cost)
+                progress.measured(name, metrics[f"eval/{name}/pass@1"])
         step = result_step(stage)
         record = RunMetrics(self.folder.metrics, stage.round, "evaluate", keep_before=step)
-        record.log_metrics(metrics, step=step)
+        record.log_metrics({**metrics, "time/evaluate_s": cost.generate_s + cost.reward_s}, step=step)
         return StageOutcome(results={stage.name: metrics})
 
     def _hand_over(self, state: LoopState) -> LoopState:
@@ -252,10 +254,7 @@ class LoopRunner:
         self.weights.use(None if stage.which == "base" else self.folder.policy(stage))
 
     def _progress(self, stage: Stage, state: LoopState) -> PhaseProgress:
-        """The phase's progress bar. It starts with the last pass@1 on the first set evaluated inside phases."""
-        name = next(iter(self.parts.sets_inside), "")
-        known = [result[key] for result in state.results.values() if (key := f"eval/{name}/pass@1") in result]
-        return PhaseProgress(self._title(stage), known[-1] if known else None)
+        return phase_progress(self._title(stage), stage, state, self.folder, self.parts)
 
     def _drop_checkpoints(self, stage: Stage) -> None:
         """Delete checkpoints of complete phases: their policies are saved, and checkpoints include optimizer state.

@@ -23,6 +23,7 @@ _FREE_ON_RESUME = (
     "debug",
     "loop.select",
     "loop.checkpoint_every_n_steps",
+    "loop.show_completions",
     "gradient.",
     "trainer.",
     "engine.max_rows",

@@ -40,6 +40,8 @@ class LoopConfig:
             initial policy, or `stop` the run.
         checkpoint_every_n_steps: training steps between checkpoints, from which --resume continues; 0 saves them only
             on SIGTERM and Ctrl-C.
+        show_completions: rollout steps between sample completions in the log, a right and a wrong one, beginning with
+            the first step; 0 shows none.
     """
 
     rounds: PositiveInt = 3
@@ -49,6 +51,7 @@ class LoopConfig:
     select: Select = "last"
     on_empty_expert_set: Literal["continue", "stop"] = "continue"
     checkpoint_every_n_steps: NonNegativeInt = 10
+    show_completions: NonNegativeInt = 50
 
     def __post_init__(self) -> None:
         check_fields(self, "--loop")
