@@ -65,7 +65,7 @@ class PhaseWatch:
         found = diagnose(_with(rows, too_few_groups), phase)
         if found is None:
             return ""
-        note = f"{self.title}: {found.cause}; what helps: {' or '.join([*found.at_resume, *found.in_new_run])}"
+        note = f"{self.title}: {found.cause}; what may help: {' or '.join([*found.at_resume, *found.in_new_run])}"
         _log.warning(note)
         return note
 
@@ -145,7 +145,7 @@ def _how_to_go_on(found: Diagnosis, folder: RunFolder, stage: Stage, *, repeatab
     """
     done = folder.steps_done(stage) if stage.phase != "evaluate" else 0
     spoilt = found.last_good_step is not None and done > found.last_good_step
-    anew = f"start a new run with {' or '.join([*found.in_new_run])}" if found.in_new_run else ""
+    anew = f"start a new run with {' or '.join(found.in_new_run)}" if found.in_new_run else ""
     if not found.at_resume:
         return anew
     if spoilt or not repeatable:
