@@ -292,4 +292,4 @@ def _more_rollouts(phase: Phase) -> str:
 
 def _bound(phase: Phase, norms: Sequence[float]) -> str:
     """A bound of the gradient norm that the phase would not have exceeded."""
-    return f"--gradient.stop_above {10 * max(norms):.2g}" if norms else "--gradient.stop_above null"
+    return f"--gradient.stop_above {float(f'{10 * max(norms):.2g}'):g}" if norms else "--gradient.stop_above null"
