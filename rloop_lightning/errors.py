@@ -13,6 +13,14 @@ class RunFault(RuntimeError):
     """A fault during a run. Its message names the file or flag and says what to do. The command's exit code is 1."""
 
 
+class NonFiniteError(RunFault):
+    """A policy's weights or logits are NaN or infinite. The message says which; the run adds the cause and the fix."""
+
+
+class DiagnosedError(RunFault):
+    """A fault with its cause and the options that help. The message says whether and how the run can be resumed."""
+
+
 class DamagedError(RunFault):
     """A file's content is not what was written to it."""
 

@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from rloop_lightning.system.files import atomic_path
 from rloop_lightning.system.signals import StopSignals
+from rloop_lightning.types import RolloutStep
 
 _KEPT = 2
 """Checkpoints kept per phase: the newest, and a fallback in case it is damaged."""
@@ -19,8 +20,8 @@ class PhaseCheckpoint(Checkpoint):
 
     No checkpoint is saved after the last training step, because the loop then saves the policy. None is saved after a
     step that ended the phase early, because a resume would continue the phase. After a signal, it saves a checkpoint
-    and stops the run. Weights that are not finite raise an error after any step, before they are saved or generate
-    rollouts.
+    and stops the run. Weights or logits that are not finite raise an error after any step, before they are saved or
+    generate rollouts. So a resume never starts from them.
 
     Args:
         folder: folder of the checkpoints.
@@ -35,6 +36,8 @@ class PhaseCheckpoint(Checkpoint):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         pl_module.policy.check_finite()
+        with trainer.precision_plugin.forward_context():
+            pl_module.policy.check_logprobs(batch.batch if isinstance(batch, RolloutStep) else batch)
         step = batch_idx + 1
         is_due = self.every_n_steps > 0 and step % self.every_n_steps == 0
         if step == trainer.num_training_batches or trainer.should_stop or not (is_due or self.signals.noted):

@@ -16,9 +16,8 @@ from rloop_lightning.cli.arguments import UsageError
 from rloop_lightning.cli.dry_run import dry_run
 from rloop_lightning.cli.fit import RLoopCLI
 from rloop_lightning.cli.quiet import quiet_lightning
-from rloop_lightning.errors import PushError, RunFault, StateError, Stopped
+from rloop_lightning.errors import DiagnosedError, PushError, RunFault, StateError, Stopped
 from rloop_lightning.rewards.workers import WorkerStartError
-from rloop_lightning.rollouts.stream import NotEnoughGroupsError
 from rloop_lightning.run.handover import push_final
 from rloop_lightning.run.start import RunFolderError
 from rloop_lightning.system.signals import StopSignals
@@ -59,7 +58,7 @@ def _fit(arguments: Sequence[str], debug: bool, signals: StopSignals) -> int:
         state = runner.run(policy, signals)
     except StateError as error:
         return _complain(error, debug, code=2)
-    except (NotEnoughGroupsError, WorkerStartError) as error:
+    except (DiagnosedError, WorkerStartError) as error:
         return _complain(error, debug, code=1)
     except (RunFault, OSError) as error:
         return _complain(error, debug, code=1, advice=f"fix the cause, then resume with: {go_on}")

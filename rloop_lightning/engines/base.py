@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rloop_lightning.engines.stops import stop_faults
@@ -84,6 +84,15 @@ class RolloutEngine(ABC):
 
     reports_kept_tokens = False
     """Whether rollouts carry the tokens that top-k and top-p kept. An engine that does not is refused with either."""
+
+    on_progress: Callable[[int, int], None] | None = None
+    """Called during `generate` with the numbers of tokens and of complete rollouts since the last call, for progress
+    bars. An engine that can't tell before the end need not call it."""
+
+    def report(self, tokens: int, rollouts: int) -> None:
+        """Report progress to whoever follows it."""
+        if self.on_progress is not None:
+            self.on_progress(tokens, rollouts)
 
     def validate_with(self, policy: Policy) -> list[str]:
         """Conflicts of the settings with this policy, one message each, naming the flag and the fix."""

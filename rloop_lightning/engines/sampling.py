@@ -41,7 +41,8 @@ def sample_tokens(logits: Tensor, uniforms: Tensor, sampling: SamplingParams) ->
     Returns:
         Tokens [B] int64, never one with probability 0, and their logprobs [B] float32, nats. Logprobs are under the
         sampling distribution, renormalised after temperature, top-k and top-p; when greedy, under the softmax of the
-        logits. Then the kept tokens; None if nothing is truncated or `sampling` does not ask for them.
+        logits. Then the kept tokens; None if nothing is truncated or `sampling` does not ask for them. A row with a NaN
+        or positive infinite logit gets the logprob NaN and some token of the vocabulary.
     """
     rows = max(1, logits_per_piece(logits.device) // logits.shape[-1])
     pieces = zip(logits.split(rows), uniforms.split(rows), strict=True)
@@ -78,7 +79,8 @@ def _invert(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
     total = blocks[:, -1:]
     # Strictly below the total despite rounding, so that some block's cumulative weight exceeds it.
     wanted = (uniforms * total).minimum(torch.nextafter(total, torch.zeros_like(total)))
-    block = torch.searchsorted(blocks, wanted, right=True)  # [B, 1]
+    # NaN weights compare as larger than everything, and would select a block beyond the last.
+    block = torch.searchsorted(blocks, wanted, right=True).clamp(max=blocks.shape[-1] - 1)  # [B, 1]
     inside = weights.gather(1, block[:, :, None].expand(-1, -1, _BLOCK_TOKENS)).squeeze(1)  # [B, block]
     before = torch.where(block > 0, blocks.gather(-1, (block - 1).clamp(min=0)), 0.0)
     place = torch.searchsorted(inside.cumsum(-1), wanted - before, right=True).clamp(max=_BLOCK_TOKENS - 1)

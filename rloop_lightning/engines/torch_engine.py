@@ -17,7 +17,7 @@ counting unfinished rows; with stop strings, a second one finds the rows that ma
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -31,6 +31,7 @@ from rloop_lightning.engines.routed_experts import RoutedExpertsRecord
 from rloop_lightning.engines.rows import Rows, rows_at_once
 from rloop_lightning.engines.sampling import sample_tokens
 from rloop_lightning.engines.stops import Stops
+from rloop_lightning.errors import NonFiniteError
 from rloop_lightning.model.context import Context
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.model.shapes import rounded_up
@@ -101,6 +102,7 @@ class TorchEngine(RolloutEngine):
             RuntimeError: no policy is bound.
             ValueError: a prompt is empty, or does not fit the model together with `max_new_tokens`.
             TypeError: the model has no KV cache.
+            NonFiniteError: logits are NaN or infinite.
         """
         if self._policy is None:
             raise RuntimeError("TorchEngine.generate needs a policy; call bind(policy) first")
@@ -117,7 +119,9 @@ class TorchEngine(RolloutEngine):
                 uniforms = torch.rand(end - start, sampling.max_new_tokens, generator=generator).to(policy.device)
                 first, last = start // n, (end - 1) // n
                 prompt_of_row = torch.arange(start, end, device=policy.device) // n - first
-                wave = _decode(policy, prompts[first : last + 1], prompt_of_row, uniforms, sampling, stops, dtype)
+                wave = _decode(
+                    policy, prompts[first : last + 1], prompt_of_row, uniforms, sampling, stops, dtype, self.report
+                )
                 sources = [(problems[row // n], prompt_ids[row // n]) for row in range(start, end)]
                 rollouts += _collect(policy, sources, prompt_of_row, *wave)
         return rollouts
@@ -166,6 +170,7 @@ def _decode(
     sampling: SamplingParams,
     stops: Stops,
     dtype: torch.dtype,
+    report: Callable[[int, int], None],
 ) -> tuple[Tensor, Tensor, Tensor, RoutedExpertsRecord | None, KeptTokensRecord | None]:
     """Sample a completion for every row of a wave.
 
@@ -173,6 +178,7 @@ def _decode(
         prompts: P token lists.
         prompt_of_row: [R] int64, the prompt each row continues.
         uniforms: [R, T] in [0, 1), one number per token.
+        report: called after each token with the numbers of tokens and of complete rows since the last call.
 
     Returns:
         Tokens [R, T] int64, their logprobs [R, T] float32, and whether each ends its row [R, T] bool. Values after a
@@ -195,15 +201,21 @@ def _decode(
     )
     kept_record = KeptTokensRecord() if sampling.truncates and sampling.report_kept_tokens else None
     batch.select(prompt_of_row)
+    before = len(rows)  # unfinished rows
     for step in range(sampling.max_new_tokens):
         token, logprob, kept_tokens = sample_tokens(batch.logits, uniforms[rows, step], sampling)  # [B], [B]
         tokens[rows, step], logprobs[rows, step] = token, logprob
+        if step == 0:
+            _check_finite(logprob)
         ends[rows, step] = ended = stops.ended(tokens, rows, step, live)
         if kept_record is not None and kept_tokens is not None:
             kept_record.add(rows, kept_tokens)
         live &= ~ended
         live_count = int(live.sum())
-        if live_count == 0 or step + 1 == sampling.max_new_tokens:
+        is_last = live_count == 0 or step + 1 == sampling.max_new_tokens
+        report(before, before if is_last else before - live_count)
+        before = live_count
+        if is_last:
             break
         if live_count <= _COMPACT_BELOW * len(live):
             kept = live.sort(descending=True, stable=True).indices[
@@ -215,6 +227,12 @@ def _decode(
         if record is not None and batch.routed_experts is not None:
             record.add(rows, batch.routed_experts)
     return tokens, logprobs, ends, record, kept_record
+
+
+def _check_finite(logprobs: Tensor) -> None:
+    """Raise NonFiniteError if a sampled token's logprob [R] is not finite, which only NaN or infinite logits cause."""
+    if bad := int((~logprobs.isfinite()).sum()):
+        raise NonFiniteError(f"the policy's logits are NaN or infinite, in {bad} of {len(logprobs)} rollouts")
 
 
 def _collect(
@@ -239,6 +257,7 @@ def _collect(
     # Copies, so that a stored rollout does not keep its whole wave in memory.
     completions = [row[:length].copy() for row, length in zip(tokens.cpu().numpy(), lengths, strict=True)]
     sampling_logprobs = [row[:length].copy() for row, length in zip(logprobs.cpu().numpy(), lengths, strict=True)]
+    _check_finite(torch.tensor([float(row.sum()) for row in sampling_logprobs]))
     experts = [None] * len(lengths) if record is None else record.of_rows(prompt_of_row.tolist(), lengths)
     kept = [(None, None)] * len(lengths) if kept_record is None else kept_record.of_rows(lengths)
     texts = policy.decode([completion.tolist() for completion in completions])

@@ -131,6 +131,11 @@ class Head:
     def _check(self, model: Any) -> None:
         ids = torch.arange(4, device=next(model.parameters()).device)[None]
         expected = model(input_ids=ids, use_cache=False).logits.float()
+        if not expected.isfinite().all():
+            raise ValueError(
+                f"{type(model).__name__} computes NaN or infinite logits: its weights are damaged, or overflow in "
+                f"{str(model.dtype).removeprefix('torch.')} (--policy.dtype)"
+            )
         hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
         if not torch.allclose(
             self.open(model, hidden.dtype)(hidden), expected, rtol=1e-2, atol=1e-3 * float(expected.abs().max())

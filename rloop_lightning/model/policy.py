@@ -11,9 +11,9 @@ that can't take packed rows gets padded ones (agreement.py). Logprobs are comput
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from rloop_lightning.errors import RunFault
+from rloop_lightning.errors import NonFiniteError
 from rloop_lightning.model.agreement import takes_packed_rows
 from rloop_lightning.model.config import PolicyConfig, RoutingReplayMode, model_source, routing_faults
 from rloop_lightning.model.context import context_of
@@ -39,12 +39,10 @@ from rloop_lightning.model.packed_attention import switch_attention
 from rloop_lightning.model.packing import pack, packed_micro_batches
 from rloop_lightning.model.routing_replay import ForwardPass, RoutingReplay
 from rloop_lightning.model.scores import completion_tokens, packed_states, padded_states, recomputing
-from rloop_lightning.model.stop_tokens import as_ids, end_of_turn_id, stop_token_ids
+from rloop_lightning.model.stop_tokens import ends_of_completions
 from rloop_lightning.system.checksums import write_checksums
 from rloop_lightning.system.files import atomic_path
 from rloop_lightning.types import RolloutBatch, TokenScores
-
-_log = logging.getLogger(__name__)
 
 
 class Policy(nn.Module):
@@ -78,7 +76,7 @@ class Policy(nn.Module):
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.max_tokens_per_micro_batch = max_tokens_per_micro_batch
-        self.stop_token_ids = _stop_token_ids(model, tokenizer)
+        self.stop_token_ids = ends_of_completions(model, tokenizer)
         self.context = context_of(model.config.get_text_config())
         self.head = Head.of(model, head_dtype)
         self.packs = takes_packed_rows(model, self.head)
@@ -249,7 +247,7 @@ class Policy(nn.Module):
             texts: further files by name; one replaces the model's or tokenizer's own of that name.
 
         Raises:
-            RunFault: a weight is not finite.
+            NonFiniteError: a weight is not finite.
             WriteError: the folder can't be written.
         """
         self.check_finite()
@@ -268,27 +266,21 @@ class Policy(nn.Module):
         """Check that every weight is finite.
 
         Raises:
-            RunFault: names the first weight that is NaN or infinite.
+            NonFiniteError: names the first weight that is NaN or infinite.
         """
         if torch.isfinite(nn.utils.get_total_norm(self.parameters())):  # a single device sync
             return
         for name, weight in self.model.named_parameters():
             if not weight.isfinite().all():
-                raise RunFault(
-                    f"the policy's weight {name} holds NaN or infinite values; policy and checkpoint are not saved. "
-                    "The cause is a training step since the newest checkpoint: a learning rate that is too large "
-                    "(--algo.lr, --consolidate.lr), or a callback of your own (--trainer.callbacks)"
-                )
+                raise NonFiniteError(f"the policy's weight {name} holds NaN or infinite values")
 
+    @torch.no_grad()
+    def check_logprobs(self, batch: RolloutBatch) -> None:
+        """Check that the logprobs of a batch's first row are finite. Finite weights can give NaN logits.
 
-def _stop_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """All tokens that end a completion. The saved model's generation config names them, too."""
-    configured = model.generation_config.eos_token_id
-    found = stop_token_ids(configured, tokenizer)
-    if not found:
-        raise ValueError("neither the tokenizer nor generation_config.json names an EOS token")
-    end = end_of_turn_id(tokenizer)
-    if end is not None and end not in {tokenizer.eos_token_id, *as_ids(configured)}:
-        model.generation_config.eos_token_id = sorted(found)
-        _log.info(f"completions also end at {tokenizer.convert_ids_to_tokens(end)}, as the chat template's turns do")
-    return found
+        Raises:
+            NonFiniteError: they are NaN or infinite.
+        """
+        row = replace(batch.select(torch.zeros(1, dtype=torch.int64)), routed_experts=None, old_routed_experts=None)
+        if not self.scores_no_grad(row).logprobs.isfinite().all():
+            raise NonFiniteError("the policy's weights are finite, but its logits are NaN or infinite")

@@ -45,3 +45,20 @@ def end_of_turn_id(tokenizer: Any) -> int | None:
     found = [(token.content, number) for number, token in tokenizer.added_tokens_decoder.items()]
     ends = [(len(content), number) for content, number in found if content and after.startswith(content)]
     return max(ends)[1] if reply and ends else None
+
+
+def ends_of_completions(model: Any, tokenizer: Any) -> frozenset[int]:
+    """All tokens that end a completion. The saved model's generation config names them, too.
+
+    Raises:
+        ValueError: there is none.
+    """
+    configured = model.generation_config.eos_token_id
+    found = stop_token_ids(configured, tokenizer)
+    if not found:
+        raise ValueError("neither the tokenizer nor generation_config.json names an EOS token")
+    end = end_of_turn_id(tokenizer)
+    if end is not None and end not in {tokenizer.eos_token_id, *as_ids(configured)}:
+        model.generation_config.eos_token_id = sorted(found)
+        _log.info(f"completions also end at {tokenizer.convert_ids_to_tokens(end)}, as the chat template's turns do")
+    return found

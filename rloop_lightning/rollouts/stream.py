@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -19,6 +20,7 @@ import torch
 
 from rloop_lightning.batching import collate
 from rloop_lightning.errors import RunFault
+from rloop_lightning.rollouts.listener import StreamListener
 from rloop_lightning.rollouts.sampler import GroupSampler, SamplingCost
 from rloop_lightning.seeds import derive_seed
 from rloop_lightning.types import Group, Problem, Rollout, RolloutBatch, RolloutStep, SamplingParams
@@ -31,13 +33,6 @@ OnTooFewGroups = Literal["end_phase", "train", "stop"]
 _HEADROOM = 1.1
 # If few groups are kept, the estimated share is unreliable. This bounds the groups per engine call.
 _MOST_STEPS_PER_CALL = 4
-
-
-_SHORTAGE_ADVICE = (
-    "The problems are too hard or too easy for this policy. Resume with --loop.on_too_few_groups end_phase (go on to "
-    "the filter) or train (train on fewer groups), with a larger --loop.rollouts_per_problem or "
-    "--algo.max_generation_batches, or with --algo.dynamic_sampling false"
-)
 
 
 class Explorer(Protocol):
@@ -53,7 +48,15 @@ class Explorer(Protocol):
 
 
 class NotEnoughGroupsError(RunFault):
-    """Dynamic sampling reached its limit before it had enough groups for a rollout step."""
+    """Dynamic sampling reached its limit before it had enough groups for a rollout step.
+
+    Args:
+        metrics: the metrics of that step.
+    """
+
+    def __init__(self, message: str, metrics: Mapping[str, float] = MappingProxyType({})) -> None:
+        super().__init__(message)
+        self.metrics = metrics
 
 
 class RolloutStream:
@@ -69,10 +72,12 @@ class RolloutStream:
         seed: seed of the problem order and of all sampling.
         on_too_few_groups: what to do if dynamic sampling reaches its limit before it has P groups: end the phase, train
             on the groups it has, or raise an error. With no group at all, `train` ends the phase.
+        listeners: follow the sampling.
 
     Attributes:
         shortage: why the phase ended early, or was short of groups; empty if it was not.
         unused: the groups of the step that ended the phase. No step trains on them.
+        newest: the metrics of the newest sampled step, including one that had too few groups to train on.
     """
 
     def __init__(
@@ -86,6 +91,7 @@ class RolloutStream:
         steps: int,
         seed: int,
         on_too_few_groups: OnTooFewGroups = "end_phase",
+        listeners: Sequence[StreamListener] = (),
     ) -> None:
         self.sampler = sampler
         self.explorer = explorer
@@ -97,6 +103,8 @@ class RolloutStream:
         self.on_too_few_groups = on_too_few_groups
         self.shortage = ""
         self.unused: tuple[Group, ...] = ()
+        self.listeners = listeners
+        self.newest: Mapping[str, float] = {}
         self.position = 0  # rollout steps yielded so far
         self.drawn = 0  # problems drawn so far, over all passes
         self.share_kept = 1.0  # share of the latest groups that were kept; decides how many to request
@@ -141,20 +149,30 @@ class RolloutStream:
         while (missing := self.problems_per_step - len(kept)) > 0 and len(generated) < most:
             wanted = missing if self.share_kept == 1 else math.ceil(_HEADROOM * missing / self.share_kept)
             wanted = min(wanted, _MOST_STEPS_PER_CALL * self.problems_per_step, most - len(generated))
+            for listener in self.listeners:
+                listener.sampling(
+                    kept=len(kept), needed=self.problems_per_step, drawn=len(generated), tokens=cost.tokens
+                )
             sampling = self.sampler.engine.sampling(derive_seed(self.seed, self.position, len(generated)))
             groups = self.sampler.sample(self._draw(wanted), self.rollouts_per_problem, sampling, cost)
             generated += groups
             kept += [group for group in groups if self.explorer.keep_group(group)]
             self.share_kept = max(len(kept), 1) / len(generated)
         self._add_cost(cost)
+        self._measure(generated, kept, cost)
         if missing > 0 and self._ends_with(kept, generated):
             return None
         trained = self.explorer.replayed(kept[: self.problems_per_step], sampling)
         batch = self.explorer.make_batch(trained, sampling)
-        counts = {f"reward/{name}": value for name, value in self.sampler.reward.metrics().items()}
-        metrics = {**_step_metrics(generated, kept, len(trained), cost), **counts}
         rollouts = tuple(rollout for group in trained for rollout in group.rollouts)
-        return RolloutStep(self.position, tuple(generated), batch, metrics, rollouts)
+        return RolloutStep(self.position, tuple(generated), batch, self.newest, rollouts)
+
+    def _measure(self, generated: Sequence[Group], kept: Sequence[Group], cost: SamplingCost) -> None:
+        """Compute the metrics of the sampled step, and tell the listeners."""
+        counts = {f"reward/{name}": value for name, value in self.sampler.reward.metrics().items()}
+        self.newest = {**_step_metrics(generated, kept, min(len(kept), self.problems_per_step), cost), **counts}
+        for listener in self.listeners:
+            listener.sampled(self.position, generated, self.newest)
 
     def _ends_with(self, kept: Sequence[Group], generated: Sequence[Group]) -> bool:
         """Whether the phase ends here, where only these groups were kept.
@@ -164,7 +182,7 @@ class RolloutStream:
         """
         self.shortage = self._too_few(len(kept), len(generated))
         if self.on_too_few_groups == "stop":
-            raise NotEnoughGroupsError(f"{self.shortage}. {_SHORTAGE_ADVICE}")
+            raise NotEnoughGroupsError(self.shortage, self.newest)
         if self.on_too_few_groups == "train" and kept:
             _log.warning(f"{self.shortage}; it trains on {len(kept)}")
             return False
@@ -252,6 +270,7 @@ def _step_metrics(
         "rollout/reward_mean": float(np.mean([rollout.reward for rollout in rollouts])),
         "rollout/success_rate": float(np.mean([rollout.success for rollout in rollouts])),
         "rollout/solved_rate": float(np.mean([group.success_count > 0 for group in generated])),
+        "rollout/all_right_rate": float(np.mean([group.success_count == len(group.rollouts) for group in generated])),
         "rollout/kept_rate": len(kept) / len(generated),
         "rollout/trained_groups": float(trained),
         "rollout/length_tokens": float(np.mean([rollout.length for rollout in rollouts])),

@@ -54,6 +54,7 @@ def consolidate(session: Session, stage: Stage, state: LoopState) -> StageOutcom
         note = _empty_set_note(session, stage, stats)
         session.weights.save(folder.policy(stage))
         return StageOutcome(results=results, note=note, stops=parts.loop.on_empty_expert_set == "stop")
+    watch = session.watch(stage)
     module = copy.deepcopy(parts.consolidation)
     module.policy = session.policy
     rollouts = _expert_rollouts(session, expert_file)
@@ -66,7 +67,8 @@ def consolidate(session: Session, stage: Stage, state: LoopState) -> StageOutcom
     )
     optimizer_steps, skipped = session.phases.fit(module, stream, stage, session.progress(stage, state))
     session.weights.save(folder.policy(stage))
-    return StageOutcome(Budget(optimizer_steps=optimizer_steps), results, note=skipped)
+    note = "; ".join(filter(None, [skipped, watch.note(ended_early=stream.position < len(stream))]))
+    return StageOutcome(Budget(optimizer_steps=optimizer_steps), results, note=note)
 
 
 def _empty_set_note(session: Session, stage: Stage, stats: ExpertStats) -> str:

@@ -27,6 +27,7 @@ _FREE = (
     "debug",
     "dry_run",
     "loop.select",
+    "loop.show_completions",
     "hub.",
     "loop.checkpoint_every_n_steps",
     "trainer.",
@@ -117,6 +118,11 @@ def find_edits(run: RunFolder, now: str, restart_from: str | None) -> Edits:
         return Edits(faults=[str(error)])
     faults = [f"--resume: {fault}" for edit in changes if (fault := position.fault(edit))]
     return Edits(changes, faults or position.useless(changes))
+
+
+def takes_effect_at_once(key: str) -> bool:
+    """Whether a resume may change this setting in the middle of a phase."""
+    return key.startswith((*_FREE, *_AT_ONCE))
 
 
 def restart_stage(run: RunFolder, stages: Sequence[Stage], restart_from: str) -> Stage:

@@ -9,11 +9,12 @@ from lightning.pytorch.callbacks import Callback
 
 from rloop_lightning.callbacks.capture import RolloutCapture
 from rloop_lightning.callbacks.evaluation import InsideEvaluation
-from rloop_lightning.callbacks.time_left import TimeLeft
+from rloop_lightning.callbacks.run_estimate import RunEstimate
 from rloop_lightning.evaluation.evaluator import Evaluator
 from rloop_lightning.rollouts.stream import RolloutStream
 from rloop_lightning.run.forecast import work_left
 from rloop_lightning.run.metrics_csv import column
+from rloop_lightning.run.progress import completion_log
 from rloop_lightning.run.session import Session
 from rloop_lightning.run.state import Budget, LoopState, Stage, StageOutcome
 from rloop_lightning.seeds import derive_seed
@@ -25,6 +26,7 @@ def explore(session: Session, evaluator: Evaluator, stage: Stage, state: LoopSta
     """Run the exploration, from the phase's newest checkpoint if there is one, and save phi."""
     folder, parts = session.folder, session.parts
     session.weights.use(folder.initial_policy(stage))
+    watch, progress = session.watch(stage), session.progress(stage, state)
     algorithm = copy.deepcopy(parts.algorithm)
     algorithm.policy = session.policy
     algorithm.pools = folder.pools(stage)
@@ -38,6 +40,7 @@ def explore(session: Session, evaluator: Evaluator, stage: Stage, state: LoopSta
         steps=state.explore_steps[stage.round],
         seed=seed,
         on_too_few_groups=parts.loop.on_too_few_groups,
+        listeners=[progress, completion_log(progress.title, stage, parts, session.policy)],
     )
     pool = folder.pool(stage)
     pool.drop_after(folder.steps_done(stage))
@@ -54,19 +57,22 @@ def explore(session: Session, evaluator: Evaluator, stage: Stage, state: LoopSta
             seed=seed,
         )
     ]
-    callbacks.append(TimeLeft(*work_left(parts, stage, folder.steps_done(stage))))
+    callbacks.append(RunEstimate(*work_left(parts, stage, folder.steps_done(stage))))
     if parts.evaluation.every_n_steps and parts.sets_inside:
         callbacks.append(InsideEvaluation(evaluator, parts.sets_inside, parts.evaluation.every_n_steps))
-    optimizer_steps, skipped = session.phases.fit(algorithm, stream, stage, session.progress(stage, state), callbacks)
+    optimizer_steps, skipped = session.phases.fit(algorithm, stream, stage, progress, callbacks)
     if stream.unused:
         name = f"unused-{stream.position + 1:06d}"
         pool.write(name, stream.unused, round=stage.round, rollout_step=stream.position, run_id=state.run_id)
     session.weights.save(folder.policy(stage))
+    wrong = watch.note(
+        ended_early=stream.position < stream.steps, too_few_groups=stream.newest if stream.unused else None
+    )
     norms = column(folder.metrics, stage.round, stage.phase, "grad/norm_preclip_max")
     return StageOutcome(
         spent=Budget(stream.position, optimizer_steps, stream.cost.rollouts, stream.cost.tokens),
         results={stage.name: {"grad/norm_preclip_max": max(norms, default=float("nan"))}},
-        note="; ".join(filter(None, [_early_end(session, stage, stream), skipped])),
+        note="; ".join(filter(None, [_early_end(session, stage, stream), skipped, wrong])),
     )
 
 

@@ -20,12 +20,12 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from rloop_lightning.callbacks.progress import open_bar
 from rloop_lightning.errors import Stopped
 from rloop_lightning.evaluation.evaluator import Evaluator
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.rollouts.sampler import GroupSampler, SamplingCost
 from rloop_lightning.run.consolidate import consolidate
+from rloop_lightning.run.diagnosis import explaining
 from rloop_lightning.run.edits import restart_stage
 from rloop_lightning.run.explore import explore
 from rloop_lightning.run.folder import RunFolder
@@ -33,6 +33,7 @@ from rloop_lightning.run.forecast import announce
 from rloop_lightning.run.handover import save_final, select_final, write_results
 from rloop_lightning.run.metrics_csv import RunMetrics, result_step
 from rloop_lightning.run.parts import Parts
+from rloop_lightning.run.progress import evaluation_progress
 from rloop_lightning.run.resume import last_good_state, restart
 from rloop_lightning.run.session import Session
 from rloop_lightning.run.state import Budget, LoopState, Stage, StageOutcome, plan
@@ -122,7 +123,8 @@ class LoopRunner:
             # Our code never reads the global random state. User code that does gets the same state after a resume.
             L.seed_everything(derive_seed(self.parts.seed, stage.name, stage.phase) % 2**32, verbose=False)
             started = perf_counter()
-            outcome = self._run_stage(stage, state)
+            with explaining(self.folder, stage, self.parts):
+                outcome = self._run_stage(stage, state)
             outcome = replace(outcome, spent=outcome.spent + Budget(seconds=perf_counter() - started))
             state = state.after(self.stages, outcome)
             self.folder.save_state(state)
@@ -153,16 +155,15 @@ class LoopRunner:
         self._use(stage)
         self.policy.to(self.device)
         metrics: dict[str, float] = {}
-        sets = self.parts.sets_between
+        cost = SamplingCost()
         title = f"{self.session.title(stage)} {stage.which}"
-        with self.signals.at_once(), open_bar(total=len(sets), title=title, unit="set") as bar:
-            for name in sets:
-                metrics |= self.evaluator([name], SamplingCost())
-                bar.set_postfix_str(f"{name} pass@1 {metrics[f'eval/{name}/pass@1']:.3f}", refresh=False)
-                bar.update()
+        with self.signals.at_once(), evaluation_progress(title, self.parts) as progress:
+            for name in self.parts.sets_between:
+                metrics |= self.evaluator([name], cost)
+                progress.measured(name, metrics[f"eval/{name}/pass@1"])
         step = result_step(stage)
         record = RunMetrics(self.folder.metrics, stage.round, "evaluate", keep_before=step)
-        record.log_metrics(metrics, step=step)
+        record.log_metrics({**metrics, "time/evaluate_s": cost.generate_s + cost.reward_s}, step=step)
         return StageOutcome(results={stage.name: metrics})
 
     def _hand_over(self, state: LoopState) -> LoopState:

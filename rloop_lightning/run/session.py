@@ -8,8 +8,10 @@ from rloop_lightning.callbacks.progress import PhaseProgress
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.rollouts.pool import RolloutPool
 from rloop_lightning.rollouts.sampler import GroupSampler
+from rloop_lightning.run.diagnosis import PhaseWatch
 from rloop_lightning.run.folder import RunFolder
 from rloop_lightning.run.parts import Parts
+from rloop_lightning.run.progress import phase_progress
 from rloop_lightning.run.state import LoopState, Stage
 from rloop_lightning.run.trainer import PhaseTrainer
 from rloop_lightning.run.weights import Weights
@@ -44,10 +46,12 @@ class Session:
         return f"round {stage.round + 1}/{rounds} {stage.phase}"
 
     def progress(self, stage: Stage, state: LoopState) -> PhaseProgress:
-        """The phase's progress bar. It starts with the last pass@1 on the first set evaluated inside phases."""
-        name = next(iter(self.parts.sets_inside), "")
-        known = [result[key] for result in state.results.values() if (key := f"eval/{name}/pass@1") in result]
-        return PhaseProgress(self.title(stage), known[-1] if known else None)
+        """The phase's progress bar."""
+        return phase_progress(self.title(stage), stage, state, self.folder, self.parts)
+
+    def watch(self, stage: Stage) -> PhaseWatch:
+        """Watches whether the phase trains the policy. Call it before the phase's first step."""
+        return PhaseWatch(self.folder, stage, self.parts, self.policy, self.title(stage))
 
     def earlier_pools(self, stage: Stage) -> list[RolloutPool]:
         """The pools of the rounds before the stage's."""

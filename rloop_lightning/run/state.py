@@ -48,6 +48,8 @@ class LoopConfig:
             the run with an error.
         checkpoint_every_n_steps: training steps between checkpoints, from which --resume continues; 0 saves them only
             on SIGTERM and Ctrl-C.
+        show_completions: rollout steps between sample completions in the log, a right and a wrong one, beginning with
+            the first step; 0 shows none.
     """
 
     rounds: PositiveInt = 3
@@ -58,6 +60,7 @@ class LoopConfig:
     on_empty_expert_set: Literal["continue", "stop", "error"] = "continue"
     on_too_few_groups: OnTooFewGroups = "end_phase"
     checkpoint_every_n_steps: NonNegativeInt = 10
+    show_completions: NonNegativeInt = 50
 
     def __post_init__(self) -> None:
         check_fields(self, "--loop")

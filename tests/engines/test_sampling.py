@@ -140,3 +140,27 @@ def test_the_kept_tokens_of_each_row_by_hand(settings: dict[str, float], expecte
 )
 def test_without_truncation_or_request_no_kept_tokens_are_reported(sampling: SamplingParams) -> None:
     assert sample_tokens(torch.zeros(2, 4), torch.zeros(2), sampling)[2] is None
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("vocabulary", [25, 128, 300])
+@pytest.mark.parametrize(
+    "sampling", [SamplingParams(1), SamplingParams(1, temperature=0), SamplingParams(1, top_k=3, top_p=0.5)]
+)
+def test_a_logit_that_is_not_finite_gives_a_logprob_that_is_not(
+    sampling: SamplingParams, vocabulary: int, bad: float
+) -> None:
+    logits = torch.randn(3, vocabulary, generator=torch.Generator().manual_seed(0))
+    expected = sample_tokens(logits, torch.full((3,), 0.9), sampling)
+    logits[1, vocabulary // 2] = bad
+    tokens, logprobs, _ = sample_tokens(logits, torch.full((3,), 0.9), sampling)
+    assert logprobs[1].isnan()
+    assert 0 <= int(tokens[1]) < vocabulary
+    for row in (0, 2):  # the other rows are what they were
+        assert (tokens[row], logprobs[row]) == (expected[0][row], expected[1][row])
+
+
+def test_logits_that_are_all_nan_give_a_token_of_the_vocabulary() -> None:
+    tokens, logprobs, _ = sample_tokens(torch.full((2, 300), math.nan), torch.tensor([0.0, 0.99]), SamplingParams(1))
+    assert logprobs.isnan().all()
+    assert (tokens < 300).all()

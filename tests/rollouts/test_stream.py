@@ -20,6 +20,7 @@ from builders import (
 )
 
 from rloop_lightning.algorithms.dapo import DAPO
+from rloop_lightning.rollouts.listener import StreamListener
 from rloop_lightning.rollouts.sampler import GroupSampler, SamplingCost
 from rloop_lightning.rollouts.stream import ExpertStream, NotEnoughGroupsError, RolloutStream
 from rloop_lightning.types import Scored
@@ -174,7 +175,49 @@ def test_at_the_cap_the_run_may_stop_with_an_error_with_the_numbers():
     message = str(raised.value)
     for part in ("rollout step 1:", f"only {kept} of 12 problems gave", "the step needs 3"):
         assert part in message
-    assert "--algo.max_generation_batches" in message
+    right = 1 / 2  # of each group of p2; all other groups are wrong
+    assert raised.value.metrics["rollout/success_rate"] == right * kept / 12
+    assert raised.value.metrics["rollout/kept_rate"] == kept / 12
+
+
+class Follower(StreamListener):
+    """Notes all that it is told."""
+
+    def __init__(self):
+        self.before_calls = []
+        self.steps = []
+
+    def sampling(self, *, kept, needed, drawn, tokens):
+        self.before_calls.append((kept, needed, drawn, tokens))
+
+    def sampled(self, step, groups, metrics):
+        self.steps.append((step, [group.problem.id for group in groups], dict(metrics)))
+
+
+def test_a_listener_follows_each_call_and_each_step():
+    follower = Follower()
+    stream = make_stream(hard({1, 3, 5}), problems=6, p=2, steps=2)
+    stream.listeners = [follower]
+    steps = list(stream)
+    assert [told[0] for told in follower.steps] == [0, 1]
+    assert [told[1] for told in follower.steps] == [[group.problem.id for group in step.groups] for step in steps]
+    assert [told[2] for told in follower.steps] == [step.metrics for step in steps]
+    calls = asked(stream)
+    assert len(follower.before_calls) == len(calls) > 2
+    assert follower.before_calls[0] == (0, 2, 0, 0)
+    kept = sum(id in ("p1", "p3", "p5") for id in calls[0])
+    assert follower.before_calls[1] == (kept, 2, 2, 2 * 2 * 2)  # two characters a rollout, two rollouts a problem
+
+
+def test_a_listener_is_told_of_a_step_that_can_not_be_trained_on():
+    follower = Follower()
+    stream = make_stream(hard(set()), problems=6, p=3, explorer=DAPO(max_generation_batches=2))
+    stream.listeners = [follower]
+    with pytest.raises(NotEnoughGroupsError) as raised:
+        next(iter(stream))
+    ((step, groups, metrics),) = follower.steps
+    assert (step, len(groups), metrics["rollout/success_rate"]) == (0, 6, 0)
+    assert metrics == raised.value.metrics
 
 
 def test_the_last_problems_under_the_cap_may_be_the_ones_that_complete_a_step():
@@ -292,6 +335,7 @@ def test_metrics_of_a_step():
         "rollout/reward_mean": 0.5,
         "rollout/success_rate": 0.5,
         "rollout/solved_rate": 1.0,
+        "rollout/all_right_rate": 0.0,
         "rollout/kept_rate": 1.0,
         "rollout/length_tokens": 2.5,  # 1, 2, 3, 4 and 2, 3, 4, 1
         "rollout/truncated_rate": 0.25,
