@@ -69,9 +69,9 @@ def test_the_plan_of_a_run_with_all_defaults(
     assert 35 <= held_out <= 65
     assert f"problems: train {train}; validation {held_out}, 0 also in train" in plan["all"]
     assert plan["visits"] == f"{200 * 128 / train:.1f} per problem and exploration, 16 rollouts each"
-    reach = f"{train} of {train} problems are within reach (0 < success rate < 0.1); at most {8 * train:,} rollouts"
-    assert plan["expert set"].startswith(reach)
-    assert plan["completions"].startswith("at most 1,936 tokens (what the longest prompt leaves, ")
+    reach = f"{train} of {train} problems within reach (0 < success rate < 0.1), at most {8 * train:,} rollouts (8 per problem)"
+    assert plan["expert set"] == reach
+    assert plan["completions"].startswith("at most 1,936 tokens by default (--engine.max_new_tokens); longest prompt ")
     assert plan["rollout step"] == "128 problems x 16 rollouts x 1,936 tokens = 3.96 million tokens at most"
     assert plan["exploration"] == "3 x 200 rollout steps of 16 optimizer steps on 128 rollouts"
     once = 32 * held_out
@@ -153,7 +153,7 @@ def test_a_long_prompt_is_named_with_what_makes_room(
     )
     assert "at most 5 tokens (" in dry_run(capsys, small_model, data, *off, "--engine.max_new_tokens=5")["completions"]
     shorter = dry_run(capsys, small_model, data, *off, "--data.max_prompt_tokens=32")
-    assert shorter["completions"].startswith("at most 32 tokens (what the longest prompt leaves, ")
+    assert shorter["completions"].startswith("at most 32 tokens by default (--engine.max_new_tokens); longest prompt ")
     assert shorter["rollout step"].startswith("26 problems x 16 rollouts")  # all that are left
 
 
