@@ -104,12 +104,9 @@ def _sampling(parts: Parts, policy: Policy) -> Iterator[tuple[str, str]]:
         yield "", f"dynamic sampling draws up to {most} times as many, to get groups with right and wrong rollouts"
     longest = max(length for _, length in parts.prompt_lengths)
     context = "unlimited context" if policy.context_tokens == sys.maxsize else f"context {policy.context_tokens:,}"
-    by_default = limit == default_completion_limit(policy.context_tokens, longest)
-    how = " by default" if by_default else ""
-    yield (
-        "completions",
-        f"at most {limit:,} tokens{how} (--engine.max_new_tokens); longest prompt {longest:,}, {context}",
-    )
+    is_default = limit == default_completion_limit(policy.context_tokens, longest)
+    flag = f"{'the default of ' if is_default else ''}--engine.max_new_tokens"
+    yield "completions", f"at most {limit:,} tokens ({flag}); longest prompt {longest:,}, {context}"
 
 
 def _expert_set(parts: Parts) -> str:
@@ -185,7 +182,7 @@ def _short(count: int) -> str:
 
 
 def _bytes(count: int) -> str:
-    unit, name = next(
-        ((unit, name) for unit, name in ((2**30, "GiB"), (2**20, "MiB")) if count >= unit), (2**10, "KiB")
-    )
-    return f"{count / unit:.3g} {name}"
+    for unit, name in ((2**30, "GiB"), (2**20, "MiB")):
+        if count >= unit:
+            return f"{count / unit:.3g} {name}"
+    return f"{count / 2**10:.3g} KiB"

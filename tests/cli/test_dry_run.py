@@ -69,9 +69,9 @@ def test_the_plan_of_a_run_with_all_defaults(
     assert 35 <= held_out <= 65
     assert f"problems: train {train}; validation {held_out}, 0 also in train" in plan["all"]
     assert plan["visits"] == f"{200 * 128 / train:.1f} per problem and exploration, 16 rollouts each"
-    reach = f"{train} of {train} problems within reach (0 < success rate < 0.1), at most {8 * train:,} rollouts (8 per problem)"
-    assert plan["expert set"] == reach
-    assert plan["completions"].startswith("at most 1,936 tokens by default (--engine.max_new_tokens); longest prompt ")
+    size = f"at most {8 * train:,} rollouts (8 per problem)"
+    assert plan["expert set"] == f"{train} of {train} problems within reach (0 < success rate < 0.1), {size}"
+    assert plan["completions"].startswith("at most 1,936 tokens (the default of --engine.max_new_tokens); ")
     assert plan["rollout step"] == "128 problems x 16 rollouts x 1,936 tokens = 3.96 million tokens at most"
     assert plan["exploration"] == "3 x 200 rollout steps of 16 optimizer steps on 128 rollouts"
     once = 32 * held_out
@@ -151,9 +151,9 @@ def test_a_long_prompt_is_named_with_what_makes_room(
         "rloop-fit: error: --engine.max_new_tokens: the longest prompt (q53, 59 tokens) leaves 5 of the policy's 64 "
         "positions for a completion; set it to at most 5, or leave long prompts out by --data.max_prompt_tokens 32\n"
     )
-    assert "at most 5 tokens (" in dry_run(capsys, small_model, data, *off, "--engine.max_new_tokens=5")["completions"]
+    assert "at most 5 tokens" in dry_run(capsys, small_model, data, *off, "--engine.max_new_tokens=5")["completions"]
     shorter = dry_run(capsys, small_model, data, *off, "--data.max_prompt_tokens=32")
-    assert shorter["completions"].startswith("at most 32 tokens by default (--engine.max_new_tokens); longest prompt ")
+    assert shorter["completions"].startswith("at most 32 tokens (the default of --engine.max_new_tokens); ")
     assert shorter["rollout step"].startswith("26 problems x 16 rollouts")  # all that are left
 
 
