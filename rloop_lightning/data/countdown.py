@@ -208,9 +208,11 @@ class Countdown(ProblemSource):
         while len(found) < size:
             solution = draw_solution(rng, family)
             problem = solution.problem if solution and set_of(solution.numbers, solution.target) == name else None
-            misses = 0 if problem and problem.id not in found else misses + 1
-            if problem:
+            if problem and problem.id not in found:  # its first derivation stays, whatever the size
                 found[problem.id] = problem
+                misses = 0
+            else:
+                misses += 1
             if misses > _MOST_MISSES:
                 raise ValueError(
                     f"--data.{name}_size is {size}, but only about {len(found)} problems exist for it in {family}: "

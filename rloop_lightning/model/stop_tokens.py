@@ -8,8 +8,11 @@ the template then end with the template's own token.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from typing import Any
+
+_log = logging.getLogger(__name__)
 
 _REPLY = "rloop-reply"  # a word that no template contains
 

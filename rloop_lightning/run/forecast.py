@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from rloop_lightning.engines.base import LONGEST_DEFAULT_COMPLETION, default_completion_limit
+from rloop_lightning.engines.base import default_completion_limit
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.rewards.probes import RewardCheck, probe
 from rloop_lightning.run.parts import Parts
@@ -103,23 +103,22 @@ def _sampling(parts: Parts, policy: Policy) -> Iterator[tuple[str, str]]:
         most = parts.algorithm.max_generation_batches
         yield "", f"dynamic sampling draws up to {most} times as many, to get groups with right and wrong rollouts"
     longest = max(length for _, length in parts.prompt_lengths)
-    why = ""
-    if limit == default_completion_limit(policy.context_tokens, longest):
-        why = "by default, " if limit == LONGEST_DEFAULT_COMPLETION else "what the longest prompt leaves, "
-    context = "" if policy.context_tokens == sys.maxsize else f" in a context of {policy.context_tokens:,}"
-    yield "completions", f"at most {limit:,} tokens ({why}--engine.max_new_tokens); longest prompt {longest:,}{context}"
+    context = "unlimited context" if policy.context_tokens == sys.maxsize else f"context {policy.context_tokens:,}"
+    is_default = limit == default_completion_limit(policy.context_tokens, longest)
+    flag = f"{'the default of ' if is_default else ''}--engine.max_new_tokens"
+    yield "completions", f"at most {limit:,} tokens ({flag}); longest prompt {longest:,}, {context}"
 
 
 def _expert_set(parts: Parts) -> str:
     """The largest possible expert set of a round."""
     most, reach, dynamic = parts.filter.max_per_problem, parts.reach, parts.algorithm.dynamic_sampling
     count = reach.within if parts.filter.enabled else len(parts.problems)
-    size = f"; at most {count * most:,} rollouts, {most} per problem" if most else ""
+    size = f", at most {count * most:,} rollouts ({most} per problem)" if most else ""
     if not parts.filter.enabled:
         return f"the successes of all {count:,} problems{size}"
     rate = f"0 < success rate < {parts.filter.max_success_rate:g}"
     least = "at least " if dynamic and count < len(parts.problems) else ""
-    return f"{least}{count:,} of {len(parts.problems):,} problems are within reach ({rate}){size}"
+    return f"{least}{count:,} of {len(parts.problems):,} problems within reach ({rate}){size}"
 
 
 def _training(parts: Parts) -> Iterator[tuple[str, str]]:
@@ -186,4 +185,4 @@ def _bytes(count: int) -> str:
     for unit, name in ((2**30, "GiB"), (2**20, "MiB")):
         if count >= unit:
             return f"{count / unit:.3g} {name}"
-    return f"{count:,} bytes"
+    return f"{count / 2**10:.3g} KiB"

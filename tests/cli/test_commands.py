@@ -41,6 +41,7 @@ print("\\n", code, "lightning" in sys.modules, any(runs), bool(runs), gc.isenabl
             2,
         ),
         ("rloop-data", "rloop_data", ["check"], "rloop-data: error: give a problem set", 2),
+        ("rloop-reward", "rloop_reward", ["check"], "rloop-reward: error: give a problem set", 2),
     ],
 )
 def test_a_command_answers_and_its_imports_are_not_searched_for_garbage(
@@ -89,4 +90,5 @@ def test_the_scripts_of_the_package_are_these() -> None:
     assert {name: function.__name__ for name, function in found.items()} == {
         "rloop-fit": "rloop_fit",
         "rloop-data": "rloop_data",
+        "rloop-reward": "rloop_reward",
     }

@@ -117,7 +117,7 @@ def test_check_of_wrong_input_exits_with_2(tmp_path: Path, capsys: pytest.Captur
     assert code == 2
     assert err.splitlines() == [
         "rloop-data: error: --data.prest: no such option; did you mean --data.preset?",
-        "rloop-data: error: --data.validation_size: expected an integer >= 0, got 'a'",
+        "rloop-data: error: --data.validation_size: expected an integer >= 0 or null, got 'a'",
         "rloop-data: error: --data.max_prompt_tokens: expected an integer > 0 or null, got 0",
     ]
 
@@ -199,7 +199,7 @@ def test_wrong_sets_are_named_with_all_other_faults_before_a_model_is_loaded(tmp
 def test_a_reward_that_reads_no_gold_of_a_set_names_a_few_only(tmp_path: Path) -> None:
     rows = [{"id": f"n{n}", "problem": f"{n}?", "answer": "x"} for n in range(100)]
     data = write_rows(tmp_path / "a.jsonl", rows)
-    settings = parse("--data", data, "--reward", "countdown", "--out", tmp_path / "run")
+    settings = parse("--data", data, "--data.validation_size=0", "--reward", "countdown", "--out", tmp_path / "run")
     with pytest.raises(UsageError) as caught:
         settings.prepare()
     assert "--reward CountdownReward: train: n0: the answer must be an integer" in str(caught.value)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from typing import Any, get_type_hints
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
@@ -29,7 +30,9 @@ def restricted_numbers() -> Iterator[Any]:
     for group, cls in classes():
         hints = {name: hint for base in reversed(cls.__mro__) for name, hint in get_type_hints(base.__init__).items()}
         for name, hint in hints.items():
-            if isinstance(hint, type) and issubclass(hint, int | float) and hint not in (int, float, bool):
+            kinds = [kind for kind in get_args(hint) or (hint,) if kind is not NoneType]  # null may be allowed
+            numbers = [isinstance(kind, type) and issubclass(kind, int | float) for kind in kinds]
+            if numbers and all(numbers) and not {int, float, bool} & set(kinds):
                 yield pytest.param(group, cls, name, id=f"{cls.__name__}.{name}")
 
 

@@ -428,7 +428,7 @@ def test_constructor_gathers_all_problems() -> None:
     with pytest.raises(ValueError, match="max_new_tokens") as error:
         TorchEngine(max_new_tokens=0, temperature=-1.0, max_rows=0)
     assert str(error.value).splitlines() == [
-        "--engine.max_new_tokens: expected an integer > 0, got 0",
+        "--engine.max_new_tokens: expected an integer > 0 or null, got 0",
         "--engine.temperature: expected a number >= 0, got -1.0",
         "--engine.max_rows: expected an integer > 0, got 0",
     ]
@@ -476,9 +476,14 @@ def test_any_model_generates_in_bfloat16(make_policy: MakePolicy) -> None:
 
 
 def test_generate_without_a_policy_is_an_error() -> None:
-    engine = TorchEngine()
+    engine = TorchEngine(max_new_tokens=4)
     with pytest.raises(RuntimeError, match="bind"):
         engine.generate(PROBLEMS, 1, engine.sampling(0))
+
+
+def test_sampling_needs_a_limit() -> None:
+    with pytest.raises(RuntimeError, match="TorchEngine: max_new_tokens is not set"):
+        TorchEngine().sampling(0)
 
 
 def test_a_model_without_a_kv_cache_is_an_error(make_policy: MakePolicy) -> None:
