@@ -14,6 +14,7 @@ import torch
 
 from rloop_lightning.cli.arguments import UsageError
 from rloop_lightning.cli.fit import RLoopCLI
+from rloop_lightning.cli.instant import fit_answer
 from rloop_lightning.cli.quiet import quiet_lightning
 from rloop_lightning.errors import RunFault, StateError, Stopped
 from rloop_lightning.rewards.workers import WorkerStartError
@@ -30,6 +31,8 @@ _MEMORY_ADVICE = (
 def main(argv: Sequence[str] | None = None) -> int:
     """The `rloop-fit` command. Returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if (code := fit_answer(arguments)) is not None:
+        return code
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("rloop_lightning").setLevel(logging.INFO)
     with quiet_lightning(), StopSignals() as signals:
