@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rloop_lightning.algorithms import ALGORITHMS
-from rloop_lightning.cli.arguments import preset_folder
+from rloop_lightning.cli.config_files import preset_folder
 from rloop_lightning.cli.fit import RLoopCLI
 from rloop_lightning.cli.main import main
 from rloop_lightning.run.metrics_csv import read_metrics

@@ -6,6 +6,7 @@ the configuration files. The parser is then built for their classes.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,50 +15,26 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, get_loader
 
-from rloop_lightning.algorithms.base import Algorithm
-from rloop_lightning.algorithms.consolidation import Consolidation
-from rloop_lightning.cli.parse_errors import is_number
-from rloop_lightning.cli.registry import NONE, find_class, is_function, names
+from rloop_lightning.cli.config_files import CLASS_PATH, INIT_ARGS, read_config, without_class_path
+from rloop_lightning.cli.printing import config_faults
+from rloop_lightning.cli.registry import NONE, find_class
+from rloop_lightning.cli.swappable import SWAPPABLE, expand
 from rloop_lightning.data.base import ProblemSource
-from rloop_lightning.data.hub_rows import parse_hub_name
-from rloop_lightning.data.rows import looks_like_a_file
-from rloop_lightning.engines.base import RolloutEngine
-from rloop_lightning.rewards.base import Reward
 from rloop_lightning.run.folder import RunFolder
 from rloop_lightning.run.start import resume_faults
 from rloop_lightning.system.imports import is_unnamed
+from rloop_lightning.system.terminal import one_line
 
 DEFAULT_PRESET = "countdown"
+
+# Options that end the program instead of setting anything.
+HELP_ALL, PRINT_CONFIG, PRINT_SHTAB = "--help_all", "--print_config", "--print_shtab"
+
+_NEED_A_VALUE = ("--config", "-c", "--resume", "--out", PRINT_SHTAB)
 
 
 class UsageError(Exception):
     """The user's input is wrong. The message names each error and its fix, one per line."""
-
-
-@dataclass(frozen=True)
-class Swappable:
-    """A group of the command line whose class the user chooses.
-
-    Args:
-        registry: registry of the short names.
-        base: required base class.
-        default: short name used by default.
-        what: description for the help.
-    """
-
-    registry: str
-    base: type
-    default: str
-    what: str
-
-
-SWAPPABLE = {
-    "algo": Swappable("algorithms", Algorithm, "dapo", "the RL algorithm of the exploration"),
-    "consolidate": Swappable("consolidations", Consolidation, "rft", "the fine-tuning on the expert set, or none"),
-    "engine": Swappable("engines", RolloutEngine, "torch", "the engine that generates rollouts"),
-    "data": Swappable("data", ProblemSource, "countdown", "the problem sets"),
-    "reward": Swappable("rewards", Reward, "the data's own", "the reward, or a function as module.function"),
-}
 
 
 @dataclass(frozen=True)
@@ -82,6 +59,7 @@ class Arguments:
         wrong: errors about unreadable files and unknown names.
         resumable: whether the run of --resume can be read.
         undecided: groups whose class is unknown because of such an error.
+        shows: the option that prints something and ends the program, with its value; None if none is given.
     """
 
     def __init__(self, argv: Sequence[str], objects: Mapping[str, Any] = MappingProxyType({})) -> None:
@@ -89,7 +67,9 @@ class Arguments:
         self.wrong: list[str] = []
         self.resumable = True
         self.flags: list[str] = []
+        self.shows: tuple[str, str] | None = None
         self._names: list[str] = []
+        self._of_runs: set[str] = set()
         self._named: dict[str, str] = {}
         for flag, value in pairs(argv):
             self._take(flag, value)
@@ -114,35 +94,72 @@ class Arguments:
         return holders[-1] if holders else self._names[-1]
 
     def _take(self, flag: str, value: str | None) -> None:
-        group = flag.removeprefix("--").removesuffix(".name")
-        swaps = flag.startswith("--") and group in SWAPPABLE
-        if value is None and (swaps or flag in ("--config", "-c", "--resume")):
+        group, _, field = flag.removeprefix("--").partition(".")
+        in_part = flag.startswith("--") and group in SWAPPABLE
+        swaps = in_part and field in ("", "name", CLASS_PATH)
+        if not value and (swaps or flag in _NEED_A_VALUE):
             self.wrong.append(f"{flag} needs a value")
+        elif flag in (HELP_ALL, PRINT_CONFIG, PRINT_SHTAB) or flag.endswith(".help"):
+            self._show(flag, value or "")
+        elif flag in ("--config", "-c"):
+            self._names.append(value or "")
+        elif (swaps and str(value).startswith("{")) or (in_part and field == INIT_ARGS):
+            self._take_mapping(flag, group, value or "")
+        elif swaps:
+            self._choose_part(group, value or "")
         elif value is None:
             self.flags.append(flag)
-        elif flag in ("--config", "-c"):
-            self._names.append(value)
-        elif swaps:
-            settings = expand(group, value)
-            self._named[group] = settings.pop("name")
-            self.flags += [f"--{group}.{field}={where}" for field, where in settings.items()]
         else:
             if flag == "--resume":
-                run = RunFolder(Path(value))
-                self._names.append(str(run.config))
-                faults = resume_faults(run)
-                self.resumable = not faults
-                self.wrong += faults
+                self._resume(RunFolder(Path(value)))
+            if in_part and field.startswith(f"{INIT_ARGS}."):
+                flag = f"--{group}.{field.removeprefix(f'{INIT_ARGS}.')}"
             self.flags.append(f"{flag}={value}")
 
-    def _read_config(self, name: str) -> dict[str, Any]:
+    def _show(self, flag: str, value: str) -> None:
+        self.shows = self.shows or (flag, value)
+        if flag == PRINT_CONFIG:
+            self.wrong += config_faults(value)
+        if flag == HELP_ALL and value:
+            self.wrong.append(f"{flag}: takes no value, got {one_line(value)!r}")
+
+    def _choose_part(self, group: str, name: str) -> None:
+        settings = expand(group, name)
+        self._named[group] = settings.pop("name")
+        self.flags += [f"--{group}.{field}={value}" for field, value in settings.items()]
+
+    def _take_mapping(self, flag: str, group: str, value: str) -> None:
+        """A part as a mapping, `--algo {"name": "grpo", "lr": 1e-5}`, or its fields, `--algo.init_args {...}`."""
         try:
-            return _read_config(name)
-        except UsageError as error:
-            if self.resumable:  # otherwise `wrong` has the error already
-                self.wrong.append(str(error))
-            self.resumable = False
+            fields = get_loader("yaml")(value)
+        except Exception:  # the YAML parser may raise anything
+            fields = None
+        if not isinstance(fields, dict):
+            self.wrong.append(f"{flag}: expected a mapping of fields, got {one_line(repr(value), limit=80)}")
+            return
+        faults: list[str] = []
+        fields = without_class_path(group, fields, faults) if flag == f"--{group}" else fields
+        self.wrong += [f"--{fault}" for fault in faults]
+        if isinstance(name := fields.pop("name", None), str) and name:
+            self._choose_part(group, name)
+        self.flags += [f"--{group}.{name}={json.dumps(field)}" for name, field in fields.items()]
+
+    def _resume(self, run: RunFolder) -> None:
+        self._names.append(str(run.config))
+        faults = resume_faults(run)
+        self._of_runs.add(str(run.config))
+        self.resumable = not faults
+        self.wrong += faults
+
+    def _read_config(self, name: str) -> dict[str, Any]:
+        of_the_run = name in self._of_runs
+        if of_the_run and not self.resumable:  # `wrong` has the error already
             return {}
+        faults: list[str] = []
+        settings = read_config(name, faults)
+        self.wrong += faults
+        self.resumable &= not (of_the_run and faults)
+        return settings
 
     def _choose(self, group: str) -> Choice:
         """The choice for a part: from the command line, else from the last configuration file, else the default."""
@@ -169,63 +186,26 @@ class Arguments:
         return given[-1] if given else None
 
 
-def preset_folder() -> Path:
-    """The folder of the packaged presets."""
-    return Path(__file__).parents[1] / "configs"
-
-
 def pairs(argv: Sequence[str]) -> Iterator[tuple[str, str | None]]:
-    """Flags with their values; `--flag value` and `--flag=value` are equivalent."""
+    """Flags with their values; `--flag value` and `--flag=value` are equivalent.
+
+    A value may begin with a dash, as in `--data.instruction "- think"`, but not with two.
+    """
     arguments = list(argv)
     while arguments:
         flag = arguments.pop(0)
         if "=" in flag:
             flag, _, value = flag.partition("=")
             yield flag, value
-        elif arguments and (not arguments[0].startswith("-") or is_number(arguments[0])):
+        elif (
+            flag.startswith("-")
+            and arguments
+            and not arguments[0].startswith("--")
+            and arguments[0] not in ("-c", "-h")
+        ):
             yield flag, arguments.pop(0)
         else:
             yield flag, None
-
-
-def _read_config(name: str) -> dict[str, Any]:
-    """The settings of a configuration file, or of a packaged preset by name."""
-    path = Path(name) if Path(name).is_file() else preset_folder() / f"{name}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in preset_folder().glob("*.yaml")))
-        raise UsageError(f"--config: no file {name!r}, and no preset of that name; presets are {known}")
-    try:
-        settings = get_loader("yaml")(path.read_text(encoding="utf-8"))
-    except Exception as error:  # the YAML parser may raise anything
-        raise UsageError(f"--config {name}: not valid YAML: {error}") from error
-    if not isinstance(settings, dict):
-        raise UsageError(f"--config {name}: expected groups of settings such as `loop:`, got {type(settings).__name__}")
-    for group in SWAPPABLE:
-        if isinstance(settings.get(group), str):
-            settings[group] = {"name": settings[group]}
-        if isinstance(settings.get(group), dict) and isinstance(name := settings[group].get("name"), str):
-            settings[group] |= expand(group, name)
-    return settings
-
-
-def expand(group: str, name: str) -> dict[str, str]:
-    """Expand a part's name to settings: `--data train.jsonl` is `--data files --data.path train.jsonl`.
-
-    A file or folder expands to `files`, `organisation/name` to `hub`, and a function to `--reward function`. Everything
-    else is a short name or a class path.
-    """
-    if name in names(SWAPPABLE[group].registry) or is_unnamed(name):
-        return {"name": name}
-    if group == "reward" and is_function(name):
-        return {"name": "function", "function": name}
-    if group != "data":
-        return {"name": name}
-    if looks_like_a_file(name):
-        return {"name": "files", "path": name}
-    if hub := parse_hub_name(name, "train"):
-        given = {"dataset": hub.dataset, "config": hub.config, "split": hub.split, "revision": hub.revision}
-        return {"name": "hub", **{field: value for field, value in given.items() if value is not None}}
-    return {"name": name}
 
 
 def _reward_of(source: type | None) -> str:

@@ -2,7 +2,8 @@
 
 Importing Lightning, torch and their dependencies takes nearly all of a command's start time. The imports create more
 than half a million permanent objects. Repeated garbage collections over them take a seventh of that time. So garbage
-collection is off during the imports, and later collections skip these objects.
+collection is off during the imports, and later collections skip these objects. `--help` and `--version`
+need none of the imports.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from rloop_lightning.cli.instant import data_answer, fit_answer
 from rloop_lightning.errors import Stopped
 from rloop_lightning.system.signals import StopSignals
 
@@ -20,6 +22,8 @@ from rloop_lightning.system.signals import StopSignals
 def rloop_fit() -> int:
     """The `rloop-fit` command; see `cli.main.main`. Signals are handled from before the imports on."""
     _find_classes_here()
+    if (code := fit_answer(sys.argv[1:])) is not None:
+        return code
     with StopSignals():
         try:
             with _no_garbage_among_imports():
@@ -33,6 +37,8 @@ def rloop_fit() -> int:
 def rloop_data() -> int:
     """The `rloop-data` command; see `cli.data.main`."""
     _find_classes_here()
+    if (code := data_answer(sys.argv[1:])) is not None:
+        return code
     with _no_garbage_among_imports():
         from rloop_lightning.cli.data import main
     return main()

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from jsonargparse import ArgumentParser, Namespace
 
-from rloop_lightning.cli.arguments import SWAPPABLE, UsageError, expand, pairs
+from rloop_lightning.cli.arguments import UsageError, pairs
+from rloop_lightning.cli.instant import data_answer
 from rloop_lightning.cli.parse_errors import parse
 from rloop_lightning.cli.registry import find_class, names
+from rloop_lightning.cli.swappable import SWAPPABLE, expand
 from rloop_lightning.data.base import ProblemSource
-from rloop_lightning.data.files import ProblemFiles
 from rloop_lightning.data.problem_set import ProblemSet
 from rloop_lightning.data.read import ReadProblems
 from rloop_lightning.data.readable import refusals
@@ -44,6 +45,8 @@ The exit code is 2 if a run would refuse the set, else 0."""
 def main(argv: Sequence[str] | None = None) -> int:
     """The `rloop-data` command. Exit codes: 0 the set is usable, 2 it is not, or the input is wrong."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if (code := data_answer(arguments)) is not None:
+        return code
     try:
         settings, source = _parse(arguments)
         tokenizer = load_tokenizer(model_source(settings.policy.model)) if settings.policy.model else None
@@ -71,8 +74,6 @@ def _parse(arguments: list[str]) -> tuple[Namespace, ProblemSource]:
     Raises:
         UsageError: the problem set is unknown or settings are invalid; names all errors.
     """
-    if not arguments or {"-h", "--help"} & set(arguments[:2]):
-        _parser(ProblemFiles).parse_args(["--help"])
     command, *rest = arguments
     if command != "check" or not rest or rest[0].startswith("-"):
         raise UsageError(f"give a problem set: {_USAGE}")

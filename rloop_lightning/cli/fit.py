@@ -19,16 +19,19 @@ from typing import Any
 
 import lightning as L
 from jsonargparse import Namespace
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from rloop_lightning.algorithms.policy_module import PolicyModule
 from rloop_lightning.callbacks.capture import CaptureConfig
 from rloop_lightning.callbacks.gradient_norm import GradientConfig
-from rloop_lightning.cli.arguments import SWAPPABLE, Arguments, Choice, UsageError
+from rloop_lightning.cli.arguments import HELP_ALL, PRINT_CONFIG, Arguments, Choice, UsageError
+from rloop_lightning.cli.instant import show
+from rloop_lightning.cli.options import RUN_OPTIONS
 from rloop_lightning.cli.parse_errors import Context, parse
-from rloop_lightning.cli.registry import NONE, names
+from rloop_lightning.cli.printing import completion, config_text, full_help
+from rloop_lightning.cli.stray_words import about
+from rloop_lightning.cli.swappable import SWAPPABLE
+from rloop_lightning.cli.trainer_flags import REFUSED, flags_without_defaults, trainer_from, without_defaults
 from rloop_lightning.data.base import ProblemSource
 from rloop_lightning.evaluation.evaluator import EvaluationConfig
 from rloop_lightning.model.config import PolicyConfig, policy_faults
@@ -41,8 +44,10 @@ from rloop_lightning.run.parts import Parts
 from rloop_lightning.run.problem_record import changed_problems, write_record
 from rloop_lightning.run.start import begin, new_run_faults
 from rloop_lightning.run.state import LoopConfig
+from rloop_lightning.run.trainer import trainer_faults
 from rloop_lightning.system.fields import plain
 from rloop_lightning.system.hub import HubConfig, push_faults
+from rloop_lightning.system.terminal import one_line
 
 FIXED = {
     "policy": PolicyConfig,
@@ -52,22 +57,6 @@ FIXED = {
     "gradient": GradientConfig,
     "eval": EvaluationConfig,
     "hub": HubConfig,
-}
-
-# The loop sets these: a phase is one pass over its stream with manual optimization, recorded in the run folder.
-_TRAINER_FLAGS_OF_THE_LOOP = {
-    "max_epochs",
-    "min_epochs",
-    "accumulate_grad_batches",
-    "gradient_clip_val",
-    "gradient_clip_algorithm",
-    "log_every_n_steps",
-    "num_sanity_val_steps",
-    "use_distributed_sampler",
-    "enable_checkpointing",
-    "enable_model_summary",
-    "default_root_dir",
-    "reload_dataloaders_every_n_epochs",
 }
 
 _USAGE = "rloop-fit [--config FILE_OR_PRESET] [--algo NAME] [--consolidate NAME] [--GROUP.FIELD VALUE ...] [--out RUN]"
@@ -86,7 +75,7 @@ class RLoopCLI(LightningCLI):
 
     Raises:
         UsageError: names all errors in the settings.
-        SystemExit: 0, after `--help` and `--print_config`.
+        SystemExit: 0, after `--help_all`, `--print_config` and `--print_shtab`.
     """
 
     def __init__(self, argv: Sequence[str], objects: Mapping[str, Any] = MappingProxyType({})) -> None:
@@ -104,6 +93,8 @@ class RLoopCLI(LightningCLI):
                 "prog": "rloop-fit",
                 "description": _DESCRIPTION,
                 "usage": _USAGE,
+                "add_help": False,  # instant.py answers --help, before torch is imported
+                "print_config": None,  # printing.py prints it, after all checks
                 "exit_on_error": False,
                 "allow_abbrev": False,
             },
@@ -111,40 +102,57 @@ class RLoopCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         given = self.arguments
-        reserved = {f"trainer.{name}": "the loop sets this itself; leave it out" for name in _TRAINER_FLAGS_OF_THE_LOOP}
+        self._show_help(parser)
+        reserved = {f"trainer.{name}": what for name, what in REFUSED.items()}
         reserved["hub.token"] = "run `hf auth login`, or set HF_TOKEN; no option takes a token"
-        context = Context(given.file_of, reserved, given.undecided)
+        context = Context(given.file_of, reserved, given.undecided, about, HELP_ALL)
+        if isinstance(trainer := given.configuration.get("trainer"), dict):
+            given.configuration["trainer"] = without_defaults(trainer)
+        given.flags = flags_without_defaults(given.flags)
         config, wrong = parse(parser, given.configuration, given.flags, context)
         self.wrong = [*given.wrong, *wrong]
         if config is None:
             raise UsageError("\n".join(self.wrong))
         self.config = config
 
+    def _show_help(self, parser: LightningArgumentParser) -> None:
+        """Show the help of `--help_all`, or of a class as in `--trainer.logger.help CSVLogger`, and end the program."""
+        option, value = self.arguments.shows or ("", "")
+        if option != HELP_ALL and not option.endswith(".help"):
+            return
+        _refuse(self.arguments.wrong)
+        if option == HELP_ALL:
+            show(full_help(parser))
+            raise SystemExit(0)
+        _, wrong = parse(parser, {}, [f"{option}={value}" if value else option])
+        raise UsageError("\n".join(wrong))
+
+    def after_instantiate_classes(self) -> None:
+        """Show what `--print_config` or `--print_shtab` asks for, and end the program."""
+        if self.arguments.shows is None:
+            return
+        option, value = self.arguments.shows
+        try:
+            printed = option == PRINT_CONFIG
+            text = config_text(self.parser, self.config, value) if printed else completion(self.parser, value)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        show(text.rstrip("\n"))
+        raise SystemExit(0)
+
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--seed_everything", type=int, default=0, help="seed of all randomness")
-        parser.add_argument("--out", type=str, default=None, help="run folder (default: runs/DATE-ALGO-CONSOLIDATE)")
-        parser.add_argument("--resume", type=str, default=None, help="folder of the run to resume")
-        parser.add_argument(
-            "--restart_from",
-            type=str,
-            default=None,
-            help="with --resume: repeat the run from the beginning of this phase, such as round-1/explore",
-        )
-        parser.add_argument(
-            "--dry_run",
-            action="store_true",
-            help="print the plan of the run, prompts and the reward's verdicts on right and wrong answers, and end",
-        )
-        parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        for name, option in RUN_OPTIONS.items():
+            value = (
+                {"action": "store_true"} if option.type is bool else {"type": option.type, "default": option.default}
+            )
+            parser.add_argument(f"--{name}", help=option.help, **value)
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         for group, choice in self.choices.items():
             _add_swappable(parser, group, choice)
         for group, config in FIXED.items():
             parser.add_class_arguments(config, group, instantiate=False)
-        parser.add_class_arguments(
-            L.Trainer, "trainer", instantiate=False, fail_untyped=False, skip=_TRAINER_FLAGS_OF_THE_LOOP
-        )
+        parser.add_class_arguments(L.Trainer, "trainer", instantiate=False, fail_untyped=False, skip=set(REFUSED))
         parser.set_defaults({"trainer.devices": 1})
 
     def instantiate_classes(self) -> None:
@@ -159,7 +167,10 @@ class RLoopCLI(LightningCLI):
                 made[group] = cls(**settings)
             except ValueError as error:
                 wrong += str(error).splitlines()
+            except (ImportError, TypeError) as error:  # of a part that isn't ours
+                wrong.append(f"--{group} {self.choices[group].name}: {type(error).__name__}: {one_line(str(error))}")
         wrong += [message for part in made.values() if isinstance(part, PolicyModule) for message in part.invalid()]
+        wrong += trainer_faults(self.config.trainer)
         if wrong:
             if "hub" in made:
                 wrong += push_faults(made["hub"])
@@ -190,17 +201,7 @@ class RLoopCLI(LightningCLI):
 
     def make_trainer(self, **kwargs: Any) -> L.Trainer:
         """A new Trainer with the user's flags. The user's callbacks and loggers come before those of the loop."""
-        given = self._arguments_of("trainer")
-        for several in ("callbacks", "logger"):
-            users = given.pop(several, None)
-            users = users if isinstance(users, list) else [users]
-            kwargs[several] = [*(one for one in users if one and one is not True), *kwargs.get(several, [])]
-        bars = [callback for callback in kwargs["callbacks"] if isinstance(callback, ProgressBar)]
-        shown = [] if given.get("enable_progress_bar") is False else bars[:1]  # the user's own, if there is one
-        kwargs["callbacks"] = [
-            callback for callback in kwargs["callbacks"] if callback not in bars or callback in shown
-        ]
-        return L.Trainer(**{**given, **kwargs})
+        return trainer_from(self.parser, self.config.trainer, kwargs)
 
     def prepare(self) -> tuple[LoopRunner, Policy]:
         """Run all checks, start the run folder unless --dry_run is given, and return the loop and the base policy.
@@ -218,7 +219,7 @@ class RLoopCLI(LightningCLI):
             wrong += str(error).splitlines()
         try:
             runner = LoopRunner(out, self.parts, self.make_trainer, self.edits.note, self.config.restart_from)
-        except (ValueError, MisconfigurationException) as error:
+        except ValueError as error:
             wrong += str(error).splitlines()
         _refuse(wrong)
         try:
@@ -287,8 +288,7 @@ def _refuse(wrong: Sequence[str]) -> None:
 def _add_swappable(parser: LightningArgumentParser, group: str, choice: Choice) -> None:
     """Add `--GROUP NAME` and the fields of the chosen class."""
     swappable = SWAPPABLE[group]
-    known = ", ".join([*sorted(names(swappable.registry)), *([NONE] if group == "consolidate" else [])])
-    what = f"{swappable.what}: {known}, or a class path (default: {swappable.default})"
+    what = f"{swappable.help} (default: {swappable.default})"
     if choice.cls is not None:
         parser.add_class_arguments(choice.cls, group, instantiate=False)
         action = next(action for action in parser._actions if f"--{group}" in action.option_strings)

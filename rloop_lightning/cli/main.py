@@ -15,6 +15,7 @@ import torch
 from rloop_lightning.cli.arguments import UsageError
 from rloop_lightning.cli.dry_run import dry_run
 from rloop_lightning.cli.fit import RLoopCLI
+from rloop_lightning.cli.instant import fit_answer
 from rloop_lightning.cli.quiet import quiet_lightning
 from rloop_lightning.errors import DiagnosedError, PushError, RunFault, StateError, Stopped
 from rloop_lightning.rewards.workers import WorkerStartError
@@ -31,6 +32,8 @@ _MEMORY_ADVICE = (
 def main(argv: Sequence[str] | None = None) -> int:
     """The `rloop-fit` command. Returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if (code := fit_answer(arguments)) is not None:
+        return code
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("rloop_lightning").setLevel(logging.INFO)
     with quiet_lightning(), StopSignals() as signals:

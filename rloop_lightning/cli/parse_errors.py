@@ -24,12 +24,15 @@ from rloop_lightning.system.terminal import one_line
 # The parser's last error, after it has accepted every single setting.
 _REQUIRED = "the following arguments are required: "
 
-_SHOWS = ("help", "h", "print_config", "print_shtab")  # flags that end the program instead of setting anything
-
 
 def nowhere(key: str) -> str:
     """The configuration file of a setting, if there are no configuration files."""
     return ""
+
+
+def no_option(word: str) -> str:
+    """The message for a word that does not begin with --."""
+    return f"{one_line(word)!r} is not an option; options begin with --"
 
 
 @dataclass(frozen=True)
@@ -40,11 +43,15 @@ class Context:
         file_of: maps a key to its configuration file, for messages.
         reserved: options that users may not set, with their messages.
         undecided: groups whose class, and so their fields, are unknown; they get no messages.
+        stray: the message for a word that is no option.
+        full_help: the option that lists all options.
     """
 
     file_of: Callable[[str], str] = nowhere
     reserved: Mapping[str, str] = field(default_factory=dict)
     undecided: frozenset[str] = frozenset()
+    stray: Callable[[str], str] = no_option
+    full_help: str = "--help"
 
 
 def parse(
@@ -72,7 +79,7 @@ class _Diagnosis:
         self.parser = parser
         self.context = context
         self.actions = {action.dest: action for action in parser._actions}
-        self.known = [key for key in self.actions if key not in _SHOWS]
+        self.known = list(self.actions)
 
     def parse(self, configuration: Mapping[str, Any], flags: Sequence[str]) -> tuple[Namespace | None, list[str]]:
         wrong: list[str] = []
@@ -91,10 +98,10 @@ class _Diagnosis:
         for flag in flags:
             name, equals, value = flag.partition("=")
             key = name.removeprefix("--").removesuffix("+")
-            if key in _SHOWS or self._undecided(key):
+            if self._undecided(key):
                 continue
             if not name.startswith("--"):
-                wrong.append(f"{one_line(flag)!r} is not an option; options begin with --")
+                wrong.append(self.context.stray(flag))
                 continue
             fault = self._fault(key, value if equals else None, [*kept, flag])
             if fault:
@@ -127,7 +134,7 @@ class _Diagnosis:
         action = self._action(key)
         if action is None:
             near = _nearest(key, self.known)
-            return f"no such option{f'; did you mean --{near}?' if near else '; --help lists all'}"
+            return f"no such option{f'; did you mean --{near}?' if near else f'; {self.context.full_help} lists all'}"
         if value is None and action.nargs != 0 and arguments[-1].startswith(f"--{key}"):
             return "needs a value"
         if key in (self.parser.groups or {}):
@@ -166,19 +173,25 @@ def _type_fault(action: Action, value: Any, complaint: str) -> str:
     if action.nargs == 0:
         return f"takes no value, got {_shown(value)}"
     hint = getattr(action, "_typehint", action.type)
-    if not _is_plain(hint) and (reason := _reason(complaint)):
+    if not _is_plain(hint) and (reason := reason_in(complaint)):
+        if reason.startswith("Expected a dot import path"):
+            return f"no class of the name {_shown(value)} is known; give its import path, package.module.Class"
         return f"can't take {_shown(value)}: {one_line(reason, limit=200)}"
     return f"expected {in_words(hint)}, got {_shown(value)}"
 
 
-def _reason(complaint: str) -> str:
-    """The parser's reason for refusing a class: the first one, if the type has alternatives."""
+def reason_in(complaint: str) -> str:
+    """The parser's reason for refusing a class."""
     _, _, reasons = complaint.partition("Errors:\n")
-    if reasons:
-        _, first, *_ = re.split(r"^ *- ", reasons, flags=re.MULTILINE)
-    else:
-        _, _, first = complaint.partition("\n")
-    return " ".join(map(str.strip, first.splitlines()))
+    if not reasons:
+        return _joined(complaint.partition("\n")[2])
+    _, *alternatives = map(_joined, re.split(r"^ *- ", reasons, flags=re.MULTILINE))
+    # Of a type's alternatives, the one that was meant fails for another reason than its kind.
+    return next((reason for reason in alternatives if not reason.startswith("Expected a <class")), alternatives[0])
+
+
+def _joined(text: str) -> str:
+    return " ".join(map(str.strip, text.splitlines()))
 
 
 def _is_plain(hint: Any) -> bool:

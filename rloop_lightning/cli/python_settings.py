@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rloop_lightning.cli.arguments import SWAPPABLE
+from rloop_lightning.cli.swappable import SWAPPABLE
 from rloop_lightning.rewards.function import FunctionReward
 from rloop_lightning.system.imports import import_path, unnamed
 from rloop_lightning.system.terminal import one_line

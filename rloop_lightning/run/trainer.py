@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback
+import torch
+from lightning.pytorch.callbacks import (
+    BaseFinetuning,
+    BatchSizeFinder,
+    Callback,
+    EarlyStopping,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    ModelPruning,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
+from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from rloop_lightning.algorithms.policy_module import PolicyModule
@@ -24,9 +39,74 @@ from rloop_lightning.run.metrics_csv import RunMetrics, column
 from rloop_lightning.run.parts import Parts
 from rloop_lightning.run.state import Stage
 from rloop_lightning.system.signals import StopSignals
+from rloop_lightning.system.terminal import one_line
 
 MakeTrainer = Callable[..., L.Trainer]
 """Makes a new Trainer from keyword arguments."""
+
+
+_STRATEGIES = ("auto", "ddp")
+_PRECISIONS = (None, 32, "32", "32-true", "bf16", "bf16-mixed")
+_PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
+
+# They count epochs, of which a phase has one, or change what the loop decides: optimizer, weights, checkpoints.
+_OTHER_LOOPS = (
+    BaseFinetuning,
+    BatchSizeFinder,
+    EarlyStopping,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    ModelPruning,
+    SaveConfigCallback,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
+
+
+def trainer_faults(settings: Mapping[str, Any]) -> list[str]:
+    """Why the loop does not take these arguments of a Trainer, one message each, before one is made of them."""
+    wrong = [
+        f"{name} is set: Lightning would take it for an option; unset it, and give --trainer.{name[11:].lower()}"
+        for name in sorted(os.environ)
+        if name.startswith("PL_TRAINER_")
+    ]
+    accelerator = settings.get("accelerator", "auto")
+    if isinstance(accelerator, str) and accelerator not in ("auto", "cpu", "gpu", "cuda"):
+        wrong.append(f"--trainer.accelerator {one_line(accelerator)} is not supported; take cpu or gpu")
+    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        wrong.append(
+            f"--trainer.accelerator {accelerator}: PyTorch {torch.__version__} finds no CUDA GPU; install a driver "
+            "and a CUDA build of PyTorch, or take cpu"
+        )
+    devices = settings.get("devices", 1)
+    if (str(devices).isdigit() and int(devices) != 1) or (isinstance(devices, list) and len(devices) != 1):
+        wrong.append(f"--trainer.devices: a run uses one device, got {devices}; take 1, or [N] for GPU N")
+    strategy = settings.get("strategy", "auto")
+    if isinstance(strategy, str) and strategy not in _STRATEGIES:
+        wrong.append(f"--trainer.strategy {one_line(strategy)} is not supported; leave it at auto")
+    if settings.get("num_nodes", 1) != 1:
+        wrong.append(f"--trainer.num_nodes: a run uses one device, got {settings['num_nodes']} nodes; leave it out")
+    if settings.get("precision") not in _PRECISIONS:
+        wrong.append(f"--trainer.precision {settings['precision']} is not supported; take 32-true or bf16-mixed")
+    profiler = settings.get("profiler")
+    if isinstance(profiler, str) and profiler not in _PROFILERS:
+        wrong.append(f"--trainer.profiler {one_line(profiler)} is not known; take {', '.join(_PROFILERS)}")
+    return wrong
+
+
+def callback_faults(callbacks: Sequence[Callback]) -> list[str]:
+    """Why the loop does not take these callbacks of the user, one message each."""
+    return [
+        f"--trainer.callbacks: {type(one).__name__} can't work here: a phase is one epoch with manual optimization, "
+        "and the loop keeps weights and checkpoints; leave it out"
+        for one in callbacks
+        if isinstance(one, _OTHER_LOOPS)
+    ]
+
+
+def profiler_of(name: str, folder: Path) -> Profiler:
+    """The profiler of a short name. It writes to a folder, as Lightning's own log is not shown."""
+    return _PROFILERS[name](dirpath=folder, filename="profile")
 
 
 def new_trainer(make_trainer: MakeTrainer, **kwargs: Any) -> L.Trainer:
@@ -44,13 +124,15 @@ def new_trainer(make_trainer: MakeTrainer, **kwargs: Any) -> L.Trainer:
         **kwargs,
     )
     if trainer.world_size > 1:
-        raise ValueError(f"--trainer.devices: a run uses one device, got {trainer.world_size}")
+        raise ValueError(
+            f"--trainer.devices: a run uses one device, got {trainer.world_size}; take 1, or [N] for GPU N"
+        )
     if (kind := trainer.strategy.root_device.type) not in ("cpu", "cuda"):
         raise ValueError(f"--trainer.accelerator: {kind} is not supported; take cpu or gpu")
     if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
         raise ValueError("--trainer.strategy: weights have to be whole on the device; leave it at auto")
-    if trainer.precision in ("bf16-true", "16-true", "64-true", "16-mixed"):
-        raise ValueError(f"--trainer.precision {trainer.precision} is not supported; take bf16-mixed")
+    if trainer.precision not in _PRECISIONS:
+        raise ValueError(f"--trainer.precision {trainer.precision} is not supported; take 32-true or bf16-mixed")
     return trainer
 
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     RightOpenUnitInterval = float
     AtLeastOne = float
     AboveOne = float
+    Seed = int
 else:
     from jsonargparse.typing import (
         ClosedUnitInterval,
@@ -52,6 +53,9 @@ else:
     )
     AtLeastOne = restricted_number_type("AtLeastOne", float, (">=", 1), docstring="float restricted to be ≥1")
     AboveOne = restricted_number_type("AboveOne", float, (">", 1), docstring="float restricted to be >1")
+    Seed = restricted_number_type(  # what numpy takes
+        "Seed", int, [(">=", 0), ("<", 2**32)], docstring=f"int restricted to be ≥0 and <{2**32}"
+    )
 
 __all__ = [
     "AboveOne",
@@ -64,6 +68,7 @@ __all__ = [
     "PositiveFloat",
     "PositiveInt",
     "RightOpenUnitInterval",
+    "Seed",
     "check_fields",
     "in_words",
     "plain",

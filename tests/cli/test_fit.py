@@ -11,7 +11,8 @@ import yaml
 import rloop_lightning
 from rloop_lightning.algorithms.dapo import DAPO
 from rloop_lightning.algorithms.rft import RFT
-from rloop_lightning.cli.arguments import UsageError, preset_folder
+from rloop_lightning.cli.arguments import UsageError
+from rloop_lightning.cli.config_files import preset_folder
 from rloop_lightning.cli.fit import RLoopCLI
 from rloop_lightning.cli.main import main
 

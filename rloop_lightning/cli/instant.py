@@ -1,0 +1,76 @@
+"""What the commands answer before torch is imported: `--help` and `--version`."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+_SHOWN = ("torch", "lightning", "transformers")
+
+
+def fit_answer(argv: Sequence[str]) -> int | None:
+    """Answer `rloop-fit --help` or `--version`, and return the exit code; None if neither is asked for."""
+    if "--version" in argv:
+        show(versions("rloop-fit"))
+        return 0
+    if not {"-h", "--help"} & set(argv):
+        return None
+    from rloop_lightning.cli.short_help import fit_help
+
+    try:
+        show(fit_help(_named(argv)))
+    except ValueError as error:
+        print(f"rloop-fit: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def data_answer(argv: Sequence[str]) -> int | None:
+    """The same for `rloop-data`, which without arguments shows its help too."""
+    if "--version" in argv:
+        show(versions("rloop-data"))
+        return 0
+    if argv and not {"-h", "--help"} & set(argv):
+        return None
+    from rloop_lightning.cli.short_help import data_help
+
+    show(data_help())
+    return 0
+
+
+def versions(command: str) -> str:
+    """The line of `--version`."""
+    others = ", ".join(f"{name} {_version(name)}" for name in _SHOWN)
+    return f"{command} {_version('rloop-lightning')} (Python {platform.python_version()}, {others})"
+
+
+def show(text: str) -> None:
+    """Print a text, to a reader that may close the pipe early."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # Otherwise the interpreter would flush into the pipe again at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _named(argv: Sequence[str]) -> dict[str, str]:
+    """By group, the part that the command line names."""
+    from rloop_lightning.cli.swappable import SWAPPABLE
+
+    named = {}
+    for flag, following in zip(argv, [*argv[1:], ""], strict=True):
+        name, equals, value = flag.partition("=")
+        group = name.removeprefix("--").removesuffix(".name").removesuffix(".class_path")
+        if name.startswith("--") and group in SWAPPABLE and (chosen := value if equals else following):
+            named[group] = chosen
+    return {group: name for group, name in named.items() if not name.startswith("-")}
