@@ -41,7 +41,7 @@ from rloop_lightning.run.edits import Edits, find_edits
 from rloop_lightning.run.folder import RunFolder
 from rloop_lightning.run.loop import LoopRunner
 from rloop_lightning.run.parts import Parts
-from rloop_lightning.run.problem_record import changed_problems, write_record
+from rloop_lightning.run.problem_record import changed_problems, recorded_date, write_record
 from rloop_lightning.run.start import begin, new_run_faults
 from rloop_lightning.run.state import LoopConfig
 from rloop_lightning.run.trainer import trainer_faults
@@ -212,6 +212,8 @@ class RLoopCLI(LightningCLI):
         """
         out = self._run_folder()
         wrong = [*self._faults_outside(RunFolder(out), self.policy_config, None), *push_faults(self.hub)]
+        today = recorded_date(RunFolder(out).problems) if self.config.resume else date.today()
+        self.parts.data.today = today
         try:
             parts, unreadable = self.parts.readable()
             wrong += [*parts.validate(), *unreadable]
@@ -238,7 +240,7 @@ class RLoopCLI(LightningCLI):
                 self.edits.save(runner.folder)
         elif not self.config.dry_run:
             begin(runner.folder, self._settings())
-            write_record(runner.folder.problems, parts.data, runner.parts.data, date.today())
+            write_record(runner.folder.problems, parts.data, runner.parts.data, today)
         return runner, policy
 
     def _resolve_defaults(self, parts: Parts) -> None:

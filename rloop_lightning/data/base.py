@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from datetime import date
 from typing import Any
 
 from rloop_lightning.types import Problem
@@ -17,11 +18,14 @@ class ProblemSource(ABC):
         max_prompt_tokens: skip problems whose prompt, as the policy sees it, is longer; None keeps all.
         skip_unreadable: true skips problems whose gold answer the reward can't read; false refuses to start a run with
             them. None if the source has no such option.
+        today: the date that chat templates see; None is the current one. A run sets the day on which it began, so that
+            a resume renders the same prompts.
     """
 
     reward = "math"
     max_prompt_tokens: int | None = None
     skip_unreadable: bool | None = None
+    today: date | None = None
 
     @abstractmethod
     def train(self) -> Sequence[Problem]:

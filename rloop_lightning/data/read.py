@@ -119,6 +119,7 @@ class ReadProblems(ProblemSource):
             instruction=self.instruction,
             template=self.template,
             chat_template_kwargs=self.chat_template_kwargs,
+            today=self.today,
         )
 
     def notes(self) -> list[str]:

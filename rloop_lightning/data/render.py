@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import date
 from types import MappingProxyType
 from typing import Any
 
@@ -112,6 +113,7 @@ def prompt_texts(
     instruction: str,
     template: str | None,
     chat_template_kwargs: Mapping[str, Any] = MappingProxyType({}),
+    today: date | None = None,
 ) -> list[str]:
     """Render problem statements as prompts.
 
@@ -123,6 +125,7 @@ def prompt_texts(
         template: text that contains `{problem}`; None uses the tokenizer's chat template, or `DEFAULT_TEMPLATE` if it
             has none. Nothing else in a template has a meaning, so it may contain `\\boxed{}`.
         chat_template_kwargs: variables of the chat template, besides the messages.
+        today: the date that the chat template sees; None is the current one.
 
     Raises:
         ValueError: the chat template refuses the messages or has no such variable, or none is used.
@@ -135,7 +138,8 @@ def prompt_texts(
     if instruction:
         said = [f"{text}\n\n{instruction}" for text in said]
     if chat_template is not None:
-        return [chat_prompt(text, tokenizer, system_prompt, chat_template_kwargs) for text in said]
+        variables = {**({} if today is None else {"strftime_now": today.strftime}), **chat_template_kwargs}
+        return [chat_prompt(text, tokenizer, system_prompt, variables) for text in said]
     before, _, after = (DEFAULT_TEMPLATE if template is None else template).partition(PLACE)
     if system_prompt:
         before = f"{system_prompt}\n\n{before}"

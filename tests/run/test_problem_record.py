@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 from tiny_run import TinyRun
 
 from rloop_lightning.cli.main import main
+from rloop_lightning.model.config import embedded_model_path
+from rloop_lightning.run import problem_record
 
 ROWS = [{"problem": f"{a} {a + 1} {a + 2}=", "answer": str(3 * a + 3)} for a in range(1, 13)]
 
@@ -83,6 +86,40 @@ def test_a_changed_evaluation_set_is_refused_too(
 
 def test_the_same_problems_resume(begun: tuple[Path, Path, Path]) -> None:
     assert main(["--resume", str(begun[0])]) == 0
+
+
+def test_a_date_in_the_chat_template_stays_that_of_the_first_day(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A template that names today's date would give other prompts on the day of the resume."""
+    model = shutil.copytree(embedded_model_path(), tmp_path / "model")
+    template = "{{ strftime_now('%d%m%Y') }}{{ messages[0]['content'] }}"
+    (model / "chat_template.jinja").write_text(template)
+    train = tmp_path / "train.jsonl"
+    write(train, ROWS)
+    data = {"name": str(train), "instruction": "", "validation_size": 0}
+    tiny = TinyRun.written(
+        tmp_path,
+        data=data,
+        policy={"model": str(model)},
+        reward={"name": "reward_functions.boxed"},
+        loop={"explore_steps": 1},
+        eval={"sets": []},
+    )
+    run = tmp_path / "run"
+    assert tiny.fit(run) == 0
+    began = problem_record.recorded_date(run / "problems.parquet")
+
+    class Later(date):
+        @classmethod
+        def today(cls) -> date:
+            return date(2031, 5, 6)
+
+    for module in ("rloop_lightning.cli.fit", "rloop_lightning.run.problem_record"):
+        monkeypatch.setattr(f"{module}.date", Later)
+    assert main(["--resume", str(run), "--loop.rounds=2"]) == 0
+    problem_record_before = problem_record.recorded_date(run / "problems.parquet")
+    assert problem_record_before == began != date(2031, 5, 6)
 
 
 def test_without_a_readable_record_the_run_goes_on_and_says_so(
