@@ -117,22 +117,28 @@ class Parts:
                 "another --algo, or r2"
             )
 
-    def _too_long_prompts(self, policy: Policy) -> list[str]:
+    def _too_long_prompts(self, policy: Policy) -> Iterator[str]:
         """Problems whose prompt and completion exceed the policy's context."""
-        room = policy.context_tokens - self.engine.max_new_tokens
-        lengths = {problem.id: len(policy.encode(problem.prompt)) for problem in self._all_problems()}
-        too_long = [name for name, length in lengths.items() if length > room]
-        if not too_long:
-            return []
-        some = ", ".join(map(one_line, too_long[:_SHOWN]))
-        return [
-            f"{len(too_long)} prompts don't fit --policy.model's {policy.context_tokens} positions together with "
-            f"--engine.max_new_tokens {self.engine.max_new_tokens}: {some} ...; lower the limit or leave these "
-            "problems out by --data.max_prompt_tokens"
-        ]
-
-    def _all_problems(self) -> Iterator[Problem]:
-        return chain(self.problems, *self.evaluation_sets.values())
+        training = self.engine.sampling(seed=0)
+        evaluated = list(chain(*self.evaluation_sets.values()))
+        if self.evaluation.max_new_tokens is None:
+            limits = {("--engine", training.max_new_tokens): [*self.problems, *evaluated]}
+        else:
+            evaluation = self.evaluation.sampling(training)
+            limits = {
+                ("--engine", training.max_new_tokens): [*self.problems],
+                ("--eval", evaluation.max_new_tokens): evaluated,
+            }
+        for (group, limit), problems in limits.items():
+            room = policy.context_tokens - limit
+            too_long = [problem.id for problem in problems if len(policy.encode(problem.prompt)) > room]
+            if too_long:
+                some = ", ".join(map(one_line, too_long[:_SHOWN]))
+                yield (
+                    f"{len(too_long)} prompts don't fit --policy.model's {policy.context_tokens} positions together "
+                    f"with {group}.max_new_tokens {limit}: {some} ...; lower the limit or leave these problems out by "
+                    "--data.max_prompt_tokens"
+                )
 
     def _check_sizes(self) -> Iterator[str]:
         problems, rollouts = self.loop.problems_per_step, self.loop.rollouts_per_problem
