@@ -26,6 +26,7 @@ from rloop_lightning.algorithms.policy_module import PolicyModule
 from rloop_lightning.callbacks.capture import CaptureConfig
 from rloop_lightning.callbacks.gradient_norm import GradientConfig
 from rloop_lightning.cli.arguments import SWAPPABLE, Arguments, Choice, UsageError
+from rloop_lightning.cli.loggers import user_loggers
 from rloop_lightning.cli.parse_errors import Context, parse
 from rloop_lightning.cli.registry import NONE, names
 from rloop_lightning.data.base import ProblemSource
@@ -34,6 +35,7 @@ from rloop_lightning.model.config import PolicyConfig, policy_faults
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.rollouts.filter import FilterConfig
 from rloop_lightning.run.folder import RunFolder
+from rloop_lightning.run.loggers import RunLoggers, known_loggers
 from rloop_lightning.run.loop import LoopRunner
 from rloop_lightning.run.parts import Parts
 from rloop_lightning.run.start import begin, changed_settings, new_run_faults
@@ -162,19 +164,20 @@ class RLoopCLI(LightningCLI):
             seed=self.config.seed_everything,
         )
 
-    def _arguments_of(self, group: str) -> dict[str, Any]:
+    def _arguments_of(self, group: str, leave_out: Sequence[str] = ()) -> dict[str, Any]:
         """The arguments of a group's class, with new instances of arguments that are objects themselves."""
         # With groups, the parser would instantiate the classes of all other groups as well, without arguments.
         settings = Namespace({group: self.config[group].clone()})
+        for name in leave_out:
+            settings[group].pop(name, None)
         return plain(dict(self.parser.instantiate(settings, instantiate_groups=False)[group]))
 
     def make_trainer(self, **kwargs: Any) -> L.Trainer:
-        """A new Trainer with the user's flags. The user's callbacks and loggers come before those of the loop."""
-        given = self._arguments_of("trainer")
-        for several in ("callbacks", "logger"):
-            users = given.pop(several, None)
-            users = users if isinstance(users, list) else [users]
-            kwargs[several] = [*(one for one in users if one and one is not True), *kwargs.get(several, [])]
+        """A new Trainer with the user's flags. The user's callbacks come before those of the loop."""
+        given = {"callbacks": None, **self._arguments_of("trainer", leave_out=["logger"])}
+        users = given.pop("callbacks")
+        users = users if isinstance(users, list) else [users]
+        kwargs["callbacks"] = [*(one for one in users if one), *kwargs.get("callbacks", [])]
         bars = [callback for callback in kwargs["callbacks"] if isinstance(callback, ProgressBar)]
         shown = [] if given.get("enable_progress_bar") is False else bars[:1]  # the user's own, if there is one
         kwargs["callbacks"] = [
@@ -197,7 +200,10 @@ class RLoopCLI(LightningCLI):
         except ValueError as error:
             wrong += str(error).splitlines()
         try:
-            runner = LoopRunner(out, self.parts, self.make_trainer)
+            logger = self.config.trainer.logger
+            users = user_loggers(self.parser, logger, known_loggers(RunFolder(out)).loggers)
+            loggers = RunLoggers(RunFolder(out), users, tensorboard=logger is not False)
+            runner = LoopRunner(out, self.parts, self.make_trainer, loggers)
         except (ValueError, MisconfigurationException) as error:
             wrong += str(error).splitlines()
         _refuse(wrong)

@@ -24,18 +24,22 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from rloop_lightning.callbacks.capture import RolloutCapture
 from rloop_lightning.callbacks.evaluation import InsideEvaluation
-from rloop_lightning.callbacks.progress import PhaseProgress, open_bar
+from rloop_lightning.callbacks.progress import PhaseProgress
 from rloop_lightning.errors import Stopped
 from rloop_lightning.evaluation.evaluator import Evaluator
+from rloop_lightning.evaluation.record import drop_inside_records
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.rollouts.expert_set import read_expert_set
 from rloop_lightning.rollouts.filter import build_expert_set
-from rloop_lightning.rollouts.sampler import GroupSampler, SamplingCost
+from rloop_lightning.rollouts.sampler import GroupSampler
 from rloop_lightning.rollouts.stream import ExpertStream, RolloutStream
+from rloop_lightning.run.evaluation import PolicyEvaluation
 from rloop_lightning.run.folder import RunFolder
-from rloop_lightning.run.handover import select_final, write_results
-from rloop_lightning.run.metrics_csv import RunMetrics, column, result_step
+from rloop_lightning.run.handover import select_stage, write_results
+from rloop_lightning.run.loggers import RunLoggers
+from rloop_lightning.run.metrics_csv import column
 from rloop_lightning.run.parts import Parts
+from rloop_lightning.run.policies import drop_policies
 from rloop_lightning.run.resume import check_pool, last_good_state
 from rloop_lightning.run.state import Budget, LoopState, Stage, StageOutcome, plan
 from rloop_lightning.run.trainer import MakeTrainer, PhaseTrainer, new_trainer
@@ -56,19 +60,23 @@ class LoopRunner:
         out: the run folder.
         parts: the parts of the run.
         make_trainer: makes a new Trainer for a phase from keyword arguments.
+        loggers: the loggers of the run; by default metrics.csv and TensorBoard.
 
     Raises:
         ValueError: the Trainer has settings that the loop does not support.
     """
 
-    def __init__(self, out: Path, parts: Parts, make_trainer: MakeTrainer = L.Trainer) -> None:
+    def __init__(
+        self, out: Path, parts: Parts, make_trainer: MakeTrainer = L.Trainer, loggers: RunLoggers | None = None
+    ) -> None:
         self.out = out
         self.folder = RunFolder(out)
         self.parts = parts
         self.make_trainer = make_trainer
         self.sampler = GroupSampler(parts.engine, parts.reward)
         self.stages = plan(parts.loop.rounds, consolidates=parts.consolidation is not None)
-        trainer = new_trainer(make_trainer)
+        self.loggers = loggers or RunLoggers(self.folder)  # before the run drops rows of metrics.csv
+        trainer = new_trainer(make_trainer, logger=False)
         self.device = trainer.strategy.root_device
         self.mixed_precision = torch.bfloat16 if trainer.precision == "bf16-mixed" else None
 
@@ -102,7 +110,9 @@ class LoopRunner:
         self._announce_problems()
         self.weights = Weights(policy, self.folder)
         self.sampler.engine.bind(policy)
-        self.phases = PhaseTrainer(self.make_trainer, self.folder, self.parts, state.run_id, self.signals)
+        self.phases = PhaseTrainer(self.make_trainer, self.folder, self.parts, state.run_id, self.signals, self.loggers)
+        sets = self.parts.sets_between
+        self.evaluation = PolicyEvaluation(self.evaluator, sets, self.folder, self.loggers, self.signals)
         self.folder.save_state(state)
         while state.stages_done < len(self.stages) and not state.stopped:
             self.signals.check()
@@ -115,8 +125,10 @@ class LoopRunner:
             outcome = self._run_stage(stage, state)
             outcome = replace(outcome, spent=outcome.spent + Budget(seconds=perf_counter() - started))
             state = state.after(self.stages, outcome)
+            write_results(self.folder, self.parts, self.stages, state, after=stage.phase)
             self.folder.save_state(state)
             self._drop_checkpoints(stage)
+            drop_policies(self.folder, self.parts, self.stages[: state.stages_done], state)
         return self._hand_over(state)
 
     def _announce_problems(self) -> None:
@@ -130,7 +142,7 @@ class LoopRunner:
             return self._explore(stage, state)
         if stage.phase == "consolidate":
             return self._consolidate(stage, state)
-        return self._evaluate(stage)
+        return self._evaluate(stage, state)
 
     def _explore(self, stage: Stage, state: LoopState) -> StageOutcome:
         """Train phi: the round's initial policy, trained by the algorithm. Every rollout goes to the pool."""
@@ -163,8 +175,10 @@ class LoopRunner:
             )
         ]
         if self.parts.evaluation.every_n_steps and self.parts.sets_inside:
-            every = self.parts.evaluation.every_n_steps
-            callbacks.append(InsideEvaluation(self.evaluator, self.parts.sets_inside, every))
+            every, sets = self.parts.evaluation.every_n_steps, self.parts.sets_inside
+            records = self.folder.evaluations(stage)
+            drop_inside_records(records, after=self.folder.steps_done(stage))
+            callbacks.append(InsideEvaluation(self.evaluator, sets, every, records=records, round=stage.round))
         optimizer_steps, skipped = self.phases.fit(algorithm, stream, stage, self._progress(stage, state), callbacks)
         self.weights.save(self.folder.policy(stage))
         ended_early = f"{self._title(stage)} ended after {stream.position} of {stream.steps} rollout steps"
@@ -210,34 +224,24 @@ class LoopRunner:
         self.weights.save(policy_folder)
         return StageOutcome(Budget(optimizer_steps=optimizer_steps), results, note=skipped)
 
-    def _evaluate(self, stage: Stage) -> StageOutcome:
-        """Measure pass@k of a policy on every evaluation set, with the same problems and seeds for all policies."""
+    def _evaluate(self, stage: Stage, state: LoopState) -> StageOutcome:
+        """Measure pass@k of a policy on every evaluation set."""
         self._use(stage)
         self.policy.to(self.device)
-        metrics: dict[str, float] = {}
-        sets = self.parts.sets_between
-        title = f"{self._title(stage)} {stage.which}"
-        with self.signals.at_once(), open_bar(total=len(sets), title=title, unit="set") as bar:
-            for name in sets:
-                metrics |= self.evaluator([name], SamplingCost())
-                bar.set_postfix_str(f"{name} pass@1 {metrics[f'eval/{name}/pass@1']:.3f}", refresh=False)
-                bar.update()
-        step = result_step(stage)
-        record = RunMetrics(self.folder.metrics, stage.round, "evaluate", keep_before=step)
-        record.log_metrics(metrics, step=step)
+        expert = state.results.get(stage.name, {}) if stage.which == "consolidated" else {}
+        metrics = self.evaluation(stage, f"{self._title(stage)} {stage.which}", known=expert)
         return StageOutcome(results={stage.name: metrics})
 
     def _hand_over(self, state: LoopState) -> LoopState:
         """Save the selected policy to final/, and write the results table and the plots."""
-        loop = self.parts.loop
-        names = [stage.name for stage in self.stages[: state.stages_done] if stage.phase == "evaluate"]
-        selected = select_final(names, state.results, loop.select, k=max(self.parts.evaluation.k))
-        if state.selected != selected or damaged_files(self.folder.final):
-            self._use(next(stage for stage in self.stages if stage.name == selected))
+        selected = select_stage(self.folder, self.parts, self.stages[: state.stages_done], state)
+        if state.selected != selected.name or damaged_files(self.folder.final):
+            self._use(selected)
             self.policy.save(self.folder.final)
-            state = replace(state, selected=selected)
+            state = replace(state, selected=selected.name)
             self.folder.save_state(state)
-        write_results(self.folder, state, hidden_sets=() if loop.select.startswith("pass@") else ("validation",))
+        drop_policies(self.folder, self.parts, self.stages[: state.stages_done], state)
+        write_results(self.folder, self.parts, self.stages, state)
         self.signals.check("the run is complete")
         return state
 

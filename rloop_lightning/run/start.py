@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from rloop_lightning.run.folder import RunFolder
+from rloop_lightning.run.folder import RunFolder, flat
 from rloop_lightning.system.files import write_text
 from rloop_lightning.system.imports import is_unnamed
 
@@ -22,6 +21,7 @@ _FREE_ON_RESUME = (
     "out",
     "debug",
     "loop.select",
+    "loop.keep_policies",
     "loop.checkpoint_every_n_steps",
     "gradient.",
     "trainer.",
@@ -65,8 +65,8 @@ def changed_settings(run: RunFolder, now: str) -> list[str]:
         run: an existing run.
         now: the current settings, as YAML.
     """
-    before = dict(_flat(yaml.safe_load(run.config.read_text(encoding="utf-8"))))
-    after = dict(_flat(yaml.safe_load(now)))
+    before = run.settings()
+    after = dict(flat(yaml.safe_load(now)))
     # The user passes a Python object without an import path again, in any form.
     unnamed = [name.removesuffix("name") for name, value in before.items() if is_unnamed(value)]
     free = (*_FREE_ON_RESUME, *unnamed)
@@ -106,12 +106,3 @@ def nothing_half_written(out: Path) -> Iterator[None]:
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()
         raise
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested settings with dotted keys."""
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -38,6 +38,9 @@ class LoopConfig:
             validation set by `pass@1`, or by `pass@k` at the largest --eval.k.
         on_empty_expert_set: what to do when the expert set is empty: `continue` with the next round from the same
             initial policy, or `stop` the run.
+        keep_policies: policies of phases that stay on disk: `all`, two per round, or `last`, only those that a resume
+            or the hand-over can still need: the last explored one, the last two consolidated ones, and the best one so
+            far if `select` is a pass@k.
         checkpoint_every_n_steps: training steps between checkpoints, from which --resume continues; 0 saves them only
             on SIGTERM and Ctrl-C.
     """
@@ -48,6 +51,7 @@ class LoopConfig:
     rollouts_per_problem: PositiveInt = 8
     select: Select = "last"
     on_empty_expert_set: Literal["continue", "stop"] = "continue"
+    keep_policies: Literal["all", "last"] = "all"
     checkpoint_every_n_steps: NonNegativeInt = 10
 
     def __post_init__(self) -> None:
