@@ -61,7 +61,7 @@ def run_all(
     for seed in range(seeds):
         for name, flags in variants.items():
             out = folder / f"{name.replace(' ', '-').replace(',', '')}-seed-{seed}"
-            if not (out / "results.md").is_file():
+            if not (out / "final").is_dir():
                 _run([*common, *flags, "--seed_everything", str(seed), "--out", str(out)], out.with_suffix(".log"))
             outcomes[name].append(read_outcome(out))
             print(

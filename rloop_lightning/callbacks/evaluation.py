@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 
 from rloop_lightning.evaluation.evaluator import Evaluator
+from rloop_lightning.evaluation.record import EvaluatedPolicy, inside_record, write_record
 from rloop_lightning.rollouts.sampler import SamplingCost
 
 
@@ -15,18 +17,32 @@ class InsideEvaluation(L.Callback):
     """Logs the evaluator's metrics every `every_n_steps` rollout steps, except after the last step of the phase.
 
     The loop evaluates the final policy of a phase on every set.
+
+    Args:
+        evaluator: evaluates the current policy.
+        sets: names of the evaluation sets.
+        every_n_steps: rollout steps between evaluations.
+        records: folder of the records, `step-000020.parquet` with one row per problem.
+        round: round of the run, from 0.
     """
 
-    def __init__(self, evaluator: Evaluator, sets: Sequence[str], every_n_steps: int) -> None:
+    def __init__(
+        self, evaluator: Evaluator, sets: Sequence[str], every_n_steps: int, *, records: Path, round: int
+    ) -> None:
         self.evaluator = evaluator
         self.sets = sets
         self.every_n_steps = every_n_steps
+        self.records = records
+        self.round = round
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         step = batch_idx + 1
         if step % self.every_n_steps or step == trainer.num_training_batches:
             return
         cost = SamplingCost()
-        metrics = self.evaluator(self.sets, cost)
-        metrics["time/evaluate_s"] = cost.generate_s + cost.reward_s
-        pl_module.record(metrics)
+        evaluations = [self.evaluator(name, cost) for name in self.sets]
+        policy = EvaluatedPolicy(f"round {self.round + 1} step {step}", self.round, "explore", step)
+        write_record(inside_record(self.records, step), policy, [evaluation.problems for evaluation in evaluations])
+        for evaluation in evaluations:
+            pl_module.record(evaluation.metrics)
+        pl_module.record({"time/evaluate_s": cost.generate_s + cost.reward_s})

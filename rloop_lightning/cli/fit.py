@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from datetime import date
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -28,21 +27,18 @@ from rloop_lightning.cli.arguments import HELP_ALL, PRINT_CONFIG, Arguments, Cho
 from rloop_lightning.cli.instant import show
 from rloop_lightning.cli.options import RUN_OPTIONS
 from rloop_lightning.cli.parse_errors import Context, parse
+from rloop_lightning.cli.prepare import faults_outside, prepare, refuse
 from rloop_lightning.cli.printing import completion, config_text, full_help
 from rloop_lightning.cli.stray_words import about
 from rloop_lightning.cli.swappable import SWAPPABLE
 from rloop_lightning.cli.trainer_flags import REFUSED, flags_without_defaults, trainer_from, without_defaults
-from rloop_lightning.data.base import ProblemSource
 from rloop_lightning.evaluation.evaluator import EvaluationConfig
-from rloop_lightning.model.config import PolicyConfig, policy_faults
+from rloop_lightning.model.config import PolicyConfig
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.rollouts.filter import FilterConfig
-from rloop_lightning.run.edits import Edits, find_edits
 from rloop_lightning.run.folder import RunFolder
 from rloop_lightning.run.loop import LoopRunner
 from rloop_lightning.run.parts import Parts
-from rloop_lightning.run.problem_record import changed_problems, recorded_date, write_record
-from rloop_lightning.run.start import begin, new_run_faults
 from rloop_lightning.run.state import LoopConfig
 from rloop_lightning.run.trainer import trainer_faults
 from rloop_lightning.system.fields import plain
@@ -120,7 +116,7 @@ class RLoopCLI(LightningCLI):
         option, value = self.arguments.shows or ("", "")
         if option != HELP_ALL and not option.endswith(".help"):
             return
-        _refuse(self.arguments.wrong)
+        refuse(self.arguments.wrong)
         if option == HELP_ALL:
             show(full_help(parser))
             raise SystemExit(0)
@@ -159,9 +155,10 @@ class RLoopCLI(LightningCLI):
         """Construct every part, and report all errors at once."""
         made: dict[str, Any] = {"consolidate": None, **self.objects}
         wrong = list(self.wrong)
+        self.folder = RunFolder(self._run_folder())
         chosen = {group: choice.cls for group, choice in self.choices.items() if choice.cls is not None}
         for group, cls in {**chosen, **FIXED}.items():
-            settings = RunFolder(self._run_folder()).located(self._arguments_of(group))
+            settings = self.folder.located(self._arguments_of(group))
             settings.pop("name", None)
             try:
                 made[group] = cls(**settings)
@@ -174,9 +171,7 @@ class RLoopCLI(LightningCLI):
         if wrong:
             if "hub" in made:
                 wrong += push_faults(made["hub"])
-            _refuse(
-                [*wrong, *self._faults_outside(RunFolder(self._run_folder()), made.get("policy"), made.get("data"))]
-            )
+            refuse([*wrong, *faults_outside(self, made.get("policy"), made.get("data"))])
         self.policy_config: PolicyConfig = made["policy"]
         self.hub: HubConfig = made["hub"]
         self.parts = Parts(
@@ -193,14 +188,16 @@ class RLoopCLI(LightningCLI):
             seed=self.config.seed_everything,
         )
 
-    def _arguments_of(self, group: str) -> dict[str, Any]:
+    def _arguments_of(self, group: str, leave_out: Sequence[str] = ()) -> dict[str, Any]:
         """The arguments of a group's class, with new instances of arguments that are objects themselves."""
         # With groups, the parser would instantiate the classes of all other groups as well, without arguments.
         settings = Namespace({group: self.config[group].clone()})
+        for name in leave_out:
+            settings[group].pop(name, None)
         return plain(dict(self.parser.instantiate(settings, instantiate_groups=False)[group]))
 
     def make_trainer(self, **kwargs: Any) -> L.Trainer:
-        """A new Trainer with the user's flags. The user's callbacks and loggers come before those of the loop."""
+        """A new Trainer with the user's flags. The user's callbacks come before those of the loop."""
         return trainer_from(self.parser, self.config.trainer, kwargs)
 
     def prepare(self) -> tuple[LoopRunner, Policy]:
@@ -210,44 +207,7 @@ class RLoopCLI(LightningCLI):
             UsageError: names all errors.
             RunFolderError: the run folder can't be written.
         """
-        out = self._run_folder()
-        wrong = [*self._faults_outside(RunFolder(out), self.policy_config, None), *push_faults(self.hub)]
-        today = recorded_date(RunFolder(out).problems) if self.config.resume else date.today()
-        self.parts.data.today = today
-        try:
-            parts, unreadable = self.parts.readable()
-            wrong += [*parts.validate(), *unreadable]
-        except ValueError as error:
-            wrong += str(error).splitlines()
-        try:
-            runner = LoopRunner(out, self.parts, self.make_trainer, self.edits.note, self.config.restart_from)
-        except ValueError as error:
-            wrong += str(error).splitlines()
-        _refuse(wrong)
-        try:
-            policy = Policy.load(self.policy_config)
-        except (ValueError, OSError) as error:
-            _refuse([f"--policy.model {self.policy_config.model}: {line}" for line in str(error).splitlines()])
-        try:
-            runner.parts = parts.rendered(policy)
-        except ValueError as error:
-            raise UsageError(str(error)) from error
-        _refuse(runner.parts.validate_with(policy))
-        self._resolve_defaults(runner.parts)
-        if self.config.resume:
-            _refuse(changed_problems(runner.folder.problems, parts.data, runner.parts.data))
-            if not self.config.dry_run:
-                self.edits.save(runner.folder)
-        elif not self.config.dry_run:
-            begin(runner.folder, self._settings())
-            write_record(runner.folder.problems, parts.data, runner.parts.data, today)
-        return runner, policy
-
-    def _resolve_defaults(self, parts: Parts) -> None:
-        """Replace settings of null by the numbers that they stand for, so that config.yaml and a resume have them."""
-        self.config.loop.problems_per_step = parts.problems_per_step
-        if "max_new_tokens" in self.config.engine:  # not if the engine is a Python object
-            self.config.engine.max_new_tokens = parts.engine.max_new_tokens
+        return prepare(self)
 
     def _run_folder(self) -> Path:
         if self.config.resume:
@@ -255,36 +215,9 @@ class RLoopCLI(LightningCLI):
         chosen = (self.choices[group].name.rpartition(".")[2].rstrip(">") for group in ("algo", "consolidate"))
         return Path(self.config.out or "runs/" + "-".join([time.strftime("%Y%m%d-%H%M%S"), *chosen]))
 
-    def _settings(self) -> str:
+    def settings(self) -> str:
         """All settings as YAML."""
         return self.parser.dump(self.config, skip_unset=False)
-
-    def _faults_outside(self, folder: RunFolder, policy: PolicyConfig | None, data: ProblemSource | None) -> list[str]:
-        """Errors in the run folder, the model's folder and the problem sets."""
-        self.edits = Edits()
-        if not self.config.resume:
-            wrong = new_run_faults(folder)
-            if self.config.restart_from is not None:
-                wrong.append("--restart_from needs --resume RUN")
-        elif self.arguments.resumable:
-            self.edits = find_edits(folder, self._settings(), self.config.restart_from)
-            wrong = [*self.edits.faults]
-        else:  # `self.wrong` has the error already
-            wrong = []
-        if policy is not None:
-            wrong += [f"--policy.model {policy.model}: {fault}" for fault in policy_faults(policy)]
-        if data is not None:
-            try:
-                data.train(), data.evaluation()
-            except ValueError as error:
-                wrong += str(error).splitlines()
-        return wrong
-
-
-def _refuse(wrong: Sequence[str]) -> None:
-    """Raise UsageError if there are errors."""
-    if wrong:
-        raise UsageError("\n".join(dict.fromkeys(wrong)))
 
 
 def _add_swappable(parser: LightningArgumentParser, group: str, choice: Choice) -> None:

@@ -16,7 +16,6 @@ from typing import Any
 import lightning as L
 from jsonargparse import ArgumentParser, Namespace, get_loader
 from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from rloop_lightning.cli.parse_errors import reason_in
 from rloop_lightning.run.trainer import callback_faults, profiler_of
@@ -87,7 +86,7 @@ def flags_without_defaults(flags: Sequence[str]) -> list[str]:
 def trainer_from(parser: ArgumentParser, settings: Namespace, fixed: Mapping[str, Any]) -> L.Trainer:
     """A new Trainer with the user's flags and the loop's arguments.
 
-    The user's callbacks and loggers come before those of the loop. `--trainer.logger false` leaves out TensorBoard.
+    The user's callbacks come before those of the loop. The loop makes the loggers, once for all phases.
 
     Args:
         parser: the parser of the flags.
@@ -98,12 +97,9 @@ def trainer_from(parser: ArgumentParser, settings: Namespace, fixed: Mapping[str
         ValueError: it can't be made; names the flags.
     """
     given, fixed = _objects_of(parser, settings), dict(fixed)
-    if given.get("logger") is False:
-        fixed["logger"] = [one for one in fixed.get("logger", []) if not isinstance(one, TensorBoardLogger)]
-    for several in ("callbacks", "logger"):
-        users = given.pop(several, None)
-        users = users if isinstance(users, list) else [users]
-        fixed[several] = [*(one for one in users if one and one is not True), *fixed.get(several, [])]
+    users = given.pop("callbacks", None)
+    users = users if isinstance(users, list) else [users]
+    fixed["callbacks"] = [*(one for one in users if one), *fixed.get("callbacks", [])]
     bars = [callback for callback in fixed["callbacks"] if isinstance(callback, ProgressBar)]
     shown = [] if given.get("enable_progress_bar") is False else bars[:1]  # the user's own, if there is one
     fixed["callbacks"] = [callback for callback in fixed["callbacks"] if callback not in bars or callback in shown]
@@ -125,6 +121,8 @@ def _objects_of(parser: ArgumentParser, settings: Namespace) -> dict[str, Any]:
     """
     made, wrong = {}, []
     for name, value in vars(settings).items():
+        if name == "logger":
+            continue
         try:
             one = Namespace(trainer=Namespace({name: value})).clone()
             made[name] = plain(parser.instantiate(one, instantiate_groups=False).trainer[name])

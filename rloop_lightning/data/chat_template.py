@@ -5,9 +5,13 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Mapping
+from datetime import date
 from typing import Any
 
 from rloop_lightning.system.terminal import one_line
+
+_NOW = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
+_FIXED_NOW = "{%- macro strftime_now(format) -%}{{ fixed_dates[format] }}{%- endmacro %}"
 
 # Arguments of `apply_chat_template` that are no variables of a template.
 _SET_HERE = frozenset(
@@ -64,7 +68,19 @@ def unused_kwargs(chat_template: str | None, given: Mapping[str, Any]) -> Iterat
                 yield f"--data.chat_template_kwargs: --policy.model's chat template has no variable {name!r}{hint}"
 
 
-def chat_prompt(text: str, tokenizer: Any, system_prompt: str, kwargs: Mapping[str, Any]) -> str:
+def with_fixed_date(chat_template: str, today: date | None) -> tuple[str, dict[str, Any]]:
+    """A chat template whose `strftime_now` tells a fixed date, and the variables that it needs for that.
+
+    transformers passes plain data to templates and no functions. So the template gets the date in every format that it
+    asks for, and a macro in front that looks it up. A template that computes its formats is left alone.
+    """
+    formats = [found[1] for found in _NOW.findall(chat_template)]
+    if today is None or len(formats) != chat_template.count("strftime_now("):
+        return chat_template, {}
+    return _FIXED_NOW + chat_template, {"fixed_dates": {form: today.strftime(form) for form in formats}}
+
+
+def chat_prompt(text: str, tokenizer: Any, system_prompt: str, chat_template: str, kwargs: Mapping[str, Any]) -> str:
     """A problem as the user's message, rendered by the chat template up to the start of the reply.
 
     Raises:
@@ -74,7 +90,9 @@ def chat_prompt(text: str, tokenizer: Any, system_prompt: str, kwargs: Mapping[s
     if system_prompt:
         messages.insert(0, {"role": "system", "content": system_prompt})
     try:
-        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **kwargs)
+        return tokenizer.apply_chat_template(
+            messages, chat_template=chat_template, add_generation_prompt=True, tokenize=False, **kwargs
+        )
     except Exception as error:  # a template may raise anything
         change = "change --data.chat_template_kwargs, " if kwargs else ""
         what = one_line(str(error), limit=300) or type(error).__name__

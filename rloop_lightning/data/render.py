@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 from rloop_lightning.data.base import ProblemSource
-from rloop_lightning.data.chat_template import chat_prompt, chat_template_of, unused_kwargs
+from rloop_lightning.data.chat_template import chat_prompt, chat_template_of, unused_kwargs, with_fixed_date
 from rloop_lightning.data.text import normalised
 from rloop_lightning.types import Problem
 
@@ -138,8 +138,9 @@ def prompt_texts(
     if instruction:
         said = [f"{text}\n\n{instruction}" for text in said]
     if chat_template is not None:
-        variables = {**({} if today is None else {"strftime_now": today.strftime}), **chat_template_kwargs}
-        return [chat_prompt(text, tokenizer, system_prompt, variables) for text in said]
+        chat_template, dates = with_fixed_date(chat_template, today)
+        variables = {**dates, **chat_template_kwargs}
+        return [chat_prompt(text, tokenizer, system_prompt, chat_template, variables) for text in said]
     before, _, after = (DEFAULT_TEMPLATE if template is None else template).partition(PLACE)
     if system_prompt:
         before = f"{system_prompt}\n\n{before}"

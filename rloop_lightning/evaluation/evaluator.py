@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
-from rloop_lightning.evaluation import PassAtK
+from rloop_lightning.evaluation.pass_at_k import PassAtK
+from rloop_lightning.evaluation.record import problem_table
 from rloop_lightning.rollouts.sampler import GroupSampler, SamplingCost
 from rloop_lightning.seeds import derive_seed
-from rloop_lightning.system.fields import NonNegativeInt, PositiveInt, check_fields
-from rloop_lightning.types import Problem
+from rloop_lightning.system.fields import (
+    LeftOpenUnitInterval,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    check_fields,
+)
+from rloop_lightning.types import Group, Problem, SamplingParams
 
 
 @dataclass(frozen=True)
@@ -23,6 +32,11 @@ class EvaluationConfig:
         every_n_steps: rollout steps between evaluations during an exploration; 0 evaluates between phases only.
         samples: rollouts per problem.
         k: the values of k for pass@k, each at most `samples`; pass@1 is always measured.
+        temperature: sampling temperature; 0 is greedy and needs `samples` 1; null takes --engine.temperature.
+        top_k: sample from the k most likely tokens; 0 is off; null takes --engine.top_k.
+        top_p: sample from the most likely tokens whose probabilities reach this sum; 1 is off; null takes
+            --engine.top_p.
+        max_new_tokens: completion length limit, tokens; null takes --engine.max_new_tokens.
         sets: evaluation sets between phases; null takes all sets of the data.
         sets_inside: evaluation sets during an exploration; null takes `sets`.
         max_problems: use only the first `max_problems` problems of a set; 0 uses all.
@@ -31,14 +45,54 @@ class EvaluationConfig:
     every_n_steps: NonNegativeInt = 0
     samples: PositiveInt = 32
     k: tuple[PositiveInt, ...] = (1, 8, 32)
+    temperature: NonNegativeFloat | None = None
+    top_k: NonNegativeInt | None = None
+    top_p: LeftOpenUnitInterval | None = None
+    max_new_tokens: PositiveInt | None = None
     sets: list[str] | None = None
     sets_inside: list[str] | None = None
     max_problems: NonNegativeInt = 0
 
     def __post_init__(self) -> None:
         check_fields(self, "--eval")
+        wrong = []
         if not self.k or max(self.k) > self.samples:
-            raise ValueError(f"--eval.k must lie between 1 and --eval.samples ({self.samples}), got {list(self.k)}")
+            wrong.append(f"--eval.k must lie between 1 and --eval.samples ({self.samples}), got {list(self.k)}")
+        if self.temperature == 0 and self.samples > 1:
+            wrong.append(
+                "--eval.temperature 0 is greedy: all rollouts of a problem are the same, and pass@k is pass@1; set "
+                f"--eval.samples 1 and --eval.k [1], got {self.samples} and {list(self.k)}"
+            )
+        if wrong:
+            raise ValueError("\n".join(wrong))
+
+    def sampling(self, training: SamplingParams) -> SamplingParams:
+        """The sampling of an evaluation.
+
+        Args:
+            training: the engine's settings, which the fields that are null take.
+        """
+        own: dict[str, Any] = {
+            "temperature": self.temperature,
+            "top_k": self.top_k,
+            "top_p": self.top_p,
+            "max_new_tokens": self.max_new_tokens,
+        }
+        chosen = {name: value for name, value in own.items() if value is not None}
+        return replace(training, report_routed_experts=False, report_kept_tokens=False, **chosen)
+
+
+@dataclass(frozen=True)
+class SetEvaluation:
+    """A policy's evaluation on one set.
+
+    Args:
+        metrics: by name, `eval/SET/...`.
+        problems: one row per problem (`record.problem_table`).
+    """
+
+    metrics: Mapping[str, float]
+    problems: pa.Table
 
 
 class Evaluator:
@@ -52,19 +106,19 @@ class Evaluator:
         self.config = config
         self.seed = seed
 
-    def __call__(self, names: Sequence[str], cost: SamplingCost) -> dict[str, float]:
-        """Evaluate on the named sets.
+    def __call__(self, name: str, cost: SamplingCost) -> SetEvaluation:
+        """Evaluate on the set `name`. Adds the cost to `cost`.
 
-        Returns `eval/SET/pass@K`, `.../entropy_nats`, `.../length_tokens`, and `.../pass@1_stderr`, the standard error
-        of pass@1 over problems (absent for a set of one problem).
+        The metrics are `eval/SET/pass@K`, `.../entropy_nats`, `.../length_tokens`, `.../truncated_rate`, and
+        `.../pass@1_stderr`, the standard error of pass@1 over problems (absent for a set of one problem).
         """
-        return {key: value for name in names for key, value in self._evaluate(name, cost).items()}
-
-    def _evaluate(self, name: str, cost: SamplingCost) -> dict[str, float]:
         problems = self.sets[name][: self.config.max_problems or None]
-        sampling = self.sampler.engine.sampling(derive_seed(self.seed, "evaluate", name))
-        sampling = replace(sampling, report_routed_experts=False, report_kept_tokens=False)
+        sampling = self.config.sampling(self.sampler.engine.sampling(derive_seed(self.seed, "evaluate", name)))
         groups = self.sampler.sample(problems, self.config.samples, sampling, cost)
+        metrics = {f"eval/{name}/{key}": value for key, value in self._metrics(groups).items()}
+        return SetEvaluation(metrics, problem_table(name, groups, sampling))
+
+    def _metrics(self, groups: Sequence[Group]) -> dict[str, float]:
         pass_at_k = PassAtK(sorted({1, *self.config.k}))  # progress bars and `--loop.select` use pass@1
         successes = torch.tensor([group.success_count for group in groups])
         pass_at_k.update(successes, self.config.samples)
@@ -76,4 +130,5 @@ class Evaluator:
             metrics["pass@1_stderr"] = float((successes / self.config.samples).double().std() / len(groups) ** 0.5)
         metrics["entropy_nats"] = float(surprise)
         metrics["length_tokens"] = float(np.mean([rollout.length for rollout in rollouts]))
-        return {f"eval/{name}/{key}": value for key, value in metrics.items()}
+        metrics["truncated_rate"] = float(np.mean([rollout.finish_reason == "length" for rollout in rollouts]))
+        return metrics

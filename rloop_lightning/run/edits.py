@@ -6,14 +6,14 @@ and the evaluations stay as they are, because results with different ones can't 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
 from rloop_lightning.errors import DamagedError
-from rloop_lightning.run.folder import RunFolder
+from rloop_lightning.run.folder import RunFolder, flat
 from rloop_lightning.run.state import LoopState, Stage, plan
 from rloop_lightning.system.files import write_text
 from rloop_lightning.system.imports import is_unnamed
@@ -27,6 +27,7 @@ _FREE = (
     "debug",
     "dry_run",
     "loop.select",
+    "loop.keep_policies",
     "loop.show_completions",
     "hub.",
     "loop.checkpoint_every_n_steps",
@@ -61,6 +62,19 @@ class Edit:
 
     def __str__(self) -> str:
         return f"--{self.key} {self.after} (before: {self.before})"
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """What a resume does differently.
+
+    Args:
+        note: a note on changed settings for readers of the results.
+        restart_from: the phase to repeat, and everything after it, such as `round-1/explore`; None continues.
+    """
+
+    note: str = ""
+    restart_from: str | None = None
 
 
 @dataclass(frozen=True)
@@ -103,8 +117,8 @@ def find_edits(run: RunFolder, now: str, restart_from: str | None) -> Edits:
         restart_from: the phase to go back to, such as `round-1/explore`; None continues where the run is.
     """
     current = yaml.safe_load(now)
-    before = dict(_flat(yaml.safe_load(run.config.read_text(encoding="utf-8"))))
-    after = dict(_flat(current))
+    before = run.settings()
+    after = dict(flat(current))
     # The user passes a Python object without an import path again, in any form.
     free = (*_FREE, *(name.removesuffix("name") for name, value in before.items() if is_unnamed(value)))
     changes = [
@@ -142,7 +156,14 @@ def restart_stage(run: RunFolder, stages: Sequence[Stage], restart_from: str) ->
         raise ValueError(
             f"--restart_from {restart_from}: take a phase that has begun: {', '.join(named) or 'there is none yet'}"
         )
-    return named[restart_from.strip("/")]
+    stage = named[restart_from.strip("/")]
+    initial = run.initial_policy(stage)
+    if initial is not None and not initial.exists():
+        raise ValueError(
+            f"--restart_from {restart_from}: the policy that the round began with was deleted (--loop.keep_policies "
+            "last); take a later phase"
+        )
+    return stage
 
 
 @dataclass(frozen=True)
@@ -223,12 +244,3 @@ class _Position:
         if edit.key == "loop.explore_steps" and self.consolidates and rounds <= begun:
             return f"--loop.explore_steps {edit.after}: all {rounds} rounds have begun; add some with --loop.rounds"
         return ""
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested settings with dotted keys."""
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

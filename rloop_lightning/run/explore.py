@@ -11,6 +11,7 @@ from rloop_lightning.callbacks.capture import RolloutCapture
 from rloop_lightning.callbacks.evaluation import InsideEvaluation
 from rloop_lightning.callbacks.run_estimate import RunEstimate
 from rloop_lightning.evaluation.evaluator import Evaluator
+from rloop_lightning.evaluation.record import drop_inside_records
 from rloop_lightning.rollouts.stream import RolloutStream
 from rloop_lightning.run.forecast import work_left
 from rloop_lightning.run.metrics_csv import column
@@ -59,7 +60,9 @@ def explore(session: Session, evaluator: Evaluator, stage: Stage, state: LoopSta
     ]
     callbacks.append(RunEstimate(*work_left(parts, stage, folder.steps_done(stage))))
     if parts.evaluation.every_n_steps and parts.sets_inside:
-        callbacks.append(InsideEvaluation(evaluator, parts.sets_inside, parts.evaluation.every_n_steps))
+        records, every = folder.evaluations(stage), parts.evaluation.every_n_steps
+        drop_inside_records(records, after=folder.steps_done(stage))
+        callbacks.append(InsideEvaluation(evaluator, parts.sets_inside, every, records=records, round=stage.round))
     optimizer_steps, skipped = session.phases.fit(algorithm, stream, stage, progress, callbacks)
     if stream.unused:
         name = f"unused-{stream.position + 1:06d}"

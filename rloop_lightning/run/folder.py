@@ -2,21 +2,27 @@
 
     runs/NAME/
       config.yaml  state.json  state.previous.json  metrics.csv  results.md  plots/*.png
+      tensorboard/  loggers.json                        the run as TensorBoard shows it; the user's own loggers
       data/*.jsonl                                      problem sets passed as Python objects
-      round-0/explore/{checkpoints,logs,policy,faults}  phi, the policy at the end of the exploration
+      round-0/explore/{checkpoints,policy,faults}       phi, the policy at the end of the exploration
       round-0/pool/*.parquet  round-0/expert.parquet    every rollout, and the expert set
-      round-0/consolidate/{checkpoints,logs,faults}
+      round-0/consolidate/{checkpoints,faults}
       round-0/policy/                                   theta_1, the initial policy of the next round
+      round-0/evaluations/*.parquet                     a row per problem: base, step-000020, explored, consolidated
       final/                                            the run's final policy, a plain Hugging Face folder
 
+Policies that `--loop.keep_policies last` no longer needs are deleted.
 `explore` and `consolidate` also contain `state.json`, the state of the run at the start of the phase.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from rloop_lightning.callbacks.checkpoint import checkpoint_step, checkpoints
 from rloop_lightning.errors import DamagedError
@@ -58,6 +64,10 @@ class RunFolder:
         """The settings that the run started with."""
         return self.out / "config.yaml"
 
+    def settings(self) -> dict[str, Any]:
+        """The settings that the run started with, by flag name without dashes; none if it has no config.yaml."""
+        return dict(flat(yaml.safe_load(self.config.read_text(encoding="utf-8")))) if self.config.exists() else {}
+
     @property
     def problems(self) -> Path:
         """The record of the problems that the run started with."""
@@ -77,9 +87,23 @@ class RunFolder:
     def plots(self) -> Path:
         return self.out / "plots"
 
+    def pool_plot(self, stage: Stage) -> Path:
+        """The plot of the round's pool."""
+        return self.plots / f"round-{stage.round}-pool.png"
+
     @property
     def metrics(self) -> Path:
         return self.out / "metrics.csv"
+
+    @property
+    def tensorboard(self) -> Path:
+        """The TensorBoard logs of all phases."""
+        return self.out / "tensorboard"
+
+    @property
+    def loggers(self) -> Path:
+        """What is known of the user's loggers (loggers.py)."""
+        return self.out / "loggers.json"
 
     @property
     def final(self) -> Path:
@@ -91,10 +115,6 @@ class RunFolder:
     def phase(self, stage: Stage) -> Path:
         """The folder that only this phase writes to."""
         return self.round(stage) / stage.phase
-
-    def logs(self, stage: Stage) -> Path:
-        """The phase's TensorBoard logs."""
-        return self.phase(stage) / "logs"
 
     def faults(self, stage: Stage) -> Path:
         """The rollouts of the phase's skipped updates."""
@@ -111,6 +131,14 @@ class RunFolder:
     def expert_set(self, stage: Stage) -> Path:
         """The expert set of the stage's round."""
         return self.round(stage) / "expert.parquet"
+
+    def evaluations(self, stage: Stage) -> Path:
+        """The folder of the records of the round's evaluations."""
+        return self.round(stage) / "evaluations"
+
+    def evaluation(self, stage: Stage) -> Path:
+        """The record of an evaluation between phases."""
+        return self.evaluations(stage) / f"{stage.which}.parquet"
 
     def policy(self, stage: Stage) -> Path:
         """The final policy of a phase, or the policy that an evaluation measures (except the base policy)."""
@@ -163,3 +191,12 @@ class RunFolder:
         if before is not None:
             before.save(self.previous_state)
         state.save(self.state)
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings with dotted keys."""
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

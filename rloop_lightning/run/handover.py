@@ -1,4 +1,4 @@
-"""The end of a run: selects the final policy, saves and uploads it, and writes the results table and the plots."""
+"""The end of a run: selects the final policy, saves it with its model card, and uploads it."""
 
 from __future__ import annotations
 
@@ -8,18 +8,15 @@ from collections.abc import Mapping, Sequence
 
 import yaml
 
-from rloop_lightning.errors import PushError
+from rloop_lightning.errors import PushError, StateError
 from rloop_lightning.model.generation_config import GENERATION_CONFIG, generation_config
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.run.folder import RunFolder
-from rloop_lightning.run.metrics_csv import read_metrics
 from rloop_lightning.run.model_card import CARD, CardFacts, base_facts, model_card
 from rloop_lightning.run.parts import Parts
-from rloop_lightning.run.plots import write_plots
-from rloop_lightning.run.results_table import PolicyResult, results_table
-from rloop_lightning.run.state import LoopState, Select
+from rloop_lightning.run.results import policies_table
+from rloop_lightning.run.state import LoopState, Select, Stage
 from rloop_lightning.system.checksums import damaged_files
-from rloop_lightning.system.files import write_text
 from rloop_lightning.system.hub import HubConfig, push_folder
 
 _log = logging.getLogger(__name__)
@@ -42,6 +39,29 @@ def select_final(names: Sequence[str], results: Mapping[str, Mapping[str, float]
         return explored[-1]
     metric = f"eval/validation/pass@{1 if select == 'pass@1' else k}"
     return max(names, key=lambda name: results[name][metric])
+
+
+def select_stage(folder: RunFolder, parts: Parts, done: Sequence[Stage], state: LoopState) -> Stage:
+    """The evaluation of the policy to hand over.
+
+    Args:
+        folder: the run folder.
+        parts: the parts of the run.
+        done: the complete stages.
+        state: the state after them.
+
+    Raises:
+        StateError: the policy has been deleted (`--loop.keep_policies last`).
+    """
+    evaluated = {stage.name: stage for stage in done if stage.phase == "evaluate"}
+    select = parts.loop.select
+    chosen = evaluated[select_final(list(evaluated), state.results, select, k=max(parts.evaluation.k))]
+    if chosen.which != "base" and not folder.policy(chosen).exists():
+        raise StateError(
+            f"--loop.select {select} selects {chosen.name}, whose policy was deleted (--loop.keep_policies last); "
+            "select last or explored"
+        )
+    return chosen
 
 
 def save_final(policy: Policy, folder: RunFolder, parts: Parts, state: LoopState) -> None:
@@ -67,7 +87,7 @@ def save_final(policy: Policy, folder: RunFolder, parts: Parts, state: LoopState
         algorithm=type(parts.algorithm).__name__,
         consolidation=type(parts.consolidation).__name__ if parts.consolidation else "",
         handed_over=state.selected,
-        table=_table(state, parts.hidden_sets),
+        table=policies_table(parts, state),
         notes=state.notes,
         spent={
             "Rollout steps": budget.rollout_steps,
@@ -98,30 +118,3 @@ def push_final(folder: RunFolder, hub: HubConfig) -> None:
         again = f"rloop-fit --resume {shlex.quote(str(folder.out))} --hub.push {hub.push}"
         raise PushError(f"{error}\nthe run is complete and saved; upload it with: {again}") from error
     _log.info(f"the policy is at {address}")
-
-
-def write_results(folder: RunFolder, state: LoopState, hidden_sets: Sequence[str]) -> None:
-    """Write the results table and the plots of a run.
-
-    Args:
-        folder: the run folder.
-        state: the state with the results.
-        hidden_sets: evaluation sets to leave out of the table.
-    """
-    notes = "".join(f"\n- {note}" for note in state.notes)
-    write_text(folder.results, _table(state, hidden_sets) + "\n" + (f"{notes}\n" if notes else ""))
-    write_plots(read_metrics(folder.metrics), folder.plots)
-
-
-def _table(state: LoopState, hidden_sets: Sequence[str]) -> str:
-    """The results table, without some evaluation sets."""
-    hidden = tuple(f"eval/{name}/" for name in hidden_sets)
-    results = [
-        PolicyResult(
-            name,
-            {key: value for key, value in metrics.items() if not key.startswith(hidden)},
-            handed_over=name == state.selected,
-        )
-        for name, metrics in state.results.items()
-    ]
-    return results_table(results)

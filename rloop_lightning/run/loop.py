@@ -23,17 +23,19 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rloop_lightning.errors import Stopped
 from rloop_lightning.evaluation.evaluator import Evaluator
 from rloop_lightning.model.policy import Policy
-from rloop_lightning.rollouts.sampler import GroupSampler, SamplingCost
+from rloop_lightning.rollouts.sampler import GroupSampler
 from rloop_lightning.run.consolidate import consolidate
 from rloop_lightning.run.diagnosis import explaining
-from rloop_lightning.run.edits import restart_stage
+from rloop_lightning.run.edits import Resumption, restart_stage
+from rloop_lightning.run.evaluation import PolicyEvaluation
 from rloop_lightning.run.explore import explore
 from rloop_lightning.run.folder import RunFolder
 from rloop_lightning.run.forecast import announce
-from rloop_lightning.run.handover import save_final, select_final, write_results
-from rloop_lightning.run.metrics_csv import RunMetrics, result_step
+from rloop_lightning.run.handover import save_final, select_stage
+from rloop_lightning.run.loggers import RunLoggers
 from rloop_lightning.run.parts import Parts
-from rloop_lightning.run.progress import evaluation_progress
+from rloop_lightning.run.policies import drop_policies
+from rloop_lightning.run.results import write_results
 from rloop_lightning.run.resume import last_good_state, restart
 from rloop_lightning.run.session import Session
 from rloop_lightning.run.state import Budget, LoopState, Stage, StageOutcome, plan
@@ -53,8 +55,8 @@ class LoopRunner:
         out: the run folder.
         parts: the parts of the run.
         make_trainer: makes a new Trainer for a phase from keyword arguments.
-        note: a note on this resume for readers of the results.
-        restart_from: the phase to repeat and everything after it, such as `round-1/explore`; None continues.
+        loggers: the loggers of the run; by default metrics.csv and TensorBoard.
+        resumed: what this resume does differently.
 
     Raises:
         ValueError: the Trainer has settings that the loop does not support.
@@ -65,18 +67,18 @@ class LoopRunner:
         out: Path,
         parts: Parts,
         make_trainer: MakeTrainer = L.Trainer,
-        note: str = "",
-        restart_from: str | None = None,
+        loggers: RunLoggers | None = None,
+        resumed: Resumption | None = None,
     ) -> None:
         self.out = out
         self.folder = RunFolder(out)
         self.parts = parts
         self.make_trainer = make_trainer
-        self.note = note
-        self.restart_from = restart_from
+        self.resumed = resumed or Resumption()
         self.sampler = GroupSampler(parts.engine, parts.reward)
         self.stages = plan(parts.loop.rounds, consolidates=parts.consolidation is not None)
-        trainer = new_trainer(make_trainer)
+        self.loggers = loggers or RunLoggers(self.folder)  # before the run drops rows of metrics.csv
+        trainer = new_trainer(make_trainer, logger=False)
         self.device = trainer.strategy.root_device
         self.mixed_precision = torch.bfloat16 if trainer.precision == "bf16-mixed" else None
 
@@ -110,8 +112,9 @@ class LoopRunner:
         announce(self.parts, policy, self.device)
         self.weights = Weights(policy, self.folder)
         self.sampler.engine.bind(policy)
-        phases = PhaseTrainer(self.make_trainer, self.folder, self.parts, state.run_id, self.signals)
+        phases = PhaseTrainer(self.make_trainer, self.folder, self.parts, state.run_id, self.signals, self.loggers)
         self.session = Session(self.folder, self.parts, policy, self.weights, self.sampler, phases, self.signals)
+        self.evaluation = PolicyEvaluation(self.evaluator, self.parts, self.folder, self.loggers, self.signals)
         self.folder.save_state(state)
         while state.stages_done < len(self.stages) and not state.stopped:
             self.signals.check()
@@ -127,20 +130,22 @@ class LoopRunner:
                 outcome = self._run_stage(stage, state)
             outcome = replace(outcome, spent=outcome.spent + Budget(seconds=perf_counter() - started))
             state = state.after(self.stages, outcome)
+            write_results(self.folder, self.parts, self.stages, state, after=stage.phase)
             self.folder.save_state(state)
             self._drop_checkpoints(stage)
+            drop_policies(self.folder, self.parts, self.stages[: state.stages_done], state)
         return self._hand_over(state)
 
     def _state_to_run_from(self) -> LoopState:
         """The state of a new run, or the one that the run resumes from, with what this resume changes."""
-        if self.restart_from is not None:
-            restart(self.folder, self.stages, restart_stage(self.folder, self.stages, self.restart_from))
+        if self.resumed.restart_from is not None:
+            restart(self.folder, self.stages, restart_stage(self.folder, self.stages, self.resumed.restart_from))
         state = last_good_state(self.folder, self.stages) or LoopState(uuid.uuid4().hex)
         if state.stopped and self.parts.loop.on_empty_expert_set == "continue":
             state = replace(state, stopped=False)
-        if self.note:
-            _log.info(self.note)
-            state = replace(state, notes=(*state.notes, self.note))
+        if note := self.resumed.note:
+            _log.info(note)
+            state = replace(state, notes=(*state.notes, note))
         return state
 
     def _run_stage(self, stage: Stage, state: LoopState) -> StageOutcome:
@@ -148,37 +153,29 @@ class LoopRunner:
             return explore(self.session, self.evaluator, stage, state)
         if stage.phase == "consolidate":
             return consolidate(self.session, stage, state)
-        return self._evaluate(stage)
+        return self._evaluate(stage, state)
 
-    def _evaluate(self, stage: Stage) -> StageOutcome:
-        """Measure pass@k of a policy on every evaluation set, with the same problems and seeds for all policies."""
+    def _evaluate(self, stage: Stage, state: LoopState) -> StageOutcome:
+        """Measure pass@k of a policy on every evaluation set."""
         self._use(stage)
         self.policy.to(self.device)
-        metrics: dict[str, float] = {}
-        cost = SamplingCost()
-        title = f"{self.session.title(stage)} {stage.which}"
-        with self.signals.at_once(), evaluation_progress(title, self.parts) as progress:
-            for name in self.parts.sets_between:
-                metrics |= self.evaluator([name], cost)
-                progress.measured(name, metrics[f"eval/{name}/pass@1"])
-        step = result_step(stage)
-        record = RunMetrics(self.folder.metrics, stage.round, "evaluate", keep_before=step)
-        record.log_metrics({**metrics, "time/evaluate_s": cost.generate_s + cost.reward_s}, step=step)
+        expert = state.results.get(stage.name, {}) if stage.which == "consolidated" else {}
+        metrics = self.evaluation(stage, f"{self.session.title(stage)} {stage.which}", known=expert)
         return StageOutcome(results={stage.name: metrics})
 
     def _hand_over(self, state: LoopState) -> LoopState:
         """Save the selected policy to final/, and write the results table and the plots."""
-        loop = self.parts.loop
-        names = [stage.name for stage in self.stages[: state.stages_done] if stage.phase == "evaluate"]
-        selected = select_final(names, state.results, loop.select, k=max(self.parts.evaluation.k))
-        if selected == "base":
-            _log.warning(f"--loop.select {loop.select}: no trained policy is better; the base policy is handed over")
-        if state.selected != selected or damaged_files(self.folder.final):
-            self._use(next(stage for stage in self.stages if stage.name == selected))
-            state = replace(state, selected=selected)
+        selected = select_stage(self.folder, self.parts, self.stages[: state.stages_done], state)
+        if selected.which == "base":
+            select = self.parts.loop.select
+            _log.warning(f"--loop.select {select}: no trained policy is better; the base policy is handed over")
+        if state.selected != selected.name or damaged_files(self.folder.final):
+            self._use(selected)
+            state = replace(state, selected=selected.name)
             save_final(self.policy, self.folder, self.parts, state)
             self.folder.save_state(state)
-        write_results(self.folder, state, hidden_sets=self.parts.hidden_sets)
+        drop_policies(self.folder, self.parts, self.stages[: state.stages_done], state)
+        write_results(self.folder, self.parts, self.stages, state)
         self.signals.check("the run is complete")
         return state
 

@@ -5,7 +5,7 @@
     read_metrics(run / "metrics.csv")  # [{"round": 0, "phase": "explore", "step": 1, "rollout/reward_mean": 0.25, ...}]
 
 Each phase has its own logger on the same file, made after the previous phase has finished. A logged row is on disk
-immediately.
+immediately. The number of a row, from 0, is the step of the run that all other loggers get (loggers.py).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _KEYS = ("round", "phase", "step")
 _DROPPED = {*_KEYS, "epoch"}
 
 
-PASS_AT_K = re.compile(r"eval/(?P<set>[^/]+)/pass@(?P<k>\d+)")
+PASS_AT_K = re.compile(r"eval/(?P<set>.+)/pass@(?P<k>\d+)")
 """The metric name of pass@k on an evaluation set."""
 
 _RESULT_STEPS = {"base": 0, "explored": 1, "consolidated": 2}
@@ -48,13 +48,15 @@ class RunMetrics(Logger):
         round: round of the run, from 0.
         phase: `explore`, `consolidate` or `evaluate`.
         keep_before: rows of this round and phase are kept if their step is below this; 0 keeps none of them.
+        run_step: the step of the run at step 0 of the phase; `log_metrics` takes steps of the run.
     """
 
-    def __init__(self, path: Path, round: int, phase: str, keep_before: int = 0) -> None:
+    def __init__(self, path: Path, round: int, phase: str, keep_before: int = 0, *, run_step: int = 0) -> None:
         super().__init__()
         self._path = Path(path)
         self._round = round
         self._phase = phase
+        self._run_step = run_step
         self._columns: list[str] = []  # of the file, keys included
         self._row: dict[str, str] = {}  # the last row
         self._row_start = 0  # where the last row begins in the file, bytes
@@ -79,12 +81,13 @@ class RunMetrics(Logger):
 
         Args:
             metrics: numbers by name; `epoch` and the table's own keys are left out.
-            step: step within the phase.
+            step: step of the run.
         """
         cells = {name: _format(value) for name, value in metrics.items() if name not in _DROPPED}
         if not cells:
             return
-        key = dict(zip(_KEYS, (str(self._round), self._phase, str(0 if step is None else step)), strict=True))
+        in_phase = 0 if step is None else step - self._run_step
+        key = dict(zip(_KEYS, (str(self._round), self._phase, str(in_phase)), strict=True))
         if {name: self._row.get(name) for name in _KEYS} == key:
             self._row.update(cells)
         else:
@@ -100,11 +103,7 @@ class RunMetrics(Logger):
         if not self._path.exists():
             return
         columns, rows = _read(self._path)
-        kept = [
-            row
-            for row in rows
-            if (row["round"], row["phase"]) != (str(self._round), self._phase) or int(row["step"]) < keep_before
-        ]
+        kept = [row for row in rows if _stays(row, self._round, self._phase, keep_before)]
         self._columns = columns
         self._rewrite(kept)
 
@@ -127,6 +126,11 @@ class RunMetrics(Logger):
         content. So no logged row is ever lost.
         """
         write_tail(self._path, self._row_start, _line([self._row.get(name, "") for name in self._columns]))
+
+
+def rows_kept(path: Path, round: int, phase: str, keep_before: int) -> int:
+    """The number of rows that `RunMetrics` with these arguments leaves in the table."""
+    return sum(_stays(row, round, phase, keep_before) for row in read_metrics(path))
 
 
 def drop_rows(path: Path, unwanted: Callable[[int, str, int], bool]) -> None:
@@ -165,6 +169,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def result_step(stage: Stage) -> int:
     """The step of a policy's evaluation in metrics.csv."""
     return _RESULT_STEPS[stage.which]
+
+
+def _stays(row: Mapping[str, Any], round: int, phase: str, keep_before: int) -> bool:
+    return (int(row["round"]), row["phase"]) != (round, phase) or int(row["step"]) < keep_before
 
 
 def _read(path: Path, end: int | None = None) -> tuple[list[str], list[dict[str, str]]]:

@@ -180,18 +180,25 @@ class Parts:
                 "another --algo, or r2"
             )
 
-    def _too_long_prompts(self, policy: Policy) -> list[str]:
+    def _too_long_prompts(self, policy: Policy) -> Iterator[str]:
         """Problems whose prompt and completion exceed the policy's context."""
-        limit = self.engine.sampling(seed=0).max_new_tokens
-        too_long = [name for name, length in self.prompt_lengths if length + limit > policy.context_tokens]
-        if not too_long:
-            return []
-        some = ", ".join(map(one_line, too_long[:_SHOWN]))
-        return [
-            f"{len(too_long)} prompts don't fit --policy.model's {policy.context} together with "
-            f"--engine.max_new_tokens {limit}: {some} ...; lower the limit or leave these problems out by "
-            "--data.max_prompt_tokens"
-        ]
+        training = self.engine.sampling(seed=0)
+        limits = {("--engine", training.max_new_tokens): self.prompt_lengths}
+        if self.evaluation.max_new_tokens is not None:
+            train = len(self.problems)
+            limits = {
+                ("--engine", training.max_new_tokens): self.prompt_lengths[:train],
+                ("--eval", self.evaluation.max_new_tokens): self.prompt_lengths[train:],
+            }
+        for (group, limit), lengths in limits.items():
+            too_long = [name for name, length in lengths if length + limit > policy.context_tokens]
+            if too_long:
+                some = ", ".join(map(one_line, too_long[:_SHOWN]))
+                yield (
+                    f"{len(too_long)} prompts don't fit --policy.model's {policy.context} together with "
+                    f"{group}.max_new_tokens {limit}: {some} ...; lower the limit or leave these problems out by "
+                    "--data.max_prompt_tokens"
+                )
 
     def _check_sizes(self) -> Iterator[str]:
         problems, rollouts = self.problems_per_step, self.loop.rollouts_per_problem

@@ -11,24 +11,22 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from rloop_lightning.run.figures import BLUE, GREEN, GREY, VERMILION, add_legend, label, new_figure, save_figure
 from rloop_lightning.run.metrics_csv import PASS_AT_K
-from rloop_lightning.system.files import atomic_path
 
 Row = Mapping[str, Any]
 
-# Okabe and Ito's palette, distinguishable with any kind of colour vision.
-_BLUE, _GREEN, _VERMILION, _GREY = "#0072B2", "#009E73", "#D55E00", "#666666"
+_MOST_ROUND_LABELS = 12
 
 
 @dataclass(frozen=True)
@@ -39,27 +37,19 @@ class _Curve:
     y: np.ndarray  # [S]
 
 
-def write_plots(rows: Sequence[Row], folder: Path) -> list[Path]:
+def write_plots(rows: Sequence[Row], folder: Path, names: Iterable[str] | None = None) -> list[Path]:
     """Write the plots that have a curve in `rows`, each atomically, and return their paths.
 
     Args:
         rows: rows from `read_metrics`.
         folder: created if missing.
+        names: the plots to write, among `PLOTS`; None writes all.
     """
     timeline = Timeline(rows)
-    plots = {
-        "reward_and_pass.png": reward_and_pass(timeline),
-        "gradient_norm.png": training_curve(
-            timeline, "grad/norm_preclip_max", "gradient norm before clipping", _VERMILION, log=True
-        ),
-        "entropy.png": training_curve(timeline, "policy/entropy_nats", "policy entropy (nats)", _BLUE),
-    }
     written = []
-    for name, figure in plots.items():
-        if figure is not None:
-            with atomic_path(Path(folder) / name) as partial:
-                # Without the software version, so that the same rows give the same bytes.
-                figure.savefig(partial, format="png", dpi=150, metadata={"Software": None})
+    for name in PLOTS if names is None else names:
+        if (figure := PLOTS[name](timeline)) is not None:
+            save_figure(figure, Path(folder) / name)
             written.append(Path(folder) / name)
     return written
 
@@ -130,60 +120,72 @@ def reward_and_pass(timeline: Timeline) -> Figure | None:
     if not rewards and not any(evaluations.values()):
         return None
     figure, axes = _figure(timeline, "mean reward, pass@k")
-    _draw(axes, rewards, "training reward, smoothed", _BLUE)
-    for (name, curves), colour, marker in zip(evaluations.items(), (_GREEN, _VERMILION), ("o", "s"), strict=False):
-        _draw_evaluations(axes, curves, name.removeprefix("eval/").replace("/", " "), colour, marker)
-    _legend(axes)
+    _draw(axes, rewards, "training reward, smoothed", BLUE)
+    for (name, curves), colour, marker in zip(evaluations.items(), (GREEN, VERMILION), ("o", "s"), strict=False):
+        _draw_evaluations(axes, curves, _in_words(name), colour, marker)
+    add_legend(figure, axes)
     return figure
 
 
-def training_curve(timeline: Timeline, metric: str, label: str, colour: str, log: bool = False) -> Figure | None:
+def training_curve(timeline: Timeline, metric: str, y_label: str, colour: str, log: bool = False) -> Figure | None:
     curves = timeline.training(metric)
     if not curves:
         return None
-    figure, axes = _figure(timeline, label)
+    figure, axes = _figure(timeline, y_label)
     if log:
         axes.set_yscale("log")
     _draw(axes, curves, "smoothed", colour, log=log)
-    _legend(axes)
+    add_legend(figure, axes)
     return figure
 
 
-def _figure(timeline: Timeline, label: str) -> tuple[Figure, Axes]:
+def _gradient_norm(timeline: Timeline) -> Figure | None:
+    return training_curve(timeline, "grad/norm_preclip_max", "gradient norm before clipping", VERMILION, log=True)
+
+
+def _entropy(timeline: Timeline) -> Figure | None:
+    return training_curve(timeline, "policy/entropy_nats", "policy entropy (nats)", BLUE)
+
+
+PLOTS: Mapping[str, Callable[[Timeline], Figure | None]] = {
+    "reward_and_pass.png": reward_and_pass,
+    "gradient_norm.png": _gradient_norm,
+    "entropy.png": _entropy,
+}
+"""The plots by file name. A plot without data is None."""
+
+
+def _figure(timeline: Timeline, y_label: str) -> tuple[Figure, Axes]:
     """A figure with labelled axes and marked rounds."""
-    figure = Figure(figsize=(9, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=11)
+    figure, (axes,) = new_figure()
     axes.set_xlabel("rollout steps, over all rounds", fontsize=12)
-    axes.set_ylabel(label, fontsize=12)
+    axes.set_ylabel(y_label, fontsize=12)
     axes.set_xlim(0, max(timeline.end, 1) * 1.01)
-    axes.grid(axis="y", color="#e5e5e5", linewidth=0.8)
-    axes.set_axisbelow(True)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    for number, start in timeline.starts.items():
+    top = axes.get_xaxis_transform()  # x in data coordinates, y in axes coordinates
+    every = math.ceil(len(timeline.starts) / _MOST_ROUND_LABELS)
+    for place, (number, start) in enumerate(timeline.starts.items()):
         if start > 0:
-            axes.axvline(start, color=_GREY, linestyle="--", linewidth=1)
-        if len(timeline.starts) > 1:
-            top = axes.get_xaxis_transform()  # x in data coordinates, y in axes coordinates
-            axes.text(start, 1.01, f" round {number + 1}", transform=top, fontsize=11, color=_GREY)
+            axes.axvline(start, color=GREY, linestyle="--", linewidth=1)
+        if len(timeline.starts) > 1 and place % every == 0:
+            word = "round " if place == 0 or len(timeline.starts) <= _MOST_ROUND_LABELS // 2 else ""
+            axes.text(start, 1.01, f" {word}{number + 1}", transform=top, fontsize=11, color=GREY)
     return figure, axes
 
 
-def _draw(axes: Axes, curves: Sequence[_Curve], label: str, colour: str, log: bool = False) -> None:
+def _draw(axes: Axes, curves: Sequence[_Curve], mean_label: str, colour: str, log: bool = False) -> None:
     """Plot each raw curve faintly with a smoothed line over it. Rounds are not joined."""
     for number, curve in enumerate(curves):
-        axes.plot(
-            curve.x, curve.y, color=colour, alpha=0.25, linewidth=1, label=None if number else "each rollout step"
-        )
-        axes.plot(curve.x, smoothed(curve.y, log), color=colour, linewidth=2, label=None if number else label)
+        marker = "." if len(curve.x) == 1 else None  # a single point has no line
+        raw, mean = (None, None) if number else ("each rollout step", mean_label)
+        axes.plot(curve.x, curve.y, color=colour, alpha=0.25, linewidth=1, label=raw)
+        axes.plot(curve.x, smoothed(curve.y, log), color=colour, linewidth=2, marker=marker, label=mean)
 
 
-def _draw_evaluations(axes: Axes, curves: Sequence[_Curve], label: str, colour: str, marker: str) -> None:
+def _draw_evaluations(axes: Axes, curves: Sequence[_Curve], name: str, colour: str, marker: str) -> None:
     """Plot each curve with markers, and a dotted line from the end of one round to the start of the next."""
     for number, curve in enumerate(curves):
-        (line,) = axes.plot(curve.x, curve.y, color=colour, linewidth=1.5, label=None if number else label)
+        (line,) = axes.plot(curve.x, curve.y, color=colour, linewidth=1.5, label=None if number else label(name))
         line.set(marker=marker, markersize=5, clip_on=False)
     for before, after in itertools.pairwise(curves):
         if before.x[-1] == after.x[0]:
@@ -205,5 +207,6 @@ def _convolve(values: np.ndarray, window: np.ndarray) -> np.ndarray:
     return np.convolve(values, window)[margin : margin + len(values)]
 
 
-def _legend(axes: Axes) -> None:
-    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.13), ncols=4, frameon=False, fontsize=11)
+def _in_words(metric: str) -> str:
+    """The set and the name of an evaluation metric."""
+    return metric.removeprefix("eval/").replace("/", " ")

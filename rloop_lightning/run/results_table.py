@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from rloop_lightning.run.metrics_csv import PASS_AT_K
 from rloop_lightning.system.markdown import escaped
+from rloop_lightning.system.terminal import one_line
 
-_ENTROPY = re.compile(r"eval/(?P<set>[^/]+)/entropy_nats")
+_ENTROPY = re.compile(r"eval/(?P<set>.+)/entropy_nats")
 _MISSING = "–"  # noqa: RUF001 - an en dash is what a table shows where there is nothing
 
 
@@ -56,6 +57,14 @@ def results_table(results: Sequence[PolicyResult]) -> str:
         return "| " + " | ".join([line[0].ljust(widths[0]), *numbers]) + " |"
 
     return "\n".join(map(text, [header, rule, *lines]))
+
+
+def result_line(name: str, metrics: Mapping[str, float]) -> str:
+    """One line on an evaluated policy: "round 1 explored: test pass@1 0.283, pass@32 0.573; ood pass@1 0.021"."""
+    sets: dict[str, list[str]] = {}
+    for match in filter(None, map(PASS_AT_K.fullmatch, metrics)):
+        sets.setdefault(match["set"], []).append(f"pass@{match['k']} {_cell(metrics[match[0]], '.3f')}")
+    return f"{name}: " + "; ".join(f"{one_line(set_name)} {', '.join(cells)}" for set_name, cells in sets.items())
 
 
 def _columns(results: Sequence[PolicyResult]) -> list[tuple[str, str, str]]:

@@ -46,6 +46,9 @@ class LoopConfig:
         on_too_few_groups: what to do when dynamic sampling reaches its limit before it has enough groups: `end_phase`
             ends the exploration, and the round goes on to the filter; `train` trains on the groups it has; `stop` ends
             the run with an error.
+        keep_policies: policies of phases that stay on disk: `all`, two per round, or `last`, only those that a resume
+            or the hand-over can still need: the last explored one, the last two consolidated ones, and the best one so
+            far if `select` is a pass@k.
         checkpoint_every_n_steps: training steps between checkpoints, from which --resume continues; 0 saves them only
             on SIGTERM and Ctrl-C.
         show_completions: rollout steps between sample completions in the log, a right and a wrong one, beginning with
@@ -59,6 +62,7 @@ class LoopConfig:
     select: Select = "last"
     on_empty_expert_set: Literal["continue", "stop", "error"] = "continue"
     on_too_few_groups: OnTooFewGroups = "end_phase"
+    keep_policies: Literal["all", "last"] = "all"
     checkpoint_every_n_steps: NonNegativeInt = 10
     show_completions: NonNegativeInt = 50
 

@@ -23,7 +23,6 @@ from lightning.pytorch.callbacks import (
     WeightAveraging,
 )
 from lightning.pytorch.cli import SaveConfigCallback
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
@@ -31,11 +30,12 @@ from rloop_lightning.algorithms.policy_module import PolicyModule
 from rloop_lightning.callbacks.checkpoint import PhaseCheckpoint
 from rloop_lightning.callbacks.faulty_rollouts import FaultyRollouts
 from rloop_lightning.callbacks.gradient_norm import GradientNormMonitor
-from rloop_lightning.callbacks.phase_record import StepRecord
+from rloop_lightning.callbacks.phase_record import RunSteps, StepRecord
 from rloop_lightning.callbacks.progress import PhaseProgress
 from rloop_lightning.rollouts.stream import ExpertStream, RolloutStream
 from rloop_lightning.run.folder import RunFolder
-from rloop_lightning.run.metrics_csv import RunMetrics, column
+from rloop_lightning.run.loggers import RunLoggers
+from rloop_lightning.run.metrics_csv import column
 from rloop_lightning.run.parts import Parts
 from rloop_lightning.run.state import Stage
 from rloop_lightning.system.signals import StopSignals
@@ -146,6 +146,7 @@ class PhaseTrainer:
         parts: the parts of the run.
         run_id: id of the run.
         signals: the signals that stop the run.
+        loggers: the loggers of the run.
     """
 
     make_trainer: MakeTrainer
@@ -153,6 +154,7 @@ class PhaseTrainer:
     parts: Parts
     run_id: str
     signals: StopSignals
+    loggers: RunLoggers
 
     def fit(
         self,
@@ -169,22 +171,21 @@ class PhaseTrainer:
         done, saved = self.folder.steps_done(stage), self.folder.checkpoints(stage)
         faults = FaultyRollouts(self.folder.faults(stage), round=stage.round, run_id=self.run_id)
         rollouts = stream.rollouts if isinstance(stream, ExpertStream) else ()
-        every, logs = self.parts.loop.checkpoint_every_n_steps, self.folder.logs(stage)
+        every, log = self.parts.loop.checkpoint_every_n_steps, self.loggers.phase(stage, done)
         trainer = new_trainer(
             self.make_trainer,
             default_root_dir=self.folder.phase(stage),
-            logger=[
-                TensorBoardLogger(logs.parent, name=logs.name, version="", purge_step=done + 1),
-                RunMetrics(self.folder.metrics, stage.round, stage.phase, keep_before=done + 1),
-            ],
+            logger=log.loggers,
             callbacks=[
                 *callbacks,
                 GradientNormMonitor(self.parts.gradient, faults, rollouts),
                 progress,
-                StepRecord(),
+                StepRecord(log),
                 PhaseCheckpoint(self.folder.checkpoint_folder(stage), every, self.signals),
             ],
         )
+        # Before the user's own. Lightning sets the attribute where type checkers don't see it.
+        trainer.callbacks.insert(0, RunSteps(log.run_step))  # type: ignore[attr-defined]
         with warnings.catch_warnings():
             # The policy stays in eval mode on purpose: dropout would make its logprobs random.
             warnings.filterwarnings("ignore", message=r".*module\(s\) in eval mode at the start of training")

@@ -42,7 +42,7 @@ def explore(folder, every, steps=5, resume=None, algorithm=None, callbacks=()):
     return policy, stream
 
 
-class Listing(StepRecord):
+class Listing(L.Callback):
     """What lies in the folder after every step, before the next; stands last."""
 
     def __init__(self, folder):
@@ -138,7 +138,12 @@ def test_the_record_of_a_step_goes_to_every_logger_and_is_gone(tmp_path):
 
     loggers = [CSVLogger(tmp_path, name, "") for name in ("a", "b")]
     algorithm = Count(updates_per_step=1, lr=0.5, warmup_steps=2)
-    fit(algorithm, make_policy(), make_stream(algorithm, 3), [StepRecord()], logger=loggers, log_every_n_steps=1)
+
+    def log(metrics, step):
+        for logger in loggers:
+            logger.log_metrics(metrics, step=step)
+
+    fit(algorithm, make_policy(), make_stream(algorithm, 3), [StepRecord(log)], logger=loggers, log_every_n_steps=1)
     for logger in loggers:
         rows = [line.split(",") for line in (tmp_path / logger.name / "metrics.csv").read_text().splitlines()]
         table = [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]

@@ -56,7 +56,7 @@ def test_shipped_policy_leaves_room_and_gives_signal():
     engine.bind(Policy.load(PolicyConfig()))
     sets = Countdown().evaluation()
     evaluate = Evaluator(GroupSampler(engine, CountdownReward()), sets, EvaluationConfig(), seed=0)
-    measured = evaluate(["test", "ood"], SamplingCost())
+    measured = {**evaluate("test", SamplingCost()).metrics, **evaluate("ood", SamplingCost()).metrics}
     assert len(sets["test"]) == len(sets["ood"]) == 128
     assert 0.10 <= measured["eval/test/pass@1"] <= 0.30
     assert measured["eval/test/pass@32"] >= 0.65

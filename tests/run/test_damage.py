@@ -17,7 +17,7 @@ from tiny_run import TinyRun, resume
 RENAME = "os:replace"
 EXPLORING = Kill(RENAME, 1, "round-0/pool/step-000004.parquet")
 CONSOLIDATING = Kill(RENAME, 1, "round-0/consolidate/checkpoints/step-000003.ckpt")
-EVALUATING = Kill("rloop_lightning.run.loop:result_step", 3)  # the consolidated policy
+EVALUATING = Kill("rloop_lightning.run.evaluation:result_step", 3)  # the consolidated policy
 
 
 def flip(path: Path) -> None:

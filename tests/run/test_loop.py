@@ -60,8 +60,6 @@ def test_every_file_of_the_contract_is_there(run: Path) -> None:
         shards = sorted(path.name for path in (folder / "pool").glob("*.parquet"))
         assert shards == ["step-000001.parquet", "step-000002.parquet", "step-000003.parquet"]
         assert (folder / "expert.parquet").is_file()
-        assert list((folder / "explore" / "logs").glob("events.out.tfevents.*"))
-        assert list((folder / "consolidate" / "logs").glob("events.out.tfevents.*"))
         # Checkpoints serve a phase that is cut short; those of complete ones, with their optimizer state, are gone.
         assert not list((folder / "explore" / "checkpoints").iterdir())
 
@@ -90,7 +88,7 @@ def test_the_second_round_explores_from_the_consolidated_policy(tmp_path: Path) 
 
 def test_the_table_names_every_policy_and_marks_the_one_handed_over(run: Path) -> None:
     table = (run / "results.md").read_text()
-    names = [line.split("|")[1].strip() for line in table.splitlines()[2:]]
+    names = [line.split("|")[1].strip() for line in table.splitlines()[2:] if line.startswith("|")]
     assert names == [
         "base",
         "round 1 explored",

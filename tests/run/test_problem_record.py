@@ -115,7 +115,7 @@ def test_a_date_in_the_chat_template_stays_that_of_the_first_day(
         def today(cls) -> date:
             return date(2031, 5, 6)
 
-    for module in ("rloop_lightning.cli.fit", "rloop_lightning.run.problem_record"):
+    for module in ("rloop_lightning.cli.prepare", "rloop_lightning.run.problem_record"):
         monkeypatch.setattr(f"{module}.date", Later)
     assert main(["--resume", str(run), "--loop.rounds=2"]) == 0
     problem_record_before = problem_record.recorded_date(run / "problems.parquet")

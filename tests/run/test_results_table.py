@@ -1,11 +1,16 @@
 """The table as text, and the plots by what is drawn in them."""
 
+import itertools
+from collections import Counter
+
 import numpy as np
+import pyarrow as pa
 import pytest
 from matplotlib.image import imread
 
 from rloop_lightning.run import plots
 from rloop_lightning.run.plots import write_plots
+from rloop_lightning.run.pool_plot import pool_figure
 from rloop_lightning.run.results_table import PolicyResult, results_table
 
 
@@ -100,16 +105,87 @@ def test_plots_are_written_and_are_the_same_bytes_again(tmp_path):
     assert imread(paths[0]).std() > 0.01  # something is drawn
 
 
+def labels(figure):
+    (legend,) = figure.legends
+    return [text.get_text() for text in legend.get_texts()]
+
+
 def test_figures_carry_labels_rounds_and_units():
     timeline = plots.Timeline(make_rows())
-    (axes,) = plots.reward_and_pass(timeline).axes
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
-        "each rollout step", "training reward, smoothed", "test pass@1", "test pass@8"
-    ]  # fmt: skip
+    figure = plots.reward_and_pass(timeline)
+    assert labels(figure) == ["each rollout step", "training reward, smoothed", "test pass@1", "test pass@8"]
+    (axes,) = figure.axes
     assert [text.get_text().strip() for text in axes.texts] == ["round 1", "round 2"]
     assert axes.get_xlabel() == "rollout steps, over all rounds"
     (axes,) = plots.training_curve(timeline, "grad/norm_preclip_max", "gradient norm", "red", log=True).axes
     assert axes.get_yscale() == "log"
+
+
+def renamed(rows, name):
+    return [{key.replace("eval/test/", f"eval/{name}/"): value for key, value in row.items()} for row in rows]
+
+
+@pytest.mark.parametrize("name", ["test", "a-set-with-a-long-name", "folders/and/" * 12 + "problems-with-$100$.jsonl"])
+@pytest.mark.parametrize("rounds", [1, 3, 10, 40])
+def test_the_legend_and_the_round_labels_fit_and_do_not_overlap(name, rounds):
+    figure = plots.reward_and_pass(plots.Timeline(renamed(make_rows(rounds), name)))
+    figure.draw_without_rendering()
+    (legend,), (axes,) = figure.legends, figure.axes
+    box = legend.get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.width
+    assert box.y1 <= axes.xaxis.get_tightbbox().y0  # below the axis' label
+    assert len(labels(figure)) == 4
+    words = sorted((text.get_window_extent() for text in axes.texts), key=lambda one: one.x0)
+    assert all(left.x1 <= right.x0 for left, right in itertools.pairwise(words))
+
+
+def test_a_curve_of_one_point_is_visible_and_values_that_are_not_finite_are_left_out():
+    rows = make_rows(rounds=1, steps=1)
+    rows[1]["rollout/reward_mean"] = float("nan")
+    (axes,) = plots.training_curve(plots.Timeline(rows), "grad/norm_preclip_max", "norm", "red", log=True).axes
+    assert axes.lines[-1].get_marker() == "."
+    assert "training reward, smoothed" not in labels(plots.reward_and_pass(plots.Timeline(rows)))
+
+
+def pool_counts(*problems):
+    rollouts, successes = zip(*problems, strict=True)
+    return pa.table(
+        {"problem_id": [str(i) for i in range(len(problems))], "rollouts": rollouts, "successes": successes}
+    )
+
+
+def heights(axes):
+    """The bars of a panel: place to height, of all colours together."""
+    found = Counter()
+    for bar in axes.patches:
+        found[round(bar.get_x() + bar.get_width() / 2, 3)] += round(bar.get_height())
+    return {place: height for place, height in found.items() if height}
+
+
+def test_the_plot_of_a_pool_counts_problems_by_rollouts_and_by_success_rate():
+    # One success of eight is 12.5 %, above the threshold; one of sixteen is below.
+    counts = pool_counts((8, 0), (8, 1), (8, 8), (16, 0), (16, 1), (16, 4), (24, 24))
+    figure = pool_figure(counts, title="round 1", max_success_rate=0.1)
+    left, right = figure.axes
+    assert heights(left) == {8: 3, 16: 3, 24: 1}
+    assert labels(figure) == ["enough rollouts for the filter", "too few rollouts"]
+    names = [label.get_text().replace("\n", " ") for label in right.get_xticklabels()]
+    bars = dict(zip(names, (round(bar.get_height()) for bar in right.patches), strict=True))
+    assert bars == {
+        "never": 2, "below 10 %": 1, "10 to 25 %": 1, "25 to 50 %": 1, "50 to 75 %": 0, "75 to 100 %": 0, "always": 2
+    }  # fmt: skip
+    assert figure.get_suptitle() == (
+        "round 1, problems: 7; with enough rollouts for the filter: 4; solved, but in less than 10 %: 1"
+    )
+
+
+def test_a_pool_without_a_filter_and_one_of_many_sizes_are_plotted():
+    figure = pool_figure(pool_counts(*((n, n // 2) for n in range(1, 501))), title="round 2", max_success_rate=None)
+    left, _ = figure.axes
+    assert sum(heights(left).values()) == 500
+    assert len(left.patches) <= 24
+    assert figure.legends == []
 
 
 def test_a_plot_without_data_is_not_written(tmp_path):

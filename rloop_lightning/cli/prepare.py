@@ -1,0 +1,117 @@
+"""From accepted settings to a run that can begin: the checks of what is outside of them, and the run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import date
+from typing import TYPE_CHECKING
+
+from rloop_lightning.cli.arguments import UsageError
+from rloop_lightning.cli.loggers import user_loggers
+from rloop_lightning.data.base import ProblemSource
+from rloop_lightning.model.config import PolicyConfig, policy_faults
+from rloop_lightning.model.policy import Policy
+from rloop_lightning.run.edits import Edits, Resumption, find_edits
+from rloop_lightning.run.loggers import RunLoggers, known_loggers
+from rloop_lightning.run.loop import LoopRunner
+from rloop_lightning.run.parts import Parts
+from rloop_lightning.run.problem_record import changed_problems, recorded_date, write_record
+from rloop_lightning.run.start import begin, new_run_faults
+from rloop_lightning.system.hub import push_faults
+
+if TYPE_CHECKING:
+    from rloop_lightning.cli.fit import RLoopCLI
+
+
+def prepare(cli: RLoopCLI) -> tuple[LoopRunner, Policy]:
+    """See `RLoopCLI.prepare`."""
+    folder, config = cli.folder, cli.config
+    edits = _edits(cli)
+    wrong = [*faults_outside(cli, cli.policy_config, None), *push_faults(cli.hub)]
+    today = recorded_date(folder.problems) if config.resume else date.today()
+    cli.parts.data.today = today
+    try:
+        parts, unreadable = cli.parts.readable()
+        wrong += [*parts.validate(), *unreadable]
+    except ValueError as error:
+        wrong += str(error).splitlines()
+    try:
+        runner = LoopRunner(
+            folder.out, cli.parts, cli.make_trainer, _loggers(cli), Resumption(edits.note, config.restart_from)
+        )
+    except ValueError as error:
+        wrong += str(error).splitlines()
+    refuse(wrong)
+    policy = _load_policy(cli.policy_config)
+    try:
+        runner.parts = parts.rendered(policy)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    refuse(runner.parts.validate_with(policy))
+    _resolve_defaults(cli, runner.parts)
+    if config.resume:
+        refuse(changed_problems(folder.problems, parts.data, runner.parts.data))
+    if config.dry_run:
+        return runner, policy
+    if config.resume:
+        edits.save(folder)
+    else:
+        begin(folder, cli.settings())
+        write_record(folder.problems, parts.data, runner.parts.data, today)
+    return runner, policy
+
+
+def faults_outside(cli: RLoopCLI, policy: PolicyConfig | None, data: ProblemSource | None) -> list[str]:
+    """Errors in the run folder, the model's folder and the problem sets."""
+    wrong = [*_edits(cli).faults]
+    if not cli.config.resume:
+        wrong += new_run_faults(cli.folder)
+        if cli.config.restart_from is not None:
+            wrong.append("--restart_from needs --resume RUN")
+    if policy is not None:
+        wrong += [f"--policy.model {policy.model}: {fault}" for fault in policy_faults(policy)]
+    if data is not None:
+        try:
+            data.train(), data.evaluation()
+        except ValueError as error:
+            wrong += str(error).splitlines()
+    return wrong
+
+
+def refuse(wrong: Sequence[str]) -> None:
+    """Raise UsageError if there are errors."""
+    if wrong:
+        raise UsageError("\n".join(dict.fromkeys(wrong)))
+
+
+def _edits(cli: RLoopCLI) -> Edits:
+    """The settings that a resume changes. An unreadable run has been reported already."""
+    if not (cli.config.resume and cli.arguments.resumable):
+        return Edits()
+    return find_edits(cli.folder, cli.settings(), cli.config.restart_from)
+
+
+def _loggers(cli: RLoopCLI) -> RunLoggers:
+    """The loggers of the run: the user's, which a resume continues, and its own.
+
+    Raises:
+        ValueError: a logger can't be made; names all of them.
+    """
+    logger = cli.config.trainer.logger
+    users = user_loggers(cli.parser, logger, known_loggers(cli.folder).loggers)
+    return RunLoggers(cli.folder, users, tensorboard=logger is not False)
+
+
+def _load_policy(config: PolicyConfig) -> Policy:
+    try:
+        return Policy.load(config)
+    except (ValueError, OSError) as error:
+        lines = [f"--policy.model {config.model}: {line}" for line in str(error).splitlines()]
+        raise UsageError("\n".join(lines)) from error
+
+
+def _resolve_defaults(cli: RLoopCLI, parts: Parts) -> None:
+    """Replace settings of null by the numbers that they stand for, so that config.yaml and a resume have them."""
+    cli.config.loop.problems_per_step = parts.problems_per_step
+    if "max_new_tokens" in cli.config.engine:  # not if the engine is a Python object
+        cli.config.engine.max_new_tokens = parts.engine.max_new_tokens

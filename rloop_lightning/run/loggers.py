@@ -1,0 +1,193 @@
+"""A run's loggers: TensorBoard, and those of `--trainer.logger`, each with one history over all rounds and phases.
+
+    loggers = RunLoggers(folder, users)  # before the run drops the rows of metrics.csv that it repeats
+    log = loggers.phase(stage, done=0)
+    Trainer(logger=log.loggers)
+    log({"rollout/reward_mean": 0.25}, step=1)
+
+The step of a record is the number of its row in metrics.csv, from 0: every training step of every phase and every
+evaluation between phases counts one. Metrics of a consolidation have the prefix `consolidate/`, so that its loss is not
+part of the exploration's curve. Every record has `round`, from 0 as in metrics.csv.
+
+A resumed run repeats the steps after its newest checkpoint. TensorBoard then hides their first version. The user's
+loggers don't get them again, because their metrics are the same.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from torch.utils.tensorboard.summary import hparams
+
+from rloop_lightning.run.folder import RunFolder
+from rloop_lightning.run.metrics_csv import RunMetrics, read_metrics, rows_kept
+from rloop_lightning.run.state import Stage
+from rloop_lightning.system.files import write_text
+
+_KEYS = ("round", "phase", "step")
+
+
+class RunLoggers:
+    """All loggers of a run. Make it before the run drops the rows of metrics.csv that it repeats.
+
+    Args:
+        folder: the run folder.
+        users: the user's loggers, each one instance for all phases.
+        tensorboard: whether to log to TensorBoard.
+    """
+
+    def __init__(self, folder: RunFolder, users: Sequence[Logger] = (), *, tensorboard: bool = True) -> None:
+        self._folder = folder
+        self._users = users
+        self._wants_tensorboard = tensorboard
+        self._own: list[_TensorBoard] | None = None  # until the first phase
+        # metrics.csv has fewer rows if an earlier resume was killed before it had repeated all steps.
+        self._logged = max(len(read_metrics(folder.metrics)), known_loggers(folder).logged)
+
+    def phase(self, stage: Stage, done: int) -> PhaseLog:
+        """The log of a phase. Rows of metrics.csv that the phase is about to repeat are dropped.
+
+        Args:
+            stage: the phase.
+            done: steps of the phase in metrics.csv that are not repeated.
+        """
+        place = (self._folder.metrics, stage.round, stage.phase, done + 1)
+        first = rows_kept(*place)
+        if self._own is None:
+            self._own = self._begin(first)
+        run_step = first - done - 1
+        record = RunMetrics(*place, run_step=run_step)
+        return PhaseLog(record, self._own, self._users, stage, run_step=run_step, logged=self._logged)
+
+    def _begin(self, first: int) -> list[_TensorBoard]:
+        """Open TensorBoard, give new loggers the settings, and note who the user's loggers are, for a resume.
+
+        Args:
+            first: the first step of the run that is logged from now on.
+        """
+        own = []
+        settings = self._folder.settings()
+        if self._wants_tensorboard:
+            own.append(_TensorBoard(self._folder, purge_step=first))
+            if settings and not self._folder.loggers.exists():
+                own[0].log_hyperparams(settings)
+        known = known_loggers(self._folder).loggers
+        for logger in self._users:
+            if isinstance(logger, CSVLogger):
+                self._replay(logger, first)
+            if settings and LoggerIdentity.of(logger) not in known:
+                logger.log_hyperparams(settings)
+        users = [vars(LoggerIdentity.of(logger)) for logger in self._users]
+        write_text(self._folder.loggers, json.dumps({"logged": self._logged, "loggers": users}, indent=2) + "\n")
+        return own
+
+    def _replay(self, logger: CSVLogger, end: int) -> None:
+        """Log the steps so far again: a CSVLogger that finds a file of its version begins it anew."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*exists and is not empty")
+            for step, row in enumerate(read_metrics(self._folder.metrics)[:end]):
+                metrics = {name: value for name, value in row.items() if name not in _KEYS}
+                logger.log_metrics(_named(metrics, row["round"], row["phase"]), step=step)
+
+
+class PhaseLog:
+    """Passes the metrics of one phase to all loggers of the run.
+
+    Args:
+        record: the phase's part of metrics.csv.
+        own: the loop's other loggers.
+        users: the user's loggers.
+        stage: the phase.
+        run_step: the step of the run at step 0 of the phase.
+        logged: the user's loggers have the steps of the run before this, except a CSVLogger.
+    """
+
+    def __init__(
+        self,
+        record: RunMetrics,
+        own: Sequence[Logger],
+        users: Sequence[Logger],
+        stage: Stage,
+        *,
+        run_step: int,
+        logged: int,
+    ) -> None:
+        self.loggers = [*users, *own, record]
+        self.run_step = run_step
+        self._record = record
+        self._stage = stage
+        starts = [0 if isinstance(one, CSVLogger) else logged for one in users]
+        self._starts = [*zip(users, starts, strict=True), *((one, 0) for one in own)]
+
+    def __call__(self, metrics: Mapping[str, float], step: int) -> None:
+        """Log the metrics of a step of the phase, and flush."""
+        if not metrics:
+            return
+        run_step = self.run_step + step
+        self._record.log_metrics(metrics, step=run_step)
+        for logger, start in self._starts:
+            if run_step >= start:
+                logger.log_metrics(_named(metrics, self._stage.round, self._stage.phase), step=run_step)
+                logger.save()
+
+
+@dataclass(frozen=True)
+class LoggerIdentity:
+    """What tells a user's logger from others: its class, and its version, run id or experiment key."""
+
+    class_path: str
+    version: int | str | None
+
+    @classmethod
+    def of(cls, logger: Logger) -> LoggerIdentity:
+        return cls(class_path(type(logger)), logger.version)
+
+
+def class_path(cls: type) -> str:
+    """The class's name in loggers.json."""
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+@dataclass(frozen=True)
+class KnownLoggers:
+    """The content of loggers.json.
+
+    Args:
+        logged: number of steps of the run that the loggers have.
+        loggers: the user's loggers, in order.
+    """
+
+    logged: int = 0
+    loggers: tuple[LoggerIdentity, ...] = ()
+
+
+def known_loggers(folder: RunFolder) -> KnownLoggers:
+    """The loggers that the run had before a resume."""
+    if not folder.loggers.exists():
+        return KnownLoggers()
+    content = json.loads(folder.loggers.read_text(encoding="utf-8"))
+    return KnownLoggers(content["logged"], tuple(LoggerIdentity(**one) for one in content["loggers"]))
+
+
+class _TensorBoard(TensorBoardLogger):
+    """The run's TensorBoard log, with the settings but without Lightning's constant metric `hp_metric`."""
+
+    def __init__(self, folder: RunFolder, purge_step: int) -> None:
+        place = folder.tensorboard
+        super().__init__(place.parent, place.name, version="", default_hp_metric=False, purge_step=purge_step)
+
+    def log_hyperparams(self, params: Any, metrics: Any = None, step: int | None = None) -> None:
+        super().log_hyperparams(params, metrics, step)
+        for summary in hparams(self._sanitize_params(params), {}):
+            self.experiment._get_file_writer().add_summary(summary)
+
+
+def _named(metrics: Mapping[str, float], round: int, phase: str) -> dict[str, Any]:
+    """The metrics of a step with their names in the loggers."""
+    prefix = "consolidate/" if phase == "consolidate" else ""
+    return {**{f"{prefix}{name}": value for name, value in metrics.items()}, "round": round}
