@@ -46,6 +46,7 @@ def _fit(arguments: Sequence[str], debug: bool, signals: StopSignals) -> int:
         command = RLoopCLI(arguments)
         runner, policy = command.prepare()
         if command.config.dry_run:
+            policy.mixed_precision = runner.mixed_precision
             for line in dry_run(runner.parts, policy, runner.device):
                 print(line)
             return 0
