@@ -135,7 +135,9 @@ def _report(
     """The lines to print."""
     for name, problems in sets.items():
         read = source.sets.get(name) if isinstance(source, ReadProblems) else None
-        yield f"{one_line(name)}: {len(problems):,} problems" + (f" of {read.rows:,} rows" if read else "")
+        held_out = read is None and isinstance(source, ReadProblems)
+        of = f" of {read.rows:,} rows" if read else ", held out of train (--data.validation_size)" if held_out else ""
+        yield f"{one_line(name)}: {len(problems):,} problems{of}"
         if read is not None:
             yield from _reading(read)
         if ids := list(unreadable.get(name, {})):

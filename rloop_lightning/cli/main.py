@@ -49,6 +49,7 @@ def _fit(arguments: Sequence[str], debug: bool, signals: StopSignals) -> int:
         cli = RLoopCLI(arguments)
         runner, policy = cli.prepare()
         if cli.config.dry_run:
+            policy.mixed_precision = runner.mixed_precision
             for line in dry_run(runner.parts, policy, runner.device):
                 print(line)
             return 0

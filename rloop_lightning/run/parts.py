@@ -100,7 +100,7 @@ class Parts:
     def reach(self) -> Reach:
         """The problems that the hard-problem filter can select from, by the rollouts that each gets."""
         every, chosen = self.capture.every_n_steps, self.capture.extra_problems
-        captures = self.explore_steps // every if every and chosen in (0, len(self.problems)) else 0
+        captures = self.explore_steps // every if every and not 0 < chosen < len(self.problems) else 0
         return Reach(
             problems=len(self.problems),
             groups=self.explore_steps * self.problems_per_step,

@@ -130,6 +130,14 @@ def test_check_lets_no_control_character_through(tmp_path: Path, capsys: pytest.
     assert "p\\x1b[2J" in out
 
 
+def test_check_shows_what_a_run_would_hold_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"id": n, "problem": f"{n}?", "answer": n} for n in range(50)]
+    code, out, _ = check(capsys, write_rows(tmp_path / "a.jsonl", rows))
+    assert code == 0
+    assert "train: 42 problems of 50 rows\n" in out
+    assert "validation: 8 problems, held out of train (--data.validation_size)\n" in out
+
+
 def test_check_of_a_built_in_set(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = check(capsys, "countdown", "--data.train_size", "5")
     assert code == 0

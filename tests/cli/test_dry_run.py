@@ -131,11 +131,14 @@ def test_the_evaluation_inside_explorations_and_its_share_are_told(
     ]
     evaluation = ["--data.eval", str(questions(tmp_path / "test.jsonl", 10)), "--eval.every_n_steps=5"]
     data = questions(tmp_path / "train.jsonl", 20)
-    plan = dry_run(capsys, model, data, *sizes, *evaluation, "--engine.max_new_tokens=100", "--eval.samples=32")
+    others = ["--engine.max_new_tokens=100", "--trainer.precision=bf16-mixed", "--algo.kl_beta=0.01"]
+    plan = dry_run(capsys, model, data, *sizes, *evaluation, *others)
     # Steps 5, 10 and 15 of both explorations; the last step is followed by the evaluation between phases.
     assert plan["evaluation"] == "5 times between phases on test: 320 rollouts each"
     assert plan["evaluation 2"] == "6 times inside explorations on test: 320 rollouts each"
     assert plan["evaluation 3"].startswith("32 per problem, 3,520 in all, 73% of the run's rollouts; --eval.samples")
+    assert plan["policy"].endswith("parameters, float32, products in bfloat16, on cpu")
+    assert "for weights, gradients, optimizer, reference policy;" in plan["memory"]
     assert plan["visits"] == "4.0 per problem and exploration, 8 rollouts each"
     assert plan["completions"].startswith("at most 100 tokens (--engine.max_new_tokens); ")
 
