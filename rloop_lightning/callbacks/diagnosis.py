@@ -146,17 +146,25 @@ def _unchanged(steps: Steps, phase: Phase) -> Diagnosis | None:
     norms = [step["grad/norm_preclip_max"] for step in steps if "grad/norm_preclip_max" in step]
     if not any("train/loss" in step for step in steps):
         return _not_updated(int(total(steps, "grad/skipped_updates")), norms, phase)
-    if norms and max(norms) == 0:
-        return Diagnosis(
-            "the policy did not change: every gradient was 0, because all rollouts of a group had the same reward "
-            f"(success rate {_rate(steps):.3g} over {rollouts_in(steps):,} rollouts)",
-            at_resume=("--algo.dynamic_sampling true", _more_rollouts(phase)),
-        )
+    if norms and max(norms) == 0:  # other rules tell why
+        return None
     return Diagnosis(
         f"the policy hardly changed: of its weights, {phase.share_changed:.2%} are not what they were, because updates "
         f"of {phase.flag}.lr {phase.lr:g} are lost in rounding",
         at_resume=(f"{phase.flag}.lr {max(100 * phase.lr, _SMALLEST_LR):.0e}",),
         in_new_run=("--policy.dtype float32 (with --trainer.precision bf16-mixed)",),
+    )
+
+
+def _no_gradient(steps: Steps, phase: Phase) -> Diagnosis | None:
+    """All gradients are 0. Weight decay may change the weights all the same."""
+    norms = [step["grad/norm_preclip_max"] for step in steps if "grad/norm_preclip_max" in step]
+    if not norms or max(norms) > 0:
+        return None
+    return Diagnosis(
+        "the policy learnt nothing: every gradient was 0, because all rollouts of each group had the same reward "
+        f"(success rate {_rate(steps):.3g} over {rollouts_in(steps):,} rollouts)",
+        at_resume=("--algo.dynamic_sampling true", _more_rollouts(phase)),
     )
 
 
@@ -272,6 +280,7 @@ _RULES: tuple[Callable[[Steps, Phase], Diagnosis | None], ...] = (
     _diverged,
     _no_success,
     _too_few_groups,
+    _no_gradient,
 )
 
 

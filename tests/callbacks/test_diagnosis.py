@@ -185,10 +185,11 @@ def test_a_policy_that_skipped_updates_left_as_it_was() -> None:
     assert found.at_resume[0] == "--gradient.stop_above 7"
 
 
-def test_a_policy_that_no_gradient_reached() -> None:
-    found = diagnose([row(1, 0.5, norm=0.0)], phase(share_changed=0.0))
+@pytest.mark.parametrize("changed", [0.0, 0.9])  # by weight decay
+def test_a_policy_that_no_gradient_reached(changed: float) -> None:
+    found = diagnose([row(1, 0.5, norm=0.0)], phase(share_changed=changed))
     assert found is not None
-    assert "every gradient was 0, because all rollouts of a group had the same reward" in found.cause
+    assert "every gradient was 0, because all rollouts of each group had the same reward" in found.cause
     assert "--algo.dynamic_sampling true" in found.at_resume
 
 
