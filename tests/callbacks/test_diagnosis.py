@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from rloop_lightning.callbacks.diagnosis import Phase, diagnose, first_step_faults
+from rloop_lightning.callbacks.diagnosis import diagnose, first_step_faults
+from rloop_lightning.callbacks.findings import Phase
 
 PHASE = Phase(
     flag="--algo", lr=0.01, max_new_tokens=64, problems_per_step=8, rollouts_per_problem=8, max_generation_batches=10

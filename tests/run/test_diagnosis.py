@@ -135,7 +135,7 @@ def test_a_bound_of_the_gradient_norm_leads_to_the_diagnosis(tiny: TinyRun, tmp_
 
 
 def test_a_reward_that_never_pays_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     from rloop_lightning.rewards.countdown import CountdownReward
 
@@ -145,7 +145,7 @@ def test_a_reward_that_never_pays_is_told(
     notes = (tmp_path / "run" / "results.md").read_text()
     assert "round 1/1 explore: no success in 64 rollouts since the start: the problems are too hard" in notes
     assert "or the reward never pays" in notes
-    said = capsys.readouterr().err
+    said = caplog.text
     assert "WARNING: the first rollout step gives nothing to learn from" in said
     assert "no success in 16 rollouts since the start" in said
     assert "gold answer" in said
