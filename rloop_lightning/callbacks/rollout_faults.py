@@ -58,6 +58,7 @@ def always_right(steps: Steps, phase: Phase) -> Diagnosis | None:
 
 
 def too_few_groups(steps: Steps, phase: Phase) -> Diagnosis | None:
+    """Dynamic sampling found too few groups with both right and wrong rollouts."""
     if not phase.too_few_groups:
         return None
     last = steps[-1]

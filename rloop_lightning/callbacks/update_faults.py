@@ -16,6 +16,7 @@ _ENGINE_APART = 0.05
 
 
 def not_finite(steps: Steps, phase: Phase) -> Diagnosis | None:
+    """Weights or logits are NaN or infinite."""
     if not phase.not_finite:
         return None
     if not any("train/lr" in step for step in steps):
@@ -61,7 +62,7 @@ def _not_updated(skipped: int, norms: Sequence[float], phase: Phase) -> Diagnosi
         largest = f"; largest gradient norm {max(norms):.3g}" if norms else ""
         return Diagnosis(
             f"the policy did not change: every optimizer step was skipped ({skipped} in all{largest})",
-            at_resume=(_bound(phase, norms), phase.lower_lr),
+            at_resume=(_bound(norms), phase.lower_lr),
         )
     return Diagnosis(
         "the policy did not change: no rollout had a token in the loss",
@@ -70,6 +71,7 @@ def _not_updated(skipped: int, norms: Sequence[float], phase: Phase) -> Diagnosi
 
 
 def ended_by_gradient(steps: Steps, phase: Phase) -> Diagnosis | None:
+    """A gradient that is too large or not finite ended the phase."""
     if not phase.ended_by_gradient:
         return None
     last, bound = steps[-1], phase.stop_above
@@ -85,19 +87,22 @@ def ended_by_gradient(steps: Steps, phase: Phase) -> Diagnosis | None:
     return Diagnosis(
         f"the gradient norm {norm:.3g} of step {last['step']} exceeds --gradient.stop_above {bound:g}"
         f"{than}{_told(steps, fall(steps))}",
-        at_resume=(phase.lower_lr, _bound(phase, [*before, norm])),
+        at_resume=(phase.lower_lr, _bound([*before, norm])),
     )
 
 
 def diverged(steps: Steps, phase: Phase) -> Diagnosis | None:
+    """The success rate fell for good."""
     worse = fall(steps)
     if worse is None:
         return None
-    options = [phase.lower_lr]
-    if worse.before.get("policy/engine_kl_nats", 0.0) > _ENGINE_APART:
-        options.insert(0, "--engine.dtype float32")
+    apart = worse.before.get("policy/engine_kl_nats", 0.0)
+    engine = f"; engine and trainer differed by {apart:.2g} nats per token before" if apart > _ENGINE_APART else ""
     return Diagnosis(
-        f"the policy diverged{_told(steps, worse)}", at_resume=tuple(options), last_good_step=worse.last_good
+        f"the policy diverged{_told(steps, worse)}{engine}",
+        at_resume=(phase.lower_lr,),
+        in_new_run=("--engine.dtype float32", "--algo.importance_correction truncate") if engine else (),
+        last_good_step=worse.last_good,
     )
 
 
@@ -107,6 +112,6 @@ def _told(steps: Steps, worse: Fall | None) -> str:
     return f": {told}" if told else ""
 
 
-def _bound(phase: Phase, norms: Sequence[float]) -> str:
+def _bound(norms: Sequence[float]) -> str:
     """A bound of the gradient norm that the phase would not have exceeded."""
     return f"--gradient.stop_above {float(f'{10 * max(norms):.2g}'):g}" if norms else "--gradient.stop_above null"

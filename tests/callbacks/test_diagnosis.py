@@ -91,11 +91,13 @@ def test_noise_is_no_divergence(rates: tuple[float, ...], rollouts: int) -> None
     assert diagnose([row(i, rate, rollouts=rollouts) for i, rate in enumerate(rates, 1)], phase()) is None
 
 
-def test_an_engine_that_differs_from_the_trainer_is_named_first() -> None:
+def test_an_engine_that_differed_from_the_trainer_is_named() -> None:
     gap = {"policy__engine_kl_nats": 0.2}
     found = diagnose([row(1, 0.4, **gap), row(2, 0.4, **gap), row(3, 0.0, **gap)], phase())
     assert found is not None
-    assert found.at_resume == ("--engine.dtype float32", "--algo.lr 1e-04")
+    assert found.cause.endswith("; engine and trainer differed by 0.2 nats per token before")
+    assert found.at_resume == ("--algo.lr 1e-04",)  # a resume refuses another engine
+    assert found.in_new_run[0] == "--engine.dtype float32"
 
 
 def test_nan_after_a_divergence_is_that_divergence() -> None:
