@@ -6,7 +6,8 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from rloop_lightning.callbacks.diagnosis import Diagnosis, Phase, first_step_faults
+from rloop_lightning.callbacks.diagnosis import first_step_faults
+from rloop_lightning.callbacks.findings import Diagnosis, Phase
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.rollouts.listener import StreamListener
 from rloop_lightning.system.terminal import one_line, printable

@@ -34,7 +34,8 @@ class Extra:
         """How often it is still due, after `done` of `total` steps."""
         if not self.every_n_steps:
             return 0
-        return (total if self.after_last_step else total - 1) // self.every_n_steps - done // self.every_n_steps
+        last = total if self.after_last_step else total - 1
+        return max(last // self.every_n_steps - done // self.every_n_steps, 0)
 
 
 class TimeLeft:

@@ -57,6 +57,11 @@ def total(steps: Steps, name: str, *, weights: str | None = None) -> float:
     return sum(step[name] * (step[weights] if weights else 1) for step in steps if name in step)
 
 
+def success_rate(steps: Steps) -> float:
+    """The success rate over all rollouts of the steps; 0 without rollouts."""
+    return total(steps, "rollout/success_rate", weights="rollout/generated_rollouts") / max(rollouts_in(steps), 1)
+
+
 def fall(steps: Steps) -> Fall | None:
     """A fall of the success rate to a small share of its best, which lasts to the end; None if there is none."""
     rated = [step for step in steps if "rollout/success_rate" in step]
@@ -67,8 +72,7 @@ def fall(steps: Steps) -> Fall | None:
     if not earlier:
         return None
     best = max(earlier, key=_successes_rate)
-    before, now = _rate(best), total(last, "rollout/success_rate", weights="rollout/generated_rollouts")
-    now /= rollouts_in(last)
+    before, now = _rate(best), success_rate(last)
     error = math.sqrt(before * (1 - before) / rollouts_in([best]) + now * (1 - now) / rollouts_in(last))
     certain = before - now >= _STANDARD_ERRORS * error and before * rollouts_in([best]) >= _FEWEST_SUCCESSES
     if now > _FALLEN_TO * before or not certain:

@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from rloop_lightning.callbacks.diagnosis import Diagnosis, Phase, diagnose
+from rloop_lightning.callbacks.diagnosis import diagnose
+from rloop_lightning.callbacks.findings import Diagnosis, Phase
 from rloop_lightning.errors import DiagnosedError, NonFiniteError
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.model.weight_sample import share_changed, weight_sample

@@ -9,7 +9,7 @@ import pytest
 from builders import make_policy, make_rollout
 
 from rloop_lightning.callbacks.completions import CompletionLog
-from rloop_lightning.callbacks.diagnosis import Phase
+from rloop_lightning.callbacks.findings import Phase
 from rloop_lightning.types import Group, Problem
 
 POLICY = make_policy()

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from rloop_lightning.callbacks.diagnosis import Phase, diagnose, first_step_faults
+from rloop_lightning.callbacks.diagnosis import diagnose, first_step_faults
+from rloop_lightning.callbacks.findings import Phase
 
 PHASE = Phase(
     flag="--algo", lr=0.01, max_new_tokens=64, problems_per_step=8, rollouts_per_problem=8, max_generation_batches=10
@@ -90,11 +91,13 @@ def test_noise_is_no_divergence(rates: tuple[float, ...], rollouts: int) -> None
     assert diagnose([row(i, rate, rollouts=rollouts) for i, rate in enumerate(rates, 1)], phase()) is None
 
 
-def test_an_engine_that_differs_from_the_trainer_is_named_first() -> None:
+def test_an_engine_that_differed_from_the_trainer_is_named() -> None:
     gap = {"policy__engine_kl_nats": 0.2}
     found = diagnose([row(1, 0.4, **gap), row(2, 0.4, **gap), row(3, 0.0, **gap)], phase())
     assert found is not None
-    assert found.at_resume == ("--engine.dtype float32", "--algo.lr 1e-04")
+    assert found.cause.endswith("; engine and trainer differed by 0.2 nats per token before")
+    assert found.at_resume == ("--algo.lr 1e-04",)  # a resume refuses another engine
+    assert found.in_new_run[0] == "--engine.dtype float32"
 
 
 def test_nan_after_a_divergence_is_that_divergence() -> None:
@@ -185,10 +188,11 @@ def test_a_policy_that_skipped_updates_left_as_it_was() -> None:
     assert found.at_resume[0] == "--gradient.stop_above 7"
 
 
-def test_a_policy_that_no_gradient_reached() -> None:
-    found = diagnose([row(1, 0.5, norm=0.0)], phase(share_changed=0.0))
+@pytest.mark.parametrize("changed", [0.0, 0.9])  # by weight decay
+def test_a_policy_that_no_gradient_reached(changed: float) -> None:
+    found = diagnose([row(1, 0.5, norm=0.0)], phase(share_changed=changed))
     assert found is not None
-    assert "every gradient was 0, because all rollouts of a group had the same reward" in found.cause
+    assert "every gradient was 0, because all rollouts of each group had the same reward" in found.cause
     assert "--algo.dynamic_sampling true" in found.at_resume
 
 
