@@ -31,7 +31,13 @@ from rloop_lightning.cli.prepare import faults_outside, prepare, refuse
 from rloop_lightning.cli.printing import completion, config_text, full_help
 from rloop_lightning.cli.stray_words import about
 from rloop_lightning.cli.swappable import SWAPPABLE
-from rloop_lightning.cli.trainer_flags import REFUSED, flags_without_defaults, trainer_from, without_defaults
+from rloop_lightning.cli.trainer_flags import (
+    REFUSED,
+    flags_without_defaults,
+    trainer_from,
+    without_defaults,
+    without_enums,
+)
 from rloop_lightning.evaluation.evaluator import EvaluationConfig
 from rloop_lightning.model.config import PolicyConfig
 from rloop_lightning.model.policy import Policy
@@ -109,7 +115,7 @@ class RLoopCLI(LightningCLI):
         self.wrong = [*given.wrong, *wrong]
         if config is None:
             raise UsageError("\n".join(self.wrong))
-        self.config = config
+        self.config = without_enums(config)
 
     def _show_help(self, parser: LightningArgumentParser) -> None:
         """Show the help of `--help_all`, or of a class as in `--trainer.logger.help CSVLogger`, and end the program."""

@@ -1,4 +1,4 @@
-"""Log messages of libraries that would hide ours."""
+"""Log messages and warnings of libraries that would hide ours."""
 
 from __future__ import annotations
 
@@ -7,15 +7,30 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+# A user can't change how they use each other.
+_LIBRARIES = (
+    r"(torch|lightning|lightning_utilities|torchmetrics|transformers|peft|datasets|huggingface_hub|tensorboard)\b"
+)
+
+_REPEATED = (
+    r"GPU available but not used",  # --trainer.accelerator cpu says so
+    r".*does not have many workers",  # the loop's streams need none
+)
+
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Hide the log messages that Lightning repeats in every phase. Its warnings stay."""
+    """Hide what Lightning logs in every phase (devices, seeds, adverts), and warnings about the libraries' own code.
+
+    Lightning's other warnings stay.
+    """
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
-        # A warning about Lightning's own use of torch, which a user can't fix.
-        warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)", category=FutureWarning)
+        for category in (FutureWarning, DeprecationWarning):
+            warnings.filterwarnings("ignore", category=category, module=_LIBRARIES)
+        for message in _REPEATED:
+            warnings.filterwarnings("ignore", message=message)
         try:
             for logger in loggers:
                 logger.setLevel(logging.WARNING)

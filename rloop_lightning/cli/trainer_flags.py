@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Mapping, Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,16 @@ def flags_without_defaults(flags: Sequence[str]) -> list[str]:
         if not (name.startswith("--trainer.") and _changes_nothing(name.removeprefix("--trainer."), given)):
             kept.append(flag)
     return kept
+
+
+def without_enums(settings: Any) -> Any:
+    """The settings with text in place of enumerations, which are defaults of some callbacks and YAML can't hold."""
+    if isinstance(settings, Namespace):
+        for name, value in vars(settings).items():
+            settings[name] = without_enums(value)
+    if isinstance(settings, list):
+        return [without_enums(value) for value in settings]
+    return settings.value if isinstance(settings, Enum) else settings
 
 
 def trainer_from(parser: ArgumentParser, settings: Namespace, fixed: Mapping[str, Any]) -> L.Trainer:

@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import (
     GradientAccumulationScheduler,
     LearningRateFinder,
     ModelPruning,
+    SpikeDetection,
     StochasticWeightAveraging,
     WeightAveraging,
 )
@@ -58,6 +59,7 @@ _OTHER_LOOPS = (
     LearningRateFinder,
     ModelPruning,
     SaveConfigCallback,
+    SpikeDetection,
     StochasticWeightAveraging,
     WeightAveraging,
 )

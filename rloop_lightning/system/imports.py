@@ -27,8 +27,10 @@ def import_object(path: str) -> Any:
         return getattr(importlib.import_module(module), name)
     except DoorError:
         raise ValueError(f"{path!r} goes through a link into the package; give rloop_lightning.{path}") from None
-    except (ImportError, AttributeError, ValueError, TypeError) as error:  # the last two of `.name` and `..name`
-        raise ValueError(f"can't import {path!r}: {error}") from error
+    except Exception as error:  # a module of the user may raise anything
+        expected = isinstance(error, ImportError | AttributeError | ValueError | TypeError)
+        what = "" if expected else f"{type(error).__name__}: "
+        raise ValueError(f"can't import {path!r}: {what}{error}") from error
 
 
 def import_path(thing: Any) -> str | None:

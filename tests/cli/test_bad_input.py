@@ -65,7 +65,9 @@ CASES = {
     "text in a list": Case("--eval.k [1,a]", ("--eval.k: expected a list, each an integer > 0, got '[1,a]'",)),
     "none of the choices": Case("--loop.select best", ("expected last, explored, pass@1 or pass@k, got 'best'",)),
     "value for a switch": Case("--debug=yes", ("--debug: takes no value, got 'yes'",)),
-    "no such callback": Case("--trainer.callbacks+=Timerr", ("can't take 'Timerr': Expected a dot import path",)),
+    "no such callback": Case(
+        "--trainer.callbacks+=Timerr", ("no class of the name 'Timerr' is known; give its import path",)
+    ),
     "callback of no module": Case("--trainer.callbacks+=no.such.Class", ("'no.such.Class': No module named 'no'",)),
     "part of no class": Case(
         '--reward rloop_lightning.rewards.weighted.WeightedSum --reward.rewards={{"a":"no.such.Class"}}',

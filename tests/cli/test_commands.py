@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ print("\\n", code, "lightning" in sys.modules, any(runs), bool(runs), gc.isenabl
 @pytest.mark.parametrize(
     ("command", "function", "arguments", "said", "code"),
     [
-        ("rloop-fit", "rloop_fit", ["--help"], "--algo.clip_eps_high", 0),
+        ("rloop-fit", "rloop_fit", ["--help_all"], "--algo.clip_eps_high", 0),
         (
             "rloop-fit",
             "rloop_fit",
@@ -51,6 +52,30 @@ def test_a_command_answers_and_its_imports_are_not_searched_for_garbage(
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert said in done.stdout + done.stderr
     assert done.stdout.splitlines()[-1].split() == [str(code), "True", "False", "True", "True", "True"]
+
+
+@pytest.mark.parametrize(
+    ("command", "function", "arguments", "said", "code"),
+    [
+        ("rloop-fit", "rloop_fit", ["--help"], "--loop.explore_steps", 0),
+        ("rloop-fit", "rloop_fit", ["--algo", "minirl", "-h"], "--algo.length_normalised", 0),
+        ("rloop-fit", "rloop_fit", ["--algo", "minrl", "-h"], "error: --algo: unknown name 'minrl'", 2),
+        ("rloop-fit", "rloop_fit", ["--version"], f"rloop-fit {version('rloop-lightning')} (Python 3.", 0),
+        ("rloop-data", "rloop_data", ["--help"], "--data.answer_field", 0),
+        ("rloop-data", "rloop_data", [], "usage: rloop-data check", 0),
+        ("rloop-data", "rloop_data", ["--version"], f"torch {version('torch')}", 0),
+    ],
+)
+def test_help_and_version_import_no_torch(
+    command: str, function: str, arguments: list[str], said: str, code: int
+) -> None:
+    script = (
+        f"import sys; from rloop_lightning.cli.commands import {function}; sys.argv = {[command, *arguments]!r}\n"
+        f"print({function}(), [name for name in ('torch', 'lightning', 'transformers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert said in done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == f"{code} []"
 
 
 @pytest.mark.parametrize(

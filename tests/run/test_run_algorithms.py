@@ -246,7 +246,7 @@ def test_every_field_is_an_option_with_its_default_and_a_help_text(group: str, r
 @pytest.mark.parametrize(("group", "registry", "name"), GROUPS)
 def test_help_shows_every_field(group: str, registry: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        parse(f"--{group}", name, "--help")
+        parse(f"--{group}", name, "--help_all")
     assert ended.value.code == 0
     shown = capsys.readouterr().out
     for field in fields_of(find_class(registry, name, PolicyModule)):
