@@ -10,6 +10,7 @@ A swappable part takes a short name or a class path. Its fields are ordinary opt
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,6 +37,7 @@ from rloop_lightning.rollouts.filter import FilterConfig
 from rloop_lightning.run.folder import RunFolder
 from rloop_lightning.run.loop import LoopRunner
 from rloop_lightning.run.parts import Parts
+from rloop_lightning.run.precision import slow_bfloat16
 from rloop_lightning.run.start import begin, changed_settings, new_run_faults
 from rloop_lightning.run.state import LoopConfig
 from rloop_lightning.system.fields import plain
@@ -48,6 +50,8 @@ FIXED = {
     "gradient": GradientConfig,
     "eval": EvaluationConfig,
 }
+
+_log = logging.getLogger(__name__)
 
 # The loop sets these: a phase is one pass over its stream with manual optimization, recorded in the run folder.
 _TRAINER_FLAGS_OF_THE_LOOP = {
@@ -212,7 +216,18 @@ class RLoopCLI(LightningCLI):
         _refuse(runner.parts.validate_with(policy))
         if not self.config.resume:
             begin(runner.folder, self._settings())
+        if warning := slow_bfloat16(self._dtypes(runner), runner.device.type):
+            _log.warning(warning)
         return runner, policy
+
+    def _dtypes(self, runner: LoopRunner) -> dict[str, str | None]:
+        """The options that choose a dtype, with their values."""
+        return {
+            "--trainer.precision": None if runner.mixed_precision is None else "bf16-mixed",
+            "--policy.dtype": self.policy_config.dtype,
+            "--policy.head_dtype": self.policy_config.head_dtype,
+            "--engine.dtype": getattr(self.parts.engine, "dtype", None),
+        }
 
     def _run_folder(self) -> Path:
         if self.config.resume:

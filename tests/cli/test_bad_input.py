@@ -195,11 +195,6 @@ CASES = {
     "weights of a newer format": model_case("unknown_dtype", "SafetensorError: Error while ", after_loading=True),
     "folder for weights": model_case("unreadable", "contains no weights (model.safetensors)"),
     "no head": model_case("no_head", "the files lack lm_head.weight", after_loading=True),
-    "cache of its own": Case(
-        "--policy.model {models}/own_cache",
-        ("--policy.model: TorchEngine can't generate with MiniMaxForCausalLM: ", "take another model"),
-        after_loading=True,
-    ),
     "beyond the original context": Case(
         "--policy.model {models}/longrope --engine.max_new_tokens 250",
         ("3 prompts don't fit --policy.model's 256 positions of its original context (longrope", "max_new_tokens 250"),

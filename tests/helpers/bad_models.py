@@ -116,11 +116,6 @@ def recurrent(folder: Path) -> None:
     transformers.MambaForCausalLM(config).save_pretrained(folder)
 
 
-def with_cache_of_its_own(folder: Path) -> None:
-    settings = {"num_local_experts": 2, "max_position_embeddings": 2048, "dtype": torch.float32}
-    make_model("MiniMax", vocab_size=300, **settings).save_pretrained(folder)
-
-
 def with_unknown_dtype(folder: Path) -> None:
     """A header that is whole, but of a newer format."""
     content = (folder / WEIGHTS).read_bytes()
@@ -167,7 +162,6 @@ SPOILED: Mapping[str, Spoil] = {
     "gptq": with_values(CONFIG, quantization_config={"quant_method": "gptq", "bits": 4}),
     "awq": with_values(CONFIG, text_config={"quantization_config": {"quant_method": "awq"}}),
     "recurrent": recurrent,
-    "own_cache": with_cache_of_its_own,
     "longrope": longrope,
     "unknown_activation": with_values(CONFIG, hidden_act="nonesuch"),
     "no_heads": with_values(CONFIG, num_attention_heads=0),
