@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     try:
         settings, source = _parse(arguments)
-        tokenizer = load_tokenizer(model_source(settings.policy.model)) if settings.policy.model else None
+        tokenizer = _tokenizer(settings.policy.model) if settings.policy.model else None
         reward = _reward(settings.reward)
         sets, wrong = _read(source)
         unreadable = {} if reward is None else {name: reward.unusable(found) for name, found in sets.items()}
@@ -173,6 +173,13 @@ def _some(ids: Sequence[str]) -> str:
 def _repeated(problems: Sequence[Problem]) -> int:
     """The number of problems that repeat the normalised text of an earlier one."""
     return len(problems) - len({normalised(problem.prompt) for problem in problems})
+
+
+def _tokenizer(model: str) -> Any:
+    try:
+        return load_tokenizer(model_source(model))
+    except ValueError as error:
+        raise ValueError(f"--policy.model {model}: {error}") from error
 
 
 def _prompts(source: ProblemSource, problems: Sequence[Problem], tokenizer: Any) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from datetime import date
 from typing import TYPE_CHECKING
@@ -15,12 +16,15 @@ from rloop_lightning.run.edits import Edits, Resumption, find_edits
 from rloop_lightning.run.loggers import RunLoggers, known_loggers
 from rloop_lightning.run.loop import LoopRunner
 from rloop_lightning.run.parts import Parts
+from rloop_lightning.run.precision import slow_bfloat16
 from rloop_lightning.run.problem_record import changed_problems, recorded_date, write_record
 from rloop_lightning.run.start import begin, new_run_faults
 from rloop_lightning.system.hub import push_faults
 
 if TYPE_CHECKING:
     from rloop_lightning.cli.fit import RLoopCLI
+
+_log = logging.getLogger(__name__)
 
 
 def prepare(cli: RLoopCLI) -> tuple[LoopRunner, Policy]:
@@ -49,6 +53,8 @@ def prepare(cli: RLoopCLI) -> tuple[LoopRunner, Policy]:
         raise UsageError(str(error)) from error
     refuse(runner.parts.validate_with(policy))
     _resolve_defaults(cli, runner.parts)
+    if warning := slow_bfloat16(_dtypes(cli, runner), runner.device.type):
+        _log.warning(warning)
     if config.resume:
         refuse(changed_problems(folder.problems, parts.data, runner.parts.data))
     if config.dry_run:
@@ -108,6 +114,16 @@ def _load_policy(config: PolicyConfig) -> Policy:
     except (ValueError, OSError) as error:
         lines = [f"--policy.model {config.model}: {line}" for line in str(error).splitlines()]
         raise UsageError("\n".join(lines)) from error
+
+
+def _dtypes(cli: RLoopCLI, runner: LoopRunner) -> dict[str, str | None]:
+    """The options that choose a dtype, with their values."""
+    return {
+        "--trainer.precision": None if runner.mixed_precision is None else "bf16-mixed",
+        "--policy.dtype": cli.policy_config.dtype,
+        "--policy.head_dtype": cli.policy_config.head_dtype,
+        "--engine.dtype": getattr(cli.parts.engine, "dtype", None),
+    }
 
 
 def _resolve_defaults(cli: RLoopCLI, parts: Parts) -> None:

@@ -31,6 +31,7 @@ from rloop_lightning.engines.routed_experts import RoutedExpertsRecord
 from rloop_lightning.engines.rows import Rows, rows_at_once
 from rloop_lightning.engines.sampling import sample_tokens
 from rloop_lightning.engines.stops import Stops
+from rloop_lightning.engines.trial import trial_fault
 from rloop_lightning.errors import NonFiniteError
 from rloop_lightning.model.context import Context
 from rloop_lightning.model.policy import Policy
@@ -82,6 +83,12 @@ class TorchEngine(RolloutEngine):
 
     reports_routed_experts = True
     reports_kept_tokens = True
+
+    def validate_with(self, policy: Policy) -> list[str]:
+        """Conflicts with this policy, such as a model that can't be decoded row by row."""
+        flash_on_cpu = "flash" in (policy.model.config._attn_implementation or "") and policy.device.type == "cpu"
+        fault = None if flash_on_cpu else trial_fault(policy)  # flash attention runs only on a GPU
+        return [*super().validate_with(policy), *([] if fault is None else [fault])]
 
     def bind(self, policy: Policy) -> None:
         """Generate with this policy from now on."""

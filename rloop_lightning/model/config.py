@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rloop_lightning.model.loading import is_folder, model_faults, model_type
+from rloop_lightning.model.folder import model_faults
+from rloop_lightning.model.loading import is_folder, model_type
 from rloop_lightning.model.routers import unknown_routers
 from rloop_lightning.system.fields import PositiveInt, check_fields
 

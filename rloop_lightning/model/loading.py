@@ -1,15 +1,12 @@
-"""Loading a model, and checks of its folder and weights.
+"""Loading a model and its tokenizer from a folder or the hub.
 
-    model_faults("path/or/name")              all errors found before weights are read, one message each
     load_model("path/or/name", dtype=...)     the model, with every weight read from its files and finite
 
-Code that ships with a model is never run, and pickles are never read.
+Code that ships with a model is never run, and pickles are never read. folder.py checks a folder before that.
 """
 
 from __future__ import annotations
 
-import difflib
-import json
 import logging
 import re
 from collections.abc import Iterator, Mapping
@@ -19,11 +16,14 @@ from typing import Any
 
 import torch
 
-from rloop_lightning.system.hub import hub_answers, unreachable_hub
+from rloop_lightning.system.hub import hub_answers
+from rloop_lightning.system.terminal import one_line
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "*.spm")
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+ADAPTER_BESIDE_MODEL = (
+    "contains an adapter (adapter_config.json) beside a model, and would load it on top of these weights; if they "
+    "contain it already, delete adapter_config.json, else merge it, save the result and give its folder"
+)
 _SHOWN = 5  # weights that a message lists by name
 
 
@@ -33,10 +33,17 @@ def is_folder(name: str) -> bool:
 
 
 def load_tokenizer(name: str) -> Any:
-    """The tokenizer of a folder or hub name."""
+    """The tokenizer of a folder or hub name.
+
+    Raises:
+        ValueError: it can't be loaded.
+    """
     from transformers import AutoTokenizer  # imported here: it takes seconds, and `--help` does not need it
 
-    return AutoTokenizer.from_pretrained(name, trust_remote_code=False, local_files_only=_local(name))
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False, local_files_only=_local(name))
+    except Exception as error:  # the libraries may raise anything
+        raise ValueError(f"its tokenizer can't be loaded: {cause(error)}") from error
 
 
 def model_type(name: str) -> str:
@@ -51,7 +58,7 @@ def load_model(name: str, **settings: Any) -> Any:
     """The causal LM of a folder or hub name.
 
     Raises:
-        ValueError: a weight is missing, unexpected, of the wrong shape, NaN or infinite.
+        ValueError: it can't be loaded, or a weight is missing, unexpected, of the wrong shape, NaN or infinite.
         OSError: files can't be read.
     """
     from transformers import AutoModelForCausalLM
@@ -67,9 +74,13 @@ def load_model(name: str, **settings: Any) -> Any:
                 output_loading_info=True,
                 **settings,
             )
-    except RuntimeError as error:  # a file with a sound header and broken tensors
-        raise ValueError(f"its weights can't be read: {_first_line(error)}") from error
+    except OSError:
+        raise
+    except Exception as error:  # the libraries may raise anything, such as ImportError for a package they need
+        raise ValueError(f"its weights can't be loaded: {cause(error)}") from error
     model, report = loaded
+    if getattr(model, "_hf_peft_config_loaded", False):  # a folder's is found before
+        raise ValueError(ADAPTER_BESIDE_MODEL)
     if wrong := [*_mismatches(report), *_not_finite(model)]:
         raise ValueError("\n".join(wrong))
     return model
@@ -89,141 +100,8 @@ def quiet() -> Iterator[None]:
         transformers_logging.set_verbosity(verbosity)
 
 
-def model_faults(name: str) -> list[str]:
-    """Errors found before a model's weights are read, one message each. An empty list does not mean that it loads."""
-    if not is_folder(name):
-        return _hub_faults(name)
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
-        what = "is a file; give the folder that holds it" if folder.exists() else "no such folder"
-        return [what]
-    faults = [*_config_faults(folder), *_weight_faults(folder)]
-    if not any(found for pattern in _TOKENIZER_FILES for found in folder.glob(pattern)):
-        faults.append("contains no tokenizer (tokenizer.json); save the model's tokenizer to the same folder")
-    return faults or list(_tokenizer_faults(folder))
-
-
 def _local(name: str) -> bool:
     return is_folder(name) or not hub_answers()
-
-
-def _hub_faults(name: str) -> list[str]:
-    from huggingface_hub import try_to_load_from_cache
-
-    if hub_answers() or isinstance(try_to_load_from_cache(name, "config.json"), str):
-        return []
-    near = difflib.get_close_matches(name, ["countdown"], n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return [f"no folder of that name, and not fetched from the hub yet: {unreachable_hub()}{hint}"]
-
-
-def _config_faults(folder: Path) -> Iterator[str]:
-    """Errors in config.json, and in the architecture that it names."""
-    config = _read_json(folder / "config.json")
-    if config is None and (folder / "adapter_config.json").exists():
-        yield "contains only an adapter; merge it into its model, save the result and give its folder"
-    elif config is None:
-        yield "contains no config.json; give a folder written by save_pretrained"
-    elif isinstance(config, str):
-        yield config
-    else:
-        from transformers import CONFIG_MAPPING
-        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-        kind = config.get("model_type")
-        if kind not in CONFIG_MAPPING and "auto_map" in config:
-            yield "config.json asks for code of its own (auto_map), and code of a model is never run here"
-        elif kind not in CONFIG_MAPPING:
-            yield f"config.json: the installed transformers knows no model_type {kind!r}; a newer one may"
-        elif kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-            yield f"a model of type {kind!r} is not a causal language model, which a policy must be"
-
-
-def _weight_faults(folder: Path) -> Iterator[str]:
-    """Errors in the weight files, found from their headers alone."""
-    index = _read_json(folder / "model.safetensors.index.json")
-    shards = sorted(folder.glob("*.safetensors"))
-    if isinstance(index, str):
-        yield index
-    elif index is not None:
-        named = index.get("weight_map")
-        named = {str(shard) for shard in named.values()} if isinstance(named, dict) else set()
-        missing = sorted(named - {shard.name for shard in shards})
-        if missing:
-            yield f"model.safetensors.index.json names {', '.join(missing)}, which the folder lacks; copy it whole"
-    elif not shards and any(found for pattern in _PICKLES for found in folder.glob(pattern)):
-        yield (
-            "contains weights only as pickles, which can run code and are refused; convert those you trust by "
-            "AutoModelForCausalLM.from_pretrained(FOLDER, use_safetensors=False).save_pretrained(FOLDER)"
-        )
-    elif not shards:
-        yield "contains no weights (model.safetensors)"
-    yield from (fault for shard in shards if (fault := _cut_short(shard)))
-
-
-def _cut_short(shard: Path) -> str | None:
-    """Whether a safetensors file is truncated: its first eight bytes give the header length, the header the file size.
-
-    Returns the error, or None.
-    """
-    size = shard.stat().st_size
-    with shard.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = file.read(min(length, size))
-    try:
-        tensors = {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}
-        whole = 8 + length + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
-    except (ValueError, RecursionError, AttributeError, LookupError, TypeError):
-        return f"{shard.name} is cut short or no safetensors file: its header can't be read; copy it again"
-    if size != whole:
-        return f"{shard.name} holds {size:,} bytes and should hold {whole:,}: it was cut short; copy it again"
-    return None
-
-
-def _tokenizer_faults(folder: Path) -> Iterator[str]:
-    """Whether the tokenizer loads, ends its texts, and fits the model's vocabulary."""
-    from transformers import AutoConfig
-
-    try:
-        with quiet():  # what matters of its warnings is told here
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
-            tokenizer = load_tokenizer(str(folder))
-    except Exception as error:  # the libraries may raise anything on a broken file
-        yield f"config or tokenizer can't be loaded: {_first_line(error)}"
-        return
-    generation = _read_json(folder / "generation_config.json")
-    if isinstance(generation, str):
-        yield generation
-    else:
-        of_model = getattr(config, "eos_token_id", None) if generation is None else generation.get("eos_token_id")
-        if tokenizer.eos_token_id is None and of_model is None:
-            yield (
-                "neither the tokenizer nor generation_config.json names an EOS token, so that no rollout would end; "
-                "set tokenizer.eos_token and save it"
-            )
-    yield from vocabulary_faults(tokenizer, config)
-
-
-def vocabulary_faults(tokenizer: Any, config: Any) -> list[str]:
-    """An error if the tokenizer has ids without an embedding. `config` is the model's text config."""
-    largest = max(tokenizer.get_vocab().values(), default=-1)
-    if largest < config.vocab_size:
-        return []
-    return [
-        f"the tokenizer has ids up to {largest:,}, the model's vocabulary ends at {config.vocab_size - 1:,}; take the "
-        "tokenizer that the model was trained with, or resize the model's embeddings"
-    ]
-
-
-def _read_json(file: Path) -> dict[str, Any] | str | None:
-    """The JSON object in a file; None if the file is missing; an error message if it is not a valid object."""
-    if not file.exists():
-        return None
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        return f"{file.name} is not valid JSON: {_first_line(error)}"
-    return value if isinstance(value, dict) else f"{file.name} must hold an object, it holds a {type(value).__name__}"
 
 
 def _mismatches(report: Mapping[str, Any]) -> Iterator[str]:
@@ -256,5 +134,10 @@ def _not_finite(model: torch.nn.Module) -> Iterator[str]:
         yield f"NaN or infinite numbers in {', '.join(names[:_SHOWN])}{more}; take another checkpoint"
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+def cause(error: Exception) -> str:
+    """An error of a library as one line: its first line, or two if the first ends in a colon, and its type."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = one_line(" ".join(lines[: 2 if lines[0].endswith(":") else 1]), limit=300) if lines else ""
+    if told and isinstance(error, ValueError | OSError | ImportError):
+        return told
+    return f"{type(error).__name__}: {told}" if told else type(error).__name__

@@ -26,15 +26,11 @@ from rloop_lightning.errors import NonFiniteError
 from rloop_lightning.model.agreement import takes_packed_rows
 from rloop_lightning.model.config import PolicyConfig, RoutingReplayMode, model_source, routing_faults
 from rloop_lightning.model.context import context_of
+from rloop_lightning.model.folder import hub_config_faults, model_faults, vocabulary_faults
 from rloop_lightning.model.fused import fuse
 from rloop_lightning.model.head import Head
 from rloop_lightning.model.kept_tokens import KeptTokens
-from rloop_lightning.model.loading import (
-    load_model,
-    load_tokenizer,
-    model_faults,
-    vocabulary_faults,
-)
+from rloop_lightning.model.loading import cause, load_model, load_tokenizer
 from rloop_lightning.model.packed_attention import switch_attention
 from rloop_lightning.model.packing import pack, packed_micro_batches
 from rloop_lightning.model.routing_replay import ForwardPass, RoutingReplay
@@ -93,7 +89,7 @@ class Policy(nn.Module):
             ValueError, OSError: it is not usable as a policy or can't be read; names all errors.
         """
         name = model_source(config.model)
-        if wrong := model_faults(name) or routing_faults(config):
+        if wrong := model_faults(name) or hub_config_faults(name) or routing_faults(config):
             raise ValueError("\n".join(wrong))
         # None lets transformers choose sdpa, or eager for a model without it. Flash attention runs only on a GPU, so it
         # is set after the checks.
@@ -102,15 +98,20 @@ class Policy(nn.Module):
         tokenizer = load_tokenizer(name)
         if wrong := vocabulary_faults(tokenizer, model.config.get_text_config()):  # the first check for a hub name
             raise ValueError("\n".join(wrong))
-        policy = cls(
-            model,
-            tokenizer,
-            config.max_tokens_per_micro_batch,
-            name,
-            config.routing_replay,
-            None if config.head_dtype == "auto" else getattr(torch, config.head_dtype),
-            config.gradient_checkpointing,
-        )
+        try:
+            policy = cls(
+                model,
+                tokenizer,
+                config.max_tokens_per_micro_batch,
+                name,
+                config.routing_replay,
+                None if config.head_dtype == "auto" else getattr(torch, config.head_dtype),
+                config.gradient_checkpointing,
+            )
+        except ValueError:
+            raise
+        except Exception as error:  # the model's code may raise anything for a config that its weights don't fit
+            raise ValueError(f"{type(model).__name__} can't be used as a policy: {cause(error)}") from error
         if config.attn_implementation == "flash_attention_2":
             try:
                 switch_attention(model, config.attn_implementation, packs=policy.packs)

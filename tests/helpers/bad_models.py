@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from builders import make_model
 from problem_files import byte_tokenizer
 from safetensors.torch import load_file, save_file
@@ -102,7 +103,47 @@ def without_eos(folder: Path) -> None:
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "eos_token": None}))
     with_values(CONFIG, eos_token_id=None)(folder)
-    without("generation_config.json", "special_tokens_map.json")(folder)
+    without("generation_config.json", "special_tokens_map.json", "chat_template.jinja")(folder)  # it ends turns
+
+
+def adapter_left(folder: Path) -> None:
+    """What a merge leaves behind, or somebody put there."""
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "a/b"}))
+
+
+def recurrent(folder: Path) -> None:
+    config = transformers.MambaConfig(vocab_size=300, hidden_size=16, num_hidden_layers=1, state_size=4)
+    transformers.MambaForCausalLM(config).save_pretrained(folder)
+
+
+def with_unknown_dtype(folder: Path) -> None:
+    """A header that is whole, but of a newer format."""
+    content = (folder / WEIGHTS).read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header[NORM]["dtype"] = "F99"
+    changed = json.dumps(header).encode()
+    (folder / WEIGHTS).write_bytes(len(changed).to_bytes(8, "little") + changed + content[8 + length :])
+
+
+def unreadable(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    (folder / WEIGHTS).mkdir()
+
+
+def longrope(folder: Path) -> None:
+    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, **factors}
+    tokenizer = byte_tokenizer()
+    make_model(
+        "Phi3",
+        vocab_size=len(tokenizer) + 1,
+        max_position_embeddings=2048,
+        original_max_position_embeddings=256,
+        rope_parameters=rope,
+        dtype=torch.float32,
+        eos_token_id=tokenizer.eos_token_id,
+    ).save_pretrained(folder)
 
 
 SPOILED: Mapping[str, Spoil] = {
@@ -112,6 +153,24 @@ SPOILED: Mapping[str, Spoil] = {
     "auto_map": with_values(CONFIG, model_type="theirs", auto_map={"AutoModelForCausalLM": "theirs.Model"}),
     "unknown": with_values(CONFIG, model_type="nonesuch"),
     "t5": with_values(CONFIG, model_type="t5"),
+    "bart": with_values(CONFIG, model_type="bart", is_encoder_decoder=True),
+    "vision": with_values(CONFIG, model_type="qwen2_5_vl"),
+    "list_config": with_text(CONFIG, "[1]"),
+    "no_type": with_text(CONFIG, "{}"),
+    "adapter_left": adapter_left,
+    "bitsandbytes": with_values(CONFIG, quantization_config={"load_in_4bit": True}),
+    "gptq": with_values(CONFIG, quantization_config={"quant_method": "gptq", "bits": 4}),
+    "awq": with_values(CONFIG, text_config={"quantization_config": {"quant_method": "awq"}}),
+    "recurrent": recurrent,
+    "longrope": longrope,
+    "unknown_activation": with_values(CONFIG, hidden_act="nonesuch"),
+    "no_heads": with_values(CONFIG, num_attention_heads=0),
+    "text_for_size": with_values(CONFIG, hidden_size="many"),
+    "text_as_eos": with_values("generation_config.json", eos_token_id="<eos>"),
+    "list_tokenizer": with_text("tokenizer_config.json", "[]"),
+    "unknown_dtype": with_unknown_dtype,
+    "unreadable": unreadable,
+    "no_head": with_weights({"lm_head.weight": None}),
     "no_tokenizer": without("tokenizer*", "special_tokens_map.json"),
     "bad_tokenizer": with_text(TOKENIZER, "{"),
     "no_eos": without_eos,

@@ -1,0 +1,24 @@
+"""What the processor can do."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from pathlib import Path
+
+BFLOAT16_UNITS = frozenset({"avx512_bf16", "amx_bf16", "avx10_2", "bf16", "svebf16"})
+"""Flags of processors that multiply bfloat16 numbers: the first three on x86, the others on Arm."""
+
+
+def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str] | None:
+    """The flags of the first processor as Linux names them; None on another system."""
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    named = (line.partition(":") for line in lines)
+    return next((frozenset(flags.split()) for name, _, flags in named if name.strip() in {"flags", "Features"}), None)
+
+
+def emulates_bfloat16(flags: Set[str] | None) -> bool:
+    """Whether a processor with these flags has no units for bfloat16. False if the flags are not known."""
+    return flags is not None and not flags & BFLOAT16_UNITS
