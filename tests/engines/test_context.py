@@ -8,9 +8,10 @@ import torch
 from architectures import ORIGINAL_CONTEXT, make_architecture
 from builders import make_policy
 
+from rloop_lightning.batching import collate
 from rloop_lightning.engines.torch_engine import TorchEngine
 from rloop_lightning.model.policy import Policy
-from rloop_lightning.types import Problem, Rollout, collate
+from rloop_lightning.types import Problem, Rollout
 
 PROBLEMS = [Problem("short", "3+4", ""), Problem("long", "(7-2)*3=15;", "")]  # 3 and 11 tokens
 

@@ -12,13 +12,14 @@ import torch
 from builders import make_model
 from tokenizers_of_each_kind import KINDS
 
+from rloop_lightning.batching import collate
 from rloop_lightning.engines.stops import Stops
 from rloop_lightning.engines.torch_engine import TorchEngine
 from rloop_lightning.evaluation.evaluator import EvaluationConfig, Evaluator
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.rewards.base import Reward
 from rloop_lightning.rollouts.sampler import GroupSampler, SamplingCost
-from rloop_lightning.types import Problem, Rollout, collate
+from rloop_lightning.types import Problem, Rollout
 
 PROBLEMS = [Problem(f"p{i}", prompt, "") for i, prompt in enumerate(["The answer", "7", "so it is then", "café"])]
 NEW_TOKENS = 40
