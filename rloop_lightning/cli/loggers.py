@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Sequence
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch.loggers import Logger
 
+from rloop_lightning.cli.trainer_flags import why_not_made
 from rloop_lightning.run.loggers import LoggerIdentity, class_path
 from rloop_lightning.system.imports import import_object
-from rloop_lightning.system.terminal import one_line
 
 _IDENTITY = ("run_id", "experiment_key", "version")
 """The argument by which a logger's class takes the identity of an earlier run: MLflow's, Comet's, or of all others."""
@@ -39,7 +38,7 @@ def user_loggers(parser: ArgumentParser, setting: Any, known: Sequence[LoggerIde
         try:
             made.append(_make(parser, settings))
         except Exception as error:  # the constructor of any class
-            wrong.append(f"--trainer.logger {one.class_path.rpartition('.')[2]}: {_reason(error)}")
+            wrong.append(f"--trainer.logger: {why_not_made(error)}")
     if wrong:
         raise ValueError("\n".join(wrong))
     return made
@@ -57,12 +56,3 @@ def _continue(settings: Namespace, known: LoggerIdentity) -> None:
 def _make(parser: ArgumentParser, settings: Namespace) -> Logger:
     group = Namespace(trainer=Namespace(logger=settings))
     return parser.instantiate(group, instantiate_groups=False).trainer.logger
-
-
-def _reason(error: Exception) -> str:
-    """Why a logger can't be made, in one line."""
-    message = str(error)
-    if missing := re.search(r"Requirement '([\w.-]+)|No module named '([\w-]+)", message):
-        package = missing[1] or missing[2]
-        return f"it needs the package {package}: pip install {package}"
-    return one_line(" ".join(message.split()), limit=300)

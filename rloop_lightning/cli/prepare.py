@@ -41,7 +41,7 @@ def prepare(cli: RLoopCLI) -> tuple[LoopRunner, Policy]:
         wrong += str(error).splitlines()
     try:
         runner = LoopRunner(
-            folder.out, cli.parts, cli.make_trainer, _loggers(cli), Resumption(edits.note, config.restart_from)
+            folder.out, cli.parts, cli.make_trainer, _loggers(cli, edits), Resumption(edits.note, config.restart_from)
         )
     except ValueError as error:
         wrong += str(error).splitlines()
@@ -97,7 +97,7 @@ def _edits(cli: RLoopCLI) -> Edits:
     return find_edits(cli.folder, cli.settings(), cli.config.restart_from)
 
 
-def _loggers(cli: RLoopCLI) -> RunLoggers:
+def _loggers(cli: RLoopCLI, edits: Edits) -> RunLoggers:
     """The loggers of the run: the user's, which a resume continues, and its own.
 
     Raises:
@@ -105,7 +105,7 @@ def _loggers(cli: RLoopCLI) -> RunLoggers:
     """
     logger = cli.config.trainer.logger
     users = user_loggers(cli.parser, logger, known_loggers(cli.folder).loggers)
-    return RunLoggers(cli.folder, users, tensorboard=logger is not False)
+    return RunLoggers(cli.folder, users, tensorboard=logger is not False, repeats_differ=bool(edits.changes))
 
 
 def _load_policy(config: PolicyConfig) -> Policy:

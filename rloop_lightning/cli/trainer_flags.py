@@ -138,13 +138,13 @@ def _objects_of(parser: ArgumentParser, settings: Namespace) -> dict[str, Any]:
             one = Namespace(trainer=Namespace({name: value})).clone()
             made[name] = plain(parser.instantiate(one, instantiate_groups=False).trainer[name])
         except Exception as error:  # the constructor of any class
-            wrong.append(f"--trainer.{name}: {_why_not_made(error)}")
+            wrong.append(f"--trainer.{name}: {why_not_made(error)}")
     if wrong:
         raise ValueError("\n".join(wrong))
     return made
 
 
-def _why_not_made(error: Exception) -> str:
+def why_not_made(error: Exception) -> str:
     """Why an object of a flag can't be made, in one line."""
     message = str(error)
     package = re.search(r"Requirement '([\w.-]+)|No module named '([\w-]+)", message)

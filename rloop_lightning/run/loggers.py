@@ -10,7 +10,7 @@ evaluation between phases counts one. Metrics of a consolidation have the prefix
 part of the exploration's curve. Every record has `round`, from 0 as in metrics.csv.
 
 A resumed run repeats the steps after its newest checkpoint. TensorBoard then hides their first version. The user's
-loggers don't get them again, because their metrics are the same.
+loggers don't get them again, because their metrics are the same, unless the resume changes settings.
 """
 
 from __future__ import annotations
@@ -39,15 +39,24 @@ class RunLoggers:
         folder: the run folder.
         users: the user's loggers, each one instance for all phases.
         tensorboard: whether to log to TensorBoard.
+        repeats_differ: whether this resume changes settings, so that repeated steps have other metrics.
     """
 
-    def __init__(self, folder: RunFolder, users: Sequence[Logger] = (), *, tensorboard: bool = True) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        users: Sequence[Logger] = (),
+        *,
+        tensorboard: bool = True,
+        repeats_differ: bool = False,
+    ) -> None:
         self._folder = folder
         self._users = users
         self._wants_tensorboard = tensorboard
         self._own: list[_TensorBoard] | None = None  # until the first phase
         # metrics.csv has fewer rows if an earlier resume was killed before it had repeated all steps.
-        self._logged = max(len(read_metrics(folder.metrics)), known_loggers(folder).logged)
+        known = max(len(read_metrics(folder.metrics)), known_loggers(folder).logged)
+        self._logged = 0 if repeats_differ else known
 
     def phase(self, stage: Stage, done: int) -> PhaseLog:
         """The log of a phase. Rows of metrics.csv that the phase is about to repeat are dropped.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from rloop_lightning.rollouts.pool import RolloutPool
 from rloop_lightning.rollouts.pool_scan import count_rollouts
 from rloop_lightning.run.folder import RunFolder
 from rloop_lightning.run.metrics_csv import read_metrics
@@ -76,8 +77,9 @@ def _sampling(parts: Parts) -> str:
 
 
 def _write_pool_plot(folder: RunFolder, parts: Parts, stage: Stage) -> None:
-    """The plot of a round's pool, unless its shards were removed."""
-    counts = count_rollouts(folder.pool(stage))
+    """The plot of the rollouts that the filter of a round counts, unless their shards were removed."""
+    pools = folder.pools(stage) if parts.filter.rate_over == "run" else folder.pools(stage)[-1:]
+    counts = count_rollouts(*map(RolloutPool, pools))
     if len(counts):
         filtered = parts.consolidation is not None and parts.filter.enabled
         write_pool_plot(

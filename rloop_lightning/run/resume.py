@@ -16,6 +16,7 @@ from pathlib import Path
 
 from rloop_lightning.callbacks.checkpoint import checkpoint_step
 from rloop_lightning.errors import DamagedError, StateError
+from rloop_lightning.evaluation.record import drop_inside_records
 from rloop_lightning.run.folder import RunFolder
 from rloop_lightning.run.metrics_csv import drop_rows, result_step
 from rloop_lightning.run.state import LoopState, Stage
@@ -154,7 +155,10 @@ def _drop_bad_checkpoints(folder: RunFolder, stage: Stage) -> None:
 
 
 def _forget_later(folder: RunFolder, later: Sequence[Stage]) -> None:
-    """Delete the rows and checkpoints of stages that will be repeated. They overwrite their other files."""
+    """Delete the rows, checkpoints, records and plots of stages that will be repeated.
+
+    They overwrite their other files.
+    """
     evaluations = {(stage.round, result_step(stage)) for stage in later if stage.phase == "evaluate"}
     phases = {(stage.round, stage.phase) for stage in later if stage.phase != "evaluate"}
     drop_rows(
@@ -164,3 +168,8 @@ def _forget_later(folder: RunFolder, later: Sequence[Stage]) -> None:
     for stage in later:
         for path in folder.checkpoints(stage):
             path.unlink()
+        if stage.phase == "explore":
+            drop_inside_records(folder.evaluations(stage), after=0)
+            folder.pool_plot(stage).unlink(missing_ok=True)
+        elif stage.phase == "evaluate":
+            folder.evaluation(stage).unlink(missing_ok=True)

@@ -79,17 +79,17 @@ def test_the_terminal_shows_each_policy_as_soon_as_it_is_evaluated(greedy: Path)
     assert shown[0] == f"base: test pass@1 {first['eval/test/pass@1']:.3f}; ood pass@1 {first['eval/ood/pass@1']:.3f}"
 
 
-# Before the state of a phase is written, its results are.
+# Before the state of a phase is written, its results are. The state is also written when an exploration begins.
 MOMENTS = {
     "the base": (Kill("os:replace", 2, "run/state.json"), ["base"], [], 1),
     "the exploration": (
-        Kill("os:replace", 3, "run/state.json"),
+        Kill("os:replace", 4, "run/state.json"),
         ["base", "round 1 explored"],
         ["entropy.png", "gradient_norm.png", "reward_and_pass.png", "round-0-pool.png"],
         2,
     ),
     "the explored policy": (
-        Kill("os:replace", 4, "run/state.json"),
+        Kill("os:replace", 5, "run/state.json"),
         ["base", "round 1 explored"],
         ["entropy.png", "gradient_norm.png", "reward_and_pass.png", "round-0-pool.png"],
         3,
