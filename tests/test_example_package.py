@@ -58,7 +58,7 @@ def test_its_name_runs_where_it_is_installed(site: Path, tmp_path: Path) -> None
 
 
 def test_its_field_is_an_option_with_help(site: Path, tmp_path: Path) -> None:
-    assert run_main(["--algo", "rloo", "--help"], tmp_path / "log", {"sys:path": [*sys.path, str(site)]}) == 0
+    assert run_main(["--algo", "rloo", "--help_all"], tmp_path / "log", {"sys:path": [*sys.path, str(site)]}) == 0
     shown = " ".join((tmp_path / "log").read_text().split())
     assert "--algo.kl_beta" in shown
     assert "which is taken off a rollout's reward" in shown

@@ -7,6 +7,7 @@ the configuration files. The parser is then built for their classes.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +104,7 @@ class Arguments:
             self._show(flag, value or "")
         elif flag in ("--config", "-c"):
             self._names.append(value or "")
-        elif (swaps and str(value).startswith("{")) or (in_part and field == INIT_ARGS):
+        elif (swaps and re.fullmatch(r"{.*}", value or "", re.DOTALL)) or (in_part and field == INIT_ARGS):
             self._take_mapping(flag, group, value or "")
         elif swaps:
             self._choose_part(group, value or "")

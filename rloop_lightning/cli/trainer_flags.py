@@ -24,7 +24,7 @@ from rloop_lightning.system.fields import plain
 from rloop_lightning.system.terminal import one_line
 
 _ITSELF = "the loop sets this itself; leave it out"
-_LENGTH = "the length of a run is --loop.rounds and --loop.explore_steps; leave this out"
+_LENGTH = "the loop sets this itself; leave it out, and give --loop.rounds and --loop.explore_steps"
 _SIZE = "the size of a run is --loop.explore_steps and --loop.problems_per_step; leave this out"
 _EVALUATION = "evaluation has options of its own, --eval.every_n_steps and --eval.max_problems; leave this out"
 

@@ -118,7 +118,7 @@ def test_every_unreadable_file_is_told(tmp_path: Path) -> None:
         ("--out=", "--out needs a value"),
         ("--config", "--config needs a value"),
         ("--algo.init_args nothing", "--algo.init_args: expected a mapping of fields, got 'nothing'"),
-        ("--algo {", "--algo: expected a mapping of fields, got '{'"),
+        ("--algo {[}", "--algo: expected a mapping of fields, got '{[}'"),
         ("--seed_everything -1", "--seed_everything: expected an integer >= 0 and < 4294967296, got -1"),
         ("--print_completion bash", "--print_completion: no such option; --help_all lists all"),
     ],

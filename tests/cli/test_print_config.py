@@ -83,7 +83,7 @@ def test_comments_are_the_help_of_the_fields(capsys: pytest.CaptureFixture[str])
         (["--eval.samples", "2"], "--eval.k must lie between 1 and --eval.samples (2)"),
         (["--algo", "dapoo"], "--algo: unknown name 'dapoo'"),
         (["--config", "none.yaml"], "--config: no file 'none.yaml'"),
-        (["--trainer.max_steps", "3"], "--trainer.max_steps: the length of a run is --loop.rounds and"),
+        (["--trainer.max_steps", "3"], "--trainer.max_steps: the loop sets this itself; leave it out, and give --loop"),
     ],
 )
 @pytest.mark.parametrize("flags", ["", "=skip_default"])
