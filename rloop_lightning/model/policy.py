@@ -36,6 +36,7 @@ from rloop_lightning.model.scores import completion_tokens, packed_states, padde
 from rloop_lightning.model.stop_tokens import as_ids, end_of_turn_id, stop_token_ids
 from rloop_lightning.system.checksums import write_checksums
 from rloop_lightning.system.files import atomic_path
+from rloop_lightning.system.terminal import one_line
 from rloop_lightning.types import RolloutBatch, TokenScores
 
 _log = logging.getLogger(__name__)
@@ -282,5 +283,6 @@ def _stop_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     end = end_of_turn_id(tokenizer)
     if end is not None and end not in {tokenizer.eos_token_id, *as_ids(configured)}:
         model.generation_config.eos_token_id = sorted(found)
-        _log.info(f"completions also end at {tokenizer.convert_ids_to_tokens(end)}, as the chat template's turns do")
+        name = one_line(tokenizer.convert_ids_to_tokens(end))
+        _log.info(f"completions also end at {name}, as the chat template's turns do")
     return found
