@@ -12,6 +12,8 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
+from rloop_lightning.system.terminal import one_line
+
 _log = logging.getLogger(__name__)
 
 _REPLY = "rloop-reply"  # a word that no template contains
@@ -63,5 +65,6 @@ def ends_of_completions(model: Any, tokenizer: Any) -> frozenset[int]:
     end = end_of_turn_id(tokenizer)
     if end is not None and end not in {tokenizer.eos_token_id, *as_ids(configured)}:
         model.generation_config.eos_token_id = sorted(found)
-        _log.info(f"completions also end at {tokenizer.convert_ids_to_tokens(end)}, as the chat template's turns do")
+        name = one_line(tokenizer.convert_ids_to_tokens(end))
+        _log.info(f"completions also end at {name}, as the chat template's turns do")
     return found
