@@ -19,6 +19,7 @@ FIXED_PATHS: Mapping[str, str] = {
     "loop": "rloop_lightning.run.state.LoopConfig",
     "filter": "rloop_lightning.rollouts.filter.FilterConfig",
     "eval": "rloop_lightning.evaluation.evaluator.EvaluationConfig",
+    "hub": "rloop_lightning.system.hub.HubConfig",
 }
 """The classes of the groups whose options are shown, by import path."""
 
@@ -58,7 +59,16 @@ SECTIONS: Sequence[tuple[str, Sequence[str]]] = (
     ),
     (
         "Run",
-        ("config", "dry_run", "out", "resume", "seed_everything", "loop.checkpoint_every_n_steps", "trainer.logger"),
+        (
+            "config",
+            "dry_run",
+            "out",
+            "resume",
+            "seed_everything",
+            "loop.checkpoint_every_n_steps",
+            "trainer.logger",
+            "hub.push",
+        ),
     ),
 )
 """The options that people use, by subject."""

@@ -41,7 +41,7 @@ _WITHOUT = (
 def generation_config(policy: Policy, sampling: SamplingParams) -> str:
     """The file's content: the base policy's generation config with the sampling of the rollouts.
 
-    The EOS tokens are all that end a rollout. Penalties and filters of the base policy that rollouts were sampled
+    The EOS tokens and stop strings are all that end a rollout; for the strings, `generate` needs `tokenizer=`. Penalties and filters of the base policy that rollouts were sampled
     without are left out; fields that don't change what is sampled stay.
     """
     config = copy.deepcopy(policy.model.generation_config)
@@ -54,6 +54,7 @@ def generation_config(policy: Policy, sampling: SamplingParams) -> str:
         top_p=None if greedy else sampling.top_p,
         max_new_tokens=sampling.max_new_tokens,
         eos_token_id=sorted(policy.stop_token_ids),
+        stop_strings=list(sampling.stop) or None,
         _from_model_config=False,
     )
     return config.to_json_string()
