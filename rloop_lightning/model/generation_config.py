@@ -41,8 +41,9 @@ _WITHOUT = (
 def generation_config(policy: Policy, sampling: SamplingParams) -> str:
     """The file's content: the base policy's generation config with the sampling of the rollouts.
 
-    The EOS tokens and stop strings are all that end a rollout; for the strings, `generate` needs `tokenizer=`. Penalties and filters of the base policy that rollouts were sampled
-    without are left out; fields that don't change what is sampled stay.
+    The EOS tokens and stop strings are all that end a rollout; with stop strings, `generate` needs `tokenizer=`.
+    Penalties and filters of the base policy that rollouts were sampled without are left out; fields that don't change
+    what is sampled stay.
     """
     config = copy.deepcopy(policy.model.generation_config)
     greedy = sampling.temperature == 0
