@@ -52,7 +52,7 @@ class RolloutCapture(L.Callback):
         config: the extra captures.
         sampler: generates the extra rollouts.
         problems: the training set.
-        filter: the filter that will read the pool.
+        filter: the hard-problem filter that will read the pool; None without one.
         earlier: the pools of earlier rounds, whose rollouts count for `filter.rate_over` run.
         round: round of the run, from 0.
         run_id: id of the run.
@@ -65,7 +65,7 @@ class RolloutCapture(L.Callback):
         config: CaptureConfig,
         sampler: GroupSampler,
         problems: Sequence[Problem],
-        filter: FilterConfig,
+        filter: FilterConfig | None,
         earlier: Sequence[RolloutPool] = (),
         *,
         round: int,
@@ -77,13 +77,15 @@ class RolloutCapture(L.Callback):
         self.sampler = sampler
         self.problems = problems
         self.filter = filter
-        self.rated = [*(earlier if filter.rate_over == "run" else ()), pool]
+        self.rated = [*(earlier if filter is not None and filter.rate_over == "run" else ()), pool]
+        self._tally: Tally | None = None
         self.round = round
         self.run_id = run_id
         self.seed = seed
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        self._tally = Tally(self.filter.max_success_rate, count_rollouts(*self.rated))
+        if self.filter is not None:
+            self._tally = Tally(self.filter.max_success_rate, count_rollouts(*self.rated))
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: RolloutStep, batch_idx: int) -> None:
         self._write(f"step-{batch.index + 1:06d}", batch.groups, batch.index)
@@ -94,9 +96,10 @@ class RolloutCapture(L.Callback):
         step = batch.index + 1
         if self.config.every_n_steps and step % self.config.every_n_steps == 0:
             self._capture_extra(pl_module, step)
-        pl_module.record(self._tally.metrics())
-        if step == trainer.num_training_batches // 2:
-            self._warn_if_none_is_hard(trainer.num_training_batches)
+        if self._tally is not None:
+            pl_module.record(self._tally.metrics())
+            if step == trainer.num_training_batches // 2 and not self._tally.hard:
+                self._warn_that_none_is_hard(self._tally, trainer.num_training_batches)
 
     def _capture_extra(self, pl_module: Any, step: int) -> None:
         rng = np.random.default_rng(derive_seed(self.seed, "extra problems", step))
@@ -112,17 +115,15 @@ class RolloutCapture(L.Callback):
             {"capture/extra_rollouts": float(cost.rollouts), "time/capture_s": cost.generate_s + cost.reward_s}
         )
 
-    def _warn_if_none_is_hard(self, steps: int) -> None:
-        if not self.filter.enabled or self._tally.hard:
-            return
-        tally = self._tally
+    def _warn_that_none_is_hard(self, tally: Tally, steps: int) -> None:
         rank_zero_warn(
             f"half of the exploration's {steps} rollout steps are done and no problem is hard yet: {tally.solved:,} "
             f"problems were solved, {tally.within_reach:,} have enough rollouts for a success rate below "
-            f"--filter.max_success_rate {self.filter.max_success_rate:g}. If none becomes hard, the expert set is "
+            f"--filter.max_success_rate {tally.max_success_rate:g}. If none becomes hard, the expert set is "
             "empty. A resume may change --filter.max_success_rate, --filter.rate_over and --loop.rollouts_per_problem"
         )
 
     def _write(self, name: str, groups: Sequence[Group], step_index: int) -> None:
         self.pool.write(name, groups, round=self.round, rollout_step=step_index, run_id=self.run_id)
-        self._tally.add(groups)
+        if self._tally is not None:
+            self._tally.add(groups)

@@ -117,6 +117,9 @@ class PhaseProgress(ProgressBar, StreamListener):
             shown.append(f"reward {metrics['rollout/reward_mean']:.3f}")
         elif "train/loss" in metrics:
             shown.append(f"loss {metrics['train/loss']:.3f}")
+        if "pool/hard_problems" in metrics:
+            within = metrics["pool/problems_within_reach"]
+            shown.append(f"{metrics['pool/hard_problems']:,.0f} hard of {within:,.0f} in reach")
         if self._pass_at_1 is not None:
             shown.append(f"pass@1 {self._pass_at_1:.3f}")
         if "rollout/generated_tokens" in metrics:

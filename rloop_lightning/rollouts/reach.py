@@ -102,7 +102,7 @@ class Tally:
     """
 
     def __init__(self, max_success_rate: float, counts: pa.Table) -> None:
-        self._max_success_rate = max_success_rate
+        self.max_success_rate = max_success_rate
         self._needed = fewest_rollouts(max_success_rate)
         names, rollouts, successes = (counts[name].to_pylist() for name in ("problem_id", "rollouts", "successes"))
         self._counts = dict(zip(names, zip(rollouts, successes, strict=True), strict=True))
@@ -129,4 +129,4 @@ class Tally:
         }
 
     def _is_hard(self, rollouts: int, successes: int) -> bool:
-        return successes > 0 and successes / rollouts < self._max_success_rate
+        return successes > 0 and successes / rollouts < self.max_success_rate

@@ -51,7 +51,7 @@ def explore(session: Session, evaluator: Evaluator, stage: Stage, state: LoopSta
             parts.capture,
             session.sampler,
             parts.problems,
-            parts.filter,
+            parts.filter if parts.consolidation is not None and parts.filter.enabled else None,
             session.earlier_pools(stage),
             round=stage.round,
             run_id=state.run_id,

@@ -21,7 +21,7 @@ from rloop_lightning.rollouts.filter import FilterConfig
 from rloop_lightning.rollouts.reach import Reach
 from rloop_lightning.run.state import LoopConfig
 from rloop_lightning.system.terminal import one_line
-from rloop_lightning.types import Problem
+from rloop_lightning.types import Problem, SamplingParams
 
 _SHOWN = 5  # problems that a message lists by name
 _DEFAULT_PROBLEMS_PER_STEP = 128
@@ -157,13 +157,14 @@ class Parts:
 
     def _check_truncation(self) -> Iterator[str]:
         """An engine that samples from a part of the vocabulary must say from which."""
-        sampling = self.engine.sampling(seed=0)
-        if sampling.truncates and not self.engine.reports_kept_tokens:
-            engine = type(self.engine).__name__
+        engine = self.engine
+        # The completion limit may not be known yet.
+        sampling = SamplingParams(1, temperature=engine.temperature, top_k=engine.top_k, top_p=engine.top_p)
+        if sampling.truncates and not engine.reports_kept_tokens:
             yield (
-                f"--engine.top_k {sampling.top_k}, --engine.top_p {sampling.top_p:g}: {engine} does not report the "
-                "tokens that it kept, so ratios against it would be biased; set --engine.top_k 0 and --engine.top_p 1, "
-                "or take --engine torch"
+                f"--engine.top_k {engine.top_k}, --engine.top_p {engine.top_p:g}: {type(engine).__name__} does not "
+                "report the tokens that it kept, so ratios against it would be biased; set --engine.top_k 0 and "
+                "--engine.top_p 1, or take --engine torch"
             )
 
     def _check_routing(self, policy: Policy) -> Iterator[str]:
