@@ -55,6 +55,7 @@ def watch_parts(gate: Gate, engine: RolloutEngine, reward: Reward) -> None:
     clock = gate.parts
     clock.watch(type(engine), "generate", "generate")
     clock.watch(type(reward), "__call__", "reward")
+    # Without gradients, it also checks one row after each step, for NaN.
     clock.watch(Policy, "logprobs", lambda: "forward" if torch.is_grad_enabled() else "old logprobs")
     clock.watch(PolicyModule, "manual_backward", "backward")
     clock.watch(LightningOptimizer, "step", "optimizer")  # includes the gradient's norm and clipping

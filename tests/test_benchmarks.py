@@ -53,7 +53,7 @@ def test_a_step_of_ours_and_one_of_trl_take_turns_on_the_same_amount_of_work(tmp
         assert 1 <= step["mean_length"] <= 8
         assert step["peak_bytes"] > step["base_bytes"] > 0
     for step in measured["parts"]:
-        assert {"generate", "reward", "forward", "backward", "optimizer"} == set(step["parts"])
+        assert {"generate", "reward", "old logprobs", "forward", "backward", "optimizer"} == set(step["parts"])
         assert sum(step["parts"].values()) < step["seconds"]
     assert list(table(tmp_path, "step_vs_trl", "Where our step's time goes")) == ["toy"]
 

@@ -86,7 +86,12 @@ def test_the_settings_of_gsm8k_run_on_a_tiny_model(tmp_path: Path) -> None:
     data = ["--data", str(tmp_path / "train.jsonl"), f"--data.eval={{test: {tmp_path / 'test.jsonl'}}}"]
     sizes = ["--loop.rounds=1", "--loop.explore_steps=1", "--loop.problems_per_step=4", "--loop.rollouts_per_problem=2"]
     smaller = ["--data.validation_size=4", "--eval.samples=2", "--eval.k=[1,2]", "--eval.max_problems=2"]
-    random = ["--engine.max_new_tokens=16", "--algo.dynamic_sampling=false", "--algo.updates_per_step=2"]
+    random = [
+        "--engine.max_new_tokens=16",
+        "--algo.dynamic_sampling=false",
+        "--algo.updates_per_step=2",
+        "--filter.enabled=false",
+    ]
     out = tmp_path / "run"
     options = [*data, *sizes, *smaller, *random, "--policy.model", str(tmp_path / "model"), "--out", str(out)]
     assert main(["--config", str(config), *options]) == 0

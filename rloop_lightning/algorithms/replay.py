@@ -168,9 +168,8 @@ class Replay(DAPO):
 
 def pools_of(folder: Path) -> list[Path]:
     """The pools in a run folder, or the folder itself if it is a pool; empty if it is neither."""
-    if RolloutPool(folder).shards():
-        return [folder]
-    return [pool for pool in sorted(folder.glob("round-*/pool")) if RolloutPool(pool).shards()]
+    pools = [pool for pool in sorted(folder.glob("round-*/pool")) if RolloutPool(pool).shards()]
+    return pools or ([folder] if RolloutPool(folder).shards() else [])
 
 
 def _again(stored: StoredRollout, group: Group) -> Rollout:

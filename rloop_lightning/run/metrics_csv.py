@@ -29,7 +29,7 @@ _KEYS = ("round", "phase", "step")
 _DROPPED = {*_KEYS, "epoch"}
 
 
-PASS_AT_K = re.compile(r"eval/(?P<set>.+)/pass@(?P<k>\d+)")
+PASS_AT_K = re.compile(r"eval/(?P<set>.+)/pass@(?P<k>\d+)", re.DOTALL)
 """The metric name of pass@k on an evaluation set."""
 
 _RESULT_STEPS = {"base": 0, "explored": 1, "consolidated": 2}

@@ -120,10 +120,16 @@ def test_every_wrong_setting_is_named_at_once():
 def test_the_sampling_of_an_evaluation_is_the_engines_but_for_what_is_set():
     training = SamplingParams(max_new_tokens=64, temperature=0.7, top_k=5, top_p=0.9, seed=3)
     as_training = EvaluationConfig().sampling(training)
-    assert as_training == replace(training, report_routed_experts=False)
+    assert as_training == replace(training, report_routed_experts=False, report_kept_tokens=False)
     own = EvaluationConfig(temperature=0.2, top_k=0, top_p=1.0, max_new_tokens=512).sampling(training)
     assert own == SamplingParams(
-        max_new_tokens=512, temperature=0.2, top_k=0, top_p=1.0, seed=3, report_routed_experts=False
+        max_new_tokens=512,
+        temperature=0.2,
+        top_k=0,
+        top_p=1.0,
+        seed=3,
+        report_routed_experts=False,
+        report_kept_tokens=False,
     )
     evaluator = make_evaluator(temperature=0.2, max_new_tokens=9)
     evaluator("test", SamplingCost())

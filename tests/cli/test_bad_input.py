@@ -237,8 +237,11 @@ CASES = {
     ),
     "resume with broken settings": Case("--resume {runs}/bad_config", ("{runs}/bad_config/config.yaml: not valid",)),
     "resume of another run": Case(
-        "--resume {runs}/begun --data.train_size 5",
-        ("--resume: --data.train_size was 40 when the run started and is 5 now; leave it out, or start a new run",),
+        "--resume {runs}/begun --engine.temperature 0.5",
+        (
+            "--resume: --engine.temperature was 1.0 when the run started and is 0.5 now; leave it out, or start a new "
+            "run",
+        ),
     ),
     "resume with other prompts and stops": Case(
         '--resume {runs}/begun --data.chat_template_kwargs.messages=1 --engine.stop=["a"]',

@@ -120,7 +120,7 @@ def test_every_unreadable_file_is_told(tmp_path: Path) -> None:
         ("--algo.init_args nothing", "--algo.init_args: expected a mapping of fields, got 'nothing'"),
         ("--algo {[}", "--algo: expected a mapping of fields, got '{[}'"),
         ("--seed_everything -1", "--seed_everything: expected an integer >= 0 and < 4294967296, got -1"),
-        ("--print_completion bash", "--print_completion: no such option; --help_all lists all"),
+        ("--print_completion bash", "--print_completion: no such option; did you mean --loop.show_completions?"),
     ],
 )
 def test_a_stray_word_is_told_where_it_belongs(arguments: str, said: str) -> None:

@@ -197,6 +197,7 @@ def test_a_model_a_dataset_and_a_function_are_enough(tmp_path: Path) -> None:
         data={"name": datasets.Dataset.from_list(ROWS), "template": "{problem}", "instruction": ""},
         reward=reward_functions.boxed,
         loop={"rounds": 2, "explore_steps": 1, "problems_per_step": 4, "rollouts_per_problem": 4},
+        filter={"enabled": False},
         out=tmp_path / "run",
     )
     assert list(result.results)[-1] == result.handed_over == "round 2 consolidated"

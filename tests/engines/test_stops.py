@@ -173,7 +173,7 @@ def test_an_evaluation_has_the_same_stops() -> None:
     engine = TorchEngine(max_new_tokens=NEW_TOKENS, stop=["e"])
     engine.bind(policy)
     evaluator = Evaluator(GroupSampler(engine, reward), {"test": PROBLEMS}, EvaluationConfig(samples=8, k=(1,)), 0)
-    evaluator(["test"], SamplingCost())
+    evaluator("test", SamplingCost())
     tails = [text.partition("e")[2] for text in reward.texts if "e" in text]
     assert len(tails) > 10
     assert all(len(tail) < 12 for tail in tails)  # the rest of a token

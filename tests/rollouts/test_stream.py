@@ -211,7 +211,8 @@ def test_a_listener_follows_each_call_and_each_step():
 
 def test_a_listener_is_told_of_a_step_that_can_not_be_trained_on():
     follower = Follower()
-    stream = make_stream(hard(set()), problems=6, p=3, explorer=DAPO(max_generation_batches=2))
+    explorer = DAPO(max_generation_batches=2)
+    stream = make_stream(hard(set()), problems=6, p=3, explorer=explorer, on_too_few_groups="stop")
     stream.listeners = [follower]
     with pytest.raises(NotEnoughGroupsError) as raised:
         next(iter(stream))
@@ -337,6 +338,7 @@ def test_metrics_of_a_step():
         "rollout/solved_rate": 1.0,
         "rollout/all_right_rate": 0.0,
         "rollout/kept_rate": 1.0,
+        "rollout/trained_groups": 4.0,
         "rollout/length_tokens": 2.5,  # 1, 2, 3, 4 and 2, 3, 4, 1
         "rollout/truncated_rate": 0.25,
         "rollout/generated_rollouts": 8.0,

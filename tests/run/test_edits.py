@@ -139,7 +139,8 @@ def test_a_phase_in_progress_keeps_its_settings(
     assert tiny.fit(out, dapo, *stop, *few) == 1
     said = capsys.readouterr().err
     assert "problems gave a group with both right and wrong rollouts; the step needs 3" in said
-    assert "Resume with --loop.on_too_few_groups end_phase" in said
+    assert f"rloop-fit --resume {out} " in said
+    assert "--loop.on_too_few_groups end_phase" in said
     (checkpoint,) = (out / "round-0/explore/checkpoints").glob("*")
     assert checkpoint.name == "step-000001.ckpt"
 

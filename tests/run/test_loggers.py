@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import csv
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 from killing import Kill, run_fit
-from lightning_utilities.core.imports import RequirementCache
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_run import TinyRun, resume
 
@@ -170,8 +170,9 @@ def test_a_missing_package_of_a_logger_is_one_line(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    missing = RequirementCache(f"{package}>=99999")  # also where it is installed
-    monkeypatch.setattr(f"lightning.pytorch.loggers.{package}._{package.upper()}_AVAILABLE", missing)
+    module, name = import_module(f"lightning.pytorch.loggers.{package}"), f"_{package.upper()}_AVAILABLE"
+    missing = type(getattr(module, name))(f"{package}>=99999")  # also where it is installed
+    monkeypatch.setattr(module, name, missing)
     assert tiny.fit(tmp_path / "run", f"--trainer.logger={logger}") == 2
     said = capsys.readouterr().err
     assert said.count("error:") == 1

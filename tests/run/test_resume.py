@@ -26,7 +26,7 @@ MOMENTS = {
     "saving the explored policy": Kill(RENAME, 1, "round-0/explore/policy"),
     "writing the state after the exploration": Kill(RENAME, 1, "run/state.json"),
     "writing the expert set": Kill(RENAME, 1, "round-0/expert.parquet"),
-    "writing a checkpoint of the consolidation": Kill(RENAME, 2, "round-0/consolidate/checkpoints/"),
+    "writing a checkpoint of the consolidation": Kill(RENAME, 1, "round-0/consolidate/checkpoints/"),
     "saving the consolidated policy": Kill(RENAME, 1, "round-0/policy"),
     "optimizer step of the second consolidation": Kill(NLL, 3),
     "handing over": Kill(RENAME, 1, "final"),
