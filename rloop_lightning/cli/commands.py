@@ -8,18 +8,18 @@ collection is off during the imports, and later collections skip these objects.
 from __future__ import annotations
 
 import gc
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rloop_lightning.errors import Stopped
 from rloop_lightning.system.signals import StopSignals
+from rloop_lightning.system.working_directory import search_working_directory
 
 
 def rloop_fit() -> int:
     """The `rloop-fit` command; see `cli.main.main`. Signals are handled from before the imports on."""
-    _find_classes_here()
+    search_working_directory()
     with StopSignals():
         try:
             with _no_garbage_among_imports():
@@ -32,15 +32,10 @@ def rloop_fit() -> int:
 
 def rloop_data() -> int:
     """The `rloop-data` command; see `cli.data.main`."""
-    _find_classes_here()
+    search_working_directory()
     with _no_garbage_among_imports():
         from rloop_lightning.cli.data import main
     return main()
-
-
-def _find_classes_here() -> None:
-    """Let class paths refer to modules in the working directory. Installed modules take precedence."""
-    sys.path.append(os.getcwd())
 
 
 @contextmanager

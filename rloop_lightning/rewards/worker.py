@@ -1,6 +1,6 @@
 """A worker process of workers.py: receives tasks over a socket, runs one function on each, and returns the results.
 
-It imports only the function's module from the package, so a worker starts fast and takes little memory.
+It imports little from the package, so a worker starts fast and takes little memory.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
+from rloop_lightning.system.working_directory import search_working_directory
+
 Status = Literal["done", "failed", "timed_out", "crashed"]
 
 CLOCK_FACTOR = 2.0
@@ -29,10 +31,17 @@ def encode(message: Any) -> bytes:
     return json.dumps(message).encode()  # ASCII: lone surrogates pass as escapes
 
 
-def serve(descriptor: int) -> None:
-    """Run a worker: read the function and its limits from the socket, then chunks of tasks until it closes."""
+def serve(descriptor: int, folder: str | None) -> None:
+    """Run a worker: read the function and its limits from the socket, then chunks of tasks until it closes.
+
+    Args:
+        descriptor: the socket.
+        folder: a folder that is searched for the function's module last, if there is one.
+    """
     import resource  # not on every platform, and needed only here
 
+    if folder is not None:
+        search_working_directory(folder)
     connection = Connection(descriptor)
     with contextlib.suppress(EOFError, OSError):  # the parent is gone
         function, time_limit_s, memory_limit_mb = json.loads(connection.recv_bytes())

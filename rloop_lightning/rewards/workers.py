@@ -36,10 +36,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from rloop_lightning.rewards.worker import CLOCK_FACTOR, Status, encode
+from rloop_lightning.system.working_directory import searched_folder
 
 _BOOTSTRAP = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
-    "from rloop_lightning.rewards.worker import serve; serve(int(sys.argv[1]))"
+    "import json, sys; sys.path[:], folder = json.loads(sys.argv[2]); "
+    "from rloop_lightning.rewards.worker import serve; serve(int(sys.argv[1]), folder)"
 )
 _START_LIMIT_S = 120.0  # imports on a busy machine
 _MOST_FAILED_STARTS = 3
@@ -168,7 +169,7 @@ class WorkerPool:
             blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
             try:
                 process = subprocess.Popen(
-                    [sys.executable, "-c", _BOOTSTRAP, str(theirs.fileno()), json.dumps(sys.path)],
+                    [sys.executable, "-c", _BOOTSTRAP, str(theirs.fileno()), json.dumps([sys.path, searched_folder()])],
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,  # parsers print what they can't read
