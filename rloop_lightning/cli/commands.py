@@ -9,7 +9,6 @@ need none of the imports.
 from __future__ import annotations
 
 import gc
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,11 +16,12 @@ from contextlib import contextmanager
 from rloop_lightning.cli.instant import data_answer, fit_answer
 from rloop_lightning.errors import Stopped
 from rloop_lightning.system.signals import StopSignals
+from rloop_lightning.system.working_directory import search_working_directory
 
 
 def rloop_fit() -> int:
     """The `rloop-fit` command; see `cli.main.main`. Signals are handled from before the imports on."""
-    _find_classes_here()
+    search_working_directory()
     if (code := fit_answer(sys.argv[1:])) is not None:
         return code
     with StopSignals():
@@ -36,7 +36,7 @@ def rloop_fit() -> int:
 
 def rloop_data() -> int:
     """The `rloop-data` command; see `cli.data.main`."""
-    _find_classes_here()
+    search_working_directory()
     if (code := data_answer(sys.argv[1:])) is not None:
         return code
     with _no_garbage_among_imports():
@@ -46,15 +46,10 @@ def rloop_data() -> int:
 
 def rloop_reward() -> int:
     """The `rloop-reward` command; see `cli.reward.main`."""
-    _find_classes_here()
+    search_working_directory()
     with _no_garbage_among_imports():
         from rloop_lightning.cli.reward import main
     return main()
-
-
-def _find_classes_here() -> None:
-    """Let class paths refer to modules in the working directory. Installed modules take precedence."""
-    sys.path.append(os.getcwd())
 
 
 @contextmanager

@@ -8,8 +8,11 @@ neither signals nor the main thread of this process. It starts the same way from
 imports the function's module and worker.py, and nothing else of the package.
 
 Tasks and values pass through a socket as JSON; nothing is unpickled. A worker receives tasks in chunks and answers
-them one by one, so the current task of a dead worker is known. That task is lost. The rest of the chunk goes to another
-worker.
+them one by one, so the current task of a dead worker is known. The rest of the chunk goes to another worker.
+
+A task's time is its worker's CPU time, so that what times out does not depend on the machine's load. On the clock, a
+task that sleeps has `CLOCK_FACTOR` times as long; one that waits for a CPU has longer. A task whose worker died, or was
+stopped from outside, is tried once more in a new worker. So only a task that kills its worker twice has crashed.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ import contextlib
 import json
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -27,16 +32,20 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, Pipe, wait
+from pathlib import Path
 from typing import Any, Self
 
-from rloop_lightning.rewards.worker import Status, encode
+from rloop_lightning.rewards.worker import CLOCK_FACTOR, Status, encode
+from rloop_lightning.system.working_directory import searched_folder
 
 _BOOTSTRAP = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
-    "from rloop_lightning.rewards.worker import serve; serve(int(sys.argv[1]))"
+    "import json, sys; sys.path[:], folder = json.loads(sys.argv[2]); "
+    "from rloop_lightning.rewards.worker import serve; serve(int(sys.argv[1]), folder)"
 )
 _START_LIMIT_S = 120.0  # imports on a busy machine
 _MOST_FAILED_STARTS = 3
+_WAITING_STATES = ("R", "D")  # for a CPU, or for the disk
+_STOPPED_STATES = ("T", "t")
 _CHUNKS_PER_WORKER = 4  # at least, so that all workers end at about the same time
 
 
@@ -63,6 +72,7 @@ class _Worker:
     connection: Connection
     deadline: float  # of the start, then of the current task; monotonic clock, seconds
     ready: bool = False
+    served: bool = False  # whether it has answered a task
     tasks: deque[int] = field(default_factory=deque)  # numbers of the tasks that are not yet answered
 
 
@@ -75,7 +85,7 @@ class WorkerPool:
     Args:
         function: "module:name"; takes and returns JSON values. Its module must not need `__main__`.
         processes: number of workers.
-        time_limit_s: wall-clock limit for one task, seconds.
+        time_limit_s: limit for one task, seconds of CPU time.
         memory_limit_mb: address space of one worker, MiB, including the interpreter and its imports (sympy: 80).
         chunk: maximum number of tasks that a worker holds at once.
     """
@@ -140,6 +150,7 @@ class WorkerPool:
         size = max(1, min(self.chunk, len(tasks) // (_CHUNKS_PER_WORKER * self.processes)))
         waiting = deque(deque(range(i, min(i + size, len(tasks)))) for i in range(0, len(tasks), size))
         self._failed_starts = 0
+        self._retried: set[int] = set()
         while len(outcomes) < len(tasks):
             missing = min(self.processes, len(waiting) + sum(bool(worker.tasks) for worker in self._workers))
             while len(self._workers) < missing:
@@ -158,7 +169,7 @@ class WorkerPool:
             blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
             try:
                 process = subprocess.Popen(
-                    [sys.executable, "-c", _BOOTSTRAP, str(theirs.fileno()), json.dumps(sys.path)],
+                    [sys.executable, "-c", _BOOTSTRAP, str(theirs.fileno()), json.dumps([sys.path, searched_folder()])],
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,  # parsers print what they can't read
@@ -166,6 +177,7 @@ class WorkerPool:
                 )
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        _limit_sends(ours, self.time_limit_s)
         worker = _Worker(process, ours, time.monotonic() + _START_LIMIT_S)
         with contextlib.suppress(OSError):  # it died at once; the next read detects this
             ours.send_bytes(encode([self.function, self.time_limit_s, self.memory_limit_mb]))
@@ -174,13 +186,15 @@ class WorkerPool:
     def _give(self, worker: _Worker, waiting: deque[deque[int]], tasks: Sequence[Any]) -> None:
         chunk = waiting.popleft()
         try:
+            if worker.served and chunk[0] in self._retried:
+                raise BrokenPipeError  # a second try is in a new worker
             worker.connection.send_bytes(encode([tasks[number] for number in chunk]))
-        except OSError:  # it died while idle, so no task is at fault
+        except OSError:  # it died or was stopped while idle, so no task is at fault
             waiting.appendleft(chunk)
             self._drop(worker)
             return
         worker.tasks = chunk
-        worker.deadline = time.monotonic() + self.time_limit_s
+        worker.deadline = self._deadline()
 
     def _collect(self, waiting: deque[deque[int]], outcomes: dict[int, Outcome]) -> None:
         """Wait for the next message, death or deadline, and handle all pending ones."""
@@ -194,15 +208,26 @@ class WorkerPool:
                 except (EOFError, OSError):
                     self._lose(worker, "crashed", waiting, outcomes)
             elif time.monotonic() >= worker.deadline:
-                self._lose(worker, "timed_out", waiting, outcomes)
+                state = _process_state(worker.process.pid)
+                if worker.tasks and state in _WAITING_STATES:
+                    worker.deadline = self._deadline()  # its CPU limit ends it, once it gets a CPU
+                else:
+                    self._lose(worker, "crashed" if state in _STOPPED_STATES else "timed_out", waiting, outcomes)
+
+    def _deadline(self) -> float:
+        return time.monotonic() + CLOCK_FACTOR * self.time_limit_s
 
     def _receive(self, worker: _Worker, waiting: deque[deque[int]], outcomes: dict[int, Outcome]) -> None:
         status, value, leaving = json.loads(worker.connection.recv_bytes())
         if worker.ready:
             outcomes[worker.tasks.popleft()] = Outcome(status, value)
-            worker.deadline = time.monotonic() + self.time_limit_s
+            worker.served = True
+            worker.deadline = self._deadline()
         elif status == "failed":
-            raise WorkerStartError(f"a reward worker can't import {self.function}: {value}")
+            raise WorkerStartError(
+                f"a reward worker can't import {self.function}: {value} (the memory limit of {self.memory_limit_mb} MiB "
+                "may be too small)"
+            )
         worker.ready = True
         self._failed_starts = 0
         if leaving:
@@ -211,10 +236,17 @@ class WorkerPool:
                 waiting.appendleft(worker.tasks)
 
     def _lose(self, worker: _Worker, status: Status, waiting: deque[deque[int]], outcomes: dict[int, Outcome]) -> None:
-        """The worker's current task is lost; its other tasks go to another worker."""
+        """The worker's current task timed out, or is tried once more; its other tasks go to another worker."""
         code = self._drop(worker)
+        if code == -signal.SIGPROF:
+            status = "timed_out"
         if worker.tasks:
-            outcomes[worker.tasks.popleft()] = Outcome(status)
+            number = worker.tasks.popleft()
+            if status == "timed_out" or number in self._retried:
+                outcomes[number] = Outcome(status)
+            else:
+                self._retried.add(number)
+                waiting.append(deque([number]))
         elif not worker.ready:
             self._failed_starts += 1
             if self._failed_starts >= _MOST_FAILED_STARTS:
@@ -242,8 +274,24 @@ def _remake(function: str, processes: int, time_limit_s: float, memory_limit_mb:
 
 def _kill(worker: _Worker) -> int:
     worker.connection.close()
-    worker.process.kill()
+    worker.process.kill()  # without effect on one that has ended: its exit code stays
     return worker.process.wait()
+
+
+def _limit_sends(connection: Connection, seconds: float) -> None:
+    """Make sending to a worker that does not read fail with an OSError after this time."""
+    with socket.socket(fileno=os.dup(connection.fileno())) as shared:
+        whole = int(seconds)
+        timeout = struct.pack("ll", whole, max(1, int((seconds - whole) * 1e6)))
+        shared.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
+
+
+def _process_state(pid: int) -> str:
+    """The state of a process as in `ps`: "R" running or waiting for a CPU, "S" sleeping, "T" stopped; "" if unknown."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:  # not Linux
+        return ""
 
 
 def _end(workers: list[_Worker], owner: int) -> None:

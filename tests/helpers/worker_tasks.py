@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -31,6 +32,17 @@ def act(task):
             return "slept"
         case "compute":  # holds the interpreter's lock in C
             return (10**argument).bit_length()
+        case "burn":  # CPU time, seconds
+            end = time.process_time() + argument
+            while time.process_time() < end:
+                pass
+            return "burnt"
+        case "die" | "die_once" | "stop_once":
+            again = Path(argument).exists()
+            act(["note", argument])
+            if what == "die" or not again:
+                os.kill(os.getpid(), signal.SIGSTOP if what == "stop_once" else signal.SIGKILL)
+            return "continued" if what == "stop_once" else "survived"
         case "raise":
             raise RuntimeError(argument)
         case "exit":

@@ -114,6 +114,48 @@ def test_a_worker_that_died_between_batches_costs_no_task(pool):
     assert pool.map(echoes(40)) == done(*range(40))
 
 
+def test_a_task_whose_worker_is_killed_from_outside_is_done_all_the_same(pool, tmp_path):
+    """Once it was killed in the middle of a task, which is tried once more."""
+    note = tmp_path / "note"
+    assert pool.map([["die_once", str(note)], *echoes(5)]) == done("survived", *range(5))
+    assert note.read_text() == "xx"
+
+
+def test_a_task_that_kills_its_worker_twice_has_crashed(pool, tmp_path):
+    note = tmp_path / "note"
+    assert pool.map([["die", str(note)], ["echo", 1]]) == [Outcome("crashed"), *done(1)]
+    assert note.read_text() == "xx"
+
+
+def test_a_stopped_worker_costs_no_task(tmp_path):
+    """Ctrl-Z, or a debugger: its task is done by another worker, after its time on the clock."""
+    with WorkerPool(ACT, time_limit_s=0.3, processes=1) as pool:
+        assert pool.map([["stop_once", str(tmp_path / "note")], ["echo", 1]]) == done("continued", 1)
+
+
+def test_a_worker_that_was_stopped_while_idle_never_blocks_the_pool():
+    with WorkerPool(ACT, time_limit_s=0.3, processes=1, chunk=1) as pool:
+        pool.map(echoes(2))
+        [pid] = pool.pids()
+        os.kill(pid, signal.SIGSTOP)
+        large = ["echo", "x" * 20_000_000]  # more than a socket holds
+        assert pool.map([large]) == done(large[1])
+        assert gone([pid], 0.0)
+
+
+def test_time_is_the_workers_own_whatever_else_runs():
+    """Four tasks of 0.4 s of CPU time each on one CPU take 1.6 s on the clock, more than twice the limit."""
+    one = sorted(os.sched_getaffinity(0))[:1]
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, one)
+    try:
+        with WorkerPool(ACT, time_limit_s=0.7, processes=4, chunk=1) as pool:
+            assert pool.map([["burn", 0.4]] * 4) == done(*["burnt"] * 4)
+            assert pool.map([["burn", 1.5]] * 4) == [Outcome("timed_out")] * 4
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 def test_a_worker_that_is_left_with_much_memory_is_replaced(pool):
     """Else the next task would fail for what the last one left behind."""
     outcomes = pool.map([["allocate", 300]] * 3 + [["echo", 1]])
