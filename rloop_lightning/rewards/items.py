@@ -9,7 +9,7 @@ from fractions import Fraction
 
 from rloop_lightning.rewards import nodes
 from rloop_lightning.rewards.grammar import parse
-from rloop_lightning.rewards.tokens import CURRENCIES, Token, UnreadableError
+from rloop_lightning.rewards.tokens import CURRENCIES, FUNCTIONS, Token, UnreadableError
 from rloop_lightning.rewards.units import MULTIPLIERS, is_unit_letter, is_unit_text, is_unit_word, unit
 from rloop_lightning.rewards.values import BaseNumber, Group, Relation, Scalar, Union, Value
 
@@ -179,6 +179,8 @@ def _base_number(tokens: Sequence[Token]) -> BaseNumber | None:
     index = "".join(texts[at + 1 :]).strip("{}").lower()
     base = _BASES.get(index, int(index) if index.isdigit() and len(index) < 3 else 0)
     if not 2 <= base <= 36 or not digits or len(digits) > 1000 or not set(digits) <= set(_DIGITS[:base]):
+        if not digits.isdigit():
+            return None  # 9a_1
         raise UnreadableError("a number with an index that is no base of its digits")
     return BaseNumber(int(digits, base), base)
 
@@ -214,14 +216,26 @@ def _expression(tokens: list[Token]) -> nodes.Node:
 
 
 def _unit_begins(tokens: Sequence[Token]) -> int:
-    """Where the unit begins; the number of tokens if there is none."""
+    """Where the unit begins; the number of tokens if there is none. Degrees of an angle in a function are no unit."""
+    if any(token.kind == "command" and token.text in FUNCTIONS for token in tokens) and tokens[-1].text == "degree":
+        return len(tokens)
     for at in range(1, len(tokens)):
         first, before = tokens[at], tokens[at - 1]
+        if _is_rate(tokens[at:]):
+            return at
         if before.kind in ("number", "name", "word") or before.text in ("}", ")", "]", "!", "|", "%", r"\%", "degree"):
             rest = zip(tokens[at:], tokens[at + 1 :], strict=False)
             if _begins_unit(first) and all(_continues_unit(token, earlier) for earlier, token in rest):
                 return at
     return len(tokens)
+
+
+def _is_rate(tokens: Sequence[Token]) -> bool:
+    """Whether the tokens are a unit such as m/s in plain letters, behind a space."""
+    if len(tokens) < 3 or not tokens[0].spaced or tokens[0].kind != "name" or tokens[1].text != "/":
+        return False
+    rest = "".join(token.text for token in tokens[3:])
+    return is_unit_letter(tokens[0].text) and is_unit_letter(tokens[2].text) and rest in ("", "^2", "^{2}")
 
 
 def _begins_unit(token: Token) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from rloop_lightning.rewards.items import Parts, read_item, split
-from rloop_lightning.rewards.spelling import normalise
+from rloop_lightning.rewards.spelling import normalise, words
 from rloop_lightning.rewards.tokens import Token, UnreadableError, tokenize
 from rloop_lightning.rewards.values import Choice, Group, Reading, Relation, Text, Value
 
@@ -22,6 +22,7 @@ _STOP = re.compile(r"[\s.,;:]+$")
 _THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
 _DECIMAL_COMMA = re.compile(r"([-+]?\s*\d+),(\d+)(?![\d,.])([^\d,]*)")
 _SEVERAL = re.compile(r"[,;<>]|\\(?:l|g|n)eq|\b(?:and|or)\b")
+_SMALL_WORDS = words("no on of if in is it at as an be by he me my so to up us we am do go")
 _CHOICES = "ABCDEFGHIJ"
 
 
@@ -127,11 +128,16 @@ def _is_text(tokens: list[Token]) -> bool:
 def _readings_of_text(tokens: list[Token]) -> list[Value]:
     text = Text(" ".join("".join(" " * t.spaced + t.text for t in tokens).lower().split()))
     values: list[Value] = [text]
-    if all(t.kind != "text" and (t.kind != "word" or len(t.text) <= 3) for t in tokens):
+    if all(t.kind != "text" and (t.kind != "word" or _can_be_product(t.text)) for t in tokens):
         with contextlib.suppress(UnreadableError):
             values.append(read_list(tokens))  # xy is a product too
     choice = _choice(tokens)
     return [choice, *values] if choice is not None else values
+
+
+def _can_be_product(word: str) -> bool:
+    """Whether plain letters can be a product of variables: no other word has the same letters in another order."""
+    return word not in _SMALL_WORDS if len(word) == 2 else len(word) == 3 and list(word) == sorted(word)
 
 
 def _choice(tokens: list[Token]) -> Choice | None:

@@ -74,6 +74,7 @@ RULES: tuple[tuple[re.Pattern[str], str, str], ...] = tuple(
         (r"\\(?:quad|qquad|enspace|enskip|thinspace|medspace|thickspace|space|allowbreak|newline)(?![a-zA-Z])"
          r"|(?<!\\)\\[,;:!> ]|~", " ", r"a\quad b"),
         (r"\\(?:mbox|text(?:rm|normal|it|up|sc|sf|tt)|hbox|emph)(?=\s*\{)", r"\\text", r"\mbox{cm}"),
+        (r"\\operatorname\*?\s*\{([a-zA-Z])\}", r"\\mathrm{\1}", r"\operatorname{e}"),
         (r"\\operatorname\*?\s*\{([a-zA-Z]+)\}", r"\\\1 ", r"\operatorname{arcsin}"),
         (r"\\(?:lvert|rvert|vert)(?![a-zA-Z])", "|", r"\lvert x\rvert"),
         (r"\\(?:leqslant|le|leqq)(?![a-zA-Z])|<=|=<", r"\\leq ", "x <= 4"),

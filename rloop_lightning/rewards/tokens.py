@@ -54,7 +54,7 @@ _TOKEN = re.compile(
   | (?P<sign>[-+*/^_()\[\]{{}}=<>|,;:!&'.%?"]|[{"".join(CURRENCIES)}])
   | (?P<space>[{_GAP}\s]+)
     """,
-    re.VERBOSE,
+    re.VERBOSE | re.ASCII,
 )
 _GROUP = re.compile(r"\s*\{([^{}]*)\}")
 _WORDS = re.compile(r"[A-Za-z]{2,}|[A-Za-z]\s*/\s*[A-Za-z]|\b[ap]\.\s?m\b")  # more than names of variables
@@ -202,11 +202,15 @@ def _text(command: str, content: str, spaced: bool) -> list[Token]:
     if not _WORDS.search(content) or content.startswith("\\"):
         if command in _BOLD and re.fullmatch(r"[A-Za-z]", bare):
             return [Token("name", rf"\vec{{{bare}}}", None, spaced)]
-        upright = command == "mathrm" or not content.startswith(" ")
+        upright = (command == "mathrm" and bare not in "msghLNJWVK") or (
+            command != "mathrm" and not content.startswith(" ")
+        )
         inner = tokenize(bare)
         if len(inner) == 1 and inner[0].kind == "name" and len(bare) == 1:
             return [Token("name" if upright else "text", bare, None, spaced or content.startswith(" "))]
         return [Token(t.kind, t.text, t.number, t.spaced or spaced) for t in inner]
+    if bare[:1].isdigit():
+        return tokenize(content)  # \text{2 hours}
     return [Token("text", " ".join(content.split()), None, spaced)]
 
 
