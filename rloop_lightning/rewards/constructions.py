@@ -5,6 +5,7 @@ Each function is called behind the command's token, and returns the expression w
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rloop_lightning.rewards import nodes
@@ -47,7 +48,7 @@ def function(parser: Parser, function: str) -> Node:
     elif base is not None:
         if function != "log":
             raise UnreadableError(rf"an index of \{function}")
-        node = Node(rf"\log_{{{base.latex}}}({argument.latex})", names=base.names | argument.names)
+        node = nodes.built(rf"\log_{{{base.latex}}}({argument.latex})", nodes.ATOM, base, argument, nested=True)
     else:
         node = nodes.applied("log" if function == "lg" else function, argument)
     return nodes.power(node, exponent) if exponent is not None else node
@@ -70,19 +71,23 @@ def series(parser: Parser, command: str) -> Node:
     index = parser.next()
     if index.kind != "name":
         raise UnreadableError(f"the index of a {command}")
+    variable = nodes.name(index.text if index.text not in nodes.CONSTANTS else rf"\index {index.text}")
     parser.expect("=")
     first = parser.bracket("{")
     parser.expect("^")
     last = parser.exponent()
+    parser.indices.append(index.text)
     body = parser.product()
+    parser.indices.pop()
     if first.value is None or last.value is None:
         if not (first.names | last.names):
             raise UnreadableError(f"the bounds of a {command}")
     elif last.value - first.value > _MAX_TERMS:
         raise UnreadableError(f"a {command} of more than {_MAX_TERMS} terms")
-    variable = nodes.name(index.text)
     latex = rf"\{command}_{{{variable.latex}={first.latex}}}^{{{last.latex}}} ({body.latex})"
-    return Node(latex, nodes.SUM, names=(body.names - variable.names) | first.names | last.names)
+    node = nodes.built(latex, nodes.SUM, first, last, body, nested=True)
+    # A sum in a sum has the product of their numbers of terms.
+    return replace(node, names=node.names - variable.names, height=max(node.height, nodes.MAX_HEIGHT - 2))
 
 
 def matrix(parser: Parser, environment: str) -> Node:
@@ -105,5 +110,7 @@ def matrix(parser: Parser, environment: str) -> Node:
         raise UnreadableError("the shape of a matrix")
     entries = tuple(tuple(parser.other(entry) for entry in row) for row in rows)
     latex = r"\\".join("&".join(node.latex for node in row) for row in entries)
-    names = frozenset().union(*(node.names for row in entries for node in row))
-    return Node(rf"\begin{{pmatrix}}{latex}\end{{pmatrix}}", matrix=entries, names=names)
+    node = nodes.built(
+        rf"\begin{{pmatrix}}{latex}\end{{pmatrix}}", nodes.ATOM, *(entry for row in entries for entry in row)
+    )
+    return replace(node, matrix=entries)

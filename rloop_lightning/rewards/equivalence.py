@@ -19,6 +19,7 @@ from rloop_lightning.rewards.compare import matches
 from rloop_lightning.rewards.describe import describe, flags, kind
 from rloop_lightning.rewards.extraction import Extract, extract
 from rloop_lightning.rewards.reading import read
+from rloop_lightning.rewards.tokens import UnreadableError
 from rloop_lightning.rewards.values import Reading
 
 Judgement = Literal["right", "wrong", "unparsable"]
@@ -40,8 +41,11 @@ def check(task: tuple[str, str | None]) -> Judgement:
     if answer is None:
         return "right" if golds.values else "unparsable"
     answers = read(answer)
-    if _matches(golds, answers):
-        return "right"
+    try:
+        if _matches(golds, answers):
+            return "right"
+    except UnreadableError:
+        return "unparsable"
     return "wrong" if answers.values else "unparsable"
 
 
@@ -54,7 +58,10 @@ def explain(task: tuple[str, str, Extract]) -> tuple[bool, str, str, str]:
     if answer is None or not answer.strip():
         return False, gold_read, "", "the response has no answer in the places of this mode"
     answers = read(answer)
-    right = _matches(golds, answers)
+    try:
+        right = _matches(golds, answers)
+    except UnreadableError as error:
+        return False, gold_read, describe(answers), f"they can't be compared: {error}"
     if not golds.values and not right:
         reason = f"the gold answer can't be read: {golds.problem}"
     elif not answers.values and not right:

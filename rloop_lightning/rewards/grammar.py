@@ -41,6 +41,7 @@ class Parser(Cursor):
     def __init__(self, tokens: Sequence[Token]) -> None:
         super().__init__(tokens)
         self.depth = 0
+        self.indices: list[str] = []  # of the sums that are open
         self.bars = 0  # open absolute values since the last bracket
 
     def other(self, tokens: Sequence[Token]) -> Node:
@@ -158,7 +159,7 @@ class Parser(Cursor):
                 node = nodes.multiply(node, nodes.name(letter))
             if self.sees("^"):  # xy^2
                 return self._last_letter_raised(token.text)
-            return Node(node.latex, node.level, names=node.names)
+            return node
         if token.kind == "command":
             return self._command(token.text)
         if token.text in CLOSING and token.kind == "sign":
@@ -235,6 +236,8 @@ class Parser(Cursor):
             text = f"{text}_{{{below}}}"
         if text.rstrip("'") in _APPLIED and self.sees("("):
             text += "(" + self.group_text() + ")"
+        if text in nodes.CONSTANTS and text in self.indices:
+            text = rf"\index {text}"  # no imaginary unit
         return nodes.name(text)
 
     def argument(self) -> Node:

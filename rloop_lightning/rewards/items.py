@@ -22,7 +22,6 @@ _NAME = r"\\?[A-Za-z]+(?:\{[A-Za-z]+\}| [A-Za-z]+)?'*(?:_(?:\{[^{}]*\}|[A-Za-z0-
 _NAMED = re.compile(
     rf"(?P<single>{_NAME})|\|{_NAME}\||frac\{{{_NAME}\}}\{{{_NAME}\}}|{_NAME}[:/]{_NAME}|\({_NAME}(?:,{_NAME})+\)"
 )
-_CONSTANTS = ("e", "i", r"\pi")
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 _BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10,
           "twelve": 12, "sixteen": 16}  # fmt: skip
@@ -111,7 +110,7 @@ def _equation(sides: Parts, read_items: ReadItems) -> Value:
 
 def _name_of(tokens: Sequence[Token]) -> str:
     found = _NAMED.fullmatch(_joined(tokens))
-    if found is None or found.group("single") in _CONSTANTS:
+    if found is None or found.group("single") in nodes.CONSTANTS:
         return ""
     return found.group()
 

@@ -9,7 +9,7 @@ Rational arithmetic is done here, with limits that are checked before anything i
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
@@ -17,6 +17,8 @@ from rloop_lightning.rewards.tokens import Number, UnreadableError
 
 MAX_BITS = 150_000  # of an exact number
 MAX_FACTORIAL = 5_000
+MAX_HEIGHT = 8  # the time to evaluate nested roots grows exponentially
+CONSTANTS = ("e", r"\pi", "i")
 SUM, PRODUCT, POWER, ATOM = range(4)
 
 
@@ -31,6 +33,7 @@ class Node:
         literal: the literal, if it is one, with or without a minus sign.
         matrix: its entries, if it is a matrix that is written out.
         names: the variables in it.
+        height: how deeply roots, powers and functions are nested in it.
     """
 
     latex: str
@@ -38,7 +41,8 @@ class Node:
     value: Fraction | None = None
     literal: Number | None = None
     matrix: tuple[tuple[Node, ...], ...] | None = None
-    names: frozenset[str] = field(default_factory=frozenset)
+    names: frozenset[str] = frozenset()
+    height: int = 0
 
     def at(self, level: int) -> str:
         """The LaTeX of this node as an operand of an operator that binds at `level`."""
@@ -66,19 +70,23 @@ def _digits(number: int) -> str:
 
 
 def name(text: str) -> Node:
-    if text in ("e", r"\pi", "i"):
+    if text in CONSTANTS:
         return Node({"i": "i", "e": "e"}.get(text, r"\pi "))
     return Node(f"x_{{{int.from_bytes(text.encode(), 'big')}}}", names=frozenset({text}))
 
 
-def _joined(nodes: tuple[Node, ...]) -> frozenset[str]:
-    return frozenset().union(*(node.names for node in nodes))
+def built(latex: str, level: int, *operands: Node, nested: bool = False) -> Node:
+    """An expression of `operands`; with `nested`, one in which they stand in a root, a power or a function."""
+    height = max(node.height for node in operands) + nested
+    if height > MAX_HEIGHT:
+        raise UnreadableError(f"more than {MAX_HEIGHT} nested roots, powers and functions")
+    return Node(latex, level, names=frozenset().union(*(node.names for node in operands)), height=height)
 
 
 def negative(node: Node) -> Node:
     if node.value is not None:
         return rational(-node.value, _negative_literal(node.literal))
-    return Node(f"-{node.at(PRODUCT)}", SUM, names=node.names)
+    return built(f"-{node.at(PRODUCT)}", SUM, node)
 
 
 def _negative_literal(literal: Number | None) -> Number | None:
@@ -88,13 +96,13 @@ def _negative_literal(literal: Number | None) -> Number | None:
 def add(first: Node, second: Node, sign: str) -> Node:
     if first.value is not None and second.value is not None:
         return rational(first.value + second.value if sign == "+" else first.value - second.value)
-    return Node(f"{first.latex}{sign}{second.at(PRODUCT)}", SUM, names=_joined((first, second)))
+    return built(f"{first.latex}{sign}{second.at(PRODUCT)}", SUM, first, second)
 
 
 def multiply(first: Node, second: Node) -> Node:
     if first.value is not None and second.value is not None:
         return rational(first.value * second.value, _scientific(first.literal, second.value))
-    return Node(rf"{first.at(PRODUCT)}\cdot {second.at(POWER)}", PRODUCT, names=_joined((first, second)))
+    return built(rf"{first.at(PRODUCT)}\cdot {second.at(POWER)}", PRODUCT, first, second)
 
 
 def _scientific(literal: Number | None, factor: Fraction) -> Number | None:
@@ -112,7 +120,7 @@ def divide(first: Node, second: Node) -> Node:
         raise UnreadableError("a division by zero")
     if first.value is not None and second.value is not None:
         return rational(first.value / second.value)
-    return Node(rf"\frac{{{first.latex}}}{{{second.latex}}}", PRODUCT, names=_joined((first, second)))
+    return built(rf"\frac{{{first.latex}}}{{{second.latex}}}", PRODUCT, first, second)
 
 
 def power(base: Node, exponent: Node) -> Node:
@@ -125,9 +133,11 @@ def power(base: Node, exponent: Node) -> Node:
         if abs(base.value) != 1 and bits * abs(times) > MAX_BITS:
             raise UnreadableError("a power that is too large")
         return rational(base.value ** (times % 2 if abs(base.value) == 1 else times))
+    if base.matrix is not None and (exponent.value is None or abs(exponent.value) > 10):
+        raise UnreadableError("a power of a matrix")
     if (exponent.value is not None and abs(exponent.value) > 10_000) or (base.value is not None and _large(base.value)):
         raise UnreadableError("a power that is too large")
-    return Node(f"{base.at(ATOM)}^{{{exponent.latex}}}", POWER, names=_joined((base, exponent)))
+    return built(f"{base.at(ATOM)}^{{{exponent.latex}}}", POWER, base, exponent, nested=True)
 
 
 def _large(value: Fraction) -> bool:
@@ -141,7 +151,7 @@ def factorial(node: Node, step: int = 1) -> Node:
         return rational(Fraction(math.prod(range(node.value.numerator, 0, -step))))
     if step != 1 or not node.names:
         raise UnreadableError("a factorial")
-    return Node(f"({node.latex})!", ATOM, names=node.names)
+    return built(f"({node.latex})!", ATOM, node, nested=True)
 
 
 def binomial(top: Node, below: Node, arranged: bool = False) -> Node:
@@ -153,7 +163,7 @@ def binomial(top: Node, below: Node, arranged: bool = False) -> Node:
         return rational(Fraction((math.perm if arranged else math.comb)(n.numerator, k.numerator)))
     if arranged or not (top.names | below.names):
         raise UnreadableError("a number of arrangements")
-    return Node(rf"\binom{{{top.latex}}}{{{below.latex}}}", ATOM, names=_joined((top, below)))
+    return built(rf"\binom{{{top.latex}}}{{{below.latex}}}", ATOM, top, below, nested=True)
 
 
 def root(radicand: Node, degree: Node | None) -> Node:
@@ -164,7 +174,7 @@ def root(radicand: Node, degree: Node | None) -> Node:
         if exact is not None:
             return rational(exact)
     if degree is None:
-        return Node(rf"\sqrt{{{radicand.latex}}}", ATOM, names=radicand.names)
+        return built(rf"\sqrt{{{radicand.latex}}}", ATOM, radicand, nested=True)
     return power(radicand, divide(rational(Fraction(1)), degree))
 
 
@@ -177,7 +187,7 @@ def _exact_root(value: Fraction, degree: Fraction | None) -> Fraction | None:
 
 
 def applied(function: str, argument: Node) -> Node:
-    return Node(rf"\{function}({argument.latex})", ATOM, names=argument.names)
+    return built(rf"\{function}({argument.latex})", ATOM, argument, nested=True)
 
 
 def bracketed(opening: str, argument: Node, closing: str) -> Node:
@@ -186,4 +196,4 @@ def bracketed(opening: str, argument: Node, closing: str) -> Node:
         exact = argument.value
         whole = math.floor(exact) if opening == r"\lfloor " else math.ceil(exact)
         return rational(abs(exact) if opening == "|" else Fraction(whole))
-    return Node(f"{opening}{argument.latex}{closing}", ATOM, names=argument.names)
+    return built(f"{opening}{argument.latex}{closing}", ATOM, argument, nested=True)

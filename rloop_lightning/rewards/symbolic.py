@@ -17,6 +17,7 @@ from latex2sympy2_extended.latex2sympy2 import latex2sympy
 from math_verify.grader import sympy_symbolic_eq
 
 from rloop_lightning.rewards.nodes import Node
+from rloop_lightning.rewards.tokens import UnreadableError
 
 _DIGITS = 130
 _AGREEMENT = sympy.Float(10, 20) ** -90
@@ -28,9 +29,17 @@ _I = sympy.Symbol("i", real=True)
 
 @lru_cache(maxsize=4096)
 def expression(latex: str) -> Any:
-    """The sympy expression of canonical LaTeX, evaluated."""
-    parsed = latex2sympy(latex, is_real=True, convert_degrees=False, normalization_config=None)
-    return parsed.xreplace({_I: sympy.I}).doit()
+    """The sympy expression of canonical LaTeX, evaluated. Raises UnreadableError."""
+    try:
+        parsed = latex2sympy(latex, is_real=True, convert_degrees=False, normalization_config=None)
+        evaluated = parsed.xreplace({_I: sympy.I}).doit()
+    except MemoryError:
+        raise
+    except Exception as error:  # the fault boundary of two libraries, whose errors have no common type
+        raise UnreadableError("a formula that Math-Verify's parser can't read") from error
+    if isinstance(evaluated, sympy.Basic) and evaluated.has(sympy.zoo, sympy.nan):
+        raise UnreadableError("an undefined value")
+    return evaluated
 
 
 def equal(first: Node, second: Node) -> bool:
