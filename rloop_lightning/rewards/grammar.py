@@ -13,6 +13,7 @@ Nothing between two factors means their product, but two numbers side by side ar
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 
 from rloop_lightning.rewards import nodes
@@ -187,9 +188,7 @@ class Parser(Cursor):
             node = nodes.binomial(node, self.sum())
         self.expect(CLOSING[opening])
         self.bars = bars
-        return Node(
-            node.latex, node.level, node.value, node.literal if opening == "{" else None, node.matrix, node.names
-        )
+        return node if opening == "{" else replace(node, literal=None)
 
     def _number(self, token: Token) -> Node:
         literal = token.number

@@ -2,10 +2,11 @@
 
 - An integer is never approximated: 1000000 is not 1.0e6 + 0.4.
 - Two decimals are equal if their values are, `0.50` and `.5`.
-- A decimal stands for a number that is no integer, such as 1/3 or pi, if it has six significant digits or more, is less
-  than one unit of its last digit away, and differs by at most 5e-6 of that number.
+- A decimal stands for a number that is no integer, such as 1/3 or pi, if it has six significant digits or more, is that
+  number rounded or cut off, and differs from it by at most 5e-6 of it.
 - A decimal of 15 or more significant digits is what a computer printed. It equals a shorter decimal or an integer if
   they differ by at most 2^-24 of it, as single precision rounds, and one of as many digits if they differ by 2^-50.
+- An integer that is exactly a double, such as 24999999999999997902848, equals the decimal that prints it, 2.5e22.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ def equal_numbers(first: Fraction, one: Number | None, second: Fraction, other: 
         return True
     if _whole(exact) or decimal.digits < SIGNIFICANT_DIGITS:
         return False
-    return difference < decimal.unit and difference <= RELATIVE_TOLERANCE * abs(exact)
+    cut_off = abs(value) < abs(exact) and difference < decimal.unit
+    return (cut_off or difference <= decimal.unit / 2) and difference <= RELATIVE_TOLERANCE * abs(exact)
 
 
 def _whole(value: Fraction) -> bool:
@@ -47,14 +49,15 @@ def _whole(value: Fraction) -> bool:
 
 def _printed_alike(first: Fraction, one: Number, second: Fraction, other: Number) -> bool:
     """Whether two literals, one of them a decimal, are one number as a computer prints it."""
-    if _is_double(first) and _is_double(second) and float(first) == float(second):
-        return max(one.digits, other.digits) > _PRINTED_DIGITS
     shorter, longer = sorted((one, other), key=lambda literal: literal.digits)
-    if longer.digits < _PRINTED_DIGITS or not longer.decimal:
+    if longer.digits < _PRINTED_DIGITS:
         return False
+    if not longer.decimal:
+        return shorter.decimal and _is_double(longer.value) and float(longer.value) == float(shorter.value)
     tolerance = _DOUBLE if shorter.digits >= _PRINTED_DIGITS or _whole(shorter.value) else _SINGLE
     return abs(first - second) <= tolerance * max(abs(first), abs(second))
 
 
 def _is_double(value: Fraction) -> bool:
-    return abs(value) < Fraction(10) ** 300 and _whole(value) and abs(value) > 2**53
+    """Whether an integer is exactly a number in double precision, beyond those that have every integer."""
+    return 2**53 < abs(value) < 10**300 and Fraction(float(value)) == value

@@ -70,7 +70,7 @@ RULES: tuple[tuple[re.Pattern[str], str, str], ...] = tuple(
         (r"(?<=\d)(?:\\[,;:! ]|~|\\thinspace(?![a-zA-Z]))\s*(?=\d{3}(?!\d))", "\N{NARROW NO-BREAK SPACE}", r"1\,234"),
         (r"(?<=\d)'(?=\d{3}(?!\d))", "\N{NARROW NO-BREAK SPACE}", "1'234"),
         (r"\\q?quad(?=[a-zA-Z])", " ", r"\quadx"),
-        (r"(?<=[\d)])(and|or)(?=[A-Z(])", r" \1 ", "x=1orx=2"),
+        (r"(?<=[\d)])(and|or)(?=[A-Z(])", r" \1 ", "(1,2)or(2,1)"),
         (r"\\(?:quad|qquad|enspace|enskip|thinspace|medspace|thickspace|space|allowbreak|newline)(?![a-zA-Z])"
          r"|(?<!\\)\\[,;:!> ]|~", " ", r"a\quad b"),
         (r"\\(?:mbox|text(?:rm|normal|it|up|sc|sf|tt)|hbox|emph)(?=\s*\{)", r"\\text", r"\mbox{cm}"),
