@@ -36,7 +36,7 @@ def same(gold: Value, answer: Value) -> bool:
         return _same_scalar(gold, answer)
     if isinstance(gold, Relation) or isinstance(answer, Relation):
         return _same_relation(gold, answer)
-    gold, answer = _as_set(gold), _as_set(answer)
+    gold, answer = _as_set(_as_union(gold)), _as_set(_as_union(answer))
     if isinstance(gold, Union) or isinstance(answer, Union):
         return _same_union(gold, answer)
     return _same_group(gold, answer)
@@ -104,6 +104,28 @@ def _same_relation(gold: Value, answer: Value) -> bool:
         found = intervals(answer)
         return found is not None and isinstance(gold, (Group, Union)) and same(gold, found)
     return False
+
+
+def _as_union(value: Value) -> Value:
+    """`x < 2 or x > 5` as a union of intervals, which don't overlap: "and" would give one interval."""
+    if not isinstance(value, Group) or value.opening or len(value.items) != 2:
+        return value
+    pieces = [intervals(item) for item in value.items if isinstance(item, Relation) and not item.name]
+    ends = [
+        number(side.node)
+        for piece in pieces
+        if isinstance(piece, Group)
+        for side in piece.items
+        if isinstance(side, Scalar) and "infty" not in side.node.latex
+    ]
+    low, high = pieces if len(pieces) == 2 else (None, None)
+    if not isinstance(low, Group) or not isinstance(high, Group) or len(ends) != 2:
+        return value
+    rays = low.items[0] == _LINE.items[0] and high.items[1] == _LINE.items[1]
+    apart = ends[0] is not None and ends[1] is not None and ends[0] < ends[1]
+    same_variable = {side.node.names for item in value.items if isinstance(item, Relation) for side in item.sides
+                     if isinstance(side, Scalar) and side.node.names}  # fmt: skip
+    return Union((low, high)) if rays and apart and len(same_variable) == 1 else value
 
 
 def _as_set(value: Value) -> Value:

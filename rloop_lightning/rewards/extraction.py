@@ -55,7 +55,7 @@ _WORDS = re.compile(r"(?<![\\a-zA-Z{0-9])[a-zA-Z]{2,}|[\u4e00-\u9fff]")
 _NO_WORDS = words(
     "sqrt pi sin cos tan log ln exp inf infinity oo and or abs arcsin arccos arctan percent pct asin acos atan"
 )
-_CHOICE = re.compile(r"[\s*_]*(\(?[A-J]\)?)(?=[\s.,:;*_)]|$)(?!\s*[-+=/*^])(?!\s+[a-z])")
+_CHOICE = re.compile(r"[\s*_]*(?:(?:option|choice)\s+)?(\(?[A-J]\)?)(?=[\s.,:;*_)]|$)(?!\s*[-+=/*^])(?!\s+[a-z])")
 _MAX_TAIL = 10_000  # characters at the end of a text in which its last number is looked for
 _MAX_GAP = 60  # characters between two boxes of a row
 _GAP_WORDS = re.compile(r"\b(?:and|or)\b", re.IGNORECASE)
@@ -148,7 +148,7 @@ def last_box(text: str) -> str | None:
 
 def _stated(text: str) -> str | None:
     """The answer in a completion without a box."""
-    whole = text.strip()
+    whole = text.strip().lstrip("#")
     if _ONE_FORMULA.fullmatch(whole) or (
         not _has_words(whole) and "\n" not in whole and len(_MATH.findall(whole)) <= 1
     ):

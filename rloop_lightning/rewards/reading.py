@@ -23,6 +23,8 @@ _THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
 _DECIMAL_COMMA = re.compile(r"([-+]?\s*\d+),(\d+)(?![\d,.])([^\d,]*)")
 _SEVERAL = re.compile(r"[,;<>]|\\(?:l|g|n)eq|\b(?:and|or)\b")
 _SMALL_WORDS = words("no on of if in is it at as an be by he me my so to up us we am do go")
+_BOLD = re.compile(r"\\vec\{([A-J])\}")
+_WORD_SIGNS = ("-", "'", ",", ".", "&", '"', "/")
 _CHOICES = "ABCDEFGHIJ"
 
 
@@ -31,7 +33,7 @@ def read(text: str) -> Reading:
     """All readings of an answer. Never raises."""
     if len(text) > MAX_CHARACTERS:
         return Reading(text, (), f"longer than {MAX_CHARACTERS:,} characters")
-    spelled = _undecorated(normalise(text))
+    spelled = _undecorated(normalise(_undecorated(text)))
     if not spelled:
         return Reading("", (), "empty")
     values: list[Value] = []
@@ -117,12 +119,12 @@ def _closes(tokens: list[Token]) -> int:
 def _is_text(tokens: list[Token]) -> bool:
     """Whether the tokens are words: more than letters that can be variables."""
     kinds = {token.kind for token in tokens}
-    if not kinds <= {"word", "text", "name", "join"} and any(
-        token.kind not in ("word", "text", "name", "join") and token.text not in ("-", "'", ",", ".", "&", '"', "/")
-        for token in tokens
-    ):
+    if any(token.kind == "command" or (token.kind == "sign" and token.text not in _WORD_SIGNS) for token in tokens):
         return False
-    return any(token.kind == "text" or token.kind == "word" for token in tokens) and "number" not in kinds
+    first = tokens[0]
+    if "number" in kinds and (first.kind not in ("word", "text") or len(first.text) < 3):
+        return False  # June 5 is text, 5 June isn't
+    return any(token.kind == "text" or token.kind == "word" for token in tokens)
 
 
 def _readings_of_text(tokens: list[Token]) -> list[Value]:
@@ -151,6 +153,8 @@ def _choice(tokens: list[Token]) -> Choice | None:
     texts = [token.text for token in tokens]
     bracketed = texts[:1] == ["("] and texts[2:3] == [")"]
     letter, rest = (tokens[1], tokens[3:]) if bracketed else (tokens[0], tokens[1:])
+    if letter.kind == "name":
+        letter = replace(letter, text=_BOLD.sub(r"\1", letter.text))
     if letter.kind not in ("name", "text") or len(letter.text) != 1 or letter.text.upper() not in _CHOICES:
         return None
     if not bracketed and rest and rest[0].text in (".", ")", ":"):

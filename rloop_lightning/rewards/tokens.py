@@ -60,6 +60,9 @@ _GROUP = re.compile(r"\s*\{([^{}]*)\}")
 _WORDS = re.compile(r"[A-Za-z]{2,}|[A-Za-z]\s*/\s*[A-Za-z]|\b[ap]\.\s?m\b")  # more than names of variables
 
 
+_OPTION = re.compile(r"(?:option|choice|answer)\s*:?\s+\(?([A-Ja-j])\)?", re.IGNORECASE)
+
+
 class UnreadableError(ValueError):
     """The answer is no mathematics that is read as a whole; the message says what is in the way."""
 
@@ -193,6 +196,11 @@ def _command(name: str, text: str, position: int, spaced: bool, tokens: list[Tok
 
 def _text(command: str, content: str, spaced: bool) -> list[Token]:
     bare = content.strip().strip(",").strip()
+    if not bare.strip(".,;: "):
+        return []
+    option = _OPTION.fullmatch(bare)
+    if option:
+        return [Token("name", option.group(1), None, spaced)]
     if bare.lower() in ("and", "or"):
         return [Token("join", bare.lower(), None, spaced)]
     if bare.lower() in _PERCENT:

@@ -65,7 +65,7 @@ def is_unit_text(text: str) -> bool:
 
 def unit(text: str) -> Unit:
     """The words of a unit in one spelling, sorted; `km per hour` and `kilometers/hour` give the same."""
-    text = re.sub(r"\bper\b", "/", text.lower()).replace("\\", " ")
+    text = re.sub(r"\bper\b", "/", text.lower().replace(".", "")).replace("\\", " ")
     text = re.sub(r"\bsquare(?:d)?\s+([a-z]+)|\bsq\.?\s+([a-z]+)", lambda f: f"{f.group(1) or f.group(2)}^2", text)
     text = re.sub(r"\bcubic\s+([a-z]+)|\bcu\.?\s+([a-z]+)", lambda f: f"{f.group(1) or f.group(2)}^3", text)
     parts = re.findall(r"[a-z]+|[/]|\^\s*\{?\s*-?\d+\s*\}?", text)

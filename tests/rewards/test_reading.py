@@ -4,6 +4,7 @@ import re
 
 import pytest
 from answer_cases import CASES
+from answer_responses import RESPONSES
 from shared_data import shared_rows
 
 from rloop_lightning.rewards import check, equivalence, read_golds
@@ -18,9 +19,9 @@ def is_right(gold, response, mode="auto"):
     return answer is not None and equivalence.check((gold, answer)) == "right"
 
 
-@pytest.mark.parametrize("kind", CASES)
+@pytest.mark.parametrize("kind", CASES | RESPONSES)
 def test_siblings_of_each_kind(kind):
-    assert [case for case in CASES[kind] if is_right(case[0], case[1]) != case[2]] == []
+    assert [case for case in (CASES | RESPONSES)[kind] if is_right(case[0], case[1]) != case[2]] == []
 
 
 def test_shared_answers_in_every_mode_that_applies():
