@@ -22,8 +22,9 @@ from rloop_lightning.rewards.spelling import words
 Extract = Literal["auto", "box", "last"]
 
 _BOX = r"\boxed{"
-_ANY_BOX = re.compile(r"\\+(?:boxed|fbox|framebox)\s*(?:(\{)|([0-9A-Za-z]))|(?<![\\A-Za-z])boxed(\{)")
-_BRACES = re.compile(r"\\[{}]|[{}]")
+_BOX_OR_BRACE = re.compile(
+    r"(\\{1,4}(?:boxed|fbox|framebox)\s*\{|(?<![\\A-Za-z])boxed\{)|\\{1,4}boxed\s{0,4}([0-9A-Za-z])|\\[{}]|[{}]"
+)
 _THINK_END, _THINK = "</think>", "<think>"
 _ANSWER_TAG = re.compile(r"<answer>(.*?)(?:</answer>|\Z)", re.DOTALL | re.IGNORECASE)
 _ANSWER = re.compile(
@@ -82,7 +83,7 @@ def extract(text: str, mode: Extract = "auto") -> str | None:
                 return text.strip() or None
     boxed = _boxed(text)
     corrected = list(_CORRECTED.finditer(text)) if mode == "auto" and boxed else []
-    if corrected and corrected[-1].start() > max(found.start() for found in _ANY_BOX.finditer(text)):
+    if corrected and corrected[-1].start() > _boxes(text)[-1][0]:
         return corrected[-1].group(1)
     if boxed or mode == "box":
         return boxed[-1] if boxed else None
@@ -91,38 +92,39 @@ def extract(text: str, mode: Extract = "auto") -> str | None:
 
 def _boxed(text: str) -> list[str | None]:
     """What the last row of boxes contains, as a list of one; [None] if the last box isn't closed, [] without a box."""
-    contents: list[tuple[int, int, str]] = []
-    end = 0
-    for found in _ANY_BOX.finditer(text):
-        if found.start() < end:
-            continue  # a box in a box
-        if found.group(2):
-            contents.append((found.start(), found.end(), found.group(2)))
-            continue
-        closed = _closing(text, found.end())
-        if closed is None:
-            # A box that isn't closed swallows the rest, also the boxes in it.
-            return [None]
-        contents.append((found.start(), closed + 1, text[found.end() : closed]))
-        end = closed + 1
-    if not contents:
+    boxes = _boxes(text)
+    if not boxes:
         return []
-    row = [contents[-1]]
-    for box in reversed(contents[:-1]):
-        if not _joins(text[box[1] : row[0][0]]):
+    if boxes[-1][1] is None:
+        return [None]
+    row: list[tuple[int, int, str]] = []
+    for start, end, content in reversed(boxes):
+        if end is None or (row and not _joins(text[end : row[0][0]])):
             break
-        row.insert(0, box)
-    distinct = list(dict.fromkeys(content.strip() for _, _, content in row))
-    return [" , ".join(distinct)]
+        row.insert(0, (start, end, content))
+    return [" , ".join(dict.fromkeys(content.strip() for _, _, content in row))]
 
 
-def _closing(text: str, start: int) -> int | None:
-    depth = 1
-    for brace in _BRACES.finditer(text, start):
-        depth += {"{": 1, "}": -1}.get(brace.group(), 0)
-        if depth == 0:
-            return brace.start()
-    return None
+def _boxes(text: str) -> list[tuple[int, int | None, str]]:
+    """Start, end and content of each box that is not in another, in order; the end of one that isn't closed is None."""
+    opened: list[tuple[int, int] | None] = []  # the open braces: of a box, its start and where its content begins
+    boxes: list[tuple[int, int | None, str]] = []
+    for found in _BOX_OR_BRACE.finditer(text):
+        mark = found.group()
+        if found.group(1):
+            opened.append((found.start(), found.end()))
+        elif found.group(2):
+            boxes.append((found.start(), found.end(), found.group(2)))
+        elif mark == "{":
+            opened.append(None)
+        elif mark == "}" and opened:
+            box = opened.pop()
+            if box is not None:
+                while boxes and boxes[-1][0] > box[0]:
+                    boxes.pop()  # a box in a box
+                boxes.append((box[0], found.end(), text[box[1] : found.start()]))
+    boxes += [(box[0], None, "") for box in opened if box is not None]
+    return sorted(boxes, key=lambda box: box[0])
 
 
 def _joins(gap: str) -> bool:
