@@ -14,6 +14,7 @@ from functools import lru_cache
 from rloop_lightning.rewards.items import Parts, read_item, split
 from rloop_lightning.rewards.spelling import normalise, words
 from rloop_lightning.rewards.tokens import Token, UnreadableError, tokenize
+from rloop_lightning.rewards.units import is_unit_text
 from rloop_lightning.rewards.values import Choice, Group, Reading, Relation, Text, Value
 
 MAX_CHARACTERS = 4_000
@@ -21,6 +22,7 @@ _DECORATION = re.compile(r"^(?:\*\*|__|`|\\?\"|“|”)+|(?:\*\*|__|`|\\?\"|“|
 _STOP = re.compile(r"[\s.,;:]+$")
 _THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
 _DECIMAL_COMMA = re.compile(r"([-+]?\s*\d+),(\d+)(?![\d,.])([^\d,]*)")
+_REMARK = re.compile(r"(?<=[\d}])\s+\(([A-Za-z -]{4,30}|one|two|six|ten)\)$")
 _SEVERAL = re.compile(r"[,;<>]|\\(?:l|g|n)eq|\b(?:and|or)\b")
 _SMALL_WORDS = words("no on of if in is it at as an be by he me my so to up us we am do go")
 _BOLD = re.compile(r"\\vec\{([A-J])\}")
@@ -34,6 +36,9 @@ def read(text: str) -> Reading:
     if len(text) > MAX_CHARACTERS:
         return Reading(text, (), f"longer than {MAX_CHARACTERS:,} characters")
     spelled = _undecorated(normalise(_undecorated(text)))
+    remark = _REMARK.search(spelled)
+    if remark and is_unit_text(remark.group(1)):
+        spelled = spelled[: remark.start()]  # 5 (five)
     if not spelled:
         return Reading("", (), "empty")
     values: list[Value] = []

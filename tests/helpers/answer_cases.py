@@ -178,6 +178,9 @@ CASES: dict[str, list[tuple[str, str, bool]]] = {
     ],
     "units": [
         ("18 dollars", "The answer is 18.", True),
+        ("5 (five)", r"\boxed{5}", True),
+        ("5 (five)", r"\boxed{6 (five)}", False),
+        ("5", r"\boxed{5 (mod 7)}", False),
         ("10 km/h", r"\boxed{10}", True),
         ("10 km/h", r"\boxed{10\text{ km/h}}", True),
         ("10 km/h", r"\boxed{10\text{ m/s}}", False),
