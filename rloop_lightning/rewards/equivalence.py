@@ -1,8 +1,9 @@
-r"""Decides by math-verify whether an answer is equivalent to the gold answer. Runs in workers and imports no torch.
+r"""Decides whether an answer is right. Runs in workers and imports no torch.
 
-An answer is either text with marked mathematics (`$...$`, `\(...\)`, `\boxed{...}`) or bare text. math-verify treats
-bare text as a sentence and searches it for a number: it reads `4, 12, 2` as 2 and finds nothing in `(x-2)(x+2)`. This
-module therefore parses bare text that is not a sentence as one formula, unless it is a single number.
+    extract (extraction.py) -> normalise (spelling.py) -> parse (reading.py) -> compare (compare.py)
+
+`check` and `explain` do this on JSON values, `check` for the reward and `explain` for people. `describe_gold` tells how
+a gold answer is read.
 """
 
 from __future__ import annotations
@@ -10,82 +11,89 @@ from __future__ import annotations
 import logging
 import random
 import re
-from functools import lru_cache
-from typing import Any, Literal
+from typing import Literal
 
-from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
-from sympy import Basic, Integer, MatrixBase  # type: ignore[import-untyped]  # sympy ships no types
-from sympy.core.random import seed as seed_sympy  # type: ignore[import-untyped]  # likewise
+from sympy.core.random import seed as seed_sympy  # type: ignore[import-untyped]  # sympy ships no types
 
-Verdict = Literal["right", "wrong", "unparsable"]
+from rloop_lightning.rewards.compare import matches
+from rloop_lightning.rewards.describe import describe, flags, kind
+from rloop_lightning.rewards.extraction import Extract, extract
+from rloop_lightning.rewards.reading import read
+from rloop_lightning.rewards.tokens import UnreadableError
+from rloop_lightning.rewards.values import Reading
+
+Judgement = Literal["right", "wrong", "unparsable"]
+
+_OPEN_BOX = re.compile(r"\\+boxed\{")
 
 for _name in ("math_verify.parser", "math_verify.grader"):
     # They ask for a time limit, which the worker enforces, and log every text that they can't parse.
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
-_MARKED = re.compile(r"(?<!\\)\$|\\boxed|\\\(|\\\[")
-_NUMBER = re.compile(r"-?(?:\d{1,3}(?:[ ,]\d{3})+(?:\.\d+)?|\d+(?:[.,]\d+)?|\.\d+)(?:\s*(?:%|[Pp]ercent|pct))?")
-_TWO_NUMBERS = re.compile(r"-?\d+,(?!\d{3}$)\d+")  # 1,22 can be a decimal number or a list
-_SENTENCE = re.compile(r"(?<![\\a-zA-Z{])[A-Za-z]{3,}|:\s")  # a word that is not a command, or "A: 80"
-_LONGEST_FORMULA = 1_000  # characters
-_PLAIN = (ExprExtractionConfig(),)
-_LATEX = (LatexExtractionConfig(),)
 
+def check(task: tuple[str, str | None]) -> Judgement:
+    """Judgement on `(gold, answer)`. If the answer is None, whether the gold answer can be read.
 
-def check(task: tuple[str, str | None, bool]) -> Verdict:
-    """Verdict on `(gold, text, is_answer)`: is the text, or the answer that math-verify finds in it, equal to the gold?
-
-    `is_answer` tells that the whole text is the answer, not a sentence that contains it. If the text is None, the
-    verdict is whether the gold answer can be parsed. A text that can't be parsed is still right if it is identical to
-    the gold answer.
+    An answer that can't be read is still right if it is identical to the gold answer.
     """
-    gold, answer, is_answer = task
+    gold, answer = task
+    golds = read_gold(gold)
+    if answer is None:
+        return "right" if golds.values else "unparsable"
+    answers = read(answer)
+    try:
+        if _matches(golds, answers):
+            return "right"
+    except UnreadableError:
+        return "unparsable"
+    return "wrong" if answers.values else "unparsable"
+
+
+def explain(task: tuple[str, str, Extract]) -> tuple[bool, str, str, str]:
+    """On `(gold, response, mode)`: whether it is right, what gold answer and answer were read as, and the reason."""
+    gold, response, mode = task
+    golds = read_gold(gold)
+    gold_read = describe(golds)
+    answer = extract(response, mode)
+    if answer is None or not answer.strip():
+        return False, gold_read, "", "the response has no answer in the places of this mode"
+    answers = read(answer)
+    try:
+        right = _matches(golds, answers)
+    except UnreadableError as error:
+        return False, gold_read, describe(answers), f"they can't be compared: {error}"
+    if not golds.values and not right:
+        reason = f"the gold answer can't be read: {golds.problem}"
+    elif not answers.values and not right:
+        reason = f"the answer can't be read: {answers.problem}"
+    elif golds.text == answers.text:
+        reason = "the same text"
+    else:
+        reason = "equal" if right else "not equal"
+    return right, gold_read, describe(answers), reason
+
+
+def describe_gold(gold: str) -> tuple[str, str, list[str]]:
+    """What a gold answer is read as: its value, its type, and what is suspicious about it (`flags` in describe.py)."""
+    reading = read_gold(gold)
+    return describe(reading), kind(reading), flags(gold, reading)
+
+
+def read_gold(gold: str) -> Reading:
+    """The readings of a gold answer: of all of it, or of the answer that it states, such as 5 in "The answer is 5"."""
+    whole = read(gold)
+    if not _is_sentence(whole):
+        return whole
+    stated = extract(_OPEN_BOX.sub("", gold, count=1) if gold.count("{") > gold.count("}") else gold)
+    found = read(stated) if stated is not None and stated != gold.strip() else whole
+    return found if found.values else whole
+
+
+def _is_sentence(reading: Reading) -> bool:
+    return any(mark in reading.text for mark in ("boxed", "answer"))
+
+
+def _matches(gold: Reading, answer: Reading) -> bool:
     random.seed(0)  # some of sympy's equality tests use random numbers
     seed_sympy(0)
-    golds = _gold(gold)
-    if answer is None:
-        return "right" if _has_formula(golds) else "unparsable"
-    answers = read(answer, is_answer)
-    if golds and answers and _same(golds, answers):
-        return "right"
-    return "wrong" if _has_formula(answers) else "unparsable"
-
-
-def _same(golds: tuple[Any, ...], answers: list[Any]) -> bool:
-    if isinstance(golds[0], Integer) and isinstance(answers[0], Integer):
-        return bool(golds[0] == answers[0])  # verify would take a millisecond
-    # math-verify's time limits use signals; the worker's limit replaces them.
-    return bool(verify(list(golds), answers, timeout_seconds=None))
-
-
-@lru_cache(maxsize=4096)
-def _gold(text: str) -> tuple[Any, ...]:
-    return tuple(read(text, True))
-
-
-def read(text: str, is_answer: bool) -> list[Any]:
-    """Possible readings of a text: sympy objects, followed by their source text; empty if nothing was found.
-
-    Args:
-        text: any text.
-        is_answer: the whole text is known to be an answer, not a sentence.
-    """
-    text = text.strip()
-    if _MARKED.search(text):
-        return _parse(text)
-    if _NUMBER.fullmatch(text):
-        readings = _parse(text, _PLAIN)
-        return [*_parse(f"${text}$", _LATEX), *readings] if _TWO_NUMBERS.fullmatch(text) else readings
-    if len(text) <= _LONGEST_FORMULA and "\n" not in text and (is_answer or not _SENTENCE.search(text)):
-        readings = _parse(f"${text}$", _LATEX)
-        if _has_formula(readings):
-            return readings
-    return _parse(text)
-
-
-def _parse(text: str, targets: tuple[Any, ...] = (*_LATEX, *_PLAIN)) -> list[Any]:
-    return list(parse(text, targets, parsing_timeout=None))
-
-
-def _has_formula(readings: list[Any] | tuple[Any, ...]) -> bool:
-    return any(isinstance(reading, (Basic, MatrixBase)) for reading in readings)
+    return matches(gold, answer)

@@ -1,4 +1,4 @@
-"""The math reward: 1 if the completion's answer is equivalent to the gold answer according to math-verify, else 0.
+"""The math reward: 1 if the completion's answer is equivalent to the gold answer, else 0.
 
 Worker processes (workers.py) parse and compare under a limit on time and memory. An answer that exceeds a limit scores
 0 and is counted.
@@ -9,10 +9,9 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
 
 from rloop_lightning.rewards.base import Reward
-from rloop_lightning.rewards.extraction import form, last_answer, last_box
+from rloop_lightning.rewards.extraction import Extract, extract
 from rloop_lightning.rewards.workers import Outcome, WorkerPool
 from rloop_lightning.system.fields import PositiveFloat, PositiveInt, check_fields
 from rloop_lightning.types import Problem
@@ -23,26 +22,27 @@ _SHOWN_CHARACTERS = 80  # of a gold answer in a message
 
 
 class MathReward(Reward):
-    """1.0 if the answer is equivalent to the gold answer (Math-Verify), else 0.0.
+    """1.0 if the answer is equivalent to the gold answer, else 0.0.
 
     Gold answers and answers may be LaTeX, plain expressions, numbers, sets, intervals, matrices, equations and
-    percentages, with or without units.
+    percentages, with or without units, choices and
+    words. docs/rewards.md tells how each is read.
 
     Args:
         extract: where the answer is: `box`, in the last \\boxed{}; `last`, at the end of the last non-empty line, such
-            as 80 in "A: 80", else the last number; `auto`, wherever math-verify finds one.
+            as 80 in "A: 80", else the last number; `auto`, in an <answer> tag, in the last \\boxed{}, behind "the
+            answer is", or as for `last`. It is read in the same way wherever it is.
         workers: number of worker processes.
         time_limit_s: wall-clock limit for one answer, seconds.
         memory_limit_mb: address space of a worker, MiB; the interpreter and sympy take about 80.
-        max_characters: a longer answer from the box or the last line scores 0 without being parsed; `auto` searches
-            only this many characters at the end of the completion.
+        max_characters: a longer answer scores 0 without being parsed.
         success_threshold: smallest reward that counts as a success.
     """
 
     def __init__(
         self,
         *,
-        extract: Literal["auto", "box", "last"] = "auto",
+        extract: Extract = "auto",
         workers: PositiveInt = 2,
         time_limit_s: PositiveFloat = 5.0,
         memory_limit_mb: PositiveInt = 1024,
@@ -77,14 +77,7 @@ class MathReward(Reward):
             for key, (gold, answer) in zip(keys, pairs, strict=True)
             if key is not None and key not in self._verdicts
         }
-        is_answer = self.extract != "auto"
-        verdicts = dict(
-            zip(
-                new,
-                map(self._verdict, self.pool.map([(gold, text, is_answer) for gold, text in new.values()])),
-                strict=True,
-            )
-        )
+        verdicts = dict(zip(new, map(self._verdict, self.pool.map(list(new.values()))), strict=True))
         self._counts["checked"] += len(new)
         self._counts["cached"] += sum(key is not None for key in keys) - len(new)
         self._counts["unparsable"] += keys.count(None)
@@ -105,33 +98,23 @@ class MathReward(Reward):
         return {name: float(counts[name]) for name in _COUNTS}
 
     def unusable(self, problems: Sequence[Problem]) -> Mapping[str, str]:
-        """Parses one gold answer of each form; if that fails, every gold answer of the form."""
-        golds = dict.fromkeys(problem.answer for problem in problems)
-        first_of: dict[str, str] = {}
-        for gold in golds:
-            first_of.setdefault(form(gold), gold)
-        faults = self._unreadable(list(first_of.values()))
-        faults |= self._unreadable([gold for gold in golds if gold not in faults and first_of[form(gold)] in faults])
+        """Reads every gold answer, each distinct one once."""
+        golds = list(dict.fromkeys(problem.answer for problem in problems))
+        outcomes = self.pool.map([(gold, None) for gold in golds])
+        faults = {
+            gold: "the reward can't read" if outcome.status == "done" else f"checking {outcome.status} on"
+            for gold, outcome in zip(golds, outcomes, strict=True)
+            if outcome.value != "right"
+        }
         return {
             problem.id: f"{faults[problem.answer]} the gold answer {problem.answer[:_SHOWN_CHARACTERS]!r}"
             for problem in problems
             if problem.answer in faults
         }
 
-    def _unreadable(self, golds: Sequence[str]) -> dict[str, str]:
-        """The unreadable gold answers, each with the reason."""
-        outcomes = self.pool.map([(gold, None, True) for gold in golds])
-        return {
-            gold: "math-verify finds no answer in" if outcome.status == "done" else f"checking {outcome.status} on"
-            for gold, outcome in zip(golds, outcomes, strict=True)
-            if outcome.value != "right"
-        }
-
     def _answer(self, text: str) -> str | None:
         """The part of a completion that is compared; None if there is no answer or it is too long."""
-        if self.extract == "auto":
-            return text[-self.max_characters :]
-        answer = last_box(text) if self.extract == "box" else last_answer(text)
+        answer = extract(text, self.extract)
         return answer if answer is not None and answer.strip() and len(answer) <= self.max_characters else None
 
     def _verdict(self, outcome: Outcome) -> bool:

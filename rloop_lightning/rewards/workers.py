@@ -21,8 +21,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -32,10 +30,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, Pipe, wait
-from pathlib import Path
 from typing import Any, Self
 
 from rloop_lightning.rewards.worker import CLOCK_FACTOR, Status, encode
+from rloop_lightning.system.processes import STOPPED_STATES, WAITING_STATES, limit_sends, process_state
 from rloop_lightning.system.working_directory import searched_folder
 
 _BOOTSTRAP = (
@@ -44,8 +42,6 @@ _BOOTSTRAP = (
 )
 _START_LIMIT_S = 120.0  # imports on a busy machine
 _MOST_FAILED_STARTS = 3
-_WAITING_STATES = ("R", "D")  # for a CPU, or for the disk
-_STOPPED_STATES = ("T", "t")
 _CHUNKS_PER_WORKER = 4  # at least, so that all workers end at about the same time
 
 
@@ -177,7 +173,7 @@ class WorkerPool:
                 )
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        _limit_sends(ours, self.time_limit_s)
+        limit_sends(ours, self.time_limit_s)
         worker = _Worker(process, ours, time.monotonic() + _START_LIMIT_S)
         with contextlib.suppress(OSError):  # it died at once; the next read detects this
             ours.send_bytes(encode([self.function, self.time_limit_s, self.memory_limit_mb]))
@@ -208,11 +204,11 @@ class WorkerPool:
                 except (EOFError, OSError):
                     self._lose(worker, "crashed", waiting, outcomes)
             elif time.monotonic() >= worker.deadline:
-                state = _process_state(worker.process.pid)
-                if worker.tasks and state in _WAITING_STATES:
+                state = process_state(worker.process.pid)
+                if worker.tasks and state in WAITING_STATES:
                     worker.deadline = self._deadline()  # its CPU limit ends it, once it gets a CPU
                 else:
-                    self._lose(worker, "crashed" if state in _STOPPED_STATES else "timed_out", waiting, outcomes)
+                    self._lose(worker, "crashed" if state in STOPPED_STATES else "timed_out", waiting, outcomes)
 
     def _deadline(self) -> float:
         return time.monotonic() + CLOCK_FACTOR * self.time_limit_s
@@ -224,10 +220,10 @@ class WorkerPool:
             worker.served = True
             worker.deadline = self._deadline()
         elif status == "failed":
-            raise WorkerStartError(
-                f"a reward worker can't import {self.function}: {value} (the memory limit of {self.memory_limit_mb} MiB "
-                "may be too small)"
+            hint = (
+                f"; the memory limit of {self.memory_limit_mb} MiB may be too small" if "map segment" in value else ""
             )
+            raise WorkerStartError(f"a reward worker can't import {self.function}: {value}{hint}")
         worker.ready = True
         self._failed_starts = 0
         if leaving:
@@ -276,22 +272,6 @@ def _kill(worker: _Worker) -> int:
     worker.connection.close()
     worker.process.kill()  # without effect on one that has ended: its exit code stays
     return worker.process.wait()
-
-
-def _limit_sends(connection: Connection, seconds: float) -> None:
-    """Make sending to a worker that does not read fail with an OSError after this time."""
-    with socket.socket(fileno=os.dup(connection.fileno())) as shared:
-        whole = int(seconds)
-        timeout = struct.pack("ll", whole, max(1, int((seconds - whole) * 1e6)))
-        shared.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
-
-
-def _process_state(pid: int) -> str:
-    """The state of a process as in `ps`: "R" running or waiting for a CPU, "S" sleeping, "T" stopped; "" if unknown."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:  # not Linux
-        return ""
 
 
 def _end(workers: list[_Worker], owner: int) -> None:

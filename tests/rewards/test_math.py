@@ -17,9 +17,8 @@ from lightning.pytorch.strategies import DDPStrategy
 from shared_data import shared, shared_rows
 
 from rloop_lightning.data.files import ProblemFiles
-from rloop_lightning.rewards import equivalence
 from rloop_lightning.rewards import math as math_reward
-from rloop_lightning.rewards.extraction import form, last_answer
+from rloop_lightning.rewards.extraction import last_answer
 from rloop_lightning.rewards.math import MathReward
 from rloop_lightning.rewards.workers import Outcome
 from rloop_lightning.types import Problem, Scored
@@ -45,6 +44,7 @@ def ask(reward, *pairs):
     return reward.rewards(make_problems(*golds), texts)
 
 
+_COUNTS = ("checked", "cached", "timed_out", "crashed", "unparsable")
 RIGHT = [
     ("80", "A: 80"),
     ("80", r"so it is \boxed{80}."),
@@ -149,7 +149,7 @@ def test_the_length_limit():
     assert without.pool.pids() == []  # nothing was even asked
     text = "The answer is 5. " + "x " * 40
     assert ask(MathReward(max_characters=len(text)), ("5", text)) == [1.0]
-    assert ask(MathReward(max_characters=80), ("5", text)) == [0.0]
+    assert ask(MathReward(max_characters=8), ("5", text)) == [1.0]  # the limit is the answer's, not the text's
 
 
 def test_success_order_and_counts():
@@ -165,8 +165,8 @@ def test_success_order_and_counts():
     assert reward.metrics() == dict.fromkeys(counts, 0)  # since the last call
     assert reward(golds, texts) == expected
     assert reward.metrics() == dict.fromkeys(counts, 0) | {"cached": 40}
-    assert reward(make_problems("1"), ["words alone"]) == [Scored(0.0, False)]
-    assert reward.metrics() == dict.fromkeys(counts, 0) | {"checked": 1, "unparsable": 1}
+    assert reward(make_problems("1", "1"), ["words alone", r"\boxed{2\frac}"]) == [Scored(0.0, False)] * 2
+    assert reward.metrics() == dict.fromkeys(counts, 0) | {"checked": 1, "unparsable": 2}
     with pytest.raises(ValueError, match="zip"):
         reward(golds, texts[1:])
 
@@ -174,10 +174,12 @@ def test_success_order_and_counts():
 def test_what_passes_a_limit_scores_0_and_is_counted():
     reward = MathReward(workers=1, time_limit_s=1.0)
     assert ask(reward, ("10", "10^{10^{10^{10}}}"), ("10", r"\boxed{10}"), ("10", "10^{10^{10^{10}}}")) == [0, 1, 0]
-    assert reward.metrics() == {"checked": 2, "cached": 1, "timed_out": 1, "crashed": 0, "unparsable": 0}
-    reward.pool = type("Pool", (), {"map": lambda self, tasks: [Outcome("crashed") for _ in tasks]})()
-    assert ask(reward, ("10", r"\boxed{10.0}")) == [0.0]
-    assert reward.metrics() == {"checked": 1, "cached": 0, "timed_out": 0, "crashed": 1, "unparsable": 0}
+    assert reward.metrics() == {"checked": 2, "cached": 1, "timed_out": 0, "crashed": 0, "unparsable": 1}
+    for status in ("timed_out", "crashed"):
+        outcome = Outcome(status)
+        reward.pool = type("Pool", (), {"map": lambda self, tasks, outcome=outcome: [outcome for _ in tasks]})()
+        assert ask(reward, ("10", rf"\boxed{{{status}}}")) == [0.0]
+        assert reward.metrics() == dict.fromkeys(_COUNTS, 0) | {"checked": 1, status: 1}
 
 
 def test_memory_of_pairs_is_bounded(monkeypatch):
@@ -196,64 +198,16 @@ def test_memory_of_pairs_is_bounded(monkeypatch):
     assert checked(*"123456789") == 6  # more than there is room for; 2, 3 and 4 were held
 
 
-def test_golds_are_parsed_once(monkeypatch):
-    parsed = []
-    parse = equivalence.parse
-    monkeypatch.setattr(
-        equivalence, "parse", lambda text, *more, **options: parsed.append(text) or parse(text, *more, **options)
-    )
-    gold = r"\frac{17}{19}"  # of this test alone: golds are remembered
-    answers = [r"$\frac{16}{19}$", r"$\frac{34}{38}$"]
-    assert [equivalence.check((gold, answer, False)) for answer in answers] == ["wrong", "right"]
-    assert parsed.count(f"${gold}$") == 1
-    assert len(parsed) == 3
-
-
 def test_unusable_names_the_problems(rewards):
-    problems = make_problems("5", "", r"\dfrac{1}{29,\!322,\!216}", "no number here!?", "1,2", r"\text{Evelyn}", "")
-    messages = rewards["auto"].unusable(problems)
-    assert list(messages) == ["p1", "p2", "p3", "p6"]
-    assert r"'\\dfrac{1}{29,\\!322,\\!216}'" in messages["p2"]
+    golds = ("5", "", "2 3/2", "no number here!?", "1,2", r"\text{Evelyn}", "", r"\dfrac{1}{29,\!322,\!216}", "1 2")
+    messages = rewards["auto"].unusable(make_problems(*golds))
+    assert list(messages) == ["p1", "p2", "p3", "p6", "p8"]
+    assert "'2 3/2'" in messages["p2"]
 
 
-def test_of_golds_of_one_form_the_first_speaks_for_all_unless_it_is_unreadable(rewards, monkeypatch):
-    pool, asked = rewards["auto"].pool, []
-    original = pool.map
-    monkeypatch.setattr(pool, "map", lambda tasks: asked.append([gold for gold, _, _ in tasks]) or original(tasks))
-    unreadable = [r"\dfrac{1}{29,\!322,\!216}", r"\dfrac{2}{31,\!545,\!118}"]
-    golds = [r"\frac{1}{29}", r"\frac{3}{17}", "x + 12", r"12,\!345"]
-    unusable = rewards["auto"].unusable(make_problems(*golds, *unreadable))
-    assert asked == [[golds[0], *golds[2:], unreadable[0]], [unreadable[1]]]
-    assert list(unusable) == ["p4", "p5"]
-
-
-@pytest.mark.parametrize(
-    ("answer", "expected"),
-    [
-        (r"\frac{25}{7}", r"\frac{##}{#}"),
-        ("0", "0"),
-        ("10", "##"),
-        ("0.05", "0.##"),
-        ("2^{49} + 3", "#^{49} + #"),
-        ("110_2", "##_2"),
-        ("2^{3^{4}}", "2^{3^{4}}"),
-        ("12!", "12!"),
-        (r"12,\!345", r"##,\!##"),
-        (r"\binom{12}{5}", r"\binom{12}{5}"),
-    ],
-)
-def test_the_form_of_an_answer(answer, expected):
-    assert form(answer) == expected
-
-
-def test_golds_of_one_form_are_readable_or_not_together():
-    """On golds of MATH, every form's members read one by one."""
-    golds = sorted({problem.answer for problem in ProblemFiles(str(shared("math500.jsonl")), preset="math").train()})
-    verdicts = {}
-    for gold in golds:
-        verdicts.setdefault(form(gold), set()).add(equivalence.check((gold, None, True)))
-    assert len(verdicts) < len(golds) / 2
-    assert {found for found in map(frozenset, verdicts.values()) if len(found) > 1} == set()
+def test_most_golds_of_math_are_readable(rewards):
+    problems = ProblemFiles(str(shared("math500.jsonl")), preset="math").train()
+    assert rewards["auto"].unusable(problems) == {}
 
 
 def test_impossible_settings_are_named_all_at_once():

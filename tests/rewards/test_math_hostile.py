@@ -147,7 +147,6 @@ def test_ten_thousand_hostile_answers(tmp_path, monkeypatch):
     print(f"{COUNT} in {took_s:.0f} s; peak {watch.peak_mb} MiB, {len(watch.seen)} workers; {counts_of_box}; {counts}")
     assert took_s < 150
     assert 0 < watch.peak_mb <= MEMORY_MB
-    assert counts["timed_out"] + counts["crashed"] >= 5  # limits were reached
     assert counts["timed_out"] + counts["crashed"] <= len(EXPENSIVE) + 20
     assert children() <= before
     assert [pid for pid in watch.seen if Path(f"/proc/{pid}").exists()] == []

@@ -1,0 +1,199 @@
+"""Compares what a gold answer and an answer are read as (values.py). What neither rule calls equal is different."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+
+from rloop_lightning.rewards import nodes
+from rloop_lightning.rewards.numbers import equal_numbers
+from rloop_lightning.rewards.relations import equal_relations, intervals
+from rloop_lightning.rewards.symbolic import equal, number
+from rloop_lightning.rewards.tokens import Number
+from rloop_lightning.rewards.units import agree
+from rloop_lightning.rewards.values import BaseNumber, Choice, Group, Reading, Relation, Scalar, Text, Union, Value
+
+_LINE = Group("(", ")", (Scalar(nodes.Node(r"-\infty", nodes.SUM)), Scalar(nodes.Node(r"\infty"))))
+_MAX_ITEMS = 200
+
+
+def matches(gold: Reading, answer: Reading) -> bool:
+    """Whether one meaning of the answer is one meaning of the gold answer."""
+    if gold.text and gold.text == answer.text:
+        return True
+    return any(same(one, other) for one in gold.values for other in answer.values)
+
+
+def same(gold: Value, answer: Value) -> bool:
+    """Whether a value of the gold answer and one of an answer are equal."""
+    if isinstance(gold, Choice) or isinstance(answer, Choice):
+        return _same_choice(gold, answer)
+    if isinstance(gold, Text) or isinstance(answer, Text):
+        return gold == answer
+    if isinstance(gold, BaseNumber) or isinstance(answer, BaseNumber):
+        return gold == answer
+    if isinstance(gold, Scalar) and isinstance(answer, Scalar):
+        return _same_scalar(gold, answer)
+    if isinstance(gold, Relation) or isinstance(answer, Relation):
+        return _same_relation(gold, answer)
+    gold, answer = _as_set(_as_union(gold)), _as_set(_as_union(answer))
+    if isinstance(gold, Union) or isinstance(answer, Union):
+        return _same_union(gold, answer)
+    return _same_group(gold, answer)
+
+
+def _same_choice(gold: Value, answer: Value) -> bool:
+    if isinstance(gold, Choice) and isinstance(answer, Choice):
+        if gold.lower or gold.letter != answer.letter:
+            return gold.lower and answer.lower and gold.letter == answer.letter
+        return not gold.content or not answer.content or _any_same(gold.content, answer.content)
+    if isinstance(gold, Choice):
+        return bool(gold.content) and _any_same(gold.content, (answer,))
+    return isinstance(answer, Choice) and bool(answer.content) and _any_same((gold,), answer.content)
+
+
+def _any_same(golds: Sequence[Value], answers: Sequence[Value]) -> bool:
+    return any(same(gold, answer) for gold in golds for answer in answers)
+
+
+def _same_scalar(gold: Scalar, answer: Scalar) -> bool:
+    if not agree(gold.unit, answer.unit):
+        return False
+    if _same_node(gold.node, answer.node):
+        return True
+    if gold.percent == answer.percent:
+        return False
+    hundredth = nodes.rational(Fraction(1, 100))
+    percentage, plain = (gold.node, answer.node) if gold.percent else (answer.node, gold.node)
+    if percentage.value is None:
+        return _same_node(nodes.multiply(percentage, hundredth), plain)
+    literal = percentage.literal
+    if literal is not None:
+        literal = Number(literal.value / 100, literal.decimal, literal.digits, literal.unit / 100)
+    return _same_node(nodes.rational(percentage.value / 100, literal), plain)
+
+
+def _same_node(gold: nodes.Node, answer: nodes.Node) -> bool:
+    if gold.latex == answer.latex:
+        return True
+    if gold.matrix is not None and answer.matrix is not None:
+        if len(gold.matrix) != len(answer.matrix) or len(gold.matrix[0]) != len(answer.matrix[0]):
+            return False
+        pairs = [pair for rows in zip(gold.matrix, answer.matrix, strict=True) for pair in zip(*rows, strict=True)]
+        return all(_same_node(one, other) for one, other in pairs)
+    decimal = [node.literal is not None and node.literal.decimal for node in (gold, answer)]
+    if any(decimal) and not (gold.names or answer.names):
+        one, other = number(gold), number(answer)
+        return one is not None and other is not None and equal_numbers(one, gold.literal, other, answer.literal)
+    return equal(gold, answer)
+
+
+def _same_relation(gold: Value, answer: Value) -> bool:
+    if isinstance(gold, Relation) and isinstance(answer, Relation):
+        if gold.name and answer.name and gold.name == answer.name and same(gold.sides[-1], answer.sides[-1]):
+            return True
+        return equal_relations(gold, answer)
+    if isinstance(gold, Relation):
+        if gold.name:
+            return same(gold.sides[-1], answer)
+        found = intervals(gold)
+        return found is not None and isinstance(answer, (Group, Union)) and same(found, answer)
+    if isinstance(answer, Relation):
+        if answer.name:
+            return same(gold, answer.sides[-1])
+        found = intervals(answer)
+        return found is not None and isinstance(gold, (Group, Union)) and same(gold, found)
+    return False
+
+
+def _as_union(value: Value) -> Value:
+    """`x < 2 or x > 5` as a union of intervals, which don't overlap: "and" would give one interval."""
+    if not isinstance(value, Group) or value.opening or len(value.items) != 2:
+        return value
+    pieces = [intervals(item) for item in value.items if isinstance(item, Relation) and not item.name]
+    ends = [
+        number(side.node)
+        for piece in pieces
+        if isinstance(piece, Group)
+        for side in piece.items
+        if isinstance(side, Scalar) and "infty" not in side.node.latex
+    ]
+    low, high = pieces if len(pieces) == 2 else (None, None)
+    if not isinstance(low, Group) or not isinstance(high, Group) or len(ends) != 2:
+        return value
+    rays = low.items[0] == _LINE.items[0] and high.items[1] == _LINE.items[1]
+    apart = ends[0] is not None and ends[1] is not None and ends[0] < ends[1]
+    same_variable = {side.node.names for item in value.items if isinstance(item, Relation) for side in item.sides
+                     if isinstance(side, Scalar) and side.node.names}  # fmt: skip
+    return Union((low, high)) if rays and apart and len(same_variable) == 1 else value
+
+
+def _as_set(value: Value) -> Value:
+    r"""`\\mathbb{R}` as an interval; a union without its repetitions."""
+    if isinstance(value, Scalar) and value.node.names == {r"\mathbb{R}"} and value.node.level == nodes.ATOM:
+        return _LINE
+    if isinstance(value, Union) and not value.without:
+        return Union(tuple(dict.fromkeys(_as_set(piece) for piece in value.pieces)))
+    return value
+
+
+def _same_union(gold: Value, answer: Value) -> bool:
+    if not isinstance(gold, Union) or not isinstance(answer, Union) or gold.without != answer.without:
+        return False
+    if gold.without:
+        return all(same(one, other) for one, other in zip(gold.pieces, answer.pieces, strict=False))
+    return _unordered(gold.pieces, answer.pieces, same)
+
+
+def _same_group(gold: Value, answer: Value) -> bool:
+    if isinstance(gold, Scalar) or isinstance(answer, Scalar):
+        # {5} is 5, and so is the list 1/2, 0.5; (5, 6) and (5, 5) are not 5.
+        group, single = (gold, answer) if isinstance(gold, Group) else (answer, gold)
+        if not isinstance(group, Group) or group.opening not in ("{", "") or not group.items:
+            return False
+        return all(same(item, single) for item in group.items)
+    if not isinstance(gold, Group) or not isinstance(answer, Group):
+        return False
+    kinds = {gold.opening + gold.closing, answer.opening + answer.closing}
+    if kinds <= {"", "{}"}:
+        return _same_lists(tuple(dict.fromkeys(gold.items)), tuple(dict.fromkeys(answer.items)))
+    if len(gold.items) != len(answer.items):
+        return False
+    if kinds == {"", "()"} or (kinds == {"", "[]"} and len(gold.items) != 2):
+        return _ordered(_values(gold.items), _values(answer.items))
+    return len(kinds) == 1 and _ordered(gold.items, answer.items)
+
+
+def _same_lists(golds: Sequence[Value], answers: Sequence[Value]) -> bool:
+    names, others = _names(golds), _names(answers)
+    if len(set(names)) > 1 and len(set(others)) > 1 and all(names) and all(others):
+        return sorted(names) == sorted(others) and _unordered(golds, answers, same)
+    # x = 1, y = 2 is 1, 2 in this order; x = 1, x = 2 is a set.
+    if any(all(n) and len(set(n)) == len(n) > 1 for n in (names, others)):
+        return len(golds) == len(answers) and _ordered(_values(golds), _values(answers))
+    heads = {name.partition("(")[0] for name in (*names, *others) if name}
+    return len(heads) <= 1 and _unordered(_values(golds), _values(answers), same)
+
+
+def _names(items: Sequence[Value]) -> list[str]:
+    return [item.name if isinstance(item, Relation) else "" for item in items]
+
+
+def _values(items: Sequence[Value]) -> list[Value]:
+    return [item.sides[-1] if isinstance(item, Relation) and item.name else item for item in items]
+
+
+def _ordered(golds: Sequence[Value], answers: Sequence[Value]) -> bool:
+    return all(same(gold, answer) for gold, answer in zip(golds, answers, strict=True))
+
+
+def _unordered(golds: Sequence[Value], answers: Sequence[Value], equal: Callable[[Value, Value], bool]) -> bool:
+    if len(golds) != len(answers) or len(golds) > _MAX_ITEMS:
+        return False
+    left = list(answers)
+    for gold in golds:
+        found = next((i for i, answer in enumerate(left) if equal(gold, answer)), None)
+        if found is None:
+            return False
+        del left[found]
+    return True

@@ -1,0 +1,212 @@
+r"""Reads an answer: normalise (spelling.py), cut into tokens (tokens.py), find its structure, parse (grammar.py).
+
+An ambiguous answer has several readings: `3,5` is a decimal or a list, `A` a choice or a variable. Whoever compares
+takes the reading that the gold answer has. What can't be read as a whole is not read in part.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from dataclasses import replace
+from functools import lru_cache
+
+from rloop_lightning.rewards.items import Parts, read_item, split
+from rloop_lightning.rewards.spelling import normalise, words
+from rloop_lightning.rewards.tokens import Token, UnreadableError, tokenize
+from rloop_lightning.rewards.units import is_unit_text
+from rloop_lightning.rewards.values import Choice, Group, Reading, Relation, Text, Value
+
+MAX_CHARACTERS = 4_000
+_DECORATION = re.compile(r"^(?:\*\*|__|`|\\?\"|“|”)+|(?:\*\*|__|`|\\?\"|“|”)+$")
+_STOP = re.compile(r"[\s.,;:]+$")
+_THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
+_DECIMAL_COMMA = re.compile(r"([-+]?\s*\d+),(\d+)(?![\d,.])([^\d,]*)")
+_REMARK = re.compile(r"(?<=[\d}])\s+\(([A-Za-z -]{4,30}|one|two|six|ten)\)$")
+_SEVERAL = re.compile(r"[,;<>]|\\(?:l|g|n)eq|\b(?:and|or)\b")
+_SMALL_WORDS = words("no on of if in is it at as an be by he me my so to up us we am do go")
+_BOLD = re.compile(r"\\vec\{([A-J])\}")
+_WORD_SIGNS = ("-", "'", ",", ".", "&", '"', "/")
+_CHOICES = "ABCDEFGHIJ"
+
+
+@lru_cache(maxsize=4096)
+def read(text: str) -> Reading:
+    """All readings of an answer. Never raises."""
+    if len(text) > MAX_CHARACTERS:
+        return Reading(text, (), f"longer than {MAX_CHARACTERS:,} characters")
+    spelled = _undecorated(normalise(_undecorated(text)))
+    remark = _REMARK.search(spelled)
+    if remark and is_unit_text(remark.group(1)):
+        spelled = spelled[: remark.start()]  # 5 (five)
+    if not spelled:
+        return Reading("", (), "empty")
+    values: list[Value] = []
+    problem = ""
+    for candidate in _candidates(spelled):
+        try:
+            values += _read_tokens(tokenize(candidate))
+        except (UnreadableError, ArithmeticError, RecursionError) as error:
+            problem = problem or str(error) or "too deeply nested"
+    if not values and spelled.count("=") > 1 and not _SEVERAL.search(spelled):
+        first, *_, last = spelled.split("=")
+        if all(part.count("{") == part.count("}") for part in (first, last)):
+            # Of a = b = c, only the ends count.
+            return replace(read(f"{first}={last}"), text=spelled)
+    return Reading(spelled, tuple(dict.fromkeys(values)), "" if values else problem)
+
+
+def _undecorated(text: str) -> str:
+    text = text.strip()
+    while True:
+        shorter = _STOP.sub("", _DECORATION.sub("", text)).strip()
+        if shorter.endswith("\\"):
+            shorter = text.rstrip()[: len(shorter) + 1]
+        if shorter == text or not shorter:
+            return shorter
+        text = shorter
+
+
+def _candidates(text: str) -> list[str]:
+    """The text with its commas read as separators of thousands, as a decimal comma, and as separators of a list."""
+    if "," not in text:
+        return [text]
+    decimal = _DECIMAL_COMMA.fullmatch(text)
+    thousands = _without_thousands(text)
+    if thousands != text:
+        return [thousands, text]
+    return [f"{decimal.group(1)}.{decimal.group(2)}{decimal.group(3)}", text] if decimal else [text]
+
+
+def _without_thousands(text: str) -> str:
+    """`text` without the commas between groups of thousands, but for those inside brackets, which separate."""
+    parts, depth, last = [], 0, 0
+    for found in re.finditer(r"[(\[]|[)\]]|\\[{}]|" + _THOUSANDS.pattern, text):
+        mark = found.group()
+        if mark in ("(", "[", r"\{"):
+            depth += 1
+        elif mark in (")", "]", r"\}"):
+            depth -= 1
+        elif depth == 0:
+            parts += [text[last : found.start()], mark.replace(",", "")]
+            last = found.end()
+    return "".join(parts) + text[last:]
+
+
+def _read_tokens(tokens: list[Token]) -> list[Value]:
+    while len(tokens) > 1 and tokens[0].text == "{" and tokens[0].kind == "sign" and _closes(tokens) == len(tokens) - 1:
+        tokens = tokens[1:-1]
+    if not tokens:
+        raise UnreadableError("an empty group")
+    if _is_text(tokens):
+        return _readings_of_text(tokens)
+    values: list[Value] = []
+    choice = _choice(tokens)
+    if choice is not None:
+        values.append(choice)
+    try:
+        values.append(read_list(tokens))
+    except UnreadableError:
+        if not values:
+            raise
+    return values
+
+
+def _closes(tokens: list[Token]) -> int:
+    depth = 0
+    for i, token in enumerate(tokens):
+        depth += (token.kind == "sign") * ((token.text == "{") - (token.text == "}"))
+        if depth == 0:
+            return i
+    return -1
+
+
+def _is_text(tokens: list[Token]) -> bool:
+    """Whether the tokens are words: more than letters that can be variables."""
+    kinds = {token.kind for token in tokens}
+    if any(token.kind == "command" or (token.kind == "sign" and token.text not in _WORD_SIGNS) for token in tokens):
+        return False
+    first = tokens[0]
+    if "number" in kinds and (first.kind not in ("word", "text") or len(first.text) < 3):
+        return False  # June 5 is text, 5 June isn't
+    return any(token.kind == "text" or token.kind == "word" for token in tokens)
+
+
+def _readings_of_text(tokens: list[Token]) -> list[Value]:
+    text = Text(" ".join("".join(" " * t.spaced + t.text for t in tokens).lower().split()))
+    values: list[Value] = [text]
+    if all(t.kind != "text" and (t.kind != "word" or _can_be_product(t.text)) for t in tokens):
+        with contextlib.suppress(UnreadableError):
+            values.append(read_list(tokens))  # xy is a product too
+    choice = _choice(tokens)
+    return [choice, *values] if choice is not None else values
+
+
+def _can_be_product(word: str) -> bool:
+    """Whether plain letters can be a product of variables: no other word has the same letters in another order."""
+    return word not in _SMALL_WORDS if len(word) == 2 else len(word) == 3 and list(word) == sorted(word)
+
+
+def _choice(tokens: list[Token]) -> Choice | None:
+    """`A`, `(A)`, `A. 12`, `(A) 12`, `Option A`."""
+    while (
+        len(tokens) > 1
+        and tokens[0].kind in ("word", "text")
+        and tokens[0].text.lower() in ("option", "choice", "answer")
+    ):
+        tokens = tokens[1:]
+    texts = [token.text for token in tokens]
+    bracketed = texts[:1] == ["("] and texts[2:3] == [")"]
+    letter, rest = (tokens[1], tokens[3:]) if bracketed else (tokens[0], tokens[1:])
+    if letter.kind == "name":
+        letter = replace(letter, text=_BOLD.sub(r"\1", letter.text))
+    if letter.kind not in ("name", "text") or len(letter.text) != 1 or letter.text.upper() not in _CHOICES:
+        return None
+    if not bracketed and rest and rest[0].text in (".", ")", ":"):
+        rest = rest[1:]
+    elif rest and not bracketed:
+        return None
+    content: tuple[Value, ...] = ()
+    if rest:
+        try:
+            content = tuple(_read_tokens(rest))
+        except UnreadableError:
+            content = (Text(" ".join(token.text for token in rest)),)
+    return Choice(letter.text.upper(), letter.text.islower(), content)
+
+
+def read_list(tokens: list[Token]) -> Value:
+    """A list without brackets, or its only item."""
+    for separators in ((";",), (",", "and", "or"), ()):
+        parts = split(tokens, separators)
+        if len(parts) > 1:
+            items: list[Value] = []
+            for part in parts:
+                value = read_list(part) if separators == (";",) else read_item(part, _read_items)
+                items += (
+                    value.items if isinstance(value, Group) and not value.opening and separators != (";",) else [value]
+                )
+            return Group("", "", tuple(items)) if len(items) > 1 else items[0]
+    return _assignments(read_item(tokens, _read_items))
+
+
+def _assignments(value: Value) -> Value:
+    r"""`x = \pm 2` as `x = 2, x = -2`."""
+    if (
+        isinstance(value, Relation)
+        and value.name
+        and isinstance(value.sides[-1], Group)
+        and not value.sides[-1].opening
+    ):
+        return Group(
+            "", "", tuple(Relation(value.signs, (value.sides[0], item), value.name) for item in value.sides[-1].items)
+        )
+    return value
+
+
+def _read_items(parts: Parts) -> tuple[Value, ...]:
+    items: list[Value] = []
+    for part in parts:
+        value = _assignments(read_item(part, _read_items))
+        items += value.items if isinstance(value, Group) and not value.opening else [value]
+    return tuple(items)

@@ -1,0 +1,99 @@
+"""Units and other words behind a number: which are units, and which two of them agree."""
+
+from __future__ import annotations
+
+import re
+
+from rloop_lightning.rewards.spelling import words
+
+_SYNONYMS = {
+    "centimeter": "cm", "centimetre": "cm", "millimeter": "mm", "millimetre": "mm", "meter": "m", "metre": "m",
+    "kilometer": "km", "kilometre": "km", "inch": "in", "inche": "in", "foot": "ft", "feet": "ft",
+    "yard": "yd", "mile": "mi",
+    "gram": "g", "kilogram": "kg", "kilo": "kg", "milligram": "mg", "pound": "lb", "ounce": "oz",
+    "ton": "t", "tonne": "t",
+    "second": "s", "sec": "s", "minute": "min", "min": "min", "hour": "h", "hr": "h", "liter": "l", "litre": "l",
+    "milliliter": "ml", "millilitre": "ml", "degree": "deg", "usd": "dollar", "buck": "dollar", "eur": "euro",
+    "rs": "rupee", "kph": "km/h", "kmph": "km/h", "mph": "mi/h", "newton": "n", "joule": "j", "watt": "w", "volt": "v",
+    "people": "person", "men": "man", "women": "woman", "children": "child", "sq": "square", "cu": "cubic",
+}  # fmt: skip
+# Short words that are read as units; others of up to three letters can be products of variables.
+_SHORT = words(
+    "mm cm dm km m mg kg g lb lbs oz t s ms sec min hr hrs h in ft yd mi ml l deg usd eur rs kph mph hz khz mhz "
+    "rad n j w v kj kw mw kv pa kpa nm um mol men man boy day cup egg box bag car cat dog pen way row set bus toy "
+    "fan hat pig hen cow kid ways days cups eggs bags cars cats dogs pens rows sets toys kids boys pcs pts sq cu "
+    "per of am pm oh"
+)
+_LETTERS = words("m s g h t L l N J W V K C F A")  # with a space before, in \text
+# They change what the number means, or say that there is more than one number.
+_FORBIDDEN = words(
+    "if when where for and or to not no is are was be than less more least most only then else otherwise with "
+    "without times plus minus over mod modulo dozen dozens hundred hundreds thousand thousands million millions "
+    "billion billions trillion half halves third thirds quarter quarters fifth fifths tenth tenths squared cubed "
+    "factorial something some any all each every between from through except either neither both but even odd "
+    "positive negative infinity infinite undefined unknown real reals about approximately around "
+    "roughly nearly almost up digits base binary root roots remainder power x"
+)
+_FILLERS = frozenset(
+    {"long", "wide", "tall", "high", "deep", "old", "away", "left", "total", "altogether", "the", "a", "an", "of"}
+)
+MULTIPLIERS = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+
+Unit = tuple[str, ...]  # its words, each in one spelling; with powers and slashes
+
+
+def is_unit_word(word: str, spaced: bool) -> bool:
+    """Whether a word of plain letters behind a number can be a unit. Otherwise it can be a product of variables."""
+    if word.lower() in _FORBIDDEN:
+        return False
+    if word in _SHORT or (word.lower() in _SHORT and len(word) > 1):
+        return True
+    return len(word) >= 4 and (word.islower() or word.istitle()) and (spaced or word.lower() in _SYNONYMS)
+
+
+def is_unit_letter(letter: str) -> bool:
+    return letter in _LETTERS
+
+
+def is_unit_text(text: str) -> bool:
+    r"""Whether the content of a `\text{}` behind a number names a unit or what was counted."""
+    found = re.findall(r"[A-Za-z]+", text)
+    if not found or len(found) > 6 or re.search(r"[0-9=<>+(){}\[\]|;:,]", text):
+        return False
+    return not any(word.lower() in _FORBIDDEN for word in found)
+
+
+def unit(text: str) -> Unit:
+    """The words of a unit in one spelling, sorted; `km per hour` and `kilometers/hour` give the same."""
+    text = re.sub(r"\bper\b", "/", text.lower().replace(".", "")).replace("\\", " ")
+    text = re.sub(r"\bsquare(?:d)?\s+([a-z]+)|\bsq\.?\s+([a-z]+)", lambda f: f"{f.group(1) or f.group(2)}^2", text)
+    text = re.sub(r"\bcubic\s+([a-z]+)|\bcu\.?\s+([a-z]+)", lambda f: f"{f.group(1) or f.group(2)}^3", text)
+    parts = re.findall(r"[a-z]+|[/]|\^\s*\{?\s*-?\d+\s*\}?", text)
+    words: list[str] = []
+    slash = False
+    for part in parts:
+        if part == "/":
+            slash = True
+        elif part[0] == "^" and words:
+            words[-1] += "^" + re.sub(r"[^-0-9]", "", part)
+        elif part[0] != "^" and part not in _FILLERS:
+            words.append(("/" if slash else "") + _singular(part))
+            slash = False
+    return tuple(sorted({piece for word in words for piece in _split(word)}))
+
+
+def _singular(word: str) -> str:
+    if word in _SYNONYMS:
+        return _SYNONYMS[word]
+    short = word[:-3] + "y" if word.endswith("ies") else word[:-1] if len(word) > 2 and word.endswith("s") else word
+    return _SYNONYMS.get(short, short)
+
+
+def _split(word: str) -> list[str]:
+    head, _, below = word.partition("/") if word[:1] != "/" else (word, "", "")
+    return [head, "/" + below] if below else [head]
+
+
+def agree(first: Unit, second: Unit) -> bool:
+    """Whether two units can be the same: one is not given, or their words are the same."""
+    return not first or not second or first == second
