@@ -33,7 +33,7 @@ class MathReward(Reward):
             as 80 in "A: 80", else the last number; `auto`, in an <answer> tag, in the last \\boxed{}, behind "the
             answer is", or as for `last`. It is read in the same way wherever it is.
         workers: number of worker processes.
-        time_limit_s: wall-clock limit for one answer, seconds.
+        time_limit_s: limit for one answer, seconds of CPU time.
         memory_limit_mb: address space of a worker, MiB; the interpreter and sympy take about 80.
         max_characters: a longer answer scores 0 without being parsed.
         success_threshold: smallest reward that counts as a success.
