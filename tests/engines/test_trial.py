@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import PACKED, PADDED, make_architecture
+from architectures import PACKED, PADDED, MeanOfNeighbours, make_architecture
 from builders import make_model, make_tokenizer
-from torch import Tensor, nn
 
 from rloop_lightning.engines.torch_engine import TorchEngine
 from rloop_lightning.model.policy import Policy
@@ -40,18 +39,6 @@ def test_a_model_without_a_cache_of_rows_is_named(architecture: str, settings: A
     (fault,) = TorchEngine().validate_with(policy)
     assert fault.startswith(f"--policy.model: TorchEngine can't generate with {architecture}ForCausalLM: {reason}")
     assert fault.endswith("; take another model")
-
-
-class MeanOfNeighbours(nn.Module):
-    """Mixes each token with the one before it in its forward pass; a token that is decoded alone has none."""
-
-    def __init__(self, norm: nn.Module) -> None:
-        super().__init__()
-        self.norm = norm
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        hidden = self.norm(hidden)
-        return hidden + hidden.roll(1, dims=1).index_fill(1, torch.tensor([0]), 0)
 
 
 def test_a_model_that_decodes_otherwise_than_it_trains_is_refused() -> None:

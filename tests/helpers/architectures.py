@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from builders import make_model, make_tokenizer
+from torch import Tensor, nn
 
 from rloop_lightning.model.policy import Policy
 
@@ -115,3 +116,15 @@ def make_architecture_model(name: str, *, seed: int = 0) -> Any:
             noise = torch.randn(parameter.shape, generator=generator).to(dtype)
             parameter.mul_(1 + 0.2 * noise).add_(0.01)
     return model
+
+
+class MeanOfNeighbours(nn.Module):
+    """Mixes each token with the one before it in its forward pass, as a convolution does. A lone token has none."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        hidden = self.norm(hidden)
+        return hidden + hidden.roll(1, dims=1).index_fill(1, torch.tensor([0]), 0)

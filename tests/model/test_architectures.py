@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import PACKED, PADDED, make_architecture
+from architectures import PACKED, PADDED, MeanOfNeighbours, make_architecture
 from builders import gradients, make_model, make_tokenizer, random_batch, slow_entropies, slow_logprobs
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Qwen2ForCausalLM
 
 from rloop_lightning.model.policy import Policy
@@ -108,18 +108,6 @@ def test_a_model_that_alters_its_logits_is_refused() -> None:
     altered = DoubledLogits(make_model().config).double()
     with pytest.raises(ValueError, match=r"DoubledLogits changes its logits"):
         Policy(altered, make_tokenizer())
-
-
-class MeanOfNeighbours(nn.Module):
-    """Mixes each token with the one before it in its row, as a convolution does."""
-
-    def __init__(self, norm: nn.Module) -> None:
-        super().__init__()
-        self.norm = norm
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        hidden = self.norm(hidden)
-        return hidden + hidden.roll(1, dims=1).index_fill(1, torch.tensor([0]), 0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
