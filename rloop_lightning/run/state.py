@@ -1,25 +1,32 @@
-"""The plan and the state of a run: `LoopConfig`, the list of stages, and `LoopState` in state.json."""
+"""The plan and the state of a run: `LoopConfig`, the list of stages, and `LoopState` in state.json.
+
+`STATE_VERSION` is the version of the format of state.json and of the settings in it. A new field of `LoopState` has a
+default, for states of older versions. A new option of a class needs nothing here: a resume of an older run takes its
+default. An option that is renamed or removed needs a new version and an entry in `_UPGRADES`.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from rloop_lightning.errors import DamagedError
 from rloop_lightning.rollouts.stream import OnTooFewGroups
 from rloop_lightning.system.fields import NonNegativeInt, PositiveInt, check_fields
-from rloop_lightning.system.files import write_text
+from rloop_lightning.system.json_file import json_checksum, read_json, write_json
+from rloop_lightning.system.terminal import one_line
 
 Phase = Literal["explore", "consolidate", "evaluate"]
 Which = Literal["base", "explored", "consolidated"]
 Select = Literal["last", "explored", "pass@1", "pass@k"]
 
-_CHECKSUM = "sha256"
-"""The key of the checksum over all other keys of a state file."""
+STATE_VERSION = 1
+_UPGRADES: Mapping[int, Callable[[dict[str, Any]], None]] = {
+    0: lambda values: None,  # lacks fields, which have defaults
+}
+"""By version: changes the values of a state of that version to those of the next, in place."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +155,10 @@ class LoopState:
         explore_steps: rollout steps of each exploration that has begun. A resume may change those of later ones.
         budget: cost of the complete stages.
         results: metrics of every evaluated policy by name, in order.
+        settings: all settings, as groups. config.yaml is written from them.
+        began: the date of the run's start, which chat templates see; ISO format.
+        machine: what decides the rounding of results (machine.py).
+        base: checksums of the base policy's files by name, if it is a local folder.
     """
 
     run_id: str
@@ -160,34 +171,41 @@ class LoopState:
     explore_steps: tuple[int, ...] = ()
     budget: Budget = field(default_factory=Budget)
     results: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    began: str = ""
+    machine: Mapping[str, Any] = field(default_factory=dict)
+    base: Mapping[str, str] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
-        values = asdict(self)
-        write_text(path, json.dumps({**values, _CHECKSUM: _checksum(values)}, indent=2) + "\n")
+        """Write the state atomically."""
+        write_json(path, asdict(self), version=STATE_VERSION)
 
     @classmethod
     def load(cls, path: Path) -> LoopState:
-        """Read a saved state.
+        """Read a saved state, of this version or an older one.
 
         Raises:
-            DamagedError: the file is missing or its checksum differs.
+            DamagedError: the file is missing, or its content is not a state that was written.
+            StateError: a newer version wrote it.
         """
+        values, version = read_json(path, newest=STATE_VERSION)
+        for older in range(version, STATE_VERSION):
+            _UPGRADES[older](values)
+        if unknown := values.keys() - {one.name for one in fields(cls)}:
+            raise DamagedError(f"{path} is damaged (it has unknown fields: {one_line(', '.join(sorted(unknown)))})")
         try:
-            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            checksum = values.pop(_CHECKSUM)
-        except FileNotFoundError:
-            raise DamagedError(f"{path} is missing") from None
-        except (ValueError, KeyError, AttributeError, TypeError):
-            checksum = None
-        if checksum is None or checksum != _checksum(values):
-            raise DamagedError(f"{path} is damaged (its checksum differs)")
-        lists = {name: tuple(values[name]) for name in ("notes", "explore_steps")}
-        return cls(**{**values, **lists, "budget": Budget(**values["budget"])})
+            state = cls(**{**values, "budget": Budget(**values.get("budget", {}))})
+            state = replace(state, notes=tuple(state.notes), explore_steps=tuple(state.explore_steps))
+        except TypeError as error:
+            raise DamagedError(f"{path} is damaged ({one_line(str(error))})") from error
+        if wrong := [name for name, holds in _HOLDS.items() if not holds(getattr(state, name))]:
+            raise DamagedError(f"{path} is damaged (wrong values of {', '.join(wrong)})")
+        return state
 
     @property
     def checksum(self) -> str:
         """A checksum of the content; equal for equal states."""
-        return _checksum(asdict(self))
+        return json_checksum(asdict(self))
 
     def begun(self, stage: Stage, explore_steps: int) -> LoopState:
         """The state with the length of the exploration that begins, which stays as it is on resume."""
@@ -212,5 +230,37 @@ class LoopState:
         )
 
 
-def _checksum(values: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and value >= 0
+
+
+def _is_mapping(value: Any, holds: Callable[[Any], bool] = lambda value: True) -> bool:
+    return isinstance(value, Mapping) and all(map(holds, value.values()))
+
+
+# A checksum tells damage, but not who wrote a file.
+_HOLDS: Mapping[str, Callable[[Any], bool]] = {
+    "run_id": _is_text,
+    "stages_done": _is_count,
+    "round": _is_count,
+    "phase": _is_text,
+    "stopped": lambda value: isinstance(value, bool),
+    "notes": lambda value: all(map(_is_text, value)),
+    "selected": _is_text,
+    "explore_steps": lambda value: all(map(_is_count, value)),
+    "budget": lambda value: _is_mapping(asdict(value), _is_number),
+    "results": lambda value: _is_mapping(value, lambda metrics: _is_mapping(metrics, _is_number)),
+    "settings": _is_mapping,
+    "began": _is_text,
+    "machine": _is_mapping,
+    "base": lambda value: _is_mapping(value, _is_text),
+}
+"""By field of `LoopState`: whether a value from a file can be one of it."""
