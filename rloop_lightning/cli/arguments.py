@@ -16,7 +16,13 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, get_loader
 
-from rloop_lightning.cli.config_files import CLASS_PATH, INIT_ARGS, read_config, without_class_path
+from rloop_lightning.cli.config_files import (
+    CLASS_PATH,
+    INIT_ARGS,
+    read_config,
+    settings_of_parts,
+    without_class_path,
+)
 from rloop_lightning.cli.printing import config_faults
 from rloop_lightning.cli.registry import NONE, find_class
 from rloop_lightning.cli.swappable import SWAPPABLE, expand
@@ -157,7 +163,10 @@ class Arguments:
         if of_the_run and not self.resumable:  # `wrong` has the error already
             return {}
         faults: list[str] = []
-        settings = read_config(name, faults)
+        if of_the_run and (recorded := RunFolder(Path(name).parent).state_settings()):
+            settings = settings_of_parts(recorded, f"--resume {Path(name).parent}: ", faults)
+        else:
+            settings = read_config(name, faults)
         self.wrong += faults
         self.resumable &= not (of_the_run and faults)
         return settings

@@ -17,6 +17,8 @@ import yaml
 from jsonargparse import get_loader
 
 from rloop_lightning.cli.swappable import SWAPPABLE, expand
+from rloop_lightning.run.folder import VERSION_KEY
+from rloop_lightning.run.state import STATE_VERSION
 from rloop_lightning.system.terminal import one_line
 
 CLASS_PATH, INIT_ARGS = "class_path", "init_args"
@@ -53,7 +55,19 @@ def read_config(name: str, wrong: list[str]) -> dict[str, Any]:
     if not isinstance(settings, dict):
         wrong.append(f"{where}expected groups of settings such as `loop:`, got {type(settings).__name__}")
         return {}
-    faults = [*repeated, *_misplaced(settings)]
+    wrong += [where + fault for fault in repeated]
+    return settings_of_parts(settings, where, wrong)
+
+
+def settings_of_parts(settings: dict[str, Any], where: str, wrong: list[str]) -> dict[str, Any]:
+    """The settings of a file, with every part as its name and fields.
+
+    Args:
+        settings: as they are in the file; changed in place.
+        where: where they are from, for messages.
+        wrong: takes what is wrong, one message each.
+    """
+    faults = list(_misplaced(settings))
     for group in SWAPPABLE:
         if isinstance(settings.get(group), str):
             settings[group] = {"name": settings[group]}
@@ -71,6 +85,12 @@ def read_config(name: str, wrong: list[str]) -> dict[str, Any]:
 
 def _misplaced(settings: dict[str, Any]) -> Iterator[str]:
     """What a file can't set; it is taken out."""
+    version = settings.pop(VERSION_KEY, 0)
+    if not isinstance(version, int) or version > STATE_VERSION:
+        yield (
+            f"{VERSION_KEY}: the settings are of version {one_line(repr(version))}, and this package reads versions up "
+            f"to {STATE_VERSION}; install the rloop-lightning that wrote them, or a newer one"
+        )
     for key in ("config", "resume"):
         if settings.get(key) is not None:
             yield f"{key}: give --{key} on the command line, not in a file"

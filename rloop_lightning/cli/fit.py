@@ -225,6 +225,11 @@ class RLoopCLI(LightningCLI):
         """All settings as YAML."""
         return self.parser.dump(self.config, skip_unset=False)
 
+    def defaults(self) -> str:
+        """The defaults of all settings as YAML."""
+        defaults = self.parser.get_defaults(skip_validation=True)
+        return self.parser.dump(defaults, skip_unset=False, skip_validation=True)
+
 
 def _add_swappable(parser: LightningArgumentParser, group: str, choice: Choice) -> None:
     """Add `--GROUP NAME` and the fields of the chosen class."""

@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING
 from rloop_lightning.cli.arguments import UsageError
 from rloop_lightning.cli.loggers import user_loggers
 from rloop_lightning.data.base import ProblemSource
-from rloop_lightning.model.config import PolicyConfig, policy_faults
+from rloop_lightning.model.config import PolicyConfig, model_source, policy_faults
 from rloop_lightning.model.policy import Policy
+from rloop_lightning.run.base_policy import Source, source_on_resume
 from rloop_lightning.run.edits import Edits, Resumption, find_edits
+from rloop_lightning.run.folder import RunFolder
 from rloop_lightning.run.loggers import RunLoggers, known_loggers
 from rloop_lightning.run.loop import LoopRunner
 from rloop_lightning.run.parts import Parts
 from rloop_lightning.run.precision import slow_bfloat16
-from rloop_lightning.run.problem_record import changed_problems, recorded_date, write_record
+from rloop_lightning.run.problem_record import changed_problems, keep_record, recorded_date
 from rloop_lightning.run.start import begin, new_run_faults
 from rloop_lightning.system.hub import push_faults
 
@@ -31,8 +33,8 @@ def prepare(cli: RLoopCLI) -> tuple[LoopRunner, Policy]:
     """See `RLoopCLI.prepare`."""
     folder, config = cli.folder, cli.config
     edits = _edits(cli)
-    wrong = [*faults_outside(cli, cli.policy_config, None), *push_faults(cli.hub)]
-    today = recorded_date(folder.problems) if config.resume else date.today()
+    wrong = [*faults_outside(cli, None if config.resume else cli.policy_config, None), *push_faults(cli.hub)]
+    today = _first_day(folder) if config.resume else date.today()
     cli.parts.data.today = today
     try:
         parts, unreadable = cli.parts.readable()
@@ -40,13 +42,23 @@ def prepare(cli: RLoopCLI) -> tuple[LoopRunner, Policy]:
     except ValueError as error:
         wrong += str(error).splitlines()
     try:
-        runner = LoopRunner(
-            folder.out, cli.parts, cli.make_trainer, _loggers(cli, edits), Resumption(edits.note, config.restart_from)
-        )
+        runner = LoopRunner(folder.out, cli.parts, cli.make_trainer, _loggers(cli, edits))
     except ValueError as error:
         wrong += str(error).splitlines()
     refuse(wrong)
-    policy = _load_policy(cli.policy_config)
+    source = Source(cli.policy_config)
+    if config.resume:
+        try:
+            source = source_on_resume(folder, runner.stages, runner.parts, source.config, config.restart_from)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        for line in source.base_fault.splitlines():
+            _log.warning(line)
+    policy = _load_policy(source.config)
+    policy.source = model_source(cli.policy_config.model)
+    runner.resumed = Resumption(
+        edits.note, config.restart_from, edits.settings if config.resume else None, source.base_fault
+    )
     try:
         runner.parts = parts.rendered(policy)
     except ValueError as error:
@@ -59,11 +71,9 @@ def prepare(cli: RLoopCLI) -> tuple[LoopRunner, Policy]:
         refuse(changed_problems(folder.problems, parts.data, runner.parts.data))
     if config.dry_run:
         return runner, policy
-    if config.resume:
-        edits.save(folder)
-    else:
-        begin(folder, cli.settings())
-        write_record(folder.problems, parts.data, runner.parts.data, today)
+    if not config.resume:
+        begin(folder, cli.settings(), today)
+    keep_record(folder.problems, parts.data, runner.parts.data, today)
     return runner, policy
 
 
@@ -84,6 +94,12 @@ def faults_outside(cli: RLoopCLI, policy: PolicyConfig | None, data: ProblemSour
     return wrong
 
 
+def _first_day(folder: RunFolder) -> date:
+    """The date that chat templates saw when the run began."""
+    state, _ = folder.newest_state()
+    return date.fromisoformat(state.began) if state and state.began else recorded_date(folder.problems)
+
+
 def refuse(wrong: Sequence[str]) -> None:
     """Raise UsageError if there are errors."""
     if wrong:
@@ -94,7 +110,7 @@ def _edits(cli: RLoopCLI) -> Edits:
     """The settings that a resume changes. An unreadable run has been reported already."""
     if not (cli.config.resume and cli.arguments.resumable):
         return Edits()
-    return find_edits(cli.folder, cli.settings(), cli.config.restart_from)
+    return find_edits(cli.folder, cli.settings(), cli.defaults(), cli.config.restart_from)
 
 
 def _loggers(cli: RLoopCLI, edits: Edits) -> RunLoggers:

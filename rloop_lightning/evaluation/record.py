@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rloop_lightning.rollouts.pool import list_array
+from rloop_lightning.system.checksums import add_checksum
 from rloop_lightning.system.files import atomic_path
 from rloop_lightning.types import Group, SamplingParams
 
@@ -90,7 +91,7 @@ def problem_table(name: str, groups: Sequence[Group], sampling: SamplingParams) 
 
 
 def write_record(path: Path, policy: EvaluatedPolicy, sets: Sequence[pa.Table]) -> None:
-    """Write the record of a policy's evaluation, atomically. Equal content gives equal bytes.
+    """Write the record of a policy's evaluation, atomically, with its checksum. Equal content gives equal bytes.
 
     Args:
         path: the file.
@@ -105,6 +106,7 @@ def write_record(path: Path, policy: EvaluatedPolicy, sets: Sequence[pa.Table]) 
     columns = [key[name] if name in key else problems[name] for name in RECORD_SCHEMA.names]
     with atomic_path(path) as partial:
         pq.write_table(pa.table(columns, schema=RECORD_SCHEMA), partial, compression="zstd")
+    add_checksum(path)
 
 
 def read_record(path: Path) -> pa.Table:

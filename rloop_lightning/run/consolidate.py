@@ -12,10 +12,11 @@ from rloop_lightning.errors import RunFault
 from rloop_lightning.rollouts.expert_set import read_expert_set
 from rloop_lightning.rollouts.filter import ExpertStats, build_expert_set
 from rloop_lightning.rollouts.stream import ExpertStream
-from rloop_lightning.run.resume import check_pool
+from rloop_lightning.run.damage import check_pool
 from rloop_lightning.run.session import Session
 from rloop_lightning.run.state import Budget, LoopState, Stage, StageOutcome
 from rloop_lightning.seeds import derive_seed
+from rloop_lightning.system.checksums import add_checksum
 from rloop_lightning.types import Rollout
 
 _log = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ def consolidate(session: Session, stage: Stage, state: LoopState) -> StageOutcom
     with session.signals.at_once():  # a resume rebuilds the expert set anyway
         check_pool(folder, stage)
         stats = build_expert_set(pool, expert_file, parts.filter, seed, earlier=session.earlier_pools(stage))
+    add_checksum(expert_file)
     results = {stage.name: {key: float(value) for key, value in stats.metrics().items()}}
     _log.info(
         f"round {stage.round + 1}: expert set of {stats.kept} rollouts of {stats.hard_problems} problems "

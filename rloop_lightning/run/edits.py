@@ -6,16 +6,16 @@ and the evaluations stay as they are, because results with different ones can't 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
 
-from rloop_lightning.errors import DamagedError
+from rloop_lightning.errors import DamagedError, StateError
 from rloop_lightning.run.folder import RunFolder, flat
 from rloop_lightning.run.state import LoopState, Stage, plan
-from rloop_lightning.system.files import write_text
 from rloop_lightning.system.imports import is_unnamed
 
 # Settings that do not affect the results, or only their rounding, for a machine with less memory. They apply to the
@@ -71,10 +71,15 @@ class Resumption:
     Args:
         note: a note on changed settings for readers of the results.
         restart_from: the phase to repeat, and everything after it, such as `round-1/explore`; None continues.
+        settings: all settings of the run, with changes; None keeps those that it has.
+        base_fault: why the base policy can't be loaded, so that another policy of the run is in the model; empty if it
+            is there.
     """
 
     note: str = ""
     restart_from: str | None = None
+    settings: Mapping[str, Any] | None = None
+    base_fault: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,41 +89,35 @@ class Edits:
     Args:
         changes: the changes that affect results.
         faults: why changes are impossible, one message each.
+        settings: all settings of the run, with the changes.
     """
 
     changes: Sequence[Edit] = ()
     faults: Sequence[str] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def note(self) -> str:
         """A note on the changes for readers of the results; empty if there are none."""
         return "resumed with " + ", ".join(map(str, self.changes)) if self.changes else ""
 
-    def save(self, run: RunFolder) -> None:
-        """Write the changes to the run's config.yaml."""
-        if not self.changes:
-            return
-        settings = yaml.safe_load(run.config.read_text(encoding="utf-8"))
-        for edit in self.changes:
-            group = settings
-            *path, name = edit.key.split(".")
-            for part in path:
-                group = group.setdefault(part, {})
-            group[name] = edit.after
-        write_text(run.config, yaml.safe_dump(settings, sort_keys=False))
 
-
-def find_edits(run: RunFolder, now: str, restart_from: str | None) -> Edits:
+def find_edits(run: RunFolder, now: str, defaults: str, restart_from: str | None) -> Edits:
     """Compare the current settings with those that the run started with.
 
     Args:
         run: an existing run.
         now: the current settings, as YAML.
+        defaults: the defaults of all settings, as YAML. They stand for options that did not exist when the run began.
         restart_from: the phase to go back to, such as `round-1/explore`; None continues where the run is.
     """
     current = yaml.safe_load(now)
-    before = run.settings()
+    settings = copy.deepcopy(run.recorded_settings())
     after = dict(flat(current))
+    for key, value in flat(yaml.safe_load(defaults)):
+        if key in after and not _has(settings, key):
+            _set(settings, key, value)
+    before = dict(flat(settings))
     # The user passes a Python object without an import path again, in any form.
     free = (*_FREE, *(name.removesuffix("name") for name, value in before.items() if is_unnamed(value)))
     changes = [
@@ -126,12 +125,14 @@ def find_edits(run: RunFolder, now: str, restart_from: str | None) -> Edits:
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key) and not key.startswith(free)
     ]
+    for edit in changes:
+        _set(settings, edit.key, edit.after)
     try:
         position = _Position.of(run, current, restart_from)
     except ValueError as error:
         return Edits(faults=[str(error)])
     faults = [f"--resume: {fault}" for edit in changes if (fault := position.fault(edit))]
-    return Edits(changes, faults or position.useless(changes))
+    return Edits(changes, faults or position.useless(changes), settings)
 
 
 def takes_effect_at_once(key: str) -> bool:
@@ -146,10 +147,8 @@ def restart_stage(run: RunFolder, stages: Sequence[Stage], restart_from: str) ->
         ValueError: there is no such phase, or it has not begun.
     """
     begun = [stage for stage in stages if stage.phase != "evaluate" and run.state_before(stage).exists()]
-    try:
-        done = next(LoopState.load(path).stages_done for path in run.states)
-    except DamagedError:
-        done = len(stages)
+    state, _ = run.newest_state()
+    done = len(stages) if state is None else state.stages_done
     begun = [stage for stage in begun if stages.index(stage) <= done]
     named = {run.phase(stage).relative_to(run.out).as_posix(): stage for stage in begun}
     if restart_from.strip("/") not in named:
@@ -183,12 +182,12 @@ class _Position:
         stages = plan(settings["loop"]["rounds"], consolidates=consolidates)
         if restart_from is not None:
             stage = restart_stage(run, stages, restart_from)
-            state = LoopState.load(run.state_before(stage))
+            try:
+                state = LoopState.load(run.state_before(stage))
+            except DamagedError as error:
+                raise StateError(f"--restart_from {restart_from}: {error}; take an earlier phase") from error
             return cls(stages, state.stages_done, 0, state.explore_steps[: stage.round], consolidates, False)
-        try:
-            state = LoopState.load(run.state)
-        except DamagedError:  # the resume goes on from another state, or refuses
-            state = LoopState("")
+        state = run.newest_state()[0] or LoopState("")
         steps = run.steps_done(stages[state.stages_done]) if state.stages_done < len(stages) else 0
         stopped = state.stopped and settings["loop"]["on_empty_expert_set"] != "continue"
         return cls(stages, state.stages_done, steps, state.explore_steps, consolidates, stopped)
@@ -244,3 +243,23 @@ class _Position:
         if edit.key == "loop.explore_steps" and self.consolidates and rounds <= begun:
             return f"--loop.explore_steps {edit.after}: all {rounds} rounds have begun; add some with --loop.rounds"
         return ""
+
+
+def _has(settings: Mapping[str, Any], key: str) -> bool:
+    """Whether a dotted key, or a part of it with a value that is not a group, is set."""
+    group: Any = settings
+    for name in key.split("."):
+        if not isinstance(group, Mapping):
+            return True
+        if name not in group:
+            return False
+        group = group[name]
+    return True
+
+
+def _set(settings: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key."""
+    *groups, name = key.split(".")
+    for one in groups:
+        settings = settings.setdefault(one, {})
+    settings[name] = value

@@ -17,7 +17,9 @@ Policies that `--loop.keep_policies last` no longer needs are deleted.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +27,17 @@ from typing import Any
 import yaml
 
 from rloop_lightning.callbacks.checkpoint import checkpoint_step, checkpoints
-from rloop_lightning.errors import DamagedError
+from rloop_lightning.errors import DamagedError, StateError
 from rloop_lightning.rollouts.pool import RolloutPool
-from rloop_lightning.run.state import LoopState, Stage
+from rloop_lightning.run.state import STATE_VERSION, TRAINS, LoopState, Stage
+from rloop_lightning.system.files import write_text
 
 _HERE = "{run}/"
 """Prefix of settings that are paths relative to the run folder, so that the folder can be moved."""
+
+_LONGEST_CONFIG = 1 << 20  # bytes; a config.yaml that the package wrote is much shorter
+VERSION_KEY = "version"
+"""The key in config.yaml of the version of its format, `STATE_VERSION`."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +68,25 @@ class RunFolder:
 
     @property
     def config(self) -> Path:
-        """The settings that the run started with."""
+        """The settings of the run, for readers and for `--config`. A resume reads them from the state."""
         return self.out / "config.yaml"
 
     def settings(self) -> dict[str, Any]:
-        """The settings that the run started with, by flag name without dashes; none if it has no config.yaml."""
-        return dict(flat(yaml.safe_load(self.config.read_text(encoding="utf-8")))) if self.config.exists() else {}
+        """The settings of the run by flag name without dashes; none if it has no readable ones."""
+        return dict(flat(self.recorded_settings()))
+
+    def recorded_settings(self) -> dict[str, Any]:
+        """The settings of the run as groups; none if it has no readable ones."""
+        # A run of version 0 has its settings in config.yaml alone.
+        return self.state_settings() or (yaml.safe_load(self._config_text()) or {})
+
+    def state_settings(self) -> dict[str, Any]:
+        """The settings in the newest state, as groups; none if it has none or is not readable."""
+        try:
+            state, _ = self.newest_state()
+        except StateError:
+            return {}
+        return {} if state is None else dict(state.settings)
 
     @property
     def problems(self) -> Path:
@@ -177,8 +197,36 @@ class RunFolder:
 
     @property
     def states(self) -> list[Path]:
-        """The existing state files, newest first."""
-        return [path for path in (self.state, self.previous_state) if path.exists()]
+        """The existing state files, newest first, with those of the beginnings of phases."""
+        current = [path for path in (self.state, self.previous_state) if path.exists()]
+        stages = [
+            Stage(int(match[1]), phase)
+            for path in self.out.glob("round-*")
+            if (match := re.fullmatch(r"round-(\d+)", path.name))
+            for phase in TRAINS
+        ]
+        stages.sort(key=lambda stage: (stage.round, TRAINS.index(stage.phase)), reverse=True)
+        return [*current, *(path for path in map(self.state_before, stages) if path.exists())]
+
+    def newest_state(self) -> tuple[LoopState | None, list[str]]:
+        """The newest readable state, None if the run has none yet, and what is wrong with newer ones.
+
+        Raises:
+            StateError: all of them are damaged, or a newer version of the package wrote the newest.
+        """
+        damage = []
+        for path in self.states:
+            try:
+                state = LoopState.load(path)
+            except DamagedError as error:
+                damage.append(str(error))
+                continue
+            return state, [f"{line}; the run resumes from {path.relative_to(self.out)}" for line in damage]
+        if damage:
+            raise StateError(
+                "\n".join(damage) + f"\n--resume {self.out}: no other record of its state exists; start a new run"
+            )
+        return None, []
 
     def save_state(self, state: LoopState) -> None:
         """Write `state`, and keep the old one as `previous_state`."""
@@ -191,6 +239,35 @@ class RunFolder:
         if before is not None:
             before.save(self.previous_state)
         state.save(self.state)
+
+    def write_config(self, state: LoopState) -> None:
+        """Write config.yaml from the state, unless it is so already."""
+        if state.settings and self._config_text() != settings_text(state.settings):
+            write_text(self.config, settings_text(state.settings))
+
+    def config_faults(self) -> list[str]:
+        """A message if config.yaml is not what the run wrote. The settings of a resume are those of the state."""
+        written = []
+        for path in self.states[:2]:  # a kill may have come between a change and its copy in config.yaml
+            with suppress(DamagedError):
+                written.append(LoopState.load(path).settings)
+        if not any(written) or self._config_text() in map(settings_text, written):
+            return []
+        return [
+            f"{self.config} is missing, damaged or was changed; it is written again. To change a setting, give its "
+            f"flag with --resume {self.out}"
+        ]
+
+    def _config_text(self) -> str:
+        if not self.config.is_file():
+            return ""
+        with self.config.open("rb") as file:
+            return file.read(_LONGEST_CONFIG).decode(errors="replace")
+
+
+def settings_text(settings: Mapping[str, Any]) -> str:
+    """The content of config.yaml."""
+    return yaml.safe_dump({VERSION_KEY: STATE_VERSION, **settings}, sort_keys=False, allow_unicode=True)
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -6,8 +6,6 @@ import logging
 import shlex
 from collections.abc import Mapping, Sequence
 
-import yaml
-
 from rloop_lightning.errors import PushError, StateError
 from rloop_lightning.model.generation_config import GENERATION_CONFIG, generation_config
 from rloop_lightning.model.policy import Policy
@@ -96,7 +94,7 @@ def save_final(policy: Policy, folder: RunFolder, parts: Parts, state: LoopState
             "Completion tokens": budget.tokens,
         },
         sets={"train": len(parts.problems), **{name: len(found) for name, found in parts.evaluation_sets.items()}},
-        settings=yaml.safe_load(folder.config.read_text(encoding="utf-8")) if folder.config.exists() else {},
+        settings=state.settings,
         sampling=sampling,
         seed=parts.seed,
     )

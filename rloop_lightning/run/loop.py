@@ -13,6 +13,7 @@ import logging
 import signal
 import uuid
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from time import perf_counter
 
@@ -24,6 +25,7 @@ from rloop_lightning.errors import Stopped
 from rloop_lightning.evaluation.evaluator import Evaluator
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.rollouts.sampler import GroupSampler
+from rloop_lightning.run.base_policy import base_checksums
 from rloop_lightning.run.consolidate import consolidate
 from rloop_lightning.run.diagnosis import explaining
 from rloop_lightning.run.edits import Resumption, restart_stage
@@ -33,10 +35,11 @@ from rloop_lightning.run.folder import RunFolder
 from rloop_lightning.run.forecast import announce
 from rloop_lightning.run.handover import save_final, select_stage
 from rloop_lightning.run.loggers import RunLoggers
+from rloop_lightning.run.machine import other_machine, this_machine
 from rloop_lightning.run.parts import Parts
 from rloop_lightning.run.policies import drop_policies
 from rloop_lightning.run.results import write_results
-from rloop_lightning.run.resume import last_good_state, restart
+from rloop_lightning.run.resume import clear, drop_checkpoints, restart, resume_point
 from rloop_lightning.run.session import Session
 from rloop_lightning.run.state import Budget, LoopState, Stage, StageOutcome, plan
 from rloop_lightning.run.trainer import MakeTrainer, PhaseTrainer, new_trainer
@@ -104,18 +107,20 @@ class LoopRunner:
                 raise Stopped(signal.SIGTERM) from error
 
     def _run(self, policy: Policy) -> LoopState:
-        state = self._state_to_run_from()
+        state = self._state_to_run_from(policy)
         self.policy = policy
         policy.mixed_precision = self.mixed_precision
         self.parts = self.parts.rendered(policy)
         self.evaluator = Evaluator(self.sampler, self.parts.evaluation_sets, self.parts.evaluation, self.parts.seed)
         announce(self.parts, policy, self.device)
-        self.weights = Weights(policy, self.folder)
+        self.weights = Weights(policy, self.folder, self.resumed.base_fault)
         self.sampler.engine.bind(policy)
         phases = PhaseTrainer(self.make_trainer, self.folder, self.parts, state.run_id, self.signals, self.loggers)
         self.session = Session(self.folder, self.parts, policy, self.weights, self.sampler, phases, self.signals)
         self.evaluation = PolicyEvaluation(self.evaluator, self.parts, self.folder, self.loggers, self.signals)
         self.folder.save_state(state)
+        self.folder.write_config(state)
+        clear(self.folder, self.stages, state)
         while state.stages_done < len(self.stages) and not state.stopped:
             self.signals.check()
             stage = self.stages[state.stages_done]
@@ -132,21 +137,29 @@ class LoopRunner:
             state = state.after(self.stages, outcome)
             write_results(self.folder, self.parts, self.stages, state, after=stage.phase)
             self.folder.save_state(state)
-            self._drop_checkpoints(stage)
+            drop_checkpoints(self.folder, stage, consolidates=self.parts.consolidation is not None)
             drop_policies(self.folder, self.parts, self.stages[: state.stages_done], state)
         return self._hand_over(state)
 
-    def _state_to_run_from(self) -> LoopState:
+    def _state_to_run_from(self, policy: Policy) -> LoopState:
         """The state of a new run, or the one that the run resumes from, with what this resume changes."""
         if self.resumed.restart_from is not None:
             restart(self.folder, self.stages, restart_stage(self.folder, self.stages, self.resumed.restart_from))
-        state = last_good_state(self.folder, self.stages) or LoopState(uuid.uuid4().hex)
+        point = resume_point(self.folder, self.stages, self.parts)
+        for warning in (*point.warnings, *self.folder.config_faults()):
+            _log.warning(warning)
+        state = point.state or LoopState(uuid.uuid4().hex, began=date.today().isoformat())
+        if state.stages_done == 0 and not state.base:
+            state = replace(state, base=base_checksums(policy.source))
         if state.stopped and self.parts.loop.on_empty_expert_set == "continue":
             state = replace(state, stopped=False)
-        if note := self.resumed.note:
-            _log.info(note)
+        if self.resumed.settings is not None:
+            state = replace(state, settings=self.resumed.settings)
+        machine = this_machine(self.device)
+        for note in filter(None, (self.resumed.note, other_machine(state.machine, machine))):
+            _log.warning(note)
             state = replace(state, notes=(*state.notes, note))
-        return state
+        return replace(state, machine=machine)
 
     def _run_stage(self, stage: Stage, state: LoopState) -> StageOutcome:
         if stage.phase == "explore":
@@ -182,14 +195,3 @@ class LoopRunner:
     def _use(self, stage: Stage) -> None:
         """Load the policy that an evaluation measures."""
         self.weights.use(None if stage.which == "base" else self.folder.policy(stage))
-
-    def _drop_checkpoints(self, stage: Stage) -> None:
-        """Delete checkpoints of complete phases: their policies are saved, and checkpoints include optimizer state.
-
-        Those of an exploration stay until its pool has been read. If a shard is damaged, the run resumes from them.
-        """
-        awaited = "evaluate" if self.parts.consolidation is None else "consolidate"
-        if stage.phase == awaited:
-            for phase in ("explore", "consolidate"):
-                for path in self.folder.checkpoints(replace(stage, phase=phase)):
-                    path.unlink()

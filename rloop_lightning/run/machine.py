@@ -8,6 +8,8 @@ from typing import Any
 import torch
 import transformers
 
+from rloop_lightning.system.terminal import one_line
+
 
 def this_machine(device: torch.device) -> dict[str, Any]:
     """What decides the rounding here, by name.
@@ -27,7 +29,11 @@ def this_machine(device: torch.device) -> dict[str, Any]:
 
 def other_machine(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """A note on what is different now; empty if nothing is known to be."""
-    changes = [f"{name} {now[name]} (before: {before[name]})" for name in now if before.get(name, now[name]) != now[name]]
+    changes = [
+        f"{name} {now[name]} (before: {one_line(str(before[name]))})"
+        for name in now
+        if before.get(name, now[name]) != now[name]
+    ]
     if not changes:
         return ""
     return f"resumed with {', '.join(changes)}: the results are not bit-identical to those of an uninterrupted run"

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rloop_lightning.data.base import ProblemSource
+from rloop_lightning.system.checksums import add_checksum, checksums, digest
 from rloop_lightning.system.files import atomic_path
 from rloop_lightning.system.terminal import one_line
 from rloop_lightning.types import Problem
@@ -60,6 +61,20 @@ def write_record(path: Path, source: ProblemSource, rendered: ProblemSource, tod
         pq.write_table(table.replace_schema_metadata({_DATE_KEY: today.isoformat()}), partial, compression="zstd")
 
 
+def keep_record(path: Path, source: ProblemSource, rendered: ProblemSource, today: date) -> None:
+    """Write the record with its checksum, unless it is there and intact. Args: as `write_record`."""
+    listed = checksums(path.parent).get(path.name)
+    if listed is None and _read(path) is not None:  # a kill came between the two, or the run has version 0
+        add_checksum(path)
+    elif listed is None or _is_damaged(path):
+        write_record(path, source, rendered, today)
+        if listed is not None:
+            same = digest(path) == listed
+            what = "is what it was" if same else "nothing tells whether the problems are still those of the run"
+            _log.warning(f"{path} was damaged or missing; it is written again, and {what}")
+        add_checksum(path)
+
+
 def recorded_date(path: Path) -> date:
     """The date that chat templates saw when the run began; today without a readable record."""
     try:
@@ -73,10 +88,8 @@ def changed_problems(path: Path, source: ProblemSource, rendered: ProblemSource)
 
     Args: as `write_record`.
     """
-    try:
-        recorded = pq.read_table(path, schema=_SCHEMA).to_pylist()
-    except (OSError, pa.ArrowException) as error:
-        _log.warning(f"{path} can't be read, so nothing tells whether the problems are still the same: {error}")
+    recorded = None if _is_damaged(path) else _read(path)
+    if recorded is None:  # `keep_record` tells it
         return []
     before, now = _by_set(recorded), _by_set(_rows(source, rendered))
     faults = [f"the set {one_line(name)} is gone" for name in before.keys() - now.keys()]
@@ -85,6 +98,19 @@ def changed_problems(path: Path, source: ProblemSource, rendered: ProblemSource)
         faults += [f"{one_line(name)}: {fault}" for fault in _differences(before[name], now[name])]
     advice = "; restore --data as it was when the run started, or start a new run"
     return [f"--resume: the problems are not those of the run: {fault}{advice}" for fault in sorted(faults)]
+
+
+def _is_damaged(path: Path) -> bool:
+    """Whether the record is not what its checksum says; False without a checksum."""
+    listed = checksums(path.parent).get(path.name)
+    return listed is not None and (not path.is_file() or digest(path) != listed)
+
+
+def _read(path: Path) -> list[dict] | None:
+    try:
+        return pq.read_table(path, schema=_SCHEMA).to_pylist()
+    except (OSError, pa.ArrowException):
+        return None
 
 
 def _differences(before: Mapping[str, dict], now: Mapping[str, dict]) -> Iterator[str]:

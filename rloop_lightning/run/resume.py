@@ -1,138 +1,116 @@
-"""The state to resume a run from: the newest one, or an earlier one if files that it needs are damaged.
+"""Where a run resumes: at the newest state, or at an earlier one if files that it needs are damaged.
 
 A stage reads earlier files: policies, the pool, its own checkpoints. Before a run resumes, their checksums are
-verified. A damaged checkpoint is deleted, so that the previous one is used. A checkpoint after a damaged shard is
-deleted as well, because the shard's rollouts must be generated again. If a file of a complete stage is damaged, that
-stage is repeated. Repeated work gives the same bits.
+verified (damage.py). A damaged checkpoint is deleted, so that the previous one is used. A checkpoint after a damaged
+shard is deleted as well, because the shard's rollouts must be generated again. If a file of a complete stage is
+damaged, that stage is repeated. Repeated work gives the same bits.
 """
 
 from __future__ import annotations
 
 import logging
-import zipfile
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 from rloop_lightning.callbacks.checkpoint import checkpoint_step
-from rloop_lightning.errors import DamagedError, StateError
+from rloop_lightning.errors import DamagedError
 from rloop_lightning.evaluation.record import drop_inside_records
+from rloop_lightning.run.damage import checkpoint_damage, damaged_input, needless_damage
 from rloop_lightning.run.folder import RunFolder
 from rloop_lightning.run.metrics_csv import drop_rows, result_step
-from rloop_lightning.run.state import LoopState, Stage
-from rloop_lightning.system.checksums import damaged_files
+from rloop_lightning.run.parts import Parts
+from rloop_lightning.run.state import TRAINS, LoopState, Stage
 
 _log = logging.getLogger(__name__)
 
 
-def last_good_state(folder: RunFolder, stages: Sequence[Stage]) -> LoopState | None:
-    """The state to resume from; None if the run has none yet. Deletes damaged files and everything that follows them.
+@dataclass(frozen=True)
+class ResumePoint:
+    """Where a run resumes.
+
+    Args:
+        state: the state to go on from; None if the run has none yet.
+        warnings: damaged files, and what is repeated because of them.
+    """
+
+    state: LoopState | None
+    warnings: Sequence[str] = ()
+
+
+def resume_point(folder: RunFolder, stages: Sequence[Stage], parts: Parts) -> ResumePoint:
+    """Find the newest state whose next stage can read its files. Changes no file.
 
     Raises:
-        StateError: all states to resume from are damaged.
+        StateError: all states to resume from are damaged, or the policy to hand over was deleted.
     """
-    state = _newest_state(folder)
-    while state is not None and state.stages_done < len(stages) and not state.stopped:
-        stage = stages[state.stages_done]
-        maker = _maker_of_damaged_input(folder, stage)
-        if maker is None:
-            _drop_bad_checkpoints(folder, stage)
-            _forget_later(folder, stages[state.stages_done + 1 :])
-            break
-        _log.warning(f"round {maker.round + 1} {maker.phase} is repeated")
-        state = _state_before(folder, maker)
-    return state
+    state, warnings = folder.newest_state()
+    while state is not None and (found := damaged_input(folder, stages, parts, state)):
+        maker, damage = found
+        warnings.append(str(damage))
+        state = _state_to_repeat(folder, stages, maker, state, warnings)
+    if state is not None:
+        warnings += needless_damage(folder, stages[: state.stages_done], parts, state)
+    return ResumePoint(state, warnings)
+
+
+def clear(folder: RunFolder, stages: Sequence[Stage], state: LoopState) -> None:
+    """Delete what a kill, damage or an earlier try left after the state. The run makes it again."""
+    consolidates = any(stage.phase == "consolidate" for stage in stages)
+    for stage in stages[: state.stages_done]:
+        drop_checkpoints(folder, stage, consolidates=consolidates)
+    if state.stages_done < len(stages) and not state.stopped:
+        _drop_bad_checkpoints(folder, stages[state.stages_done])
+        _forget_later(folder, stages[state.stages_done + 1 :])
+
+
+def drop_checkpoints(folder: RunFolder, stage: Stage, *, consolidates: bool) -> None:
+    """Delete the checkpoints that a complete stage makes needless, which hold optimizer states.
+
+    Those of an exploration stay until its pool has been read. If a shard is damaged, the run resumes from them.
+    """
+    if stage.phase == ("consolidate" if consolidates else "evaluate"):
+        for phase in TRAINS:
+            for path in folder.checkpoints(replace(stage, phase=phase)):
+                path.unlink()
 
 
 def restart(folder: RunFolder, stages: Sequence[Stage], stage: Stage) -> None:
     """Take the run back to the beginning of a phase, and forget what followed.
 
     Raises:
-        StateError: the state at that time is damaged.
+        DamagedError: the state at that time is damaged.
     """
-    state = _state_before(folder, stage)
+    state = LoopState.load(folder.state_before(stage))
+    for path in folder.checkpoints(stage):  # first: after a kill, a resume would go on from them
+        path.unlink()
     # The phase has not begun then, so it takes the number of rollout steps that the settings give now.
     folder.save_state(replace(state, explore_steps=state.explore_steps[: stage.round]))
     _forget_later(folder, stages[stages.index(stage) :])
 
 
-def check_policy(folder: Path) -> None:
-    """Verify the checksums of a policy's files.
+def _state_to_repeat(
+    folder: RunFolder, stages: Sequence[Stage], maker: Stage, state: LoopState, warnings: list[str]
+) -> LoopState:
+    """The state before a stage, or before an earlier one if that is damaged; at last, that of a new run.
 
-    Raises:
-        DamagedError: names the first damaged file.
+    Args:
+        folder: the run folder.
+        stages: the plan of the run.
+        maker: the stage to repeat.
+        state: a later state.
+        warnings: takes what is damaged and what is repeated.
     """
-    for name, what in damaged_files(folder).items():
-        raise DamagedError(f"{folder / name} {what}")
-
-
-def check_pool(folder: RunFolder, stage: Stage) -> None:
-    """Verify the checksums of a round's shards.
-
-    Raises:
-        DamagedError: names the first damaged shard.
-    """
-    pool = folder.pool(stage)
-    for name, what in pool.damaged().items():
-        raise DamagedError(f"{pool.folder / name} {what}")
-
-
-def checkpoint_damage(path: Path) -> str:
-    """The damage of a checkpoint, found by the checksums in its zip format; empty if it is intact."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            bad = archive.testzip()
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, ValueError) as error:
-        return f"is not a complete checkpoint ({error})"
-    return f"is damaged (the checksum of its part {bad} differs)" if bad else ""
-
-
-def _newest_state(folder: RunFolder) -> LoopState | None:
-    """The current state, or the previous one if that is damaged."""
-    damage = []
-    for path in folder.states:
+    trained = [stage for stage in stages[: stages.index(maker) + 1] if stage.phase != "evaluate"]
+    for stage in reversed(trained):
         try:
-            state = LoopState.load(path)
+            before = LoopState.load(folder.state_before(stage))
         except DamagedError as error:
-            damage.append(str(error))
+            warnings.append(str(error))
             continue
-        for line in damage:
-            _log.warning(f"{line}; the run resumes from {path.name}")
-        return state
-    if damage:
-        raise StateError(
-            "\n".join(damage) + f"\n--resume {folder.out}: no other record of its state exists; start a new run"
-        )
-    return None
-
-
-def _maker_of_damaged_input(folder: RunFolder, stage: Stage) -> Stage | None:
-    """The complete stage that wrote a damaged input of this stage; the earliest if there are several."""
-    try:
-        if stage.phase == "evaluate":
-            maker = Stage(stage.round, "explore" if stage.which == "explored" else "consolidate", stage.which)
-            if stage.which != "base":
-                check_policy(folder.policy(stage))
-            return None
-        if initial := folder.initial_policy(stage):
-            maker = Stage(stage.round - 1, "consolidate", "consolidated")
-            check_policy(initial)
-        if stage.phase == "consolidate":
-            maker = Stage(stage.round, "explore", "explored")
-            check_pool(folder, stage)
-    except DamagedError as error:
-        _log.warning(str(error))
-        return maker
-    return None
-
-
-def _state_before(folder: RunFolder, stage: Stage) -> LoopState:
-    try:
-        return LoopState.load(folder.state_before(stage))
-    except DamagedError as error:
-        raise StateError(
-            f"{error}\n--resume {folder.out}: no other record of that state exists; start a new run"
-        ) from error
+        warnings.append(f"round {stage.round + 1} {stage.phase} is repeated")
+        return before
+    warnings.append("the run is repeated from its beginning")
+    return LoopState(state.run_id, began=state.began, base=state.base)
 
 
 def _drop_bad_checkpoints(folder: RunFolder, stage: Stage) -> None:
@@ -155,7 +133,7 @@ def _drop_bad_checkpoints(folder: RunFolder, stage: Stage) -> None:
 
 
 def _forget_later(folder: RunFolder, later: Sequence[Stage]) -> None:
-    """Delete the rows, checkpoints, records and plots of stages that will be repeated.
+    """Delete the rows, checkpoints, records, states and plots of stages that will be repeated.
 
     They overwrite their other files.
     """
@@ -168,8 +146,10 @@ def _forget_later(folder: RunFolder, later: Sequence[Stage]) -> None:
     for stage in later:
         for path in folder.checkpoints(stage):
             path.unlink()
+        if stage.phase == "evaluate":
+            folder.evaluation(stage).unlink(missing_ok=True)
+            continue
+        folder.state_before(stage).unlink(missing_ok=True)
         if stage.phase == "explore":
             drop_inside_records(folder.evaluations(stage), after=0)
             folder.pool_plot(stage).unlink(missing_ok=True)
-        elif stage.phase == "evaluate":
-            folder.evaluation(stage).unlink(missing_ok=True)

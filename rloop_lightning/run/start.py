@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 
-from rloop_lightning.run.folder import RunFolder
+import yaml
+
+from rloop_lightning.errors import StateError
+from rloop_lightning.run.folder import RunFolder, settings_text
+from rloop_lightning.run.state import LoopState
 from rloop_lightning.system.files import write_text
 
 
@@ -33,27 +40,39 @@ def new_run_faults(folder: RunFolder) -> list[str]:
 
 
 def resume_faults(run: RunFolder) -> list[str]:
-    """Why this folder has no run to resume. resume.py checks for damaged files."""
-    if run.config.is_file() and run.states:
+    """Why this folder has no run to resume. resume.py checks for other damaged files."""
+    try:
+        state, _ = run.newest_state()
+    except StateError as error:
+        return str(error).splitlines()
+    if state is not None and (state.settings or run.config.is_file()):
         return []
-    needed = f"{run.config.name} and {run.state.name}"
+    needed = run.state.name if state is None else run.config.name
     return [f"--resume {run.out}: no {needed} there; give the folder of an existing run"]
 
 
-def begin(folder: RunFolder, settings: str) -> None:
-    """Write the settings (YAML) to a new run folder.
+def begin(folder: RunFolder, settings: str, began: date) -> None:
+    """Write the first state, with the settings, and config.yaml to a new run folder.
+
+    Args:
+        folder: the run folder.
+        settings: all settings, YAML.
+        began: today's date.
 
     Raises:
-        RunFolderError: they can't be written. Folders created for them are removed.
+        RunFolderError: they can't be written. No files are left.
     """
-    file = folder.config
+    # As they are in the state file, so that they compare equal.
+    values = json.loads(json.dumps(yaml.safe_load(settings), default=str))
     with nothing_half_written(folder.out):
         try:
-            write_text(file, settings)
+            folder.save_state(LoopState(uuid.uuid4().hex, settings=values, began=began.isoformat()))
+            write_text(folder.config, settings_text(values))
         except OSError as error:
+            folder.state.unlink(missing_ok=True)
             raise RunFolderError(
-                f"can't write {file}: {error.strerror or error}; free disk space, or choose another folder with --out, "
-                "and start again"
+                f"can't write the settings to {folder.out}: {error.strerror or error}; free disk space, or choose "
+                "another folder with --out, and start again"
             ) from error
 
 

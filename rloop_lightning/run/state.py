@@ -19,6 +19,8 @@ from rloop_lightning.system.json_file import json_checksum, read_json, write_jso
 from rloop_lightning.system.terminal import one_line
 
 Phase = Literal["explore", "consolidate", "evaluate"]
+TRAINS: tuple[Phase, ...] = ("explore", "consolidate")
+"""The phases that train, in order."""
 Which = Literal["base", "explored", "consolidated"]
 Select = Literal["last", "explored", "pass@1", "pass@k"]
 

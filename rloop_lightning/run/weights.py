@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rloop_lightning.errors import DamagedError
 from rloop_lightning.model.policy import Policy
+from rloop_lightning.run.damage import check_policy
 from rloop_lightning.run.folder import RunFolder
-from rloop_lightning.run.resume import check_policy
 from rloop_lightning.system.checksums import damaged_files
 
 
@@ -19,24 +20,28 @@ class Weights:
     Args:
         policy: the base policy; its weights are replaced in place.
         folder: the run folder.
+        base_fault: why the base policy can't be loaded, so that `policy` holds other weights; empty if it is the base.
     """
 
-    def __init__(self, policy: Policy, folder: RunFolder) -> None:
+    def __init__(self, policy: Policy, folder: RunFolder, base_fault: str = "") -> None:
         self._policy = policy
+        self._base_fault = base_fault
         self._base = Path(policy.source) if Path(policy.source).is_dir() else folder.base
-        if self._base == folder.base and damaged_files(folder.base):
+        if self._base == folder.base and not base_fault and damaged_files(folder.base):
             policy.save(folder.base)
-        self._held = self._base
+        self._held = None if base_fault else self._base
 
     def use(self, folder: Path | None) -> None:
         """Load the weights of a folder; None loads the base policy.
 
         Raises:
-            DamagedError: a file of the folder has changed since it was written.
+            DamagedError: a file of the folder has changed since it was written, or the base policy is not there.
         """
         wanted = folder or self._base
         if wanted == self._held:
             return
+        if folder is None and self._base_fault:
+            raise DamagedError(self._base_fault)
         if wanted != self._base:
             check_policy(wanted)
         self._policy.load_weights(str(wanted))

@@ -20,14 +20,16 @@ _DIGEST_CHARACTERS = 64
 
 
 def add_checksum(path: Path) -> None:
-    """Add the checksum of a new file to its folder's checksums."""
-    append(path.parent / SUMS, _line(path.name, _digest(path)).encode())
+    """Add the checksum of a file to its folder's checksums. The last one of a name counts."""
+    sums = path.parent / SUMS
+    cut = sums.exists() and not sums.read_bytes().endswith(b"\n")  # a kill left a half-written line
+    append(sums, ("\n" * cut + _line(path.name, digest(path))).encode())
 
 
 def write_checksums(folder: Path) -> None:
     """Write the checksums of all files that are now in a folder."""
     names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != SUMS)
-    write_text(folder / SUMS, "".join(_line(name, _digest(folder / name)) for name in names))
+    write_text(folder / SUMS, "".join(_line(name, digest(folder / name)) for name in names))
 
 
 def keep_checksums(folder: Path, names: Iterable[str]) -> None:
@@ -61,7 +63,7 @@ def damaged_files(folder: Path, names: Iterable[str] | None = None) -> dict[str,
             damage[name] = "is missing"
         elif name not in listed:
             damage[name] = f"has no checksum in {SUMS}"
-        elif _digest(folder / name) != listed[name]:
+        elif digest(folder / name) != listed[name]:
             damage[name] = "is damaged (its checksum differs)"
     return damage
 
@@ -70,6 +72,7 @@ def _line(name: str, digest: str) -> str:
     return f"{digest}  {name}\n"
 
 
-def _digest(path: Path) -> str:
+def digest(path: Path) -> str:
+    """The SHA-256 checksum of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

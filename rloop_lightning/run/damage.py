@@ -1,0 +1,128 @@
+"""What is damaged in a run folder: files that a stage reads, and those that only readers of finished phases need.
+
+Policies, rollouts, evaluation records and expert sets have checksums (system/checksums.py). A state file has one
+inside, and a checkpoint has those of its zip format.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from rloop_lightning.errors import DamagedError
+from rloop_lightning.run.folder import RunFolder
+from rloop_lightning.run.handover import select_stage
+from rloop_lightning.run.parts import Parts
+from rloop_lightning.run.state import TRAINS, LoopState, Stage
+from rloop_lightning.system.checksums import damaged_files
+
+_NAMED = 3
+"""Damaged files of a folder that a warning names."""
+
+
+def check_policy(folder: Path) -> None:
+    """Verify the checksums of a policy's files.
+
+    Raises:
+        DamagedError: names the first damaged file.
+    """
+    for name, what in damaged_files(folder).items():
+        raise DamagedError(f"{folder / name} {what}")
+
+
+def check_pool(folder: RunFolder, stage: Stage) -> None:
+    """Verify the checksums of a round's shards.
+
+    Raises:
+        DamagedError: names the first damaged shard.
+    """
+    pool = folder.pool(stage)
+    for name, what in pool.damaged().items():
+        raise DamagedError(f"{pool.folder / name} {what}")
+
+
+def checkpoint_damage(path: Path) -> str:
+    """The damage of a checkpoint, found by the checksums in its zip format; empty if it is intact."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, ValueError) as error:
+        return f"is not a complete checkpoint ({error})"
+    return f"is damaged (the checksum of its part {bad} differs)" if bad else ""
+
+
+def damaged_input(
+    folder: RunFolder, stages: Sequence[Stage], parts: Parts, state: LoopState
+) -> tuple[Stage, DamagedError] | None:
+    """The damage of a file that the next stage or the hand-over reads, with the stage that wrote the file.
+
+    If there are several, it is that of the earliest stage. None if all files are intact.
+
+    Raises:
+        StateError: the policy to hand over was deleted.
+    """
+    if state.stages_done < len(stages) and not state.stopped:
+        makers = _makers(stages[state.stages_done], parts)
+    else:
+        selected = select_stage(folder, parts, stages[: state.stages_done], state)
+        intact = state.selected == selected.name and not damaged_files(folder.final)
+        makers = [] if intact or selected.which == "base" else [_maker(selected)]
+    for maker, reads_pool in makers:
+        try:
+            check_pool(folder, maker) if reads_pool else check_policy(folder.policy(maker))
+        except DamagedError as error:
+            return maker, error
+    return None
+
+
+def _makers(stage: Stage, parts: Parts) -> list[tuple[Stage, bool]]:
+    """The stages whose policy or pool a stage reads, in order, and whether it is the pool."""
+    if stage.phase == "evaluate":
+        return [] if stage.which == "base" else [_maker(stage)]
+    consolidates = stage.phase == "consolidate"
+    reads_earlier = parts.filter.rate_over == "run" if consolidates else parts.algorithm.trains_on_stored
+    pools = range(0 if reads_earlier else stage.round, stage.round + consolidates)
+    initial = [(Stage(stage.round - 1, "consolidate", "consolidated"), False)] if stage.round else []
+    makers = [*((Stage(number, "explore", "explored"), True) for number in pools), *initial]
+    return sorted(makers, key=lambda maker: (maker[0].round, TRAINS.index(maker[0].phase)))
+
+
+def _maker(evaluation: Stage) -> tuple[Stage, bool]:
+    """The stage that made the policy that an evaluation measures."""
+    phase = TRAINS[0] if evaluation.which == "explored" else TRAINS[1]
+    return Stage(evaluation.round, phase, evaluation.which), False
+
+
+def needless_damage(folder: RunFolder, done: Sequence[Stage], parts: Parts, state: LoopState) -> Iterator[str]:
+    """Damaged files of complete stages that the rest of the run does not read, one warning per folder."""
+    for stage in done:
+        if stage.phase == "evaluate":
+            records, listed = folder.evaluations(stage), [folder.evaluation(stage).name]
+            # A run of version 0 has no checksums of them.
+            yield from _warnings(records, damaged_files(records, listed) if state.began else {}, "")
+            continue
+        again = f"; --restart_from {folder.phase(stage).relative_to(folder.out)} makes it again, and all that follows"
+        policy = folder.policy(stage)
+        if policy.exists() or parts.loop.keep_policies == "all":
+            yield from _warnings(policy, damaged_files(policy), again)
+        if stage.phase == "explore":
+            pool = folder.pool(stage)
+            yield from _warnings(pool.folder, pool.damaged(), again)
+            records = folder.evaluations(stage)
+            inside = [path.name for path in records.glob("step-*.parquet")]
+            yield from _warnings(records, damaged_files(records, inside) if state.began else {}, again)
+        elif state.began:
+            expert = folder.expert_set(stage)
+            yield from _warnings(expert.parent, damaged_files(expert.parent, [expert.name]), again)
+        try:
+            LoopState.load(folder.state_before(stage))
+        except DamagedError as error:
+            yield f"{error}; the rest of the run does not need it, but --restart_from can't go back to it"
+
+
+def _warnings(folder: Path, damage: Mapping[str, str], advice: str) -> Iterator[str]:
+    if damage:
+        named = ", ".join(f"{folder / name} {what}" for name, what in [*damage.items()][:_NAMED])
+        more = f" and {len(damage) - _NAMED:,} more files are damaged" if len(damage) > _NAMED else ""
+        yield f"{named}{more}; the rest of the run does not need it{advice}"
