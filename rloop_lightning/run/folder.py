@@ -221,7 +221,10 @@ class RunFolder:
             except DamagedError as error:
                 damage.append(str(error))
                 continue
-            return state, [f"{line}; the run resumes from {path.relative_to(self.out)}" for line in damage]
+            warnings = [f"{line}; the run resumes from {path.relative_to(self.out)}" for line in damage]
+            if path == self.state and self.previous_state.exists():
+                warnings += _damage(self.previous_state)
+            return state, warnings
         if damage:
             raise StateError(
                 "\n".join(damage) + f"\n--resume {self.out}: no other record of its state exists; start a new run"
@@ -263,6 +266,15 @@ class RunFolder:
             return ""
         with self.config.open("rb") as file:
             return file.read(_LONGEST_CONFIG).decode(errors="replace")
+
+
+def _damage(state: Path) -> list[str]:
+    """A warning if a state that is not needed is damaged."""
+    try:
+        LoopState.load(state)
+    except DamagedError as error:
+        return [f"{error}; the run does not need it"]
+    return []
 
 
 def settings_text(settings: Mapping[str, Any]) -> str:

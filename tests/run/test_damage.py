@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from killing import Kill
-from same_run import assert_same_run
+from safetensors.torch import load_file
+from same_run import assert_same_run, deterministic_rows
 from tiny_run import TinyRun, resume
 
 # A round of four rollout steps on the embedded policy, a checkpoint after each.
@@ -78,6 +79,48 @@ CASES = {
         cut,
         ("state.json",),
         ("state.json is damaged", "the run resumes from state.previous.json"),
+    ),
+    "both states": Damage(
+        CONSOLIDATING,
+        cut,
+        ("state.json", "state.previous.json"),
+        ("state.previous.json is damaged", "the run resumes from round-0/consolidate/state.json"),
+    ),
+    "the previous state alone": Damage(
+        CONSOLIDATING,
+        cut,
+        ("state.previous.json",),
+        ("state.previous.json is damaged (its checksum differs); the run does not need it",),
+    ),
+    "the settings": Damage(
+        EXPLORING,
+        flip,
+        ("config.yaml",),
+        ("config.yaml is missing, damaged or was changed; it is written again",),
+    ),
+    "the settings, deleted": Damage(
+        CONSOLIDATING,
+        os.unlink,
+        ("config.yaml",),
+        ("config.yaml is missing, damaged or was changed; it is written again",),
+    ),
+    "the record of the problems": Damage(
+        EXPLORING,
+        cut,
+        ("problems.parquet",),
+        ("problems.parquet was damaged or missing; it is written again, and is what it was",),
+    ),
+    "the state before a finished phase": Damage(
+        CONSOLIDATING,
+        flip,
+        ("round-0/explore/state.json",),
+        ("round-0/explore/state.json is damaged", "--restart_from can't go back to it"),
+    ),
+    "a shard, and the state before its exploration": Damage(
+        CONSOLIDATING,
+        flip,
+        ("round-0/pool/step-000002.parquet", "round-0/explore/state.json"),
+        ("pool/step-000002.parquet is damaged", "the run is repeated from its beginning"),
     ),
     "a shard that the consolidation reads": Damage(
         CONSOLIDATING,
@@ -170,10 +213,35 @@ def test_a_shard_damaged_under_a_running_run_is_named_and_a_resume_repeats_its_e
     assert_same_run(out, finished)
 
 
+FINISHED_PHASE = {
+    "its policy": ("round-0/explore/policy/model.safetensors", flip, "--restart_from round-0/explore makes it again"),
+    "a deleted file of its policy": ("round-0/explore/policy/tokenizer.json", os.unlink, "tokenizer.json is missing"),
+    "its rollouts": ("round-0/pool/step-000002.parquet", cut, "--restart_from round-0/explore makes it again"),
+    "its evaluation": ("round-0/evaluations/explored.parquet", flip, "the rest of the run does not need it"),
+    "its expert set": ("round-0/expert.parquet", os.unlink, "--restart_from round-0/consolidate makes it again"),
+}
+
+
+@pytest.mark.parametrize("case", FINISHED_PHASE)
+def test_damage_of_a_finished_phase_is_named_though_the_run_goes_on_without(
+    case: str, killed: Callable[[Kill], Path], finished: Path, tmp_path: Path
+) -> None:
+    file, deed, said = FINISHED_PHASE[case]
+    out, log = tmp_path / "run", tmp_path / "log"
+    shutil.copytree(killed(EVALUATING), out)
+    deed(out / file)
+    assert resume(out, log) == 0, log.read_text()
+    assert str(out / file) in log.read_text()
+    assert said in log.read_text()
+    assert deterministic_rows(out) == deterministic_rows(finished)
+    ours, theirs = (load_file(run / "final" / "model.safetensors") for run in (out, finished))
+    assert all(ours[name].equal(theirs[name]) for name in theirs)
+
+
 def test_without_any_whole_state_a_run_is_not_resumed(killed: Callable[[Kill], Path], tmp_path: Path) -> None:
     out, log = tmp_path / "run", tmp_path / "log"
     shutil.copytree(killed(EXPLORING), out)
-    for name in ("state.json", "state.previous.json"):
+    for name in ("state.json", "state.previous.json", "round-0/explore/state.json"):
         cut(out / name)
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     assert resume(out, log, debug=False) == 2
