@@ -29,6 +29,8 @@ def assert_same_run(out: Path, expected: Path) -> None:
         assert ours.select(kept).equals(theirs.select(kept)), f"{file} differs"
     assert spent(out) == spent(expected)
     assert not list(out.rglob("*.partial"))
+    checkpoints = (sorted(path.relative_to(run) for path in run.rglob("*.ckpt")) for run in (out, expected))
+    assert next(checkpoints) == next(checkpoints)
 
 
 def deterministic_rows(run: Path) -> list[dict[str, object]]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from killing import Kill
+import torch
+from killing import Kill, run_fit
 from safetensors.torch import load_file
 from same_run import assert_same_run, deterministic_rows
 from tiny_run import TinyRun, resume
+
+from rloop_lightning.cli.main import main
 
 # Two rounds of four rollout steps on the embedded policy; the filter is off so that there is something to consolidate.
 DECODE = "rloop_lightning.engines.torch_engine:sample_tokens"
@@ -74,3 +77,38 @@ def test_plain_reinforcement_learning_resumes_to_the_same_bits(two_rounds: TinyR
     ours, theirs = (load_file(run / "final" / "model.safetensors") for run in (out, expected))
     assert all(ours[name].equal(theirs[name]) for name in theirs)
     assert deterministic_rows(out) == deterministic_rows(expected)
+
+
+def test_checkpoints_that_a_kill_left_behind_are_removed(
+    two_rounds: TinyRun, uninterrupted: Path, tmp_path: Path
+) -> None:
+    """Between the state after a consolidation and the removal of its checkpoints."""
+    out, log = tmp_path / "run", tmp_path / "log"
+    assert two_rounds.fit_apart(out, log, Kill("rloop_lightning.run.loop:drop_checkpoints", 4)) == -9, log.read_text()
+    assert list((out / "round-0" / "consolidate" / "checkpoints").glob("*.ckpt"))
+    assert resume(out, log) == 0, log.read_text()
+    assert_same_run(out, uninterrupted)
+
+
+def test_going_back_to_a_phase_survives_a_kill(tiny: TinyRun, tmp_path: Path) -> None:
+    """The phase does not go on from a checkpoint of before."""
+    out, log, other = tmp_path / "run", tmp_path / "log", ("--algo.lr", "2e-4")
+    assert tiny.fit_apart(out, log, Kill(RENAME, 1, "round-0/pool/step-000004.parquet")) == -9
+    again = ["--resume", str(out), "--restart_from", "round-0/explore", *other]
+    assert run_fit(again, log, Kill(RENAME, 1, "run/state.json")) == -9, log.read_text()
+    assert run_fit(["--resume", str(out), *other], log) == 0, log.read_text()
+    expected = tiny.finished(tmp_path / "at-once", *other)
+    assert deterministic_rows(out) == deterministic_rows(expected)
+
+
+def test_another_number_of_threads_is_told(tiny: TinyRun, tmp_path: Path) -> None:
+    out, log = tmp_path / "run", tmp_path / "log"
+    assert tiny.fit_apart(out, log, Kill(RENAME, 1, "round-0/pool/step-000004.parquet")) == -9
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert main(["--resume", str(out)]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    note = "resumed with threads 3 (before: 1): the results are not bit-identical to those of an uninterrupted run"
+    assert f"\n- {note}\n" in (out / "results.md").read_text()
