@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from rloop_lightning.cli.arguments import UsageError
 from rloop_lightning.cli.loggers import user_loggers
 from rloop_lightning.data.base import ProblemSource
+from rloop_lightning.errors import ClaimError
 from rloop_lightning.model.config import PolicyConfig, policy_faults
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.run.edits import Edits, Resumption, find_edits
@@ -18,7 +19,7 @@ from rloop_lightning.run.loop import LoopRunner
 from rloop_lightning.run.parts import Parts
 from rloop_lightning.run.precision import slow_bfloat16
 from rloop_lightning.run.problem_record import changed_problems, recorded_date, write_record
-from rloop_lightning.run.start import begin, new_run_faults
+from rloop_lightning.run.start import begin
 from rloop_lightning.system.hub import push_faults
 
 if TYPE_CHECKING:
@@ -29,9 +30,10 @@ _log = logging.getLogger(__name__)
 
 def prepare(cli: RLoopCLI) -> tuple[LoopRunner, Policy]:
     """See `RLoopCLI.prepare`."""
+    wrong = [] if cli.config.dry_run else _claim_faults(cli)
     folder, config = cli.folder, cli.config
     edits = _edits(cli)
-    wrong = [*faults_outside(cli, cli.policy_config, None), *push_faults(cli.hub)]
+    wrong += [*faults_outside(cli, cli.policy_config, None), *push_faults(cli.hub)]
     today = recorded_date(folder.problems) if config.resume else date.today()
     cli.parts.data.today = today
     try:
@@ -71,7 +73,7 @@ def faults_outside(cli: RLoopCLI, policy: PolicyConfig | None, data: ProblemSour
     """Errors in the run folder, the model's folder and the problem sets."""
     wrong = [*_edits(cli).faults]
     if not cli.config.resume:
-        wrong += new_run_faults(cli.folder)
+        wrong += cli.claim.faults()
         if cli.config.restart_from is not None:
             wrong.append("--restart_from needs --resume RUN")
     if policy is not None:
@@ -82,6 +84,22 @@ def faults_outside(cli: RLoopCLI, policy: PolicyConfig | None, data: ProblemSour
         except ValueError as error:
             wrong += str(error).splitlines()
     return wrong
+
+
+def _claim_faults(cli: RLoopCLI) -> list[str]:
+    """Take the run folder. Returns why a new run can't have it.
+
+    Raises:
+        UsageError: a resume can't have it. It says nothing else, since a process that runs there changes what it reads.
+    """
+    resumes = bool(cli.config.resume)
+    try:
+        cli.claim.take(resumes=resumes)
+    except ClaimError as error:
+        if resumes:
+            raise UsageError(str(error)) from error
+        return str(error).splitlines()
+    return []
 
 
 def refuse(wrong: Sequence[str]) -> None:

@@ -1,9 +1,7 @@
-"""The start of a run: checks its folder before anything is written there, then writes its settings."""
+"""The start of a run, in the folder that it has claimed (claim.py)."""
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,22 +12,6 @@ from rloop_lightning.system.files import write_text
 
 class RunFolderError(OSError):
     """The run folder can't be written. The message gives the reason and the fix."""
-
-
-def new_run_faults(folder: RunFolder) -> list[str]:
-    """Why a new run can't start in this folder. The check leaves no files."""
-    out = folder.out
-    if folder.state.exists():
-        return [f"--out {out} already contains a run; resume it with --resume {out}, or choose another folder"]
-    there = next(path for path in (out.absolute(), *out.absolute().parents) if os.path.lexists(path))
-    if not there.is_dir():
-        return [f"--out {out}: {there} is not a folder; choose another"]
-    try:
-        with tempfile.TemporaryDirectory(dir=there):
-            pass
-    except OSError as error:
-        return [f"--out {out}: can't write in {there}: {error.strerror}; choose another folder"]
-    return []
 
 
 def resume_faults(run: RunFolder) -> list[str]:
