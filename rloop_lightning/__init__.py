@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from rloop_lightning.data.hub import HubProblems
     from rloop_lightning.engines.base import RolloutEngine
     from rloop_lightning.engines.torch_engine import TorchEngine
-    from rloop_lightning.errors import PushError, RunFault, StateError, Stopped
+    from rloop_lightning.errors import ClaimError, PushError, RunFault, StateError, Stopped
     from rloop_lightning.evaluation import PassAtK, pass_at_k
     from rloop_lightning.evaluation.evaluator import EvaluationConfig
     from rloop_lightning.model.config import PolicyConfig
@@ -66,6 +66,7 @@ __all__ = [
     "RFT",
     "Algorithm",
     "CaptureConfig",
+    "ClaimError",
     "Consolidation",
     "Countdown",
     "CountdownReward",
@@ -135,7 +136,7 @@ _HOMES = {
     "data.hub": "HubProblems",
     "engines.base": "RolloutEngine",
     "engines.torch_engine": "TorchEngine",
-    "errors": "PushError RunFault StateError Stopped",
+    "errors": "ClaimError PushError RunFault StateError Stopped",
     "evaluation": "PassAtK pass_at_k",
     "evaluation.evaluator": "EvaluationConfig",
     "model.config": "PolicyConfig",

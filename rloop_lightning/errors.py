@@ -33,6 +33,13 @@ class StateError(ValueError):
     """A run can't be resumed, because no readable state of it is left. The command's exit code is 2."""
 
 
+class ClaimError(ValueError):
+    """A run can't have its folder: another process uses it, it holds other files, or it can't be written.
+
+    The command's exit code is 2.
+    """
+
+
 class DoorError(ImportError):
     """A room is imported by the name of the link to it at the repository's root, which would make its classes anew.
 

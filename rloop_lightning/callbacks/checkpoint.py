@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from rloop_lightning.system.files import atomic_path
 from rloop_lightning.system.signals import StopSignals
 from rloop_lightning.types import RolloutStep
 
+_NAME = re.compile(r"step-(\d{6,})\.ckpt")
 _KEPT = 2
 """Checkpoints kept per phase: the newest, and a fallback in case it is damaged."""
 
@@ -51,8 +53,8 @@ class PhaseCheckpoint(Checkpoint):
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """A phase's checkpoints, oldest first."""
-    return sorted(folder.glob("step-*.ckpt"))
+    """A phase's checkpoints, oldest first. Files of other names are not a run's."""
+    return sorted((path for path in folder.glob("*.ckpt") if _NAME.fullmatch(path.name)), key=checkpoint_step)
 
 
 def checkpoint_step(path: Path) -> int:

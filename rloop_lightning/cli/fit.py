@@ -42,6 +42,7 @@ from rloop_lightning.evaluation.evaluator import EvaluationConfig
 from rloop_lightning.model.config import PolicyConfig
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.rollouts.filter import FilterConfig
+from rloop_lightning.run.claim import RunClaim
 from rloop_lightning.run.folder import RunFolder
 from rloop_lightning.run.loop import LoopRunner
 from rloop_lightning.run.parts import Parts
@@ -74,15 +75,22 @@ class RLoopCLI(LightningCLI):
     Args:
         argv: command line arguments, without the program name.
         objects: by group, parts given as Python objects without an import path.
+        claim: the run folder, if the caller has chosen it.
 
     Raises:
         UsageError: names all errors in the settings.
         SystemExit: 0, after `--help_all`, `--print_config` and `--print_shtab`.
     """
 
-    def __init__(self, argv: Sequence[str], objects: Mapping[str, Any] = MappingProxyType({})) -> None:
+    def __init__(
+        self,
+        argv: Sequence[str],
+        objects: Mapping[str, Any] = MappingProxyType({}),
+        claim: RunClaim | None = None,
+    ) -> None:
         self.arguments = Arguments(argv, objects)
         self.objects = objects
+        self._given_claim = claim
         self.choices = self.arguments.choices
         super().__init__(
             args=self.arguments.flags,
@@ -161,7 +169,7 @@ class RLoopCLI(LightningCLI):
         """Construct every part, and report all errors at once."""
         made: dict[str, Any] = {"consolidate": None, **self.objects}
         wrong = list(self.wrong)
-        self.folder = RunFolder(self._run_folder())
+        self.claim = self._given_claim or self._new_claim()
         chosen = {group: choice.cls for group, choice in self.choices.items() if choice.cls is not None}
         for group, cls in {**chosen, **FIXED}.items():
             settings = self.folder.located(self._arguments_of(group))
@@ -207,7 +215,9 @@ class RLoopCLI(LightningCLI):
         return trainer_from(self.parser, self.config.trainer, kwargs)
 
     def prepare(self) -> tuple[LoopRunner, Policy]:
-        """Run all checks, start the run folder unless --dry_run is given, and return the loop and the base policy.
+        """Claim the run folder, run all checks, write the settings, and return the loop and the base policy.
+
+        With --dry_run, only run the checks. Release `claim` at the end of the run.
 
         Raises:
             UsageError: names all errors.
@@ -215,11 +225,17 @@ class RLoopCLI(LightningCLI):
         """
         return prepare(self)
 
-    def _run_folder(self) -> Path:
-        if self.config.resume:
-            return Path(self.config.resume)
+    @property
+    def folder(self) -> RunFolder:
+        """The run folder; a new one has its final name once it is claimed."""
+        return self.claim.folder
+
+    def _new_claim(self) -> RunClaim:
+        if named := self.config.resume or self.config.out:
+            return RunClaim(RunFolder(Path(named)))
         chosen = (self.choices[group].name.rpartition(".")[2].rstrip(">") for group in ("algo", "consolidate"))
-        return Path(self.config.out or "runs/" + "-".join([time.strftime("%Y%m%d-%H%M%S"), *chosen]))
+        name = "-".join([time.strftime("%Y%m%d-%H%M%S"), *chosen])
+        return RunClaim(RunFolder(Path("runs") / name), named=False)
 
     def settings(self) -> str:
         """All settings as YAML."""

@@ -18,8 +18,10 @@ from rloop_lightning.cli.fit import RLoopCLI
 from rloop_lightning.cli.instant import fit_answer
 from rloop_lightning.cli.quiet import quiet_lightning
 from rloop_lightning.errors import DiagnosedError, PushError, RunFault, StateError, Stopped
+from rloop_lightning.model.policy import Policy
 from rloop_lightning.rewards.workers import WorkerStartError
 from rloop_lightning.run.handover import push_final
+from rloop_lightning.run.loop import LoopRunner
 from rloop_lightning.run.start import RunFolderError
 from rloop_lightning.system.signals import StopSignals
 
@@ -47,19 +49,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _fit(arguments: Sequence[str], debug: bool, signals: StopSignals) -> int:
     try:
         cli = RLoopCLI(arguments)
-        runner, policy = cli.prepare()
-        if cli.config.dry_run:
-            policy.mixed_precision = runner.mixed_precision
-            for line in dry_run(runner.parts, policy, runner.device):
-                print(line)
-            return 0
+        with cli.claim:
+            runner, policy = cli.prepare()
+            if cli.config.dry_run:
+                policy.mixed_precision = runner.mixed_precision
+                for line in dry_run(runner.parts, policy, runner.device):
+                    print(line)
+                return 0
+            return _run(cli, runner, policy, debug, signals)
     except UsageError as error:
         return _complain(error, debug, code=2)
     except RunFolderError as error:
         return _complain(error, debug, code=1)
+
+
+def _run(cli: RLoopCLI, runner: LoopRunner, policy: Policy, debug: bool, signals: StopSignals) -> int:
     go_on = f"rloop-fit --resume {shlex.quote(str(runner.out))}"
     try:
-        state = runner.run(policy, signals)
+        state = runner.run(policy, signals, cli.claim)
     except StateError as error:
         return _complain(error, debug, code=2)
     except (DiagnosedError, WorkerStartError) as error:

@@ -25,7 +25,7 @@ class RunOption:
 
 RUN_OPTIONS = {
     "seed_everything": RunOption(Seed, 0, "seed of all randomness"),
-    "out": RunOption(str, None, "run folder (default: runs/DATE-ALGO-CONSOLIDATE)"),
+    "out": RunOption(str, None, "run folder, absent or empty (default: runs/DATE-ALGO-CONSOLIDATE)"),
     "resume": RunOption(str, None, "folder of the run to resume"),
     "restart_from": RunOption(
         str, None, "with --resume: repeat the run from the beginning of this phase, such as round-1/explore"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from rloop_lightning.cli.arguments import UsageError
 from rloop_lightning.cli.loggers import user_loggers
 from rloop_lightning.data.base import ProblemSource
+from rloop_lightning.errors import ClaimError
 from rloop_lightning.model.config import PolicyConfig, model_source, policy_faults
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.run.base_policy import Source, source_on_resume
@@ -20,7 +21,7 @@ from rloop_lightning.run.loop import LoopRunner
 from rloop_lightning.run.parts import Parts
 from rloop_lightning.run.precision import slow_bfloat16
 from rloop_lightning.run.problem_record import changed_problems, keep_record, recorded_date
-from rloop_lightning.run.start import begin, new_run_faults
+from rloop_lightning.run.start import begin
 from rloop_lightning.system.hub import push_faults
 
 if TYPE_CHECKING:
@@ -31,9 +32,10 @@ _log = logging.getLogger(__name__)
 
 def prepare(cli: RLoopCLI) -> tuple[LoopRunner, Policy]:
     """See `RLoopCLI.prepare`."""
+    wrong = [] if cli.config.dry_run else _claim_faults(cli)
     folder, config = cli.folder, cli.config
     edits = _edits(cli)
-    wrong = [*faults_outside(cli, None if config.resume else cli.policy_config, None), *push_faults(cli.hub)]
+    wrong += [*faults_outside(cli, None if config.resume else cli.policy_config, None), *push_faults(cli.hub)]
     today = _first_day(folder) if config.resume else date.today()
     cli.parts.data.today = today
     try:
@@ -81,7 +83,7 @@ def faults_outside(cli: RLoopCLI, policy: PolicyConfig | None, data: ProblemSour
     """Errors in the run folder, the model's folder and the problem sets."""
     wrong = [*_edits(cli).faults]
     if not cli.config.resume:
-        wrong += new_run_faults(cli.folder)
+        wrong += cli.claim.faults()
         if cli.config.restart_from is not None:
             wrong.append("--restart_from needs --resume RUN")
     if policy is not None:
@@ -98,6 +100,22 @@ def _first_day(folder: RunFolder) -> date:
     """The date that chat templates saw when the run began."""
     state, _ = folder.newest_state()
     return date.fromisoformat(state.began) if state and state.began else recorded_date(folder.problems)
+
+
+def _claim_faults(cli: RLoopCLI) -> list[str]:
+    """Take the run folder. Returns why a new run can't have it.
+
+    Raises:
+        UsageError: a resume can't have it. It says nothing else, since a process that runs there changes what it reads.
+    """
+    resumes = bool(cli.config.resume)
+    try:
+        cli.claim.take(resumes=resumes)
+    except ClaimError as error:
+        if resumes:
+            raise UsageError(str(error)) from error
+        return str(error).splitlines()
+    return []
 
 
 def refuse(wrong: Sequence[str]) -> None:

@@ -29,17 +29,17 @@ from rloop_lightning.cli.registry import NONE
 from rloop_lightning.data.base import ProblemSource
 from rloop_lightning.data.records import Records, record_faults, record_sets, write_sets
 from rloop_lightning.engines.base import RolloutEngine
-from rloop_lightning.errors import Stopped
+from rloop_lightning.errors import ClaimError, Stopped
 from rloop_lightning.evaluation.evaluator import EvaluationConfig
 from rloop_lightning.model.config import PolicyConfig
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.rewards.base import Reward
 from rloop_lightning.rewards.function import RewardFunction
 from rloop_lightning.rollouts.filter import FilterConfig
+from rloop_lightning.run.claim import RunClaim
 from rloop_lightning.run.folder import RunFolder
 from rloop_lightning.run.handover import push_final
 from rloop_lightning.run.loop import LoopRunner
-from rloop_lightning.run.start import new_run_faults, nothing_half_written
 from rloop_lightning.run.state import Budget, LoopConfig
 from rloop_lightning.system.hub import HubConfig
 from rloop_lightning.system.signals import StopSignals
@@ -125,7 +125,7 @@ def train(
         loop: rounds and sizes.
         hub: the upload of the final policy.
         trainer: arguments of `lightning.Trainer`; a callback as `{"class_path": ..., "init_args": {...}}`.
-        out: run folder; runs/DATE-TIME by default.
+        out: run folder, absent or empty; runs/DATE-TIME by default.
         seed_everything: seed of all randomness.
         config: settings files and names of presets; later ones override earlier ones, and arguments override all.
         resume: folder of the run to resume.
@@ -140,13 +140,15 @@ def train(
         KeyboardInterrupt: Ctrl-C, after the training step is done and saved; a second Ctrl-C does not wait.
         Stopped: SIGTERM, in the same way.
     """
-    folder = RunFolder(Path(resume or out or f"runs/{time.strftime('%Y%m%d-%H%M%S')}"))
+    place = Path(resume or out or f"runs/{time.strftime('%Y%m%d-%H%M%S')}")
+    claim = RunClaim(RunFolder(place), named=bool(resume or out))
     as_configured = isinstance(consolidate, _AsConfigured)
     sets, data = _split_data(data)
     given = PythonSettings()
     given.options(
         {
-            "resume" if resume else "out": folder.out,
+            "resume": resume,
+            "out": None if resume else out,
             "config": config,
             "seed_everything": seed_everything,
             "restart_from": restart_from,
@@ -173,14 +175,16 @@ def train(
             "trainer": trainer,
         }
     )
-    with StopSignals() as signals, quiet_lightning():
+    with StopSignals() as signals, quiet_lightning(), claim:
         try:
-            cli, runner, base = _begin(given, folder, sets, resumes=resume is not None)
-            state = runner.run(base, signals)
+            cli, runner, base = _begin(given, claim, sets, resumes=resume is not None)
+            folder = claim.folder
+            state = runner.run(base, signals, claim)
             push_final(folder, cli.hub)
         except Stopped as stopped:
             if stopped.number != signal.SIGINT:
                 raise
+            folder = claim.folder
             begun = folder.state.exists()
             go_on = f"resume with train(resume={str(folder.out)!r})" if begun else "no run was started"
             raise KeyboardInterrupt(f"{stopped.saved}; {go_on}" if stopped.saved else go_on) from None
@@ -205,47 +209,43 @@ def _split_data(data: Any) -> tuple[Mapping[str, Records], Any]:
 
 
 def _begin(
-    given: PythonSettings, folder: RunFolder, sets: Mapping[str, Records], *, resumes: bool
+    given: PythonSettings, claim: RunClaim, sets: Mapping[str, Records], *, resumes: bool
 ) -> tuple[RLoopCLI, LoopRunner, Policy]:
-    """Start the run folder, and return the settings, the loop and the base policy. On an error, no files are left.
+    """Start the run folder, and return the settings, the loop and the base policy.
 
     Raises:
         UsageError: names all errors.
     """
     if not sets:
-        return _prepare(given, folder)
+        return _prepare(given, claim)
     given.wrong += record_faults(sets)
     if resumes:
-        given.wrong.append(f"data: the run has its problems in {folder.data}; leave data out")
+        given.wrong.append(f"data: the run has its problems in {claim.folder.data}; leave data out")
     else:
-        given.wrong += new_run_faults(folder)
-        if folder.data.exists():
-            given.wrong.append(f"out: {folder.data} is there already; remove it, or name another run folder")
+        try:
+            claim.take(resumes=False)
+        except ClaimError as error:
+            given.wrong += str(error).splitlines()
     if given.wrong:
         raise UsageError("\n".join(given.wrong))
-    with nothing_half_written(folder.data):
-        try:
-            files = write_sets(sets, folder.data)
-        except ValueError as error:
-            raise UsageError(str(error)) from error
-        try:
-            given.data_files({name: folder.setting_of(file) for name, file in files.items()})
-            return _prepare(given, folder)
-        except BaseException:
-            for file in files.values():
-                file.unlink()
-            raise
+    try:
+        files = write_sets(sets, claim.folder.data)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    given.data_files({name: claim.folder.setting_of(file) for name, file in files.items()})
+    return _prepare(given, claim)
 
 
-def _prepare(given: PythonSettings, folder: RunFolder) -> tuple[RLoopCLI, LoopRunner, Policy]:
+def _prepare(given: PythonSettings, claim: RunClaim) -> tuple[RLoopCLI, LoopRunner, Policy]:
     """Pass the settings through the command line."""
     try:
-        prepared = RLoopCLI(given.flags, given.objects)
+        prepared = RLoopCLI(given.flags, given.objects, claim)
     except UsageError as error:
         raise UsageError("\n".join([*given.wrong, str(error)])) from None
     if given.wrong:
         raise UsageError("\n".join(given.wrong))
     runner, base = prepared.prepare()
+    folder = claim.folder
     for group, name in given.unnamed.items():
         warnings.warn(
             f"{group}: {name} has no import path, so that config.yaml can't name it. Resume this run with it, "

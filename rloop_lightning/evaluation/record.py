@@ -8,6 +8,7 @@ The key columns `round`, `phase` and `step` are those of the row in metrics.csv.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from rloop_lightning.system.checksums import add_checksum
 from rloop_lightning.system.files import atomic_path
 from rloop_lightning.types import Group, SamplingParams
 
+_INSIDE = re.compile(r"step-(\d{6,})\.parquet")
 _LENGTHS = pa.list_(pa.field("element", pa.int32(), nullable=False))
 _RIGHT = pa.list_(pa.field("element", pa.bool_(), nullable=False))
 
@@ -136,7 +138,6 @@ def inside_record(folder: Path, step: int) -> Path:
 
 def drop_inside_records(folder: Path, after: int) -> None:
     """Remove the records of evaluations after later rollout steps than `after`, which a resumed exploration repeats."""
-    last = inside_record(folder, after).name
-    for path in folder.glob("step-*.parquet"):
-        if path.name > last:
+    for path in folder.glob("*.parquet"):
+        if (match := _INSIDE.fullmatch(path.name)) and int(match[1]) > after:
             path.unlink()

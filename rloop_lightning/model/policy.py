@@ -36,8 +36,7 @@ from rloop_lightning.model.packing import pack, packed_micro_batches
 from rloop_lightning.model.routing_replay import ForwardPass, RoutingReplay
 from rloop_lightning.model.scores import completion_tokens, packed_states, padded_states, recomputing
 from rloop_lightning.model.stop_tokens import ends_of_completions
-from rloop_lightning.system.checksums import write_checksums
-from rloop_lightning.system.files import atomic_path
+from rloop_lightning.system.folders import write_folder
 from rloop_lightning.types import RolloutBatch, TokenScores
 
 
@@ -242,7 +241,9 @@ class Policy(nn.Module):
         self.model.load_state_dict(load_model(str(folder), dtype=self.model.dtype).state_dict())
 
     def save(self, folder: Path, texts: Mapping[str, str] = MappingProxyType({})) -> None:
-        """Save as a plain Hugging Face folder with checksums. The folder appears whole or not at all.
+        """Save as a plain Hugging Face folder with checksums. A new folder appears whole or not at all.
+
+        In an existing folder, the policy's files are replaced and other files stay (folders.py).
 
         Args:
             texts: further files by name; one replaces the model's or tokenizer's own of that name.
@@ -252,7 +253,7 @@ class Policy(nn.Module):
             WriteError: the folder can't be written.
         """
         self.check_finite()
-        with atomic_path(folder) as partial:
+        with write_folder(folder) as partial:
             try:
                 self.model.save_pretrained(partial)
             except SafetensorError as error:  # raised when the disk is full
@@ -260,7 +261,6 @@ class Policy(nn.Module):
             self.tokenizer.save_pretrained(partial)
             for name, text in texts.items():
                 (partial / name).write_text(text, encoding="utf-8")
-            write_checksums(partial)
 
     @torch.no_grad()
     def check_finite(self) -> None:

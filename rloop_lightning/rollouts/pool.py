@@ -64,6 +64,11 @@ FEW_SUCCESSES = 0.25
 
 # Bounds a reader's memory: 1024 completions of 8k tokens are 64 MB of token ids and logprobs.
 ROW_GROUP_ROWS = 1024
+_SHARD = re.compile(r"(step|extra|unused)-(\d{6,})\.parquet")
+"""The file name of a shard: of a rollout step, of an extra capture, or of the step that ended the exploration.
+
+Files of other names in the folder are nobody's shards: they are neither read nor removed.
+"""
 _STEP_KEY = b"rollout_step"
 TRUNCATED_KEY = b"sampled_by_top_k_or_top_p"
 """A key in the metadata of a shard whose logprobs are of the tokens that top-k or top-p kept."""
@@ -84,22 +89,24 @@ class RolloutPool:
         surrogates in a text become "?", because Parquet stores UTF-8 only.
 
         Args:
-            name: shard name without suffix, `step-000012`.
+            name: shard name without suffix: `step-000012`, `extra-000012` or `unused-000012`.
             groups: groups of rollouts that the reward has scored.
             round: round of the run, from 0.
             rollout_step: rollout step within the phase; `drop_after` uses it.
             run_id: id of the run that generated them.
 
         Raises:
-            ValueError: a rollout has no reward yet, or not one logprob per token.
+            ValueError: a rollout has no reward yet, or not one logprob per token; or the name is not a shard's.
         """
+        path = self.folder / f"{name}.parquet"
+        if not _SHARD.fullmatch(path.name):
+            raise ValueError(f"expected a shard name such as step-000012, got {name!r}")
         _check([rollout for group in groups for rollout in group.rollouts])
         tables = [
             rollout_table(rows, POOL_SCHEMA, round=round, rollout_step=rollout_step, run_id=run_id)
             for rows in _kinds(groups)
             if rows
         ]
-        path = self.folder / f"{name}.parquet"
         if path.exists():
             keep_checksums(self.folder, {shard.name for shard in self.shards()} - {path.name})
         truncated = any(rollout.kept_counts is not None for group in groups for rollout in group.rollouts)
@@ -109,7 +116,7 @@ class RolloutPool:
 
     def shards(self) -> list[Path]:
         """The existing shards, sorted by name."""
-        return sorted(self.folder.glob("*.parquet"))
+        return sorted(path for path in self.folder.glob("*.parquet") if _SHARD.fullmatch(path.name))
 
     def damaged(self, rollout_steps: int | None = None) -> dict[str, str]:
         """Damaged shards and their faults: missing, changed, or without a checksum.
@@ -118,7 +125,7 @@ class RolloutPool:
             rollout_steps: check the shards of the first `rollout_steps` rollout steps, all of which must exist;
                 default: check all shards.
         """
-        names = {path.name for path in self.shards()} | checksums(self.folder).keys()
+        names = {path.name for path in self.shards()} | set(filter(_SHARD.fullmatch, checksums(self.folder)))
         if rollout_steps is not None:
             names = {name for name in names if shard_step(name) <= rollout_steps}
             names |= {f"step-{step:06d}.parquet" for step in range(1, rollout_steps + 1)}
@@ -140,9 +147,9 @@ class RolloutPool:
 
 
 def shard_step(name: str) -> int:
-    """The rollout step, from 1, at the end of a shard's file name; 0 if there is none."""
-    match = re.search(r"-(\d+)\.parquet$", name)
-    return int(match[1]) if match else 0
+    """The rollout step, from 1, in a shard's file name; 0 if it is not a shard's."""
+    match = _SHARD.fullmatch(name)
+    return int(match[2]) if match else 0
 
 
 def _kinds(groups: Sequence[Group]) -> list[list[Rollout]]:

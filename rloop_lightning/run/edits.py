@@ -157,7 +157,7 @@ def restart_stage(run: RunFolder, stages: Sequence[Stage], restart_from: str) ->
         )
     stage = named[restart_from.strip("/")]
     initial = run.initial_policy(stage)
-    if initial is not None and not initial.exists():
+    if initial is not None and not run.holds_policy(initial):
         raise ValueError(
             f"--restart_from {restart_from}: the policy that the round began with was deleted (--loop.keep_policies "
             "last); take a later phase"

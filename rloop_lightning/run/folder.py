@@ -2,6 +2,7 @@
 
     runs/NAME/
       config.yaml  state.json  state.previous.json  metrics.csv  results.md  plots/*.png
+      run.lock                                          held by the process that runs; empty when none does
       tensorboard/  loggers.json                        the run as TensorBoard shows it; the user's own loggers
       data/*.jsonl                                      problem sets passed as Python objects
       round-0/explore/{checkpoints,policy,faults}       phi, the policy at the end of the exploration
@@ -30,6 +31,7 @@ from rloop_lightning.callbacks.checkpoint import checkpoint_step, checkpoints
 from rloop_lightning.errors import DamagedError, StateError
 from rloop_lightning.rollouts.pool import RolloutPool
 from rloop_lightning.run.state import STATE_VERSION, TRAINS, LoopState, Stage
+from rloop_lightning.system.checksums import SUMS
 from rloop_lightning.system.files import write_text
 
 _HERE = "{run}/"
@@ -61,6 +63,11 @@ class RunFolder:
         if isinstance(setting, dict):
             return {name: self.located(value) for name, value in setting.items()}
         return [self.located(value) for value in setting] if isinstance(setting, list) else setting
+
+    @property
+    def lock(self) -> Path:
+        """The lock of the process that runs (claim.py)."""
+        return self.out / "run.lock"
 
     @property
     def data(self) -> Path:
@@ -163,6 +170,10 @@ class RunFolder:
     def policy(self, stage: Stage) -> Path:
         """The final policy of a phase, or the policy that an evaluation measures (except the base policy)."""
         return self.round(stage) / ("explore/policy" if stage.which == "explored" else "policy")
+
+    def holds_policy(self, path: Path) -> bool:
+        """Whether a policy folder has files of a policy. Where one was deleted, files of others may be left."""
+        return any((path / name).exists() for name in ("config.json", SUMS))
 
     def initial_policy(self, stage: Stage) -> Path | None:
         """theta_k, the initial policy of the stage's round; None is the base policy."""

@@ -54,7 +54,7 @@ def select_stage(folder: RunFolder, parts: Parts, done: Sequence[Stage], state: 
     evaluated = {stage.name: stage for stage in done if stage.phase == "evaluate"}
     select = parts.loop.select
     chosen = evaluated[select_final(list(evaluated), state.results, select, k=max(parts.evaluation.k))]
-    if chosen.which != "base" and not folder.policy(chosen).exists():
+    if chosen.which != "base" and not folder.holds_policy(folder.policy(chosen)):
         raise StateError(
             f"--loop.select {select} selects {chosen.name}, whose policy was deleted (--loop.keep_policies last); "
             "select last or explored"

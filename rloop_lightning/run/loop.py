@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import signal
 import uuid
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -26,6 +27,7 @@ from rloop_lightning.evaluation.evaluator import Evaluator
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.rollouts.sampler import GroupSampler
 from rloop_lightning.run.base_policy import base_checksums
+from rloop_lightning.run.claim import RunClaim
 from rloop_lightning.run.consolidate import consolidate
 from rloop_lightning.run.diagnosis import explaining
 from rloop_lightning.run.edits import Resumption, restart_stage
@@ -85,14 +87,16 @@ class LoopRunner:
         self.device = trainer.strategy.root_device
         self.mixed_precision = torch.bfloat16 if trainer.precision == "bf16-mixed" else None
 
-    def run(self, policy: Policy, signals: StopSignals | None = None) -> LoopState:
+    def run(self, policy: Policy, signals: StopSignals | None = None, claim: RunClaim | None = None) -> LoopState:
         """Run all remaining stages, save the final policy, and write results table and plots.
 
         Args:
             policy: the base policy. The run trains its weights in place.
             signals: signals that stop the run: training after the current step, an evaluation at once.
+            claim: the caller's claim on the run folder, taken; None takes one for the time of the call.
 
         Raises:
+            ClaimError: another process uses the run folder, or it contains other files than a run's.
             RunFault: too few groups to train on, weights that are not finite, or a damaged file.
             OSError: a file can't be written.
             StateError: the run can't be resumed, because its state is damaged.
@@ -100,7 +104,8 @@ class LoopRunner:
             ValueError: the problems can't be rendered for this policy.
         """
         self.signals = signals or StopSignals()
-        with self.signals.deferred():
+        with nullcontext(claim) if claim else RunClaim(self.folder) as held, self.signals.deferred():
+            held.take(resumes=bool(self.folder.states))
             try:
                 return self._run(policy)
             except SIGTERMException as error:  # Lightning's own, after a step that ended the phase

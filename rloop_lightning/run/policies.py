@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from rloop_lightning.run.folder import RunFolder
 from rloop_lightning.run.handover import select_final
 from rloop_lightning.run.parts import Parts
 from rloop_lightning.run.state import LoopState, Stage
+from rloop_lightning.system.folders import remove_folder
 
 _NEEDED = {"explore": 1, "consolidate": 2}
 """How many of the newest policies of a phase are kept.
@@ -33,8 +33,8 @@ def drop_policies(folder: RunFolder, parts: Parts, done: Sequence[Stage], state:
     kept = _needed(folder, parts, done, state)
     for stage in done:
         path = folder.policy(stage)
-        if stage.phase != "evaluate" and path not in kept and path.exists():
-            shutil.rmtree(path)  # a kill leaves a part of the folder, which the next call removes
+        if stage.phase != "evaluate" and path not in kept:
+            remove_folder(path)
 
 
 def _needed(folder: RunFolder, parts: Parts, done: Sequence[Stage], state: LoopState) -> set[Path]:

@@ -1,15 +1,10 @@
-"""The start of a run: checks its folder before anything is written there, then writes its settings."""
+"""The start of a run, in the folder that it has claimed (claim.py)."""
 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import date
-from pathlib import Path
 
 import yaml
 
@@ -21,22 +16,6 @@ from rloop_lightning.system.files import write_text
 
 class RunFolderError(OSError):
     """The run folder can't be written. The message gives the reason and the fix."""
-
-
-def new_run_faults(folder: RunFolder) -> list[str]:
-    """Why a new run can't start in this folder. The check leaves no files."""
-    out = folder.out
-    if folder.state.exists():
-        return [f"--out {out} already contains a run; resume it with --resume {out}, or choose another folder"]
-    there = next(path for path in (out.absolute(), *out.absolute().parents) if os.path.lexists(path))
-    if not there.is_dir():
-        return [f"--out {out}: {there} is not a folder; choose another"]
-    try:
-        with tempfile.TemporaryDirectory(dir=there):
-            pass
-    except OSError as error:
-        return [f"--out {out}: can't write in {there}: {error.strerror}; choose another folder"]
-    return []
 
 
 def resume_faults(run: RunFolder) -> list[str]:
@@ -60,30 +39,16 @@ def begin(folder: RunFolder, settings: str, began: date) -> None:
         began: today's date.
 
     Raises:
-        RunFolderError: they can't be written. No files are left.
+        RunFolderError: they can't be written. No state is left.
     """
     # As they are in the state file, so that they compare equal.
     values = json.loads(json.dumps(yaml.safe_load(settings), default=str))
-    with nothing_half_written(folder.out):
-        try:
-            folder.save_state(LoopState(uuid.uuid4().hex, settings=values, began=began.isoformat()))
-            write_text(folder.config, settings_text(values))
-        except OSError as error:
-            folder.state.unlink(missing_ok=True)
-            raise RunFolderError(
-                f"can't write the settings to {folder.out}: {error.strerror or error}; free disk space, or choose "
-                "another folder with --out, and start again"
-            ) from error
-
-
-@contextmanager
-def nothing_half_written(out: Path) -> Iterator[None]:
-    """If the block raises, remove `out` and its parents, as far as they are new and empty."""
-    made = [path for path in (out, *out.parents) if not path.exists()]
     try:
-        yield
-    except BaseException:
-        for path in made:
-            if path.is_dir() and not any(path.iterdir()):
-                path.rmdir()
-        raise
+        folder.save_state(LoopState(uuid.uuid4().hex, settings=values, began=began.isoformat()))
+        write_text(folder.config, settings_text(values))
+    except OSError as error:
+        folder.state.unlink(missing_ok=True)
+        raise RunFolderError(
+            f"can't write {folder.config}: {error.strerror or error}; free disk space, or choose another folder with "
+            "--out, and start again"
+        ) from error

@@ -27,8 +27,9 @@ def add_checksum(path: Path) -> None:
 
 
 def write_checksums(folder: Path) -> None:
-    """Write the checksums of all files that are now in a folder."""
-    names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != SUMS)
+    """Write the checksums of all files that are now in a folder and its subfolders."""
+    files = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    names = sorted(set(files) - {SUMS})
     write_text(folder / SUMS, "".join(_line(name, digest(folder / name)) for name in names))
 
 

@@ -30,20 +30,28 @@ class WriteError(OSError):
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` when the block succeeds, remove it when it raises.
 
-    Works for files and folders. A kill leaves at most a `.partial` file, which is never read and which the next write
-    of the same name replaces.
+    Works for files, and for folders that are absent or empty (folders.py replaces others). A kill leaves at most a
+    `.partial` file, which is never read and which the next write of the same name replaces.
+    """
+    with written_beside(path) as partial:
+        yield partial
+        fsync_tree(partial)
+        os.replace(partial, path)
+        fsync(path.parent)
+
+
+@contextmanager
+def written_beside(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, and remove it if the block raises.
+
+    Raises:
+        WriteError: in place of any other OSError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + _PARTIAL)
     _remove(partial)
     try:
         yield partial
-        for entry in [*partial.rglob("*"), partial]:
-            _fsync(entry)
-        if partial.is_dir():
-            _remove(path)  # a folder can't be renamed over one that holds files
-        os.replace(partial, path)
-        _fsync(path.parent)
     except OSError as error:
         failure = error if isinstance(error, WriteError) else WriteError(path, error, _size(partial))
         _remove(partial)
@@ -64,7 +72,7 @@ def append(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
     write_tail(path, path.stat().st_size, content)
-    _fsync(path)
+    fsync(path)
 
 
 def write_tail(path: Path, start: int, content: bytes) -> None:
@@ -83,6 +91,21 @@ def write_tail(path: Path, start: int, content: bytes) -> None:
             raise WriteError(path, error, len(content)) from error
 
 
+def fsync(path: Path) -> None:
+    """Flush a file's content, or a folder's entries, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_tree(path: Path) -> None:
+    """Flush a file, or a folder with all that is in it, to disk."""
+    for entry in [*path.rglob("*"), path]:
+        fsync(entry)
+
+
 def _write_at(file: io.FileIO, start: int, content: bytes) -> None:
     file.seek(start)
     rest = memoryview(content)
@@ -96,15 +119,6 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _fsync(path: Path) -> None:
-    """Flush a file's content, or a folder's entries, to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _size(path: Path) -> int:

@@ -82,7 +82,8 @@ def test_a_resume_drops_the_records_of_later_steps(tmp_path):
     for step in (2, 10, 12):
         record(inside_record(tmp_path, step), [1])
     record(tmp_path / "explored.parquet", [1])
+    (tmp_path / "step-mine.parquet").touch()
     drop_inside_records(tmp_path, after=10)
-    kept = ["explored.parquet", "step-000002.parquet", "step-000010.parquet"]
+    kept = ["explored.parquet", "step-000002.parquet", "step-000010.parquet", "step-mine.parquet"]
     assert sorted(path.name for path in tmp_path.iterdir()) == kept
     drop_inside_records(tmp_path / "nowhere", after=0)

@@ -135,7 +135,7 @@ def test_the_expert_set_is_what_the_slow_filter_says(steps, earlier, config):
 @given(steps=rows_strategy, order=st.randoms(use_true_random=False), deduplicate=st.booleans())
 def test_neither_shard_order_nor_count_changes_a_byte(steps, order, deduplicate):
     config = FilterConfig(max_success_rate=1.0, max_per_problem=2, deduplicate=deduplicate)
-    names = [f"shard-{number}" for number in range(len(steps))]
+    names = [f"step-{number:06d}" for number in range(len(steps))]
     order.shuffle(names)
     with tempfile.TemporaryDirectory() as folder:
         one, two = Path(folder, "one.parquet"), Path(folder, "two.parquet")
@@ -181,7 +181,9 @@ def test_without_the_hard_problem_filter_easy_problems_are_taken_too(tmp_path):
 
 
 def test_of_copies_the_earliest_is_kept_with_its_own_logprobs(tmp_path):
-    pool = make_pool(tmp_path / "pool", [[("p", [1, 2], True)], [("p", [1, 2], True)]], names=["z", "a"])
+    pool = make_pool(
+        tmp_path / "pool", [[("p", [1, 2], True)], [("p", [1, 2], True)]], names=["step-000002", "extra-000001"]
+    )
     build_expert_set(pool, tmp_path / "e", FilterConfig(enabled=False), 0)
     (row,) = pq.read_table(tmp_path / "e").to_pylist()
     assert row == {

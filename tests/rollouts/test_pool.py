@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rloop_lightning.rollouts.pool import RolloutPool
+from rloop_lightning.rollouts.pool_scan import count_rollouts
 from rloop_lightning.types import Group, Problem, Rollout
 
 
@@ -57,7 +58,9 @@ def test_a_shard_holds_every_column_of_every_rollout(tmp_path):
 
 
 def test_successes_stand_in_row_groups_of_their_own(tmp_path):
-    path = write(RolloutPool(tmp_path), "s", make_group(*[make_rollout(success=i % 3 == 0) for i in range(9)]))
+    path = write(
+        RolloutPool(tmp_path), "step-000001", make_group(*[make_rollout(success=i % 3 == 0) for i in range(9)])
+    )
     file = pq.ParquetFile(path)
     groups = [file.read_row_group(i, ["success"])["success"].to_pylist() for i in range(file.num_row_groups)]
     assert groups == [[True] * 3, [False] * 6]
@@ -66,7 +69,7 @@ def test_successes_stand_in_row_groups_of_their_own(tmp_path):
 def test_the_successes_of_groups_with_few_stand_apart_from_the_others(tmp_path):
     few = make_group(*[make_rollout("few", success=i == 1) for i in range(4)])  # a quarter: still few
     many = make_group(*[make_rollout("many", success=i > 1) for i in range(4)])
-    file = pq.ParquetFile(write(RolloutPool(tmp_path), "s", many, few))
+    file = pq.ParquetFile(write(RolloutPool(tmp_path), "step-000001", many, few))
     rows = [file.read_row_group(i, ["problem_id", "success"]).to_pylist() for i in range(file.num_row_groups)]
     assert [{(row["problem_id"], row["success"]) for row in group} for group in rows] == [
         {("few", True)},
@@ -78,35 +81,37 @@ def test_the_successes_of_groups_with_few_stand_apart_from_the_others(tmp_path):
 
 def test_a_numpy_bool_is_a_success_too(tmp_path):
     path = write(
-        RolloutPool(tmp_path), "s", make_group(make_rollout(success=np.bool_(True)), make_rollout(success=np.False_))
+        RolloutPool(tmp_path),
+        "step-000001",
+        make_group(make_rollout(success=np.bool_(True)), make_rollout(success=np.False_)),
     )
     assert pq.read_table(path)["success"].to_pylist() == [True, False]
 
 
 def test_a_lone_surrogate_in_a_text_does_not_stop_the_write(tmp_path):
-    path = write(RolloutPool(tmp_path), "s", make_group(make_rollout(text="a\ud800b\x00é")))
+    path = write(RolloutPool(tmp_path), "step-000001", make_group(make_rollout(text="a\ud800b\x00é")))
     assert pq.read_table(path)["text"].to_pylist() == ["a?b\x00é"]
 
 
 def test_the_same_name_again_replaces_the_shard(tmp_path):
     pool = RolloutPool(tmp_path)
-    write(pool, "s", make_group(make_rollout("old")))
-    write(pool, "s", make_group(make_rollout("new")))
+    write(pool, "step-000001", make_group(make_rollout("old")))
+    write(pool, "step-000001", make_group(make_rollout("new")))
     assert [pq.read_table(path)["problem_id"].to_pylist() for path in pool.shards()] == [["new"]]
 
 
 def test_a_write_that_fails_leaves_the_old_shard_and_no_new_one(tmp_path, monkeypatch):
     pool = RolloutPool(tmp_path)
-    write(pool, "s", make_group(make_rollout("old")))
+    write(pool, "step-000001", make_group(make_rollout("old")))
 
     def fail(*_):
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
-        write(pool, "s", make_group(make_rollout("new")))
+        write(pool, "step-000001", make_group(make_rollout("new")))
     with pytest.raises(OSError, match="disk full"):
-        write(pool, "t", make_group(make_rollout("new")))
+        write(pool, "step-000002", make_group(make_rollout("new")))
     assert [pq.read_table(path)["problem_id"].to_pylist() for path in pool.shards()] == [["old"]]
 
 
@@ -142,15 +147,39 @@ def test_a_pool_without_a_folder_has_no_shards(tmp_path):
 
 
 def test_an_empty_step_is_a_shard_without_rows(tmp_path):
-    path = RolloutPool(tmp_path).write("s", [], round=0, rollout_step=3, run_id="r")
+    path = RolloutPool(tmp_path).write("step-000004", [], round=0, rollout_step=3, run_id="r")
     assert pq.read_table(path).num_rows == 0
 
 
 def test_a_rollout_that_was_not_checked_is_refused(tmp_path):
     with pytest.raises(ValueError, match="'a' has no reward"):
-        write(RolloutPool(tmp_path), "s", make_group(make_rollout(reward=float("nan"))))
+        write(RolloutPool(tmp_path), "step-000001", make_group(make_rollout(reward=float("nan"))))
 
 
 def test_a_rollout_needs_a_logprob_for_each_token(tmp_path):
     with pytest.raises(ValueError, match="3 tokens and 2 sampling logprobs"):
-        write(RolloutPool(tmp_path), "s", make_group(make_rollout(sampling_logprobs=np.zeros(2, np.float32))))
+        write(RolloutPool(tmp_path), "step-000001", make_group(make_rollout(sampling_logprobs=np.zeros(2, np.float32))))
+
+
+def test_parquet_files_of_other_names_are_neither_read_nor_damaged_nor_removed(tmp_path):
+    pool = RolloutPool(tmp_path)
+    shards = [write(pool, name, step=int(name[-1]) - 1) for name in ("step-000001", "step-000002", "unused-000003")]
+    theirs = [
+        tmp_path / name for name in ("mine.parquet", "step-1.parquet", "old-step-000001.parquet", "extra.parquet")
+    ]
+    for path in theirs:
+        path.write_bytes(b"not parquet")
+    assert pool.shards() == shards
+    assert pool.damaged() == {}
+    assert count_rollouts(pool).to_pylist() == [{"problem_id": "a", "rollouts": 3, "successes": 3}]
+    write(pool, "step-000001")
+    pool.drop_after(1)
+    assert pool.shards() == shards[:1]
+    assert all(path.read_bytes() == b"not parquet" for path in theirs)
+
+
+@pytest.mark.parametrize("name", ["mine", "step-1", "step-000001-update-2", "../step-000001"])
+def test_a_shard_under_a_name_that_no_reader_would_find_is_refused(tmp_path, name):
+    with pytest.raises(ValueError, match="expected a shard name such as step-000012"):
+        write(RolloutPool(tmp_path / "pool"), name)
+    assert list(tmp_path.rglob("*")) == []

@@ -66,9 +66,9 @@ MOMENTS = [
     Kill(RENAME, 1, "round-0/policy"),
     Kill(RENAME, 1, "round-1/explore/policy"),
     Kill("rloop_lightning.run.loop:drop_policies", 3),
-    Kill("shutil:rmtree", 1, "explore/policy"),
+    Kill("rloop_lightning.system.folders:_remove_file", 2, "explore/policy"),
     Kill(RENAME, 1, "round-2/expert.parquet"),
-    Kill("shutil:rmtree", 1, "round-0/policy"),
+    Kill("rloop_lightning.system.folders:_remove_file", 2, "round-0/policy"),
     Kill(RENAME, 1, "final"),
 ]
 

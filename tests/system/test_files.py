@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rloop_lightning.seeds import derive_seed
-from rloop_lightning.system.files import atomic_path, write_text
+from rloop_lightning.system.files import WriteError, atomic_path, write_text
 
 
 def test_a_file_is_there_only_once_it_is_whole(tmp_path: Path) -> None:
@@ -28,15 +28,24 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_folder_replaces_a_folder_and_the_leftover_of_a_kill(tmp_path: Path) -> None:
+def test_a_new_folder_appears_whole_in_place_of_the_leftover_of_a_kill(tmp_path: Path) -> None:
     path = tmp_path / "folder"
-    for name in ("old", "new"):
-        (tmp_path / "folder.partial").mkdir()
-        (tmp_path / "folder.partial" / "leftover").touch()
-        with atomic_path(path) as partial:
-            partial.mkdir()
-            (partial / name).touch()
+    (tmp_path / "folder.partial").mkdir()
+    (tmp_path / "folder.partial" / "leftover").touch()
+    with atomic_path(path) as partial:
+        partial.mkdir()
+        (partial / "new").touch()
+        assert not path.exists()
     assert [file.name for file in path.iterdir()] == ["new"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_never_replaces_one_that_holds_files(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "theirs").touch()
+    with pytest.raises(WriteError, match="not empty"), atomic_path(tmp_path / "folder") as partial:
+        partial.mkdir()
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["folder", "folder/theirs"]
 
 
 def test_seeds_depend_on_every_part_and_are_the_same_everywhere() -> None:
