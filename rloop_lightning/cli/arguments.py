@@ -28,6 +28,7 @@ from rloop_lightning.cli.registry import NONE, find_class
 from rloop_lightning.cli.swappable import SWAPPABLE, expand
 from rloop_lightning.data.base import ProblemSource
 from rloop_lightning.run.folder import RunFolder
+from rloop_lightning.run.settings import state_settings
 from rloop_lightning.run.start import resume_faults
 from rloop_lightning.system.imports import is_unnamed
 from rloop_lightning.system.terminal import one_line
@@ -163,7 +164,7 @@ class Arguments:
         if of_the_run and not self.resumable:  # `wrong` has the error already
             return {}
         faults: list[str] = []
-        if of_the_run and (recorded := RunFolder(Path(name).parent).state_settings()):
+        if of_the_run and (recorded := state_settings(RunFolder(Path(name).parent))):
             settings = settings_of_parts(recorded, f"--resume {Path(name).parent}: ", faults)
         else:
             settings = read_config(name, faults)

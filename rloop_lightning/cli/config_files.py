@@ -17,7 +17,7 @@ import yaml
 from jsonargparse import get_loader
 
 from rloop_lightning.cli.swappable import SWAPPABLE, expand
-from rloop_lightning.run.folder import VERSION_KEY
+from rloop_lightning.run.settings import VERSION_KEY
 from rloop_lightning.run.state import STATE_VERSION
 from rloop_lightning.system.terminal import one_line
 

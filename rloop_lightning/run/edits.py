@@ -14,7 +14,8 @@ from typing import Any
 import yaml
 
 from rloop_lightning.errors import DamagedError, StateError
-from rloop_lightning.run.folder import RunFolder, flat
+from rloop_lightning.run.folder import RunFolder
+from rloop_lightning.run.settings import flat, recorded_settings
 from rloop_lightning.run.state import LoopState, Stage, plan
 from rloop_lightning.system.imports import is_unnamed
 
@@ -112,7 +113,7 @@ def find_edits(run: RunFolder, now: str, defaults: str, restart_from: str | None
         restart_from: the phase to go back to, such as `round-1/explore`; None continues where the run is.
     """
     current = yaml.safe_load(now)
-    settings = copy.deepcopy(run.recorded_settings())
+    settings = copy.deepcopy(recorded_settings(run))
     after = dict(flat(current))
     for key, value in flat(yaml.safe_load(defaults)):
         if key in after and not _has(settings, key):

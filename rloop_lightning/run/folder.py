@@ -19,27 +19,18 @@ Policies that `--loop.keep_policies last` no longer needs are deleted.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from rloop_lightning.callbacks.checkpoint import checkpoint_step, checkpoints
 from rloop_lightning.errors import DamagedError, StateError
 from rloop_lightning.rollouts.pool import RolloutPool
-from rloop_lightning.run.state import STATE_VERSION, TRAINS, LoopState, Stage
+from rloop_lightning.run.state import TRAINS, LoopState, Stage
 from rloop_lightning.system.checksums import SUMS
-from rloop_lightning.system.files import write_text
 
 _HERE = "{run}/"
 """Prefix of settings that are paths relative to the run folder, so that the folder can be moved."""
-
-_LONGEST_CONFIG = 1 << 20  # bytes; a config.yaml that the package wrote is much shorter
-VERSION_KEY = "version"
-"""The key in config.yaml of the version of its format, `STATE_VERSION`."""
 
 
 @dataclass(frozen=True)
@@ -77,23 +68,6 @@ class RunFolder:
     def config(self) -> Path:
         """The settings of the run, for readers and for `--config`. A resume reads them from the state."""
         return self.out / "config.yaml"
-
-    def settings(self) -> dict[str, Any]:
-        """The settings of the run by flag name without dashes; none if it has no readable ones."""
-        return dict(flat(self.recorded_settings()))
-
-    def recorded_settings(self) -> dict[str, Any]:
-        """The settings of the run as groups; none if it has no readable ones."""
-        # A run of version 0 has its settings in config.yaml alone.
-        return self.state_settings() or (yaml.safe_load(self._config_text()) or {})
-
-    def state_settings(self) -> dict[str, Any]:
-        """The settings in the newest state, as groups; none if it has none or is not readable."""
-        try:
-            state, _ = self.newest_state()
-        except StateError:
-            return {}
-        return {} if state is None else dict(state.settings)
 
     @property
     def problems(self) -> Path:
@@ -254,30 +228,6 @@ class RunFolder:
             before.save(self.previous_state)
         state.save(self.state)
 
-    def write_config(self, state: LoopState) -> None:
-        """Write config.yaml from the state, unless it is so already."""
-        if state.settings and self._config_text() != settings_text(state.settings):
-            write_text(self.config, settings_text(state.settings))
-
-    def config_faults(self) -> list[str]:
-        """A message if config.yaml is not what the run wrote. The settings of a resume are those of the state."""
-        written = []
-        for path in self.states[:2]:  # a kill may have come between a change and its copy in config.yaml
-            with suppress(DamagedError):
-                written.append(LoopState.load(path).settings)
-        if not any(written) or self._config_text() in map(settings_text, written):
-            return []
-        return [
-            f"{self.config} is missing, damaged or was changed; it is written again. To change a setting, give its "
-            f"flag with --resume {self.out}"
-        ]
-
-    def _config_text(self) -> str:
-        if not self.config.is_file():
-            return ""
-        with self.config.open("rb") as file:
-            return file.read(_LONGEST_CONFIG).decode(errors="replace")
-
 
 def _damage(state: Path) -> list[str]:
     """A warning if a state that is not needed is damaged."""
@@ -286,17 +236,3 @@ def _damage(state: Path) -> list[str]:
     except DamagedError as error:
         return [f"{error}; the run does not need it"]
     return []
-
-
-def settings_text(settings: Mapping[str, Any]) -> str:
-    """The content of config.yaml."""
-    return yaml.safe_dump({VERSION_KEY: STATE_VERSION, **settings}, sort_keys=False, allow_unicode=True)
-
-
-def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested settings with dotted keys."""
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

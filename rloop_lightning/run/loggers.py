@@ -26,6 +26,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from rloop_lightning.run.folder import RunFolder
 from rloop_lightning.run.metrics_csv import RunMetrics, read_metrics, rows_kept
+from rloop_lightning.run.settings import flat, recorded_settings
 from rloop_lightning.run.state import Stage
 from rloop_lightning.system.files import write_text
 
@@ -80,7 +81,7 @@ class RunLoggers:
             first: the first step of the run that is logged from now on.
         """
         own = []
-        settings = self._folder.settings()
+        settings = dict(flat(recorded_settings(self._folder)))
         if self._wants_tensorboard:
             own.append(_TensorBoard(self._folder, purge_step=first))
             if settings and not self._folder.loggers.exists():

@@ -43,6 +43,7 @@ from rloop_lightning.run.policies import drop_policies
 from rloop_lightning.run.results import write_results
 from rloop_lightning.run.resume import clear, drop_checkpoints, restart, resume_point
 from rloop_lightning.run.session import Session
+from rloop_lightning.run.settings import config_faults, write_config
 from rloop_lightning.run.state import Budget, LoopState, Stage, StageOutcome, plan
 from rloop_lightning.run.trainer import MakeTrainer, PhaseTrainer, new_trainer
 from rloop_lightning.run.weights import Weights
@@ -124,7 +125,7 @@ class LoopRunner:
         self.session = Session(self.folder, self.parts, policy, self.weights, self.sampler, phases, self.signals)
         self.evaluation = PolicyEvaluation(self.evaluator, self.parts, self.folder, self.loggers, self.signals)
         self.folder.save_state(state)
-        self.folder.write_config(state)
+        write_config(self.folder, state)
         clear(self.folder, self.stages, state)
         while state.stages_done < len(self.stages) and not state.stopped:
             self.signals.check()
@@ -151,7 +152,7 @@ class LoopRunner:
         if self.resumed.restart_from is not None:
             restart(self.folder, self.stages, restart_stage(self.folder, self.stages, self.resumed.restart_from))
         point = resume_point(self.folder, self.stages, self.parts)
-        for warning in (*point.warnings, *self.folder.config_faults()):
+        for warning in (*point.warnings, *config_faults(self.folder)):
             _log.warning(warning)
         state = point.state or LoopState(uuid.uuid4().hex, began=date.today().isoformat())
         if state.stages_done == 0 and not state.base:

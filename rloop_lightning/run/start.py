@@ -9,7 +9,8 @@ from datetime import date
 import yaml
 
 from rloop_lightning.errors import StateError
-from rloop_lightning.run.folder import RunFolder, settings_text
+from rloop_lightning.run.folder import RunFolder
+from rloop_lightning.run.settings import settings_text
 from rloop_lightning.run.state import LoopState
 from rloop_lightning.system.files import write_text
 
