@@ -58,7 +58,8 @@ def test_a_shard_holds_every_column_of_every_rollout(tmp_path):
 
 
 def test_successes_stand_in_row_groups_of_their_own(tmp_path):
-    path = write(RolloutPool(tmp_path), "step-000001", make_group(*[make_rollout(success=i % 3 == 0) for i in range(9)]))
+    group = make_group(*[make_rollout(success=i % 3 == 0) for i in range(9)])
+    path = write(RolloutPool(tmp_path), "step-000001", group)
     file = pq.ParquetFile(path)
     groups = [file.read_row_group(i, ["success"])["success"].to_pylist() for i in range(file.num_row_groups)]
     assert groups == [[True] * 3, [False] * 6]
@@ -78,9 +79,8 @@ def test_the_successes_of_groups_with_few_stand_apart_from_the_others(tmp_path):
 
 
 def test_a_numpy_bool_is_a_success_too(tmp_path):
-    path = write(
-        RolloutPool(tmp_path), "step-000001", make_group(make_rollout(success=np.bool_(True)), make_rollout(success=np.False_))
-    )
+    group = make_group(make_rollout(success=np.bool_(True)), make_rollout(success=np.False_))
+    path = write(RolloutPool(tmp_path), "step-000001", group)
     assert pq.read_table(path)["success"].to_pylist() == [True, False]
 
 
@@ -160,7 +160,9 @@ def test_a_rollout_needs_a_logprob_for_each_token(tmp_path):
 def test_parquet_files_of_other_names_are_neither_read_nor_damaged_nor_removed(tmp_path):
     pool = RolloutPool(tmp_path)
     shards = [write(pool, name, step=int(name[-1]) - 1) for name in ("step-000001", "step-000002", "unused-000003")]
-    theirs = [tmp_path / name for name in ("mine.parquet", "step-1.parquet", "old-step-000001.parquet", "extra.parquet")]
+    theirs = [
+        tmp_path / name for name in ("mine.parquet", "step-1.parquet", "old-step-000001.parquet", "extra.parquet")
+    ]
     for path in theirs:
         path.write_bytes(b"not parquet")
     assert pool.shards() == shards
