@@ -99,7 +99,7 @@ class RolloutPool:
             ValueError: a rollout has no reward yet, or not one logprob per token; or the name is not a shard's.
         """
         path = self.folder / f"{name}.parquet"
-        if not _SHARD.fullmatch(path.name):
+        if not _SHARD.fullmatch(f"{name}.parquet"):
             raise ValueError(f"expected a shard name such as step-000012, got {name!r}")
         _check([rollout for group in groups for rollout in group.rollouts])
         tables = [

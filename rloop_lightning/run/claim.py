@@ -142,9 +142,7 @@ def _place_faults(out: Path) -> list[str]:
     there = next(path for path in (out.absolute(), *out.absolute().parents) if os.path.lexists(path))
     if there.is_symlink() and not there.exists():
         target = one_line(os.readlink(there), limit=0)
-        return [
-            f"--out {out}: {there} is a link to {target}, which does not exist; make that folder, or choose another"
-        ]
+        return [f"--out {out}: {there} links to {target}, which does not exist; make that folder, or choose another"]
     if not there.is_dir():
         return [f"--out {out}: {there} is not a folder; choose another"]
     try:
@@ -185,9 +183,8 @@ def _names(folder: RunFolder) -> list[str]:
 
 
 def _in_use(option: str, error: LockedError) -> str:
-    return f"{option} {error}; wait until it ends, or stop it" + (
-        "" if option == "--resume" else ", or choose another folder"
-    )
+    advice = "wait until it ends, or stop it"
+    return f"{option} {error}; " + (advice if option == "--resume" else f"choose another folder, or {advice}")
 
 
 def _unwritable(option: str, out: Path, there: Path, error: OSError) -> str:

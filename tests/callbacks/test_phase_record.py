@@ -120,10 +120,10 @@ def test_a_write_that_fails_leaves_the_older_checkpoint(tmp_path, monkeypatch):
     torch.load(tmp_path / "step-000002.ckpt", weights_only=True)
 
 
-def test_a_half_written_checkpoint_is_not_taken_for_one(tmp_path):
+def test_a_half_written_checkpoint_and_files_of_others_are_not_taken_for_one(tmp_path):
     (tmp_path / "step-000004.ckpt.partial").write_bytes(b"half")
-    (tmp_path / "step-000010.ckpt").touch()
-    (tmp_path / "step-000002.ckpt").touch()
+    for name in ("step-000010.ckpt", "step-000002.ckpt", "step-best.ckpt", "step-3.ckpt", "last.ckpt"):
+        (tmp_path / name).touch()
     assert [checkpoint_step(path) for path in checkpoints(tmp_path)] == [2, 10]
     assert checkpoints(tmp_path / "nowhere") == []
 

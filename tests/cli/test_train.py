@@ -248,7 +248,7 @@ def test_rows_that_a_run_would_refuse_leave_nothing_behind(tmp_path: Path) -> No
 def test_rows_never_replace_what_is_there(finished: TrainResult, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "train.jsonl").write_text("mine")
-    with pytest.raises(UsageError, match=f"out: {tmp_path / 'data'} is there already"):
+    with pytest.raises(UsageError, match=f"--out {tmp_path} is not empty, it contains data; "):
         tiny(tmp_path)
     assert (tmp_path / "data" / "train.jsonl").read_text() == "mine"
     with pytest.raises(UsageError, match="already contains a run"):

@@ -86,6 +86,14 @@ class FullDisk(Kill):
         resource.setrlimit(resource.RLIMIT_FSIZE, (self.bytes, resource.RLIM_INFINITY))
 
 
+@dataclass(frozen=True)
+class Pause(Kill):
+    """The process stops there until it gets SIGCONT or SIGKILL."""
+
+    def strike(self) -> None:
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
 def run_fit(arguments: list[str], log: Path, kill: Kill | None = None, *, debug: bool = True) -> int:
     """Exit code of `rloop-fit` in a process of its own, on one thread; -9 where it was killed."""
     reader, writer = _CONTEXT.Pipe(duplex=False)  # a full disk does not keep the process from telling of it
@@ -163,3 +171,9 @@ def _main(arguments: list[str], log: Path, patches: Mapping[str, Any], largest_f
     from rloop_lightning.cli.main import main
 
     sys.exit(main(arguments))
+
+
+def wait_until_paused(process: int) -> None:
+    """Return once the process of this id is stopped."""
+    while Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        sleep(0.01)

@@ -181,9 +181,8 @@ def test_without_the_hard_problem_filter_easy_problems_are_taken_too(tmp_path):
 
 
 def test_of_copies_the_earliest_is_kept_with_its_own_logprobs(tmp_path):
-    pool = make_pool(
-        tmp_path / "pool", [[("p", [1, 2], True)], [("p", [1, 2], True)]], names=["step-000002", "extra-000001"]
-    )
+    steps = [[("p", [1, 2], True)], [("p", [1, 2], True)]]
+    pool = make_pool(tmp_path / "pool", steps, names=["step-000002", "extra-000001"])
     build_expert_set(pool, tmp_path / "e", FilterConfig(enabled=False), 0)
     (row,) = pq.read_table(tmp_path / "e").to_pylist()
     assert row == {

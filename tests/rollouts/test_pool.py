@@ -58,9 +58,8 @@ def test_a_shard_holds_every_column_of_every_rollout(tmp_path):
 
 
 def test_successes_stand_in_row_groups_of_their_own(tmp_path):
-    path = write(
-        RolloutPool(tmp_path), "step-000001", make_group(*[make_rollout(success=i % 3 == 0) for i in range(9)])
-    )
+    group = make_group(*[make_rollout(success=i % 3 == 0) for i in range(9)])
+    path = write(RolloutPool(tmp_path), "step-000001", group)
     file = pq.ParquetFile(path)
     groups = [file.read_row_group(i, ["success"])["success"].to_pylist() for i in range(file.num_row_groups)]
     assert groups == [[True] * 3, [False] * 6]
@@ -80,11 +79,8 @@ def test_the_successes_of_groups_with_few_stand_apart_from_the_others(tmp_path):
 
 
 def test_a_numpy_bool_is_a_success_too(tmp_path):
-    path = write(
-        RolloutPool(tmp_path),
-        "step-000001",
-        make_group(make_rollout(success=np.bool_(True)), make_rollout(success=np.False_)),
-    )
+    group = make_group(make_rollout(success=np.bool_(True)), make_rollout(success=np.False_))
+    path = write(RolloutPool(tmp_path), "step-000001", group)
     assert pq.read_table(path)["success"].to_pylist() == [True, False]
 
 
