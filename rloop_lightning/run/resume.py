@@ -18,7 +18,6 @@ from rloop_lightning.callbacks.checkpoint import checkpoint_step
 from rloop_lightning.errors import DamagedError, StateError
 from rloop_lightning.evaluation.record import drop_inside_records
 from rloop_lightning.run.folder import RunFolder
-from rloop_lightning.run.metrics_csv import drop_rows, result_step
 from rloop_lightning.run.state import LoopState, Stage
 from rloop_lightning.system.checksums import damaged_files
 
@@ -155,17 +154,12 @@ def _drop_bad_checkpoints(folder: RunFolder, stage: Stage) -> None:
 
 
 def _forget_later(folder: RunFolder, later: Sequence[Stage]) -> None:
-    """Delete the rows, checkpoints, records and plots of stages that will be repeated.
+    """Delete the checkpoints, records and plots of stages that will be repeated.
 
-    They overwrite their other files.
+    They overwrite their other files. Their rows leave metrics.csv when it is compared with the records (mending.py).
     """
-    evaluations = {(stage.round, result_step(stage)) for stage in later if stage.phase == "evaluate"}
-    phases = {(stage.round, stage.phase) for stage in later if stage.phase != "evaluate"}
-    drop_rows(
-        folder.metrics,
-        lambda round, phase, step: (round, step) in evaluations if phase == "evaluate" else (round, phase) in phases,
-    )
     for stage in later:
+        folder.record(stage).unlink(missing_ok=True)
         for path in folder.checkpoints(stage):
             path.unlink()
         if stage.phase == "explore":
