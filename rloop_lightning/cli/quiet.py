@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 # A user can't change how they use each other.
@@ -22,19 +23,35 @@ _REPEATED = (
 def quiet_lightning() -> Iterator[None]:
     """Hide what Lightning logs in every phase (devices, seeds, adverts), and warnings about the libraries' own code.
 
-    Lightning's other warnings stay.
+    Lightning's other warnings stay. So do all errors, but for the second copy of a failed write of TensorBoard.
     """
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
+    threads = threading.excepthook
     with warnings.catch_warnings():
         for category in (FutureWarning, DeprecationWarning):
             warnings.filterwarnings("ignore", category=category, module=_LIBRARIES)
         for message in _REPEATED:
             warnings.filterwarnings("ignore", message=message)
         try:
+            threading.excepthook = _without_tensorboard(threads)
             for logger in loggers:
                 logger.setLevel(logging.WARNING)
             yield
         finally:
+            threading.excepthook = threads
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
+
+
+def _without_tensorboard(
+    hook: Callable[[threading.ExceptHookArgs], object],
+) -> Callable[[threading.ExceptHookArgs], object]:
+    """Show errors of threads by `hook`, except failed writes of TensorBoard's, which the main thread raises too."""
+
+    def show(error: threading.ExceptHookArgs) -> None:
+        of_tensorboard = type(error.thread).__module__.partition(".")[0] == "tensorboard"
+        if not (of_tensorboard and isinstance(error.exc_value, OSError)):
+            hook(error)
+
+    return show

@@ -62,5 +62,5 @@ class PolicyEvaluation:
             write_record(self.folder.evaluation(stage), policy, problems)
             _log.info(result_line(stage.name, metrics))
         time = {"time/evaluate_s": cost.generate_s + cost.reward_s}
-        self.loggers.phase(stage, done=step - 1)({**known, **metrics, **time}, step)
+        self.loggers.phase(stage)({**known, **metrics, **time}, step)
         return metrics

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -12,6 +13,8 @@ from rloop_lightning.system.files import atomic_path
 
 # Okabe and Ito's palette, distinguishable with any kind of colour vision.
 BLUE, GREEN, VERMILION, ORANGE, GREY = "#0072B2", "#009E73", "#D55E00", "#E69F00", "#666666"
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 _LONGEST_LABEL = 60
 """Characters of a label. A set may have the name of a file or a folder."""
@@ -60,3 +63,20 @@ def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, atomically. The same figure gives the same bytes."""
     with atomic_path(path) as partial:
         figure.savefig(partial, format="png", dpi=150, metadata={"Software": None})  # which would name the version
+
+
+def is_whole_png(path: Path) -> bool:
+    """Whether a file is a PNG image whose chunks have the right checksums, up to its end."""
+    content = path.read_bytes() if path.is_file() else b""
+    place = len(_PNG_SIGNATURE)
+    if not content.startswith(_PNG_SIGNATURE):
+        return False
+    while place < len(content):
+        size = int.from_bytes(content[place : place + 4])
+        chunk, checksum = content[place + 4 : place + 8 + size], content[place + 8 + size : place + 12 + size]
+        if checksum != zlib.crc32(chunk).to_bytes(4):
+            return False
+        place += 12 + size
+        if chunk[:4] == b"IEND":
+            return place == len(content)
+    return False

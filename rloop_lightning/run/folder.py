@@ -6,10 +6,12 @@
       tensorboard/  loggers.json                        the run as TensorBoard shows it; the user's own loggers
       data/*.jsonl                                      problem sets passed as Python objects
       round-0/explore/{checkpoints,policy,faults}       phi, the policy at the end of the exploration
+      round-0/explore/metrics.jsonl                     the record of the phase's rows of metrics.csv
       round-0/pool/*.parquet  round-0/expert.parquet    every rollout, and the expert set
-      round-0/consolidate/{checkpoints,faults}
+      round-0/consolidate/{checkpoints,faults,metrics.jsonl}
       round-0/policy/                                   theta_1, the initial policy of the next round
       round-0/evaluations/*.parquet                     a row per problem: base, step-000020, explored, consolidated
+      round-0/evaluations/*.jsonl                       the records of the rows of base, explored, consolidated
       final/                                            the run's final policy, a plain Hugging Face folder
 
 Policies that `--loop.keep_policies last` no longer needs are deleted.
@@ -140,6 +142,16 @@ class RunFolder:
     def evaluation(self, stage: Stage) -> Path:
         """The record of an evaluation between phases."""
         return self.evaluations(stage) / f"{stage.which}.parquet"
+
+    def record(self, stage: Stage) -> Path:
+        """The record of the stage's rows of metrics.csv."""
+        if stage.phase == "evaluate":
+            return self.evaluations(stage) / f"{stage.which}.jsonl"
+        return self.phase(stage) / "metrics.jsonl"
+
+    def records(self) -> list[Path]:
+        """The existing records of all stages."""
+        return [*self.out.glob("round-*/*/metrics.jsonl"), *self.out.glob("round-*/evaluations/*.jsonl")]
 
     def policy(self, stage: Stage) -> Path:
         """The final policy of a phase, or the policy that an evaluation measures (except the base policy)."""

@@ -1,7 +1,7 @@
 """A run's loggers: TensorBoard, and those of `--trainer.logger`, each with one history over all rounds and phases.
 
-    loggers = RunLoggers(folder, users)  # before the run drops the rows of metrics.csv that it repeats
-    log = loggers.phase(stage, done=0)
+    loggers = RunLoggers(folder, users)  # before `mend` drops the rows of metrics.csv that the run repeats
+    log = loggers.phase(stage)
     Trainer(logger=log.loggers)
     log({"rollout/reward_mean": 0.25}, step=1)
 
@@ -15,6 +15,7 @@ loggers don't get them again, because their metrics are the same, unless the res
 
 from __future__ import annotations
 
+import itertools
 import json
 import warnings
 from collections.abc import Mapping, Sequence
@@ -25,16 +26,17 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams
 
 from rloop_lightning.run.folder import RunFolder
-from rloop_lightning.run.metrics_csv import RunMetrics, read_metrics, rows_kept
+from rloop_lightning.run.logger_faults import name_failed_writes, open_files
+from rloop_lightning.run.mending import History, mend, rows_on_disk
+from rloop_lightning.run.metrics_csv import KEYS, result_step
+from rloop_lightning.run.run_metrics import RunMetrics
 from rloop_lightning.run.settings import flat, recorded_settings
-from rloop_lightning.run.state import Stage
+from rloop_lightning.run.state import Stage, plan
 from rloop_lightning.system.files import write_text
-
-_KEYS = ("round", "phase", "step")
 
 
 class RunLoggers:
-    """All loggers of a run. Make it before the run drops the rows of metrics.csv that it repeats.
+    """All loggers of a run. Make it before `mend` drops the rows of metrics.csv that the run repeats.
 
     Args:
         folder: the run folder.
@@ -56,52 +58,49 @@ class RunLoggers:
         self._wants_tensorboard = tensorboard
         self._own: list[_TensorBoard] | None = None  # until the first phase
         # metrics.csv has fewer rows if an earlier resume was killed before it had repeated all steps.
-        known = max(len(read_metrics(folder.metrics)), known_loggers(folder).logged)
+        known = max(rows_on_disk(folder), known_loggers(folder).logged)
         self._logged = 0 if repeats_differ else known
 
-    def phase(self, stage: Stage, done: int) -> PhaseLog:
-        """The log of a phase. Rows of metrics.csv that the phase is about to repeat are dropped.
-
-        Args:
-            stage: the phase.
-            done: steps of the phase in metrics.csv that are not repeated.
-        """
-        place = (self._folder.metrics, stage.round, stage.phase, done + 1)
-        first = rows_kept(*place)
+    def phase(self, stage: Stage) -> PhaseLog:
+        """The log of a phase. Rows of metrics.csv that the phase is about to repeat are dropped."""
+        earlier = itertools.takewhile(lambda one: one != stage, plan(stage.round + 1, consolidates=True))
+        history = mend(self._folder, [*earlier], stage)
         if self._own is None:
-            self._own = self._begin(first)
-        run_step = first - done - 1
-        record = RunMetrics(*place, run_step=run_step)
+            self._own = self._begin(history)
+        next_step = result_step(stage) if stage.phase == "evaluate" else self._folder.steps_done(stage) + 1
+        run_step = history.steps - next_step
+        record = RunMetrics(self._folder, stage, run_step=run_step)
         return PhaseLog(record, self._own, self._users, stage, run_step=run_step, logged=self._logged)
 
-    def _begin(self, first: int) -> list[_TensorBoard]:
-        """Open TensorBoard, give new loggers the settings, and note who the user's loggers are, for a resume.
-
-        Args:
-            first: the first step of the run that is logged from now on.
-        """
+    def _begin(self, history: History) -> list[_TensorBoard]:
+        """Open TensorBoard, give new loggers the settings, and note who the user's loggers are, for a resume."""
+        for logger in self._users:
+            name_failed_writes(logger)
         own = []
         settings = dict(flat(recorded_settings(self._folder)))
         if self._wants_tensorboard:
-            own.append(_TensorBoard(self._folder, purge_step=first))
+            own.append(_TensorBoard(self._folder, purge_step=history.steps))
+            name_failed_writes(own[0])
             if settings and not self._folder.loggers.exists():
                 own[0].log_hyperparams(settings)
         known = known_loggers(self._folder).loggers
         for logger in self._users:
             if isinstance(logger, CSVLogger):
-                self._replay(logger, first)
+                self._replay(logger, history)
             if settings and LoggerIdentity.of(logger) not in known:
                 logger.log_hyperparams(settings)
+        for logger in (*self._users, *own):
+            open_files(logger)
         users = [vars(LoggerIdentity.of(logger)) for logger in self._users]
         write_text(self._folder.loggers, json.dumps({"logged": self._logged, "loggers": users}, indent=2) + "\n")
         return own
 
-    def _replay(self, logger: CSVLogger, end: int) -> None:
+    def _replay(self, logger: CSVLogger, history: History) -> None:
         """Log the steps so far again: a CSVLogger that finds a file of its version begins it anew."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*exists and is not empty")
-            for step, row in enumerate(read_metrics(self._folder.metrics)[:end]):
-                metrics = {name: value for name, value in row.items() if name not in _KEYS}
+            for step, row in history.rows:
+                metrics = {name: value for name, value in row.items() if name not in KEYS}
                 logger.log_metrics(_named(metrics, row["round"], row["phase"]), step=step)
 
 
@@ -139,11 +138,12 @@ class PhaseLog:
         if not metrics:
             return
         run_step = self.run_step + step
-        self._record.log_metrics(metrics, step=run_step)
         for logger, start in self._starts:
             if run_step >= start:
                 logger.log_metrics(_named(metrics, self._stage.round, self._stage.phase), step=run_step)
                 logger.save()
+        # Last, so that a step which another logger could not write counts as not logged, and a resume logs it again.
+        self._record.log_metrics(metrics, step=run_step)
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ from rloop_lightning.run.forecast import announce
 from rloop_lightning.run.handover import save_final, select_stage
 from rloop_lightning.run.loggers import RunLoggers
 from rloop_lightning.run.machine import other_machine, this_machine
+from rloop_lightning.run.mending import complete_record, mend
 from rloop_lightning.run.parts import Parts
 from rloop_lightning.run.policies import drop_policies
 from rloop_lightning.run.results import write_results
@@ -83,7 +84,7 @@ class LoopRunner:
         self.resumed = resumed or Resumption()
         self.sampler = GroupSampler(parts.engine, parts.reward)
         self.stages = plan(parts.loop.rounds, consolidates=parts.consolidation is not None)
-        self.loggers = loggers or RunLoggers(self.folder)  # before the run drops rows of metrics.csv
+        self.loggers = loggers or RunLoggers(self.folder)  # before `mend` drops rows of metrics.csv
         trainer = new_trainer(make_trainer, logger=False)
         self.device = trainer.strategy.root_device
         self.mixed_precision = torch.bfloat16 if trainer.precision == "bf16-mixed" else None
@@ -127,6 +128,8 @@ class LoopRunner:
         self.folder.save_state(state)
         write_config(self.folder, state)
         clear(self.folder, self.stages, state)
+        done = state.stages_done
+        mend(self.folder, self.stages[:done], self.stages[done] if done < len(self.stages) else None)
         while state.stages_done < len(self.stages) and not state.stopped:
             self.signals.check()
             stage = self.stages[state.stages_done]
@@ -139,6 +142,7 @@ class LoopRunner:
             started = perf_counter()
             with explaining(self.folder, stage, self.parts):
                 outcome = self._run_stage(stage, state)
+            complete_record(self.folder, stage)
             outcome = replace(outcome, spent=outcome.spent + Budget(seconds=perf_counter() - started))
             state = state.after(self.stages, outcome)
             write_results(self.folder, self.parts, self.stages, state, after=stage.phase)

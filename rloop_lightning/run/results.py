@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from rloop_lightning.rollouts.pool import RolloutPool
 from rloop_lightning.rollouts.pool_scan import count_rollouts
+from rloop_lightning.run.figures import is_whole_png
 from rloop_lightning.run.folder import RunFolder
+from rloop_lightning.run.mending import lost_rows
 from rloop_lightning.run.metrics_csv import read_metrics
 from rloop_lightning.run.parts import Parts
 from rloop_lightning.run.plots import PLOTS, write_plots
@@ -34,20 +36,20 @@ def write_results(
         parts: the parts of the run.
         stages: the plan of the run.
         state: the state with the results.
-        after: the phase since the last call, whose plots are drawn anew; None draws missing plots only.
+        after: the phase since the last call, whose plots are drawn anew; None draws missing and damaged plots only.
     """
-    notes = [*state.notes]
+    done = stages[: state.stages_done]
+    notes = [*state.notes, *filter(None, [lost_rows(folder, done)])]
     if state.stages_done < len(stages) and not state.stopped:
         notes.append(f"in progress: {state.stages_done} of {len(stages)} phases are complete")
     listed = [f"- {note}" for note in notes]
     lines = [policies_table(parts, state), "", _sampling(parts), *([""] if notes else []), *listed]
     write_text(folder.results, "\n".join(lines) + "\n")
     changed = _CHANGED_BY[after]
-    drawn = [name for name in PLOTS if name in changed or not (folder.plots / name).exists()]
+    drawn = [name for name in PLOTS if name in changed or not is_whole_png(folder.plots / name)]
     write_plots(read_metrics(folder.metrics), folder.plots, drawn)
-    done = stages[: state.stages_done]
     for stage in done:
-        if stage.phase == "explore" and ((after and stage is done[-1]) or not folder.pool_plot(stage).exists()):
+        if stage.phase == "explore" and ((after and stage is done[-1]) or not is_whole_png(folder.pool_plot(stage))):
             _write_pool_plot(folder, parts, stage)
 
 

@@ -17,7 +17,6 @@ from rloop_lightning.errors import DamagedError
 from rloop_lightning.evaluation.record import drop_inside_records
 from rloop_lightning.run.damage import checkpoint_damage, damaged_input, needless_damage
 from rloop_lightning.run.folder import RunFolder
-from rloop_lightning.run.metrics_csv import drop_rows, result_step
 from rloop_lightning.run.parts import Parts
 from rloop_lightning.run.state import TRAINS, LoopState, Stage
 
@@ -133,17 +132,12 @@ def _drop_bad_checkpoints(folder: RunFolder, stage: Stage) -> None:
 
 
 def _forget_later(folder: RunFolder, later: Sequence[Stage]) -> None:
-    """Delete the rows, checkpoints, records, states and plots of stages that will be repeated.
+    """Delete the checkpoints, records, states and plots of stages that will be repeated.
 
-    They overwrite their other files.
+    They overwrite their other files. Their rows leave metrics.csv when it is compared with the records (mending.py).
     """
-    evaluations = {(stage.round, result_step(stage)) for stage in later if stage.phase == "evaluate"}
-    phases = {(stage.round, stage.phase) for stage in later if stage.phase != "evaluate"}
-    drop_rows(
-        folder.metrics,
-        lambda round, phase, step: (round, step) in evaluations if phase == "evaluate" else (round, phase) in phases,
-    )
     for stage in later:
+        folder.record(stage).unlink(missing_ok=True)
         for path in folder.checkpoints(stage):
             path.unlink()
         if stage.phase == "evaluate":

@@ -170,10 +170,10 @@ class PhaseTrainer:
 
         Returns the number of optimizer steps made, and a note on skipped ones.
         """
-        done, saved = self.folder.steps_done(stage), self.folder.checkpoints(stage)
+        saved = self.folder.checkpoints(stage)
         faults = FaultyRollouts(self.folder.faults(stage), round=stage.round, run_id=self.run_id)
         rollouts = stream.rollouts if isinstance(stream, ExpertStream) else ()
-        every, log = self.parts.loop.checkpoint_every_n_steps, self.loggers.phase(stage, done)
+        every, log = self.parts.loop.checkpoint_every_n_steps, self.loggers.phase(stage)
         trainer = new_trainer(
             self.make_trainer,
             default_root_dir=self.folder.phase(stage),
