@@ -16,7 +16,7 @@ from rloop_lightning.cli.swappable import SWAPPABLE
 CONFIG_FLAGS = ("skip_default", "skip_null", "skip_unset", "comments")
 SHELLS = ("bash", "zsh", "tcsh")
 
-_NOT_IN_A_FILE = ("resume", "debug")
+_NOT_IN_A_FILE = ("resume", "trust", "debug")
 _WIDTH = 100
 
 
