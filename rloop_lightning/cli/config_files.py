@@ -15,7 +15,7 @@ from typing import Any
 
 from rloop_lightning.cli.swappable import SWAPPABLE, expand
 from rloop_lightning.cli.yaml_text import MOST_BYTES, YAMLFault, load_settings, repeated_keys
-from rloop_lightning.system.regular_files import not_a_file, open_regular
+from rloop_lightning.system.regular_files import exists, not_a_file, open_regular
 from rloop_lightning.system.terminal import one_line
 
 CLASS_PATH, INIT_ARGS = "class_path", "init_args"
@@ -35,9 +35,10 @@ def read_config(name: str, wrong: list[str]) -> dict[str, Any]:
         wrong: takes what is wrong, one message each, with file and key. If the file can't be read, nothing is returned.
     """
     given = Path(name)
-    path = given if given.is_file() else preset_folder() / f"{name}.yaml"
+    preset = preset_folder() / f"{name}.yaml"
+    path = given if exists(given) and not not_a_file(given) else preset
     shown = one_line(name, limit=200)
-    if not path.is_file():
+    if not exists(path):
         known = ", ".join(sorted(file.stem for file in preset_folder().glob("*.yaml")))
         kind = not_a_file(given)
         found = f"{shown!r} is {kind}, not a file" if kind else f"no file {shown!r}"
@@ -102,6 +103,8 @@ def _text(path: Path) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
+        if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+            raise YAMLFault("UTF-16, save the file as UTF-8") from error
         line = content.count(b"\n", 0, error.start) + 1
         raise YAMLFault(f"line {line}: not UTF-8 text: byte {content[error.start]:#04x}") from error
 

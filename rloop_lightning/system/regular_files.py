@@ -31,6 +31,14 @@ def not_a_file(path: Path) -> str:
     return next((kind for is_kind, kind in _KINDS if is_kind(mode)), "")
 
 
+def exists(path: Path) -> bool:
+    """Whether something is there. A name that is too long, a loop of links, or a folder without access is not."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
 def open_regular(path: Path) -> BinaryIO:
     """Open a file for reading. A file whose size is 0 reads as empty, as those of `/proc` can block or have no end.
 
