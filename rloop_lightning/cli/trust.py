@@ -4,9 +4,9 @@
     strange_paths(settings)                    {"reward.name": "their_module.reward"}
     remember(run, paths)                       at the start of a run
 
-Code of this package, of Lightning's Trainer parts and of installed entry points is the user's own choice of what to
-install. Everything else has to be named on the command line, or accepted. What a run of this user's has used is kept
-in his state folder, so that he can resume his own runs without being asked.
+Code of this package, of torch's optimizers, of Lightning's Trainer parts and of installed entry points needs no
+question: the user has installed it, and knows what it does. Everything else has to be named on the command line, or
+accepted. What a run of this user's has used is kept in his state folder, so that he can resume his own runs.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ from rloop_lightning.system.terminal import one_line
 
 _IMPORT_PATH = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)+")
 _OWN = "rloop_lightning."
-_LIGHTNING = ("lightning.", "pytorch_lightning.", "lightning_fabric.")
+_KNOWN = (_OWN, "torch.optim.")
+_KNOWN_TO_THE_TRAINER = (*_KNOWN, "lightning.", "pytorch_lightning.")
 _NAMES_A_CLASS = "class_path"
 
 
 def strange_paths(settings: Mapping[str, Any]) -> dict[str, str]:
-    """By setting, the import paths that belong neither to this package, nor to Lightning, nor to an entry point.
+    """By setting, the import paths that belong neither to this package, nor to torch, Lightning or an entry point.
 
     Args:
         settings: by group. Nothing that they name is imported.
@@ -42,7 +43,7 @@ def strange_paths(settings: Mapping[str, Any]) -> dict[str, str]:
     return {
         key: path
         for key, path in _import_paths(settings)
-        if path not in installed and not _belongs(path, (_OWN, *_LIGHTNING) if key.startswith("trainer") else (_OWN,))
+        if path not in installed and not _belongs(path, _KNOWN_TO_THE_TRAINER if key.startswith("trainer") else _KNOWN)
     }
 
 
