@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import gc
 import os
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; the commands that tests start inherit it
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="rloop-tests-")  # the tester's own stays as it is
 
 import pytest
 from hypothesis import settings

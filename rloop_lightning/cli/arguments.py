@@ -14,18 +14,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from jsonargparse import ArgumentParser, get_loader
+from jsonargparse import ArgumentParser
 
-from rloop_lightning.cli.config_files import (
-    CLASS_PATH,
-    INIT_ARGS,
-    read_config,
-    settings_of_parts,
-    without_class_path,
-)
+from rloop_lightning.cli.config_files import CLASS_PATH, INIT_ARGS, placed, read_config, with_parts, without_class_path
 from rloop_lightning.cli.printing import config_faults
 from rloop_lightning.cli.registry import NONE, find_class
 from rloop_lightning.cli.swappable import SWAPPABLE, expand
+from rloop_lightning.cli.trust import chosen_paths, code_faults
+from rloop_lightning.cli.yaml_text import YAMLFault, load_yaml
 from rloop_lightning.data.base import ProblemSource
 from rloop_lightning.run.folder import RunFolder
 from rloop_lightning.run.settings import state_settings
@@ -37,6 +33,7 @@ DEFAULT_PRESET = "countdown"
 
 # Options that end the program instead of setting anything.
 HELP_ALL, PRINT_CONFIG, PRINT_SHTAB = "--help_all", "--print_config", "--print_shtab"
+TRUST = "--trust"
 
 _NEED_A_VALUE = ("--config", "-c", "--resume", "--out", PRINT_SHTAB)
 
@@ -77,13 +74,19 @@ class Arguments:
         self.flags: list[str] = []
         self.shows: tuple[str, str] | None = None
         self._names: list[str] = []
-        self._of_runs: set[str] = set()
+        self._of_runs: dict[str, RunFolder] = {}
         self._named: dict[str, str] = {}
+        self._trusts = False
         for flag, value in pairs(argv):
             self._take(flag, value)
+        if self._trusts and not self._of_runs:
+            self.wrong.append(f"{TRUST} needs --resume RUN")
         if not self._names and not any(flag.startswith("--policy.model") for flag in self.flags):
             self._names.append(DEFAULT_PRESET)
-        self._configs = [self._read_config(name) for name in self._names]
+        written = [(name, self._read_config(name)) for name in self._names]
+        if not self._trusts:
+            self._refuse_strange_code(argv, written)
+        self._configs = [self._with_parts(name, settings) for name, settings in written]
         self.choices = {group: self._choose(group) for group in SWAPPABLE if group != "reward"}
         source = type(objects["data"]) if "data" in objects else self.choices["data"].cls
         self._named.setdefault("reward", self._named_in("reward") or _reward_of(source))
@@ -111,6 +114,8 @@ class Arguments:
             self._show(flag, value or "")
         elif flag in ("--config", "-c"):
             self._names.append(value or "")
+        elif flag == TRUST and value is None:
+            self._trusts = True
         elif (swaps and re.fullmatch(r"{.*}", value or "", re.DOTALL)) or (in_part and field == INIT_ARGS):
             self._take_mapping(flag, group, value or "")
         elif swaps:
@@ -139,8 +144,8 @@ class Arguments:
     def _take_mapping(self, flag: str, group: str, value: str) -> None:
         """A part as a mapping, `--algo {"name": "grpo", "lr": 1e-5}`, or its fields, `--algo.init_args {...}`."""
         try:
-            fields = get_loader("yaml")(value)
-        except Exception:  # the YAML parser may raise anything
+            fields = load_yaml(value)
+        except YAMLFault:
             fields = None
         if not isinstance(fields, dict):
             self.wrong.append(f"{flag}: expected a mapping of fields, got {one_line(repr(value), limit=80)}")
@@ -155,22 +160,41 @@ class Arguments:
     def _resume(self, run: RunFolder) -> None:
         self._names.append(str(run.config))
         faults = resume_faults(run)
-        self._of_runs.add(str(run.config))
+        self._of_runs[str(run.config)] = run
         self.resumable = not faults
         self.wrong += faults
 
     def _read_config(self, name: str) -> dict[str, Any]:
-        of_the_run = name in self._of_runs
-        if of_the_run and not self.resumable:  # `wrong` has the error already
+        if name in self._of_runs and not self.resumable:  # `wrong` has the error already
             return {}
         faults: list[str] = []
-        if of_the_run and (recorded := state_settings(RunFolder(Path(name).parent))):
-            settings = settings_of_parts(recorded, f"--resume {Path(name).parent}: ", faults)
-        else:
-            settings = read_config(name, faults)
-        self.wrong += faults
-        self.resumable &= not (of_the_run and faults)
+        run = self._of_runs.get(name)
+        settings = {} if run is None else state_settings(run)
+        settings = placed(name, settings, faults) if settings else read_config(name, faults)
+        self._note(name, faults)
         return settings
+
+    def _with_parts(self, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+        faults: list[str] = []
+        expanded = with_parts(name, settings, faults)
+        self._note(name, faults)
+        return expanded
+
+    def _note(self, name: str, faults: Sequence[str]) -> None:
+        self.wrong += faults
+        self.resumable &= not (name in self._of_runs and faults)
+
+    def _refuse_strange_code(self, argv: Sequence[str], written: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+        """Refuse runs whose settings name code that the user neither chose nor trusts, before it is imported.
+
+        Raises:
+            UsageError: names the code.
+        """
+        own = [settings for name, settings in written if name not in self._of_runs]
+        chosen = chosen_paths([value for _, value in pairs(argv) if value], own)
+        for name, settings in written:
+            if name in self._of_runs and (faults := code_faults(self._of_runs[name].out, settings, chosen)):
+                raise UsageError("\n".join(faults))
 
     def _choose(self, group: str) -> Choice:
         """The choice for a part: from the command line, else from the last configuration file, else the default."""

@@ -13,17 +13,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-from jsonargparse import get_loader
-
 from rloop_lightning.cli.swappable import SWAPPABLE, expand
+from rloop_lightning.cli.yaml_text import MOST_BYTES, YAMLFault, load_settings, repeated_keys
 from rloop_lightning.run.settings import VERSION_KEY
 from rloop_lightning.run.state import STATE_VERSION
+from rloop_lightning.system.regular_files import exists, not_a_file, open_regular
 from rloop_lightning.system.terminal import one_line
 
 CLASS_PATH, INIT_ARGS = "class_path", "init_args"
 
-_ON_THE_COMMAND_LINE = ("resume", "config")
+_ON_THE_COMMAND_LINE = ("config", "resume", "trust")
 
 
 def preset_folder() -> Path:
@@ -32,42 +31,61 @@ def preset_folder() -> Path:
 
 
 def read_config(name: str, wrong: list[str]) -> dict[str, Any]:
-    """The settings of a file, or of a packaged preset by name, with every part as its name and fields.
+    """The settings of a file, or of a packaged preset by name, as they are written. Nothing that they name is imported.
 
     Args:
         wrong: takes what is wrong, one message each, with file and key. If the file can't be read, nothing is returned.
     """
-    path = Path(name) if Path(name).is_file() else preset_folder() / f"{name}.yaml"
-    if not path.is_file():
+    given = Path(name)
+    preset = preset_folder() / f"{name}.yaml"
+    path = given if exists(given) and not not_a_file(given) else preset
+    shown = one_line(name, limit=200)
+    if not exists(path):
         known = ", ".join(sorted(file.stem for file in preset_folder().glob("*.yaml")))
-        wrong.append(
-            f"--config: no file {one_line(name, limit=200)!r}, and no preset of that name; presets are {known}"
-        )
+        kind = not_a_file(given)
+        found = f"{shown!r} is {kind}, not a file" if kind else f"no file {shown!r}"
+        wrong.append(f"--config: {found}, and no preset of that name; presets are {known}")
         return {}
-    where = f"--config {one_line(name, limit=200)}: "
     try:
-        text = path.read_text(encoding="utf-8")
-        settings = get_loader("yaml")(text)
-        repeated = list(_repeated(yaml.compose(text, Loader=yaml.SafeLoader)))
-    except Exception as error:  # the YAML parser may raise anything
-        wrong.append(f"{where}not valid YAML: {one_line(' '.join(str(error).split()), limit=300)}")
+        text = _text(path)
+        settings = load_settings(text)
+        faults = [
+            f"{one_line(key)}: it is there twice, the second time in line {line}; keep one"
+            for key, line in repeated_keys(text)
+        ]
+    except YAMLFault as fault:
+        wrong.append(f"--config {shown}: {fault}")
         return {}
     if not isinstance(settings, dict):
-        wrong.append(f"{where}expected groups of settings such as `loop:`, got {type(settings).__name__}")
+        got = "nothing" if settings is None else type(settings).__name__
+        wrong.append(f"--config {shown}: expected groups of settings such as `loop:`, got {got}")
         return {}
-    wrong += [where + fault for fault in repeated]
-    return settings_of_parts(settings, where, wrong)
+    wrong += [f"--config {shown}: {fault}" for fault in faults]
+    return placed(name, settings, wrong)
 
 
-def settings_of_parts(settings: dict[str, Any], where: str, wrong: list[str]) -> dict[str, Any]:
-    """The settings of a file, with every part as its name and fields.
+def placed(name: str, settings: dict[str, Any], wrong: list[str]) -> dict[str, Any]:
+    """The settings without those that a file can't have.
 
     Args:
-        settings: as they are in the file; changed in place.
-        where: where they are from, for messages.
-        wrong: takes what is wrong, one message each.
+        name: their file, for messages.
+        settings: as they are written; changed in place.
+        wrong: takes what is wrong, one message each, with file and key.
     """
-    faults = list(_misplaced(settings))
+    wrong += [f"--config {one_line(name, limit=200)}: {fault}" for fault in _misplaced(settings)]
+    return settings
+
+
+def with_parts(name: str, settings: Mapping[str, Any], wrong: list[str]) -> dict[str, Any]:
+    """The settings with every swappable part as its name and fields. It may import a function that a part names.
+
+    Args:
+        name: their file, for messages.
+        settings: from `read_config`.
+        wrong: takes what is wrong, one message each, with file and key.
+    """
+    settings = dict(settings)
+    faults: list[str] = []
     for group in SWAPPABLE:
         if isinstance(settings.get(group), str):
             settings[group] = {"name": settings[group]}
@@ -79,8 +97,30 @@ def settings_of_parts(settings: dict[str, Any], where: str, wrong: list[str]) ->
             elif "name" in settings[group]:
                 faults.append(f"{group}.name: expected a class path or a short name, got {one_line(repr(part))}")
                 del settings[group]["name"]
-    wrong += [where + fault for fault in faults]
+    wrong += [f"--config {one_line(name, limit=200)}: {fault}" for fault in faults]
     return settings
+
+
+def _text(path: Path) -> str:
+    """The text of a settings file.
+
+    Raises:
+        YAMLFault: it can't be read, or is too large.
+    """
+    try:
+        with open_regular(path) as file:
+            content = file.read(MOST_BYTES + 1)
+    except OSError as error:
+        raise YAMLFault(f"can't be read: {error.strerror or error}") from error
+    if len(content) > MOST_BYTES:
+        raise YAMLFault(f"larger than {MOST_BYTES:,} bytes, which no settings file is")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+            raise YAMLFault("UTF-16, save the file as UTF-8") from error
+        line = content.count(b"\n", 0, error.start) + 1
+        raise YAMLFault(f"line {line}: not UTF-8 text: byte {content[error.start]:#04x}") from error
 
 
 def _misplaced(settings: dict[str, Any]) -> Iterator[str]:
@@ -91,10 +131,9 @@ def _misplaced(settings: dict[str, Any]) -> Iterator[str]:
             f"{VERSION_KEY}: the settings are of version {one_line(repr(version))}, and this package reads versions up "
             f"to {STATE_VERSION}; install the rloop-lightning that wrote them, or a newer one"
         )
-    for key in ("config", "resume"):
-        if settings.get(key) is not None:
+    for key in _ON_THE_COMMAND_LINE:
+        if settings.pop(key, None) not in (None, False):
             yield f"{key}: give --{key} on the command line, not in a file"
-            del settings[key]
     if "consolidate" in settings and settings["consolidate"] is None:
         yield "consolidate: there is nothing in it; write `consolidate: none` to leave consolidation out"
 
@@ -120,16 +159,3 @@ def without_class_path(group: str, settings: Mapping[str, Any], wrong: list[str]
         beside = [str(key) for key in rest if key != "name"]
         wrong += [f"{group}.{key}: write it into {group}.{INIT_ARGS}" for key in beside]
     return {**rest, **(fields or {})}
-
-
-def _repeated(node: yaml.Node | None, prefix: str = "") -> Iterator[str]:
-    """Keys that a mapping holds twice; YAML would silently take the last one."""
-    if not isinstance(node, yaml.MappingNode):
-        return
-    seen: set[str] = set()
-    for key, value in node.value:
-        name = f"{prefix}{key.value if isinstance(key, yaml.ScalarNode) else '...'}"
-        if name in seen:
-            yield f"{one_line(name)}: it is there twice, the second time in line {key.start_mark.line + 1}; keep one"
-        seen.add(name)
-        yield from _repeated(value, f"{name}.")

@@ -29,7 +29,7 @@ from rloop_lightning.data.text import normalised
 from rloop_lightning.model.config import model_source
 from rloop_lightning.model.loading import load_tokenizer
 from rloop_lightning.rewards.base import Reward
-from rloop_lightning.system.terminal import one_line, printable
+from rloop_lightning.system.terminal import one_line, printable, printable_lines
 from rloop_lightning.types import Problem
 
 _EXAMPLES = 5
@@ -57,13 +57,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             flag = f"--reward {type(reward).__name__}"
             wrong += refusals(unreadable, flag, source.skip_unreadable, shown=_IDS_SHOWN)
         for line in _report(source, sets, unreadable, tokenizer):
-            print(line)
+            print(printable(line))
     except BrokenPipeError:  # the reader has closed the pipe
         sys.stdout = None  # otherwise the interpreter would flush into the pipe again
         return 0
     except (UsageError, ValueError, OSError) as error:
-        wrong = str(error).splitlines()
-    for line in wrong:
+        wrong = [str(error)]
+    for line in printable_lines("\n".join(wrong)):
         print(f"rloop-data: error: {line}", file=sys.stderr)
     return 2 if wrong else 0
 

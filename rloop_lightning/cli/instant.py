@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
+from rloop_lightning.system.terminal import printable_lines
+
 _SHOWN = ("torch", "lightning", "transformers")
 
 
@@ -23,7 +25,8 @@ def fit_answer(argv: Sequence[str]) -> int | None:
     try:
         show(fit_help(_named(argv)))
     except ValueError as error:
-        print(f"rloop-fit: error: {error}", file=sys.stderr)
+        for line in printable_lines(str(error)):
+            print(f"rloop-fit: error: {line}", file=sys.stderr)
         return 2
     return 0
 

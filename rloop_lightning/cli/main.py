@@ -24,6 +24,7 @@ from rloop_lightning.run.handover import push_final
 from rloop_lightning.run.loop import LoopRunner
 from rloop_lightning.run.start import RunFolderError
 from rloop_lightning.system.signals import StopSignals
+from rloop_lightning.system.terminal import log_handler, printable, printable_lines
 
 _MEMORY_ADVICE = (
     "lower --engine.max_rows, if it was generating, or --policy.max_tokens_per_micro_batch, if it was updating, and "
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if (code := fit_answer(arguments)) is not None:
         return code
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.basicConfig(level=logging.WARNING, handlers=[log_handler()])
     logging.getLogger("rloop_lightning").setLevel(logging.INFO)
     with quiet_lightning(), StopSignals() as signals:
         try:
@@ -54,7 +55,7 @@ def _fit(arguments: Sequence[str], debug: bool, signals: StopSignals) -> int:
             if cli.config.dry_run:
                 policy.mixed_precision = runner.mixed_precision
                 for line in dry_run(runner.parts, policy, runner.device):
-                    print(line)
+                    print(printable(line))
                 return 0
             return _run(cli, runner, policy, debug, signals)
     except UsageError as error:
@@ -80,7 +81,7 @@ def _run(cli: RLoopCLI, runner: LoopRunner, policy: Policy, debug: bool, signals
         print(f"\nrloop-fit: {stopped}; {saved}; resume with: {go_on}", file=sys.stderr)
         return stopped.exit_code
     folder = runner.folder
-    print(f"\n{folder.results.read_text(encoding='utf-8')}")
+    print(f"\n{printable(folder.results.read_text(encoding='utf-8'))}")
     print(f"{state.selected} is in {folder.final}; table, plots, metrics.csv and TensorBoard logs are in {folder.out}")
     try:
         push_final(folder, cli.hub)
@@ -95,6 +96,6 @@ def _run(cli: RLoopCLI, runner: LoopRunner, policy: Policy, debug: bool, signals
 def _complain(error: Exception, debug: bool, code: int, advice: str = "") -> int:
     if debug:
         raise error
-    for line in [*str(error).splitlines(), *([advice] if advice else [])]:
+    for line in [*printable_lines(str(error)), *([advice] if advice else [])]:
         print(f"rloop-fit: error: {line}", file=sys.stderr)
     return code

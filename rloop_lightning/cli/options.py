@@ -30,6 +30,7 @@ RUN_OPTIONS = {
     "restart_from": RunOption(
         str, None, "with --resume: repeat the run from the beginning of this phase, such as round-1/explore"
     ),
+    "trust": RunOption(bool, False, "with --resume: import the code that the run's settings name"),
     "dry_run": RunOption(
         bool, False, "print the plan of the run, prompts and the reward's verdicts on right and wrong answers, and end"
     ),

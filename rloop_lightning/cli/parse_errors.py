@@ -90,7 +90,9 @@ class _Diagnosis:
                 continue
             fault = self._fault(key, value, _as_flag({key: value}))
             if fault:
-                wrong.append(f"--config {self.context.file_of(key)}: {key}: {fault}")
+                wrong.append(
+                    f"--config {one_line(self.context.file_of(key), limit=200)}: {one_line(key, limit=100)}: {fault}"
+                )
                 refused.add(key)
             else:
                 taken[key] = value

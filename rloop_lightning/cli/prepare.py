@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from rloop_lightning.cli.arguments import UsageError
 from rloop_lightning.cli.loggers import user_loggers
+from rloop_lightning.cli.trust import remember, strange_paths
+from rloop_lightning.cli.yaml_text import load_yaml
 from rloop_lightning.data.base import ProblemSource
 from rloop_lightning.errors import ClaimError
 from rloop_lightning.model.config import PolicyConfig, model_source, policy_faults
@@ -76,6 +78,7 @@ def prepare(cli: RLoopCLI) -> tuple[LoopRunner, Policy]:
     if not config.resume:
         begin(folder, cli.settings(), today)
     keep_record(folder.problems, parts.data, runner.parts.data, today)
+    _remember_code(cli)
     return runner, policy
 
 
@@ -129,6 +132,13 @@ def _edits(cli: RLoopCLI) -> Edits:
     if not (cli.config.resume and cli.arguments.resumable):
         return Edits()
     return find_edits(cli.folder, cli.settings(), cli.defaults(), cli.config.restart_from)
+
+
+def _remember_code(cli: RLoopCLI) -> None:
+    """So that the user can resume the run without `--trust`."""
+    paths = strange_paths(load_yaml(cli.settings())).values()
+    if paths and not remember(cli.folder.out, paths):
+        _log.warning("your state folder can't be written: a resume of this run needs --trust (docs/resume.md)")
 
 
 def _loggers(cli: RLoopCLI, edits: Edits) -> RunLoggers:

@@ -12,11 +12,12 @@ from jsonargparse import ArgumentParser, Namespace
 
 from rloop_lightning.cli.options import SHOWING
 from rloop_lightning.cli.swappable import SWAPPABLE
+from rloop_lightning.system.terminal import printable
 
 CONFIG_FLAGS = ("skip_default", "skip_null", "skip_unset", "comments")
 SHELLS = ("bash", "zsh", "tcsh")
 
-_NOT_IN_A_FILE = ("resume", "debug")
+_NOT_IN_A_FILE = ("resume", "trust", "debug")
 _WIDTH = 100
 
 
@@ -98,6 +99,7 @@ def _lines(settings: Mapping[str, Any], help_of: Mapping[str, str], prefix: str 
             yield f"{key}:\n"
             yield from _lines(value, help_of, f"{key}.")
         else:
-            yield textwrap.indent(
-                yaml.safe_dump({key: value}, sort_keys=False, allow_unicode=True, width=_WIDTH), indent
-            )
+            text = yaml.safe_dump({key: value}, sort_keys=False, allow_unicode=True, width=_WIDTH)
+            if printable(text) != text:  # such as marks that turn the direction of the text around
+                text = yaml.safe_dump({key: value}, sort_keys=False, width=_WIDTH)
+            yield textwrap.indent(text, indent)

@@ -17,7 +17,7 @@ from rloop_lightning.cli.quiet import quiet_lightning
 from rloop_lightning.rewards.probes import probe
 from rloop_lightning.rewards.workers import WorkerStartError
 from rloop_lightning.run.forecast import spread
-from rloop_lightning.system.terminal import one_line
+from rloop_lightning.system.terminal import one_line, printable, printable_lines
 
 _USAGE = "rloop-reward check PATH_OR_NAME [--reward NAME] [--GROUP.FIELD VALUE ...] [--limit N]"
 _HELP = f"""usage: {_USAGE}
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout = None  # otherwise the interpreter would flush into the pipe again
         return 0
     except (UsageError, ValueError, OSError, WorkerStartError) as error:
-        for line in str(error).splitlines():
+        for line in printable_lines(str(error)):
             print(f"rloop-reward: error: {line}", file=sys.stderr)
         return 1 if isinstance(error, WorkerStartError) else 2
 
@@ -61,7 +61,7 @@ def _check(arguments: Sequence[str]) -> int:
         print(f"{one_line(name)}: {len(shown):,} problems{of_all}", flush=True)
         check = probe(parts.reward, shown)
         for line in verdict_lines(check):
-            print(line)
+            print(printable(line))
         faulty = faulty or bool(check.faults())
     return int(faulty)
 

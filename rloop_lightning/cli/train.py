@@ -97,6 +97,7 @@ def train(
     config: str | Path | Sequence[str | Path] = (),
     resume: str | Path | None = None,
     restart_from: str | None = None,
+    trust: bool = False,
 ) -> TrainResult:
     """Train a policy by rounds of exploration and consolidation (RLoop, arXiv 2511.04285), as `rloop-fit` does.
 
@@ -130,6 +131,7 @@ def train(
         config: settings files and names of presets; later ones override earlier ones, and arguments override all.
         resume: folder of the run to resume.
         restart_from: with `resume`, repeat the run from the beginning of this phase, such as `round-1/explore`.
+        trust: with `resume`, import the code that the run's settings name.
 
     Raises:
         UsageError: lists all errors in the arguments; no files are left.
@@ -145,6 +147,7 @@ def train(
     as_configured = isinstance(consolidate, _AsConfigured)
     sets, data = _split_data(data)
     given = PythonSettings()
+    given.flags += ["--trust"] if trust else []
     given.options(
         {
             "resume": resume,

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from jsonargparse import ArgumentParser, Namespace, get_loader
+from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch.callbacks import ProgressBar
 
 from rloop_lightning.cli.parse_errors import reason_in
+from rloop_lightning.cli.yaml_text import YAMLFault, load_yaml
 from rloop_lightning.run.trainer import callback_faults, profiler_of
 from rloop_lightning.system.fields import plain
 from rloop_lightning.system.terminal import one_line
@@ -76,8 +77,8 @@ def flags_without_defaults(flags: Sequence[str]) -> list[str]:
     for flag in flags:
         name, _, value = flag.partition("=")
         try:
-            given = get_loader("yaml")(value)
-        except Exception:  # the YAML parser may raise anything
+            given = load_yaml(value)
+        except YAMLFault:
             given = value
         if not (name.startswith("--trainer.") and _changes_nothing(name.removeprefix("--trainer."), given)):
             kept.append(flag)

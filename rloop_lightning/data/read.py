@@ -19,6 +19,7 @@ from rloop_lightning.data.problem_set import Layout, ProblemSet, read_set
 from rloop_lightning.data.render import BOXED, PLACE, prompt_texts
 from rloop_lightning.data.rows import BadRow, Row, files_of, looks_like_a_file, read_rows
 from rloop_lightning.system.fields import NonNegativeInt, PositiveInt, wrong_fields
+from rloop_lightning.system.terminal import one_line
 from rloop_lightning.types import Problem
 
 
@@ -188,7 +189,11 @@ class ReadProblems(ProblemSource):
 
 def file_origin(path: str, flag: str, wrong: list[str]) -> FileRows:
     """The file or folder of that name. Faults are appended to `wrong`."""
-    origin = FileRows(Path(path).expanduser())
+    try:
+        origin = FileRows(Path(path).expanduser())
+    except RuntimeError:
+        wrong.append(f"{flag} {one_line(path, limit=200)}: there is no user of that name")
+        return FileRows(Path(path))
     try:
         files_of(origin.path)
     except ValueError as error:

@@ -24,6 +24,7 @@ from rloop_lightning.system.imports import is_unnamed
 _FREE = (
     "resume",
     "restart_from",
+    "trust",
     "out",
     "debug",
     "dry_run",

@@ -33,6 +33,20 @@ def import_object(path: str) -> Any:
         raise ValueError(f"can't import {path!r}: {what}{error}") from error
 
 
+def module_origin(path: str) -> str:
+    """The file of the top-level module of an import path, which is not imported. Empty if it has none."""
+    top = path.partition(".")[0]
+    for finder in sys.meta_path:
+        try:
+            spec = finder.find_spec(top, None)
+        except Exception:  # a finder of another package may raise anything
+            continue
+        if spec is not None:
+            places = [*(spec.submodule_search_locations or [])]
+            return spec.origin if spec.has_location and spec.origin else next(iter(places), "")
+    return ""
+
+
 def import_path(thing: Any) -> str | None:
     """The path by which another process imports a class or a function.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 
 def printable(text: str, *, limit: int = 0) -> str:
     """Escape all characters but printable ones and line breaks, as in `\\x1b`.
@@ -20,3 +22,20 @@ def printable(text: str, *, limit: int = 0) -> str:
 def one_line(text: str, *, limit: int = 60) -> str:
     """`printable` on one line, for names and ids inside a message."""
     return printable(text, limit=limit).replace("\n", "\\n")
+
+
+def printable_lines(text: str) -> list[str]:
+    """The lines of a message, printable. Only a line break ends a line: text of others may hold other separators."""
+    return [printable(line) for line in text.split("\n") if line]
+
+
+def log_handler() -> logging.Handler:
+    """A handler that writes the messages of log records to stderr, printable."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_PrintableFormatter())
+    return handler
+
+
+class _PrintableFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
