@@ -98,7 +98,9 @@ def chat_prompts(
     """
     try:
         return bounded(
-            lambda: (_chat_prompt(text, tokenizer, system_prompt, chat_template, kwargs) for text in texts), _LIMITS
+            lambda: (_chat_prompt(text, tokenizer, system_prompt, chat_template, kwargs) for text in texts),
+            _LIMITS,
+            together=len(texts),
         )
     except LimitError as error:
         raise ValueError(f"{_named(tokenizer)}: its chat template {error}; {_OTHER_TEMPLATE}") from error

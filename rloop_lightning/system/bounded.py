@@ -1,4 +1,4 @@
-"""Work on untrusted input that may not end, may exhaust memory or may crash: done by a copy of this process with limits.
+"""Work on untrusted input, which may not end, exhaust memory or crash, is done by a copy of this process with limits.
 
     prompts = bounded(lambda: (render(text) for text in texts), Limits(cpu_s=5, memory_mb=512))
 
@@ -19,18 +19,27 @@ import select
 import signal
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 _CLOCK_FACTOR = 20  # clock time for a second of CPU time, on a busy machine
-_CHUNK = 1 << 16  # bytes
+_CHUNK, _BUFFER = 1 << 16, 1 << 20  # bytes
 _VALUE, _REFUSAL, _NO_MEMORY, _END = b"v", b"r", b"m", b"e"
 
 
 class LimitError(Exception):
-    """The work did not end within its limits. The message says which one, as in "took more than 5 s of CPU time"."""
+    """The work did not end within its limits. The message says which one, as in "took more than 5 s of CPU time".
+
+    Args:
+        message: the limit.
+        values: the values that came before.
+    """
+
+    def __init__(self, message: str, values: Sequence[Any] = ()) -> None:
+        super().__init__(message)
+        self.values = values
 
 
 @dataclass(frozen=True)
@@ -48,8 +57,13 @@ class Limits:
     cpu_s_per_value: float = 0.0
 
 
-def bounded(work: Callable[[], Iterable[Any]], limits: Limits) -> list[Any]:
+def bounded(work: Callable[[], Iterable[Any]], limits: Limits, *, together: int = 1) -> list[Any]:
     """The values of `work`, which pass through JSON.
+
+    Args:
+        work: yields the values.
+        limits: limits of the work.
+        together: values that are sent at once; those of the last sending may be lost when the work exceeds a limit.
 
     Raises:
         LimitError: it exceeded a limit or crashed.
@@ -65,7 +79,7 @@ def bounded(work: Callable[[], Iterable[Any]], limits: Limits) -> list[Any]:
         os.close(writer)
         raise LimitError(f"could not be started: {error.strerror}") from error
     if child == 0:
-        _serve(work, limits, writer)
+        _serve(work, limits, together, writer)
     os.close(writer)
     try:
         return _collect(reader, child, limits)
@@ -83,12 +97,12 @@ def _collect(reader: int, child: int, limits: Limits) -> list[Any]:
         if not ready:
             silent_s += 1
             if silent_s > max(1.0, limits.cpu_s) * _CLOCK_FACTOR:
-                raise LimitError(f"did not end within {silent_s} s")
+                raise LimitError(f"did not end within {silent_s} s", values)
             continue
         silent_s = 0
         chunk = os.read(reader, _CHUNK)
         if not chunk:
-            raise LimitError(_why_it_ended(child, limits))
+            raise LimitError(_why_it_ended(child, limits), values)
         *lines, last = chunk.split(b"\n")
         if lines:
             lines[0] = b"".join(rest) + lines[0]
@@ -99,7 +113,7 @@ def _collect(reader: int, child: int, limits: Limits) -> list[Any]:
             if kind == _END:
                 return values
             if kind == _NO_MEMORY:
-                raise LimitError(f"needs more than {limits.memory_mb} MiB of memory")
+                raise LimitError(f"needs more than {limits.memory_mb} MiB of memory", values)
             if kind == _REFUSAL:
                 raise ValueError(json.loads(content))
             values.append(json.loads(content))
@@ -122,17 +136,19 @@ def _kill(child: int) -> None:
         pass
 
 
-def _serve(work: Callable[[], Iterable[Any]], limits: Limits, writer: int) -> NoReturn:
+def _serve(work: Callable[[], Iterable[Any]], limits: Limits, together: int, writer: int) -> NoReturn:
     """The copy's part: do the work and answer. It never returns into the code of the process that it copies."""
     try:
         gc.freeze()  # finalizers of objects of the other process are its own
         _let_go(writer)
         _limit_memory(limits.memory_mb)
-        with os.fdopen(writer, "wb", closefd=False) as answer:
+        with os.fdopen(writer, "wb", buffering=_BUFFER, closefd=False) as answer:
             try:
                 granted = _limit_cpu(limits.cpu_s)
                 for number, value in enumerate(work(), 1):
                     answer.write(_VALUE + json.dumps(value).encode() + b"\n")
+                    if number % together == 0:
+                        answer.flush()
                     allowed = min(number * limits.cpu_s_per_value, time.process_time()) + limits.cpu_s
                     if allowed > granted:
                         granted = _limit_cpu(allowed)
