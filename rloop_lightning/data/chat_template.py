@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from typing import Any
 
+from rloop_lightning.system.bounded import LimitError, Limits, bounded
 from rloop_lightning.system.terminal import one_line
 
-_NOW = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
+# Rendering a prompt takes about 0.1 ms, compiling a long template 0.1 s.
+_LIMITS = Limits(cpu_s=5, cpu_s_per_value=0.02, memory_mb=512)
+_MOST_ADDED = 100_000  # characters of a template's own in one prompt
+_OTHER_TEMPLATE = "take another model, or give --data.template, which replaces it"
+
+_NOW = re.compile(r"""strftime_now\(\s*(['"])((?:(?!\1).){0,100})\1\s*\)""")
 _FIXED_NOW = "{%- macro strftime_now(format) -%}{{ fixed_dates[format] }}{%- endmacro %}"
 
 # Arguments of `apply_chat_template` that are no variables of a template.
@@ -53,7 +59,7 @@ def chat_template_of(tokenizer: Any) -> str | None:
     try:
         return tokenizer.get_chat_template()
     except ValueError as error:  # of several templates, none is the default
-        raise ValueError(f"--policy.model: {error}; give --data.template") from error
+        raise ValueError(f"{_named(tokenizer)}: {one_line(str(error), limit=300)}; give --data.template") from error
 
 
 def unused_kwargs(chat_template: str | None, given: Mapping[str, Any]) -> Iterator[str]:
@@ -80,23 +86,53 @@ def with_fixed_date(chat_template: str, today: date | None) -> tuple[str, dict[s
     return _FIXED_NOW + chat_template, {"fixed_dates": {form: today.strftime(form) for form in formats}}
 
 
-def chat_prompt(text: str, tokenizer: Any, system_prompt: str, chat_template: str, kwargs: Mapping[str, Any]) -> str:
-    """A problem as the user's message, rendered by the chat template up to the start of the reply.
+def chat_prompts(
+    texts: Sequence[str], tokenizer: Any, system_prompt: str, chat_template: str, kwargs: Mapping[str, Any]
+) -> list[str]:
+    """Problems as the user's message, each rendered by the chat template up to the start of the reply.
+
+    A chat template is a program of whoever made the model's folder. It is run within limits.
 
     Raises:
-        ValueError: the template refuses the messages.
+        ValueError: the template refuses the messages, or exceeds a limit.
     """
+    try:
+        return bounded(
+            lambda: (_chat_prompt(text, tokenizer, system_prompt, chat_template, kwargs) for text in texts),
+            _LIMITS,
+            together=len(texts),
+        )
+    except LimitError as error:
+        raise ValueError(f"{_named(tokenizer)}: its chat template {error}; {_OTHER_TEMPLATE}") from error
+
+
+def _chat_prompt(text: str, tokenizer: Any, system_prompt: str, chat_template: str, kwargs: Mapping[str, Any]) -> str:
     messages = [{"role": "user", "content": text}]
     if system_prompt:
         messages.insert(0, {"role": "system", "content": system_prompt})
     try:
-        return tokenizer.apply_chat_template(
+        prompt = tokenizer.apply_chat_template(
             messages, chat_template=chat_template, add_generation_prompt=True, tokenize=False, **kwargs
         )
+    except MemoryError:
+        raise
+    except RecursionError as error:
+        raise ValueError(f"{_named(tokenizer)}: its chat template nests too deeply; {_OTHER_TEMPLATE}") from error
     except Exception as error:  # a template may raise anything
         change = "change --data.chat_template_kwargs, " if kwargs else ""
         what = one_line(str(error), limit=300) or type(error).__name__
         raise ValueError(
-            f"--policy.model: its chat template refuses the messages: {what}; {change}set --data.system_prompt '' or "
-            "give --data.template"
+            f"{_named(tokenizer)}: its chat template refuses the messages: {what}; {change}set --data.system_prompt '' "
+            "or give --data.template"
         ) from error
+    added = len(prompt) - len(text) - len(system_prompt)
+    if added > _MOST_ADDED:
+        raise ValueError(
+            f"{_named(tokenizer)}: its chat template adds {added:,} characters to a problem, and {_MOST_ADDED:,} are "
+            f"allowed; {_OTHER_TEMPLATE}"
+        )
+    return prompt
+
+
+def _named(tokenizer: Any) -> str:
+    return f"--policy.model {one_line(str(tokenizer.name_or_path), limit=300)}".rstrip()

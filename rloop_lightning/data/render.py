@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 from rloop_lightning.data.base import ProblemSource
-from rloop_lightning.data.chat_template import chat_prompt, chat_template_of, unused_kwargs, with_fixed_date
+from rloop_lightning.data.chat_template import chat_prompts, chat_template_of, unused_kwargs, with_fixed_date
 from rloop_lightning.data.text import normalised
 from rloop_lightning.types import Problem
 
@@ -140,7 +140,7 @@ def prompt_texts(
     if chat_template is not None:
         chat_template, dates = with_fixed_date(chat_template, today)
         variables = {**dates, **chat_template_kwargs}
-        return [chat_prompt(text, tokenizer, system_prompt, chat_template, variables) for text in said]
+        return chat_prompts(said, tokenizer, system_prompt, chat_template, variables)
     before, _, after = (DEFAULT_TEMPLATE if template is None else template).partition(PLACE)
     if system_prompt:
         before = f"{system_prompt}\n\n{before}"

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from rloop_lightning.batching import collate
 from rloop_lightning.engines.rows import Rows
-from rloop_lightning.model.loading import cause
 from rloop_lightning.model.policy import Policy
+from rloop_lightning.system.terminal import cause
 from rloop_lightning.types import Rollout
 
 # Lengths in tokens, short enough to be cheap.

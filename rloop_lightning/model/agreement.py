@@ -18,7 +18,7 @@ from torch import Tensor
 from rloop_lightning.batching import collate
 from rloop_lightning.model.context import context_of
 from rloop_lightning.model.head import Head
-from rloop_lightning.model.loading import quiet
+from rloop_lightning.model.libraries import quiet
 from rloop_lightning.model.packed_attention import install
 from rloop_lightning.model.packing import PackedBatch, pack
 from rloop_lightning.model.scores import completion_tokens, packed_states, padded_states
@@ -53,7 +53,7 @@ def _difference(model: Any, head: Head) -> str:
     """Why a model can't compute packed rows; empty if it can."""
     if context_of(model.config.get_text_config()).counts_columns:
         return "its sparse attention depends on the length of a row"
-    batch = _small_batch(model)
+    batch = small_batch(model)
     packed = pack(batch)
     with _in_float32(model) as tolerance:
         logprobs, slopes = _logprobs_and_slopes(model, head, batch, lambda: padded_states(model, batch))
@@ -71,7 +71,8 @@ def _difference(model: Any, head: Head) -> str:
     return f"packed ones differ by {off:.2g} nats, their gradients by {slopes_off:.1%}"
 
 
-def _small_batch(model: Any) -> RolloutBatch:
+def small_batch(model: Any) -> RolloutBatch:
+    """Rollouts of random tokens, on the model's device."""
     rng = np.random.default_rng(0)
     vocabulary = model.config.get_text_config().vocab_size
     prompts = [rng.integers(0, vocabulary, length) for length in _PROMPTS]

@@ -1,186 +1,167 @@
-"""Checks of a model's folder before its weights are read.
+"""Checks of a model before its weights are read.
 
-model_faults("path/or/name")        all errors found, one message each
+    model_faults("path/or/name")        all errors found, one message each
+    hub_faults("name")                  those of files that are on the hub, which may be fetched
+
+Whoever made a model wrote its files, and libraries may do anything on a file that they don't expect. So everything that
+parses these files is first done in a copy of the process with limits; nothing but messages comes back.
 """
 
 from __future__ import annotations
 
 import difflib
-import inspect
-import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rloop_lightning.model.loading import ADAPTER_BESIDE_MODEL, cause, is_folder, load_tokenizer, quiet
+import torch
+
+from rloop_lightning.model.config_json import CONFIG, CORRECT, architecture_faults, load_config, read_object
+from rloop_lightning.model.libraries import library_errors, quiet
+from rloop_lightning.model.loading import ADAPTER_BESIDE_MODEL, CORRECT_TOKENIZER, is_folder, load_tokenizer
 from rloop_lightning.model.stop_tokens import as_ids, stop_token_ids
-from rloop_lightning.system.hub import hub_answers, unreachable_hub
-from rloop_lightning.system.terminal import one_line
+from rloop_lightning.model.weight_files import WeightFiles
+from rloop_lightning.system.bounded import LimitError, Limits, bounded
+from rloop_lightning.system.hub import fetched_folder, hub_answers, unreachable_hub
+from rloop_lightning.system.terminal import cause, one_line
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "*.spm")
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_GENERATION = "generation_config.json"
+_WITHOUT_WEIGHTS = ("*.json", "*.jinja", "*.model", "*.txt", "*.spm", "*.tiktoken")
+
+_LIMITS = Limits(cpu_s=60, memory_mb=4096)  # converting a large tokenizer takes 20 s
+# A model that has more numbers than this many times those in its files, and this many besides, is not theirs.
+_MOST_TIMES, _MOST_BESIDES = 4, 2**28
+_MOST_LAYERS = 10_000
+_SAMPLE = "Solve 12 + 30 = x.\nDann ist x = 42, größer als 41."
 
 
 def model_faults(name: str) -> list[str]:
     """Errors found before a model's weights are read, one message each. An empty list does not mean that it loads."""
     if not is_folder(name):
-        return _hub_faults(name)
+        return _unreachable(name)
     folder = Path(name).expanduser()
-    if not folder.is_dir():
-        what = "is a file; give the folder that holds it" if folder.exists() else "no such folder"
-        return [what]
-    faults = [*_config_faults(folder), *_weight_faults(folder)]
-    if not any(found for pattern in _TOKENIZER_FILES for found in folder.glob(pattern)):
-        faults.append("contains no tokenizer (tokenizer.json); save the model's tokenizer to the same folder")
-    return faults or list(_tokenizer_faults(folder))
+    try:
+        if not folder.is_dir():
+            return ["is a file; give the folder that holds it" if folder.exists() else "no such folder"]
+        if special := list(_special_files(folder)):
+            return special
+    except OSError as error:
+        return [f"can't be read: {error.strerror}"]
+    return _faults_of_files(folder, weights=True)
 
 
-def _hub_faults(name: str) -> list[str]:
+def hub_faults(name: str) -> list[str]:
+    """Errors in the files of a hub name, except for its weights; none for a folder, which `model_faults` checks."""
+    if is_folder(name):
+        return []
+    try:
+        folder = fetched_folder(name, _WITHOUT_WEIGHTS)
+    except Exception as error:  # HTTP, connection, certificate and cache errors share no base class
+        return [f"{CONFIG} can't be loaded: {cause(error)}"]
+    return _faults_of_files(folder, weights=False)
+
+
+def _unreachable(name: str) -> list[str]:
     from huggingface_hub import try_to_load_from_cache
 
-    if hub_answers() or isinstance(try_to_load_from_cache(name, "config.json"), str):
+    if hub_answers() or isinstance(try_to_load_from_cache(name, CONFIG), str):
         return []
     near = difflib.get_close_matches(name, ["countdown"], n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
     return [f"no folder of that name, and not fetched from the hub yet: {unreachable_hub()}{hint}"]
 
 
-def hub_config_faults(name: str) -> list[str]:
-    """Errors in the config.json of a hub name, which may be fetched; none for a folder, which `model_faults` checks."""
-    if is_folder(name):
-        return []
-    from transformers import PreTrainedConfig
+def _special_files(folder: Path) -> Iterator[str]:
+    """Entries of a folder that can't be read as files, or that never end."""
+    for path in [*folder.iterdir(), *(folder / "additional_chat_templates").glob("*")]:
+        name = one_line(path.name)
+        try:
+            path.stat()
+        except OSError as error:
+            yield f"{name} can't be read ({error.strerror}); remove or replace it"
+        else:
+            if not path.is_file() and not path.is_dir():
+                yield f"{name} is neither a file nor a folder; remove or replace it"
+
+
+def _faults_of_files(folder: Path, *, weights: bool) -> list[str]:
+    """Errors in the files of a folder, found in a copy of this process with limits."""
+
+    def read() -> Iterator[tuple[str, str]]:
+        """What is read next, without an error, and the errors found in it."""
+        torch.set_num_threads(1)  # the others were not copied
+        for files, check in _checks(folder, weights=weights):
+            yield files, ""
+            with quiet():  # what matters of the libraries' warnings is told here
+                faults = list(check())
+            if faults:
+                yield from ((files, fault) for fault in faults)
+                return  # other checks take for granted what this one found wrong
 
     try:
-        config, _ = PreTrainedConfig.get_config_dict(name, local_files_only=not hub_answers())
-    except Exception as error:  # the libraries may raise anything
-        return [f"config.json can't be loaded: {cause(error)}"]
-    return list(_architecture_faults(config))
+        return [fault for _, fault in bounded(read, _LIMITS) if fault]
+    except LimitError as error:
+        files = error.values[-1][0] if error.values else "its files"
+        return [f"reading {files} {error}: damaged, or made to do harm; take another copy of the model"]
+    except ValueError as error:
+        return str(error).splitlines()
 
 
-def _config_faults(folder: Path) -> Iterator[str]:
-    """Errors in config.json, and in the architecture that it names."""
-    config = _read_json(folder / "config.json")
-    has_adapter = (folder / "adapter_config.json").exists()
-    if config is None and has_adapter:
+def _checks(folder: Path, *, weights: bool) -> Iterator[tuple[str, Callable[[], Iterator[str]]]]:
+    """The files that a check reads, and the check."""
+    yield f"{CONFIG}, or the headers of the weights,", lambda: _settings_faults(folder, weights=weights)
+    yield "the tokenizer's files, or its chat template,", lambda: _tokenizer_faults(folder)
+    yield f"{CONFIG} or {_GENERATION}", lambda: _architecture_faults(folder, weights=weights)
+
+
+def _settings_faults(folder: Path, *, weights: bool) -> Iterator[str]:
+    """Errors in what files there are, in config.json and in the headers of the weights."""
+    config = read_object(folder / CONFIG)
+    adapter = (folder / "adapter_config.json").exists()
+    read = WeightFiles.read(folder) if weights else None
+    if config is None and adapter:
         yield "contains only an adapter; merge it into its model, save the result and give its folder"
     elif config is None:
-        yield "contains no config.json; give a folder written by save_pretrained"
+        yield f"contains no {CONFIG}; give a folder written by save_pretrained"
     elif isinstance(config, str):
         yield config
     else:
-        if has_adapter:
+        if adapter:
             yield ADAPTER_BESIDE_MODEL
-        yield from _architecture_faults(config)
+        yield from architecture_faults(config)
+        yield from _too_many_layers(config, 0 if read is None else read.tensors)
+    yield from [] if read is None else read.faults
+    if not any(found for pattern in _TOKENIZER_FILES for found in folder.glob(pattern)):
+        yield "contains no tokenizer (tokenizer.json); save the model's tokenizer to the same folder"
 
 
-def _architecture_faults(config: Mapping[str, Any]) -> Iterator[str]:
-    """Errors in the architecture and the kind of weights that a config.json names."""
-    from transformers import CONFIG_MAPPING
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    kind = config.get("model_type")
-    if kind is None:
-        yield "config.json names no model_type; give a folder written by save_pretrained"
-    elif not isinstance(kind, str) or (kind not in CONFIG_MAPPING and "auto_map" not in config):
-        yield f"config.json: the installed transformers knows no model_type {kind!r}; a newer one may"
-    elif kind not in CONFIG_MAPPING:
-        yield "config.json asks for code of its own (auto_map), and code of a model is never run here"
-    elif kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        yield f"a model of type {kind!r} is not a causal language model, which a policy must be"
-    elif config.get("is_encoder_decoder"):
-        yield f"a model of type {kind!r} with an encoder is not a causal language model, which a policy must be"
-    elif not _takes_a_cache(kind):
-        yield (
-            f"a model of type {kind!r} has no KV cache (it is recurrent, or computes each sequence anew), which "
-            "generation needs; take a model with attention"
-        )
-    text = config.get("text_config")
-    for part in (config, text if isinstance(text, Mapping) else {}):
-        if method := part.get("quantization_config") or part.get("compression_config"):
-            yield (
-                f"its weights are quantised ({_quantisation(method)}), which can't be trained; take the unquantised "
-                "model, or dequantise it with its library, save the result and give its folder"
-            )
-
-
-def _takes_a_cache(kind: str) -> bool:
-    """Whether the forward pass of a model type takes the KV cache of transformers."""
-    import transformers
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    try:
-        forward = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind]).forward
-    except (ImportError, AttributeError, RuntimeError):  # needs a package; loading reports it
-        return True
-    return "past_key_values" in inspect.signature(forward).parameters
-
-
-def _quantisation(settings: Any) -> str:
-    """The name of a quantisation method."""
-    if not isinstance(settings, Mapping):
-        return one_line(repr(settings), limit=80)
-    bits = next((f" {bits} bit" for bits in (4, 8) if settings.get(f"load_in_{bits}bit")), "")
-    method = settings.get("quant_method") or ("bitsandbytes" if bits else "unknown method")
-    return one_line(str(method), limit=80) + bits
-
-
-def _weight_faults(folder: Path) -> Iterator[str]:
-    """Errors in the weight files, found from their headers alone."""
-    index = _read_json(folder / "model.safetensors.index.json")
-    shards = sorted(path for path in folder.glob("*.safetensors") if path.is_file())
-    if isinstance(index, str):
-        yield index
-    elif index is not None:
-        named = index.get("weight_map")
-        named = {str(shard) for shard in named.values()} if isinstance(named, dict) else set()
-        missing = sorted(named - {shard.name for shard in shards})
-        if missing:
-            yield f"model.safetensors.index.json names {', '.join(missing)}, which the folder lacks; copy it whole"
-    elif not shards and any(found for pattern in _PICKLES for found in folder.glob(pattern)):
-        yield (
-            "contains weights only as pickles, which can run code and are refused; convert those you trust by "
-            "AutoModelForCausalLM.from_pretrained(FOLDER, use_safetensors=False).save_pretrained(FOLDER)"
-        )
-    elif not shards:
-        yield "contains no weights (model.safetensors)"
-    yield from (fault for shard in shards if (fault := _cut_short(shard)))
-
-
-def _cut_short(shard: Path) -> str | None:
-    """Whether a safetensors file is truncated: its first eight bytes give the header length, the header the file size.
-
-    Returns the error, or None.
-    """
-    try:
-        size = shard.stat().st_size
-        with shard.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = file.read(min(length, size))
-    except OSError as error:
-        return f"{shard.name} can't be read: {error.strerror}"
-    try:
-        tensors = {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}
-        whole = 8 + length + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
-    except (ValueError, RecursionError, AttributeError, LookupError, TypeError):
-        return f"{shard.name} is cut short or no safetensors file: its header can't be read; copy it again"
-    if size != whole:
-        return f"{shard.name} holds {size:,} bytes and should hold {whole:,}: it was cut short; copy it again"
-    return None
+def _too_many_layers(settings: Mapping[str, Any], tensors: int) -> Iterator[str]:
+    """Numbers of layers that no model has. Configs make a list of all layers, so these would take all memory."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _too_many_layers(value, tensors)
+        elif re.search(r"layers?$", name) and isinstance(value, int) and value > max(tensors, _MOST_LAYERS):
+            shown = one_line(name)
+            yield f"{CONFIG}: {shown} {one_line(str(value))} is more than a model has; restore the model's own {CONFIG}"
 
 
 def _tokenizer_faults(folder: Path) -> Iterator[str]:
     """Whether the tokenizer loads, ends its texts, and fits the model's vocabulary."""
-    from transformers import AutoConfig
-
-    try:
-        with quiet():  # what matters of its warnings is told here
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
-            tokenizer = load_tokenizer(str(folder))
-    except Exception as error:  # the libraries may raise anything on a broken file
-        yield f"config or tokenizer can't be loaded: {cause(error)}"
+    settings = read_object(folder / "tokenizer_config.json")
+    if isinstance(settings, str):
+        yield settings
         return
-    generation = _read_json(folder / "generation_config.json")
+    if fault := _class_fault((settings or {}).get("tokenizer_class")):
+        yield f"tokenizer_config.json: {fault}"
+        return
+    config = load_config(str(folder))
+    if fault := _class_fault(getattr(config, "tokenizer_class", None)):
+        yield f"{CONFIG}: {fault}"
+        return
+    config, tokenizer = config.get_text_config(), load_tokenizer(str(folder))
+    generation = read_object(folder / _GENERATION)
     if isinstance(generation, str):
         yield generation
     else:
@@ -189,10 +170,47 @@ def _tokenizer_faults(folder: Path) -> Iterator[str]:
             yield f"eos_token_id must be a token id or a list of them, got {one_line(repr(of_model), limit=80)}"
         elif not stop_token_ids(of_model, tokenizer):
             yield (
-                "neither the tokenizer nor generation_config.json names an EOS token, so that no rollout would end; "
-                "set tokenizer.eos_token and save it"
+                f"neither the tokenizer nor {_GENERATION} names an EOS token, so that no rollout would end; set "
+                "tokenizer.eos_token and save it"
             )
-    yield from vocabulary_faults(tokenizer, config)
+    with library_errors("its tokenizer can't be used", CORRECT_TOKENIZER):
+        tokenizer.decode(tokenizer.encode(_SAMPLE, add_special_tokens=False))
+        yield from vocabulary_faults(tokenizer, config)
+
+
+def _class_fault(name: Any) -> str:
+    """Why a class can't be that of a tokenizer; empty if it can. The class of a model would load its weights."""
+    import transformers
+
+    if name is None:
+        return ""
+    if not isinstance(name, str):
+        return f"tokenizer_class must be a name, got {one_line(repr(name), limit=80)}"
+    found = getattr(transformers, name, None)
+    if isinstance(found, type) and issubclass(found, transformers.PreTrainedTokenizerBase):
+        return ""
+    return "" if found is None else f"tokenizer_class {one_line(name)} is no tokenizer; restore the model's own file"
+
+
+def _architecture_faults(folder: Path, *, weights: bool) -> Iterator[str]:
+    """Whether transformers can build the model, without its numbers, and whether that is as large as its files."""
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    if (folder / _GENERATION).exists():
+        with library_errors(f"{_GENERATION} can't be used", CORRECT):
+            GenerationConfig.from_pretrained(folder).validate(strict=True)
+    config = load_config(str(folder))
+    with library_errors(f"{CONFIG} describes no model", CORRECT), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    if not weights:
+        return
+    held = WeightFiles.read(folder).elements
+    described = sum(part.numel() for part in [*model.parameters(), *model.buffers()])
+    if described > _MOST_TIMES * held + _MOST_BESIDES:
+        yield (
+            f"{CONFIG} describes a model of {described:,} numbers, and the weights hold {held:,}; restore the {CONFIG} "
+            "that belongs to them"
+        )
 
 
 def vocabulary_faults(tokenizer: Any, config: Any) -> list[str]:
@@ -204,14 +222,3 @@ def vocabulary_faults(tokenizer: Any, config: Any) -> list[str]:
         f"the tokenizer has ids up to {largest:,}, the model's vocabulary ends at {config.vocab_size - 1:,}; take the "
         "tokenizer that the model was trained with, or resize the model's embeddings"
     ]
-
-
-def _read_json(file: Path) -> dict[str, Any] | str | None:
-    """The JSON object in a file; None if the file is missing; an error message if it is not a valid object."""
-    if not file.exists():
-        return None
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        return f"{file.name} is not valid JSON: {cause(error)}"
-    return value if isinstance(value, dict) else f"{file.name} must hold an object, it holds a {type(value).__name__}"

@@ -7,15 +7,15 @@ Code that ships with a model is never run, and pickles are never read. folder.py
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from rloop_lightning.model.config_json import load_config
+from rloop_lightning.model.libraries import library_errors, quiet
 from rloop_lightning.system.hub import hub_answers
 from rloop_lightning.system.terminal import one_line
 
@@ -24,7 +24,9 @@ ADAPTER_BESIDE_MODEL = (
     "contains an adapter (adapter_config.json) beside a model, and would load it on top of these weights; if they "
     "contain it already, delete adapter_config.json, else merge it, save the result and give its folder"
 )
+CORRECT_TOKENIZER = "correct tokenizer.json and tokenizer_config.json, or copy them again"
 _SHOWN = 5  # weights that a message lists by name
+_LONGEST_NAME = 100  # characters shown
 
 
 def is_folder(name: str) -> bool:
@@ -40,18 +42,16 @@ def load_tokenizer(name: str) -> Any:
     """
     from transformers import AutoTokenizer  # imported here: it takes seconds, and `--help` does not need it
 
-    try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False, local_files_only=_local(name))
-    except Exception as error:  # the libraries may raise anything
-        raise ValueError(f"its tokenizer can't be loaded: {cause(error)}") from error
+    config = load_config(name)
+    with library_errors("its tokenizer can't be loaded", CORRECT_TOKENIZER):
+        return AutoTokenizer.from_pretrained(
+            name, config=config, trust_remote_code=False, local_files_only=_local(name)
+        )
 
 
 def model_type(name: str) -> str:
     """The architecture in the config.json of a folder or hub name, such as `qwen3_moe`."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(name, trust_remote_code=False, local_files_only=_local(name))
-    return config.get_text_config().model_type
+    return load_config(name).get_text_config().model_type
 
 
 def load_model(name: str, **settings: Any) -> Any:
@@ -63,41 +63,25 @@ def load_model(name: str, **settings: Any) -> Any:
     """
     from transformers import AutoModelForCausalLM
 
-    try:
-        with quiet():  # it logs what is raised below, and goes on at random
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                name,
-                use_safetensors=True,
-                trust_remote_code=False,
-                local_files_only=_local(name),
-                ignore_mismatched_sizes=True,  # reported below, with all other errors
-                output_loading_info=True,
-                **settings,
-            )
-    except OSError:
-        raise
-    except Exception as error:  # the libraries may raise anything, such as ImportError for a package they need
-        raise ValueError(f"its weights can't be loaded: {cause(error)}") from error
+    config = load_config(name)
+    # quiet: it logs what is raised below, and goes on at random
+    with quiet(), library_errors("its weights can't be loaded"):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            name,
+            config=config,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=_local(name),
+            ignore_mismatched_sizes=True,  # reported below, with all other errors
+            output_loading_info=True,
+            **settings,
+        )
     model, report = loaded
     if getattr(model, "_hf_peft_config_loaded", False):  # a folder's is found before
         raise ValueError(ADAPTER_BESIDE_MODEL)
     if wrong := [*_mismatches(report), *_not_finite(model)]:
         raise ValueError("\n".join(wrong))
     return model
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the progress bars and log messages of transformers."""
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()  # for good: the run shows its own
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
 
 
 def _local(name: str) -> bool:
@@ -112,7 +96,8 @@ def _mismatches(report: Mapping[str, Any]) -> Iterator[str]:
         "mismatched_keys": "of another shape in the files than in config.json's architecture: {}",
     }
     for kind, message in said.items():
-        names = sorted(str(key[0]) if isinstance(key, tuple) else str(key) for key in report.get(kind) or ())
+        keys = report.get(kind) or ()
+        names = sorted(one_line(str(key[0] if isinstance(key, tuple) else key), limit=_LONGEST_NAME) for key in keys)
         if names:
             more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
             yield message.format(", ".join(names[:_SHOWN]) + more)
@@ -132,12 +117,3 @@ def _not_finite(model: torch.nn.Module) -> Iterator[str]:
     if names:
         more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
         yield f"NaN or infinite numbers in {', '.join(names[:_SHOWN])}{more}; take another checkpoint"
-
-
-def cause(error: Exception) -> str:
-    """An error of a library as one line: its first line, or two if the first ends in a colon, and its type."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = one_line(" ".join(lines[: 2 if lines[0].endswith(":") else 1]), limit=300) if lines else ""
-    if told and isinstance(error, ValueError | OSError | ImportError):
-        return told
-    return f"{type(error).__name__}: {told}" if told else type(error).__name__

@@ -23,21 +23,24 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from rloop_lightning.errors import NonFiniteError
-from rloop_lightning.model.agreement import takes_packed_rows
+from rloop_lightning.model.agreement import small_batch, takes_packed_rows
 from rloop_lightning.model.config import PolicyConfig, RoutingReplayMode, model_source, routing_faults
 from rloop_lightning.model.context import context_of
-from rloop_lightning.model.folder import hub_config_faults, model_faults, vocabulary_faults
+from rloop_lightning.model.folder import hub_faults, model_faults, vocabulary_faults
 from rloop_lightning.model.fused import fuse
 from rloop_lightning.model.head import Head
 from rloop_lightning.model.kept_tokens import KeptTokens
-from rloop_lightning.model.loading import cause, load_model, load_tokenizer
+from rloop_lightning.model.loading import load_model, load_tokenizer
 from rloop_lightning.model.packed_attention import switch_attention
 from rloop_lightning.model.packing import pack, packed_micro_batches
 from rloop_lightning.model.routing_replay import ForwardPass, RoutingReplay
 from rloop_lightning.model.scores import completion_tokens, packed_states, padded_states, recomputing
 from rloop_lightning.model.stop_tokens import ends_of_completions
 from rloop_lightning.system.folders import write_folder
+from rloop_lightning.system.terminal import cause, printable
 from rloop_lightning.types import RolloutBatch, TokenScores
+
+_LONGEST_MESSAGE = 2000  # characters
 
 
 class Policy(nn.Module):
@@ -88,7 +91,7 @@ class Policy(nn.Module):
             ValueError, OSError: it is not usable as a policy or can't be read; names all errors.
         """
         name = model_source(config.model)
-        if wrong := model_faults(name) or hub_config_faults(name) or routing_faults(config):
+        if wrong := model_faults(name) or hub_faults(name) or routing_faults(config):
             raise ValueError("\n".join(wrong))
         # None lets transformers choose sdpa, or eager for a model without it. Flash attention runs only on a GPU, so it
         # is set after the checks.
@@ -107,10 +110,14 @@ class Policy(nn.Module):
                 None if config.head_dtype == "auto" else getattr(torch, config.head_dtype),
                 config.gradient_checkpointing,
             )
-        except ValueError:
-            raise
+            policy.check_logprobs(small_batch(model))
+        except ValueError as error:
+            raise ValueError(printable(str(error), limit=_LONGEST_MESSAGE)) from error
+        except NonFiniteError as error:
+            raise ValueError(f"{error}; correct the numbers of config.json, such as its rope_parameters") from error
         except Exception as error:  # the model's code may raise anything for a config that its weights don't fit
-            raise ValueError(f"{type(model).__name__} can't be used as a policy: {cause(error)}") from error
+            what = f"{type(model).__name__} can't be used as a policy"
+            raise ValueError(f"{what}: {cause(error)}; correct config.json, or take another model") from error
         if config.attn_implementation == "flash_attention_2":
             try:
                 switch_attention(model, config.attn_implementation, packs=policy.packs)

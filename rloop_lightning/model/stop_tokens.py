@@ -12,11 +12,14 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
+from rloop_lightning.system.bounded import LimitError, Limits, bounded
 from rloop_lightning.system.terminal import one_line
 
 _log = logging.getLogger(__name__)
 
 _REPLY = "rloop-reply"  # a word that no template contains
+_LONGEST_END = 10_000  # characters
+_LIMITS = Limits(cpu_s=5, memory_mb=512)
 
 
 def stop_token_ids(eos_token_id: int | Iterable[int] | None, tokenizer: Any) -> frozenset[int]:
@@ -25,6 +28,9 @@ def stop_token_ids(eos_token_id: int | Iterable[int] | None, tokenizer: Any) -> 
     Args:
         eos_token_id: the EOS token or tokens of the model's generation config.
         tokenizer: supplies its own EOS token and the chat template.
+
+    Raises:
+        ValueError: rendering the chat template exceeds a limit.
     """
     candidates = [*as_ids(eos_token_id), *as_ids(tokenizer.eos_token_id), *as_ids(end_of_turn_id(tokenizer))]
     return frozenset(candidates)
@@ -41,28 +47,42 @@ def end_of_turn_id(tokenizer: Any) -> int | None:
     """The token that the chat template puts after an assistant's last message, such as `<|im_end|>`, or None."""
     if not getattr(tokenizer, "chat_template", None):
         return None
-    messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": _REPLY}]
     try:
-        _, reply, after = tokenizer.apply_chat_template(messages, tokenize=False).rpartition(_REPLY)
-    except Exception:  # a template may raise anything; rendering the problems reports it
+        after: str | None = bounded(lambda: [_after_reply(tokenizer)], _LIMITS)[0]
+    except LimitError as error:
+        raise ValueError(
+            f"its chat template {error}; take another model, or delete its chat template and give --data.template"
+        ) from error
+    if after is None:
         return None
     after = after.lstrip()
     found = [(token.content, number) for number, token in tokenizer.added_tokens_decoder.items()]
     ends = [(len(content), number) for content, number in found if content and after.startswith(content)]
-    return max(ends)[1] if reply and ends else None
+    return max(ends)[1] if ends else None
+
+
+def _after_reply(tokenizer: Any) -> str | None:
+    """What the chat template puts after an assistant's last message; None if it does not contain the message."""
+    messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": _REPLY}]
+    try:
+        _, reply, after = tokenizer.apply_chat_template(messages, tokenize=False).rpartition(_REPLY)
+    except MemoryError:
+        raise
+    except Exception:  # a template may raise anything; rendering the problems reports it
+        return None
+    return after[:_LONGEST_END] if reply else None
 
 
 def ends_of_completions(model: Any, tokenizer: Any) -> frozenset[int]:
     """All tokens that end a completion. The saved model's generation config names them, too.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or rendering the chat template exceeds a limit.
     """
-    configured = model.generation_config.eos_token_id
-    found = stop_token_ids(configured, tokenizer)
+    configured, end = model.generation_config.eos_token_id, end_of_turn_id(tokenizer)
+    found = frozenset([*as_ids(configured), *as_ids(tokenizer.eos_token_id), *as_ids(end)])
     if not found:
         raise ValueError("neither the tokenizer nor generation_config.json names an EOS token")
-    end = end_of_turn_id(tokenizer)
     if end is not None and end not in {tokenizer.eos_token_id, *as_ids(configured)}:
         model.generation_config.eos_token_id = sorted(found)
         name = one_line(tokenizer.convert_ids_to_tokens(end))

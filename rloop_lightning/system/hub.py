@@ -12,7 +12,7 @@ is the one of `hf auth login` or of HF_TOKEN: no option takes it, so that no set
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -73,6 +73,22 @@ def hub_file(repository: str, name: str) -> Path | None:
         return Path(hf_hub_download(repository, name, local_files_only=not hub_answers()))
     except Exception:  # a missing file, a gated repository and no network share no base class
         return None
+
+
+def fetched_folder(repository: str, patterns: Sequence[str]) -> Path:
+    """A folder with those files of a model on the hub whose names fit a pattern, fetched or fetched earlier.
+
+    Raises:
+        Exception: of the hub's client, if they can't be had.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
+
+    disable_progress_bars()
+    try:
+        return Path(snapshot_download(repository, allow_patterns=list(patterns), local_files_only=not hub_answers()))
+    finally:
+        enable_progress_bars()
 
 
 def push_faults(config: HubConfig) -> list[str]:

@@ -39,3 +39,12 @@ def log_handler() -> logging.Handler:
 class _PrintableFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))
+
+
+def cause(error: BaseException) -> str:
+    """An error of a library as one line: its first line, or two if the first ends in a colon, and its type."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = one_line(" ".join(lines[: 2 if lines[0].endswith(":") else 1]), limit=300) if lines else ""
+    if told and isinstance(error, ValueError | OSError | ImportError):
+        return told
+    return f"{type(error).__name__}: {told}" if told else type(error).__name__

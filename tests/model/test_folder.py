@@ -12,6 +12,7 @@ from bad_models import CONFIG, adapter_left, make_good_model, recurrent, with_va
 from rloop_lightning.model import folder, loading
 from rloop_lightning.model.config import PolicyConfig
 from rloop_lightning.model.policy import Policy
+from rloop_lightning.system import hub
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -28,7 +29,7 @@ def fetched(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     """The files of `acme/model` in the hub's cache; no hub answers."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    for module in (folder, loading):
+    for module in (folder, loading, hub):
         monkeypatch.setattr(module, "hub_answers", lambda: False)
     repository = tmp_path / "models--acme--model"
     (repository / "refs").mkdir(parents=True)
@@ -53,7 +54,7 @@ def test_fetched_models_are_checked_as_folders_are(fetched: Path) -> None:
     recurrent(fetched)
     assert fault_of_fetched().startswith("a model of type 'mamba' has no KV cache ")
     (fetched / CONFIG).write_text("{")
-    assert fault_of_fetched().startswith("config.json can't be loaded: ")
+    assert fault_of_fetched().startswith("config.json is not valid JSON: ")
 
 
 def test_an_adapter_beside_a_fetched_model_is_not_added_to_it(fetched: Path) -> None:
