@@ -39,6 +39,7 @@ POOL_SCHEMA = pa.schema(
             "text": pa.string(),
             "reward": pa.float64(),
             "success": pa.bool_(),
+            "check_fault": pa.dictionary(pa.int8(), pa.string()),  # "", "timeout", "memory" or "crash"
             "finish_reason": pa.dictionary(pa.int8(), pa.string()),
             "length": pa.int32(),  # tokens
             "sampling_logprob_sum": pa.float64(),  # nats
@@ -55,6 +56,7 @@ _DICTIONARIES = [
     "problem_id",
     "completion_ids.list.element",
     "reward",
+    "check_fault",
     "finish_reason",
     "run_id",
 ]
@@ -196,6 +198,7 @@ def rollout_table(
         "text": [rollout.text.encode(errors="replace").decode() for rollout in rollouts],
         "reward": [float(rollout.reward) for rollout in rollouts],
         "success": [bool(rollout.success) for rollout in rollouts],
+        "check_fault": [rollout.check_fault for rollout in rollouts],
         "finish_reason": [rollout.finish_reason for rollout in rollouts],
         "length": lengths,
         "sampling_logprob_sum": [float(r.sampling_logprobs.sum(dtype=np.float64)) for r in rollouts],
