@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +139,15 @@ class RolloutPool:
             if step >= rollout_step:
                 path.unlink()
         keep_checksums(self.folder, [path.name for path in self.shards()])
+
+
+def wrong_columns(schema: pa.Schema, names: Iterable[str]) -> list[str]:
+    """The columns that are missing, doubled, or of another type than in a shard, sorted."""
+    return sorted(
+        name
+        for name in names
+        if schema.get_field_index(name) < 0 or not schema.field(name).equals(POOL_SCHEMA.field(name))
+    )
 
 
 def shard_step(name: str) -> int:
