@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from random import Random
@@ -30,13 +31,21 @@ class Rehearsal:
             Lost: names seed, scenario, number, what was injected and what was said.
         """
         folder = self.folder / f"{scenario.replace(' ', '-')}-{number}"
-        reference = self.with_workers if scenario == "struck workers" else self.plain
+        reference = self._reference(scenario)
         try:
             result = SCENARIOS[scenario](reference, Random(f"{self.seed} {scenario} {number}"), folder)
         except Lost as lost:
             raise Lost(f"RLOOP_CHAOS_SEED={self.seed}, {scenario} {number}: {lost}") from None
         shutil.rmtree(folder)
         return result
+
+    def make_references(self, scenarios: Iterable[str]) -> None:
+        """Make the runs that these scenarios are compared with, while nothing else runs: their time is measured."""
+        for scenario in scenarios:
+            self._reference(scenario)
+
+    def _reference(self, scenario: str) -> Reference:
+        return self.with_workers if scenario == "struck workers" else self.plain
 
     @cached_property
     def plain(self) -> Reference:
