@@ -17,7 +17,7 @@ LIMIT_S = 240.0
 
 _TWO_ROUNDS: Mapping[str, Mapping[str, Any]] = {
     "algo": {"updates_per_step": 2},
-    "loop": {"rounds": 2, "checkpoint_every_n_steps": 2},
+    "loop": {"rounds": 2, "explore_steps": 3, "checkpoint_every_n_steps": 1},
     "capture": {"every_n_steps": 2, "extra_rollouts": 2, "extra_problems": 4},
     "eval": {"every_n_steps": 2, "sets_inside": ["test"]},
 }

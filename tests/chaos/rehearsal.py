@@ -56,7 +56,7 @@ class Rehearsal:
         return Reference.made(
             self.folder / "uninterrupted-with-workers",
             reward={"name": "math", "time_limit_s": 1.0},
-            loop={"rounds": 1, "checkpoint_every_n_steps": 4},
+            loop={"rounds": 1, "explore_steps": 3, "checkpoint_every_n_steps": 3},
             capture={"every_n_steps": 0},
             eval={"every_n_steps": 0, "sets_inside": []},
         )

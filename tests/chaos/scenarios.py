@@ -75,11 +75,11 @@ class Attempt:
         self.injected[what] += 1
         self.story.append(f"{what} {detail}")
 
-    def go_on(self, fault: Fault | None = None) -> tuple[int, str]:
+    def go_on(self, fault: Fault | None = None, *, begun: bool | None = None) -> tuple[int, str]:
         """Exit code and log of a resume; of a new run if none has begun, because a kill came before its first state."""
         log = self.folder / f"{len(self.logs):02d}.log"
         log.touch()
-        if self.has_state:
+        if self.has_state if begun is None else begun:
             code = resume(self.out, log, fault)
         else:
             shutil.rmtree(self.out, ignore_errors=True)
@@ -153,14 +153,14 @@ def damages(reference: Reference, random: Random, folder: Path) -> Result:
         kill(attempt)
     kinds = files_by_kind(attempt.out)
     kind = random.choice(sorted(kinds))
+    alone = kind == "the state" and len(kinds[kind]) == 1
     file = random.choice(kinds[kind])
     deed, content = damage(attempt.out / file, random)
     attempt.injected = Counter({kind: 1})
     attempt.story.append(f"{file} ({kind}): {deed}")
-    alone = not attempt.has_state or (kind == "the state" and not _both_states(attempt.out))
-    code, said = attempt.go_on()
+    code, said = attempt.go_on(begun=True)
     named = _named(said, attempt.out, file)
-    if alone and code == 2 and named:
+    if alone and code == 2 and file.name in said and str(attempt.out) in said:
         return Result(attempt.injected, named=1, refused=True)
     attempt.require(code == 0, f"{file} was damaged ({deed}), and the run does not resume, exit code {code}")
     attempt.same()
@@ -168,10 +168,6 @@ def damages(reference: Reference, random: Random, folder: Path) -> Result:
     left = (path.read_bytes() if path.is_file() else None) == content and (reference.out / file).exists()
     attempt.require(named or not left or kind in UNREAD, f"{file} was damaged ({deed}), and nothing is said of it")
     return Result(attempt.injected, named=int(named))
-
-
-def _both_states(out: Path) -> bool:
-    return (out / "state.json").exists() and (out / "state.previous.json").exists()
 
 
 def _named(said: str, out: Path, file: Path) -> bool:

@@ -9,7 +9,7 @@ import pytest
 from chaos.rehearsal import Rehearsal
 
 SEED = os.environ.get("RLOOP_CHAOS_SEED", "0")
-RUNS = {"kills": 4, "damages": 6, "full disks": 2, "concurrent starts": 2, "struck workers": 1}
+RUNS = {"kills": 2, "damages": 3, "full disks": 1, "concurrent starts": 2, "struck workers": 1}
 
 
 @pytest.fixture(scope="module")
