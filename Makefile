@@ -4,13 +4,15 @@ PYTHON ?= python3
 ARGS ?=
 PYTEST_ARGS ?=
 JOBS ?= 2
+RUNS ?= 100
+N ?= 10000
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fit test test-peers lint docs bench clean
+.PHONY: help setup fit test test-peers chaos fuzz lint docs bench clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -27,6 +29,12 @@ test: $(STAMP) ## Run the tests, in JOBS=2 processes. PYTEST_ARGS="-k losses" is
 # `make test` runs them too.
 test-peers: $(STAMP) ## Run the tests against TRL: the same rollouts, advantages, losses and gradients.
 	@$(BIN)/python -m pytest $(PYTEST_ARGS) tests/peers
+
+chaos: $(STAMP) ## Kill and damage many runs and write the table of docs/reliability.md. RUNS=100 runs are killed.
+	@OMP_NUM_THREADS=1 PYTHONPATH=tests:tests/helpers $(BIN)/python -m chaos --runs $(RUNS) --jobs $(JOBS) --document docs/reliability.md
+
+fuzz: $(STAMP) ## Run the tests on randomly changed files with N=10000 changes each.
+	@RLOOP_FUZZ=$(N) $(BIN)/python -m pytest -n $(JOBS) --timeout 0 $(PYTEST_ARGS) $$(find tests -name '*_fuzz.py')
 
 lint: $(STAMP) ## Check rules, format and types.
 	@$(BIN)/python -m ruff check --quiet .

@@ -95,6 +95,7 @@ def _table(
         "text": pa.StringArray.from_buffers(rows, text[1], text[2]),
         "reward": np.full(rows, float(success)),
         "success": np.full(rows, success),
+        "check_fault": pa.array([""] * rows, POOL_SCHEMA.field("check_fault").type),
         "finish_reason": pa.array(["stop"] * rows, POOL_SCHEMA.field("finish_reason").type),
         "length": lengths.astype(np.int32),
         "sampling_logprob_sum": np.add.reduceat(logprobs, offsets[:-1], dtype=np.float64),

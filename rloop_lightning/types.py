@@ -18,6 +18,10 @@ from torch import Tensor
 
 FinishReason = Literal["stop", "length"]
 
+CheckFault = Literal["", "timeout", "memory", "crash"]
+"""Why the check of an answer ended without a verdict: it exceeded its time limit or its memory limit, or it crashed.
+Empty if there is a verdict."""
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -70,7 +74,7 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class Rollout:
-    """One sampled completion of a problem. `reward` and `success` are set once the reward has scored it."""
+    """One sampled completion of a problem. `reward`, `success` and `check_fault` are set by the reward."""
 
     problem_id: str
     prompt_ids: np.ndarray  # [S] int64
@@ -80,6 +84,7 @@ class Rollout:
     finish_reason: FinishReason
     reward: float = float("nan")
     success: bool = False
+    check_fault: CheckFault = ""
     reward_parts: Mapping[str, float] = field(default_factory=dict)  # the parts of a combined reward, by name
     replayed: bool = False  # drawn from a pool: its ratio uses the recorded sampling logprobs
     routed_experts: np.ndarray | None = None  # [S + T - 1, layers, top_k] uint8 or int16, the engine's experts
@@ -100,11 +105,13 @@ class Scored:
         reward: any real number; advantages are computed from it.
         success: whether the answer is right. Dynamic sampling, the filter and pass@k use only this.
         parts: the parts of a combined reward by name, before weighting; each is logged separately.
+        check_fault: why the check of the answer ended without a verdict.
     """
 
     reward: float
     success: bool
     parts: Mapping[str, float] = field(default_factory=dict)
+    check_fault: CheckFault = ""
 
 
 @dataclass(frozen=True)

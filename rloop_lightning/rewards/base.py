@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
-from rloop_lightning.types import Problem, Scored
+from rloop_lightning.types import CheckFault, Problem, Scored
 
 
 class Reward(ABC):
@@ -26,7 +26,16 @@ class Reward(ABC):
 
     def __call__(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Scored]:
         """Reward, success and parts [B] of `texts[i]` as a completion of `problems[i]`, in order."""
-        return [Scored(reward, reward >= self.success_threshold) for reward in self.rewards(problems, texts)]
+        rewards = self.rewards(problems, texts)
+        faults = self.check_faults(problems, texts)
+        return [
+            Scored(reward, reward >= self.success_threshold, check_fault=fault)
+            for reward, fault in zip(rewards, faults, strict=True)
+        ]
+
+    def check_faults(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[CheckFault]:
+        """Why each check ended without a verdict [B], in order. Called with completions that `rewards` has scored."""
+        return [""] * len(texts)
 
     def metrics(self) -> dict[str, float]:
         """Counts since the last call, under names such as `timed_out`. A rollout step logs them as `reward/NAME`."""

@@ -9,16 +9,21 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
 
 from rloop_lightning.rewards.base import Reward
 from rloop_lightning.rewards.extraction import Extract, extract
+from rloop_lightning.rewards.worker import Status
 from rloop_lightning.rewards.workers import Outcome, WorkerPool
 from rloop_lightning.system.fields import PositiveFloat, PositiveInt, check_fields
-from rloop_lightning.types import Problem
+from rloop_lightning.types import CheckFault, Problem
 
 _COUNTS = ("checked", "cached", "timed_out", "crashed", "unparsable")
 REMEMBERED_PAIRS = 100_000  # about 15 MB
 _SHOWN_CHARACTERS = 80  # of a gold answer in a message
+
+_Verdict = Literal["right", "wrong"] | CheckFault
+_FAULTS: Mapping[Status, CheckFault] = {"timed_out": "timeout", "exceeded_memory": "memory"}
 
 
 class MathReward(Reward):
@@ -62,7 +67,7 @@ class MathReward(Reward):
             time_limit_s=time_limit_s,
             memory_limit_mb=memory_limit_mb,
         )
-        self._verdicts: OrderedDict[bytes, bool] = OrderedDict()  # by pair, least recently used first
+        self._verdicts: OrderedDict[bytes, _Verdict] = OrderedDict()  # by pair, least recently used first
         self._counts: Counter[str] = Counter()
 
     def close(self) -> None:
@@ -70,8 +75,8 @@ class MathReward(Reward):
         self.pool.close()
 
     def rewards(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:
-        pairs = [(problem.answer, self._answer(text)) for problem, text in zip(problems, texts, strict=True)]
-        keys = [None if answer is None else _key(gold, answer) for gold, answer in pairs]
+        pairs = self._pairs(problems, texts)
+        keys = _keys(pairs)
         new = {
             key: (gold, answer)
             for key, (gold, answer) in zip(keys, pairs, strict=True)
@@ -85,12 +90,17 @@ class MathReward(Reward):
             if key is not None and key not in verdicts:
                 verdicts[key] = self._verdicts[key]
         self._remember(verdicts)
-        return [0.0 if key is None else float(verdicts[key]) for key in keys]
+        return [float(key is not None and verdicts[key] == "right") for key in keys]
+
+    def check_faults(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[CheckFault]:
+        """From the cache of verdicts, which has those of the last 100,000 pairs."""
+        verdicts = (None if key is None else self._verdicts.get(key) for key in _keys(self._pairs(problems, texts)))
+        return [verdict if verdict in ("timeout", "memory", "crash") else "" for verdict in verdicts]
 
     def metrics(self) -> dict[str, float]:
         """Counts of completions by outcome since the last call.
 
-        `checked` and `cached` count completions with an answer. `timed_out`, `crashed` (mostly by exceeding the memory
+        `checked` and `cached` count completions with an answer. `timed_out`, `crashed` (also by exceeding the memory
         limit) and `unparsable` count checked ones that scored 0 for that reason. `unparsable` also counts completions
         without an answer.
         """
@@ -112,24 +122,33 @@ class MathReward(Reward):
             if problem.answer in faults
         }
 
+    def _pairs(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[tuple[str, str | None]]:
+        """Gold answer and answer of each completion."""
+        return [(problem.answer, self._answer(text)) for problem, text in zip(problems, texts, strict=True)]
+
     def _answer(self, text: str) -> str | None:
         """The part of a completion that is compared; None if there is no answer or it is too long."""
         answer = extract(text, self.extract)
         return answer if answer is not None and answer.strip() and len(answer) <= self.max_characters else None
 
-    def _verdict(self, outcome: Outcome) -> bool:
+    def _verdict(self, outcome: Outcome) -> _Verdict:
         if outcome.status == "done":
             self._counts["unparsable"] += outcome.value == "unparsable"
-        else:
-            self._counts["timed_out" if outcome.status == "timed_out" else "crashed"] += 1
-        return outcome.value == "right"
+            return "right" if outcome.value == "right" else "wrong"
+        self._counts["timed_out" if outcome.status == "timed_out" else "crashed"] += 1
+        return _FAULTS.get(outcome.status, "crash")
 
-    def _remember(self, verdicts: dict[bytes, bool]) -> None:
+    def _remember(self, verdicts: dict[bytes, _Verdict]) -> None:
         for key, verdict in verdicts.items():
             self._verdicts[key] = verdict
             self._verdicts.move_to_end(key)
         for _ in range(len(self._verdicts) - REMEMBERED_PAIRS):
             self._verdicts.popitem(last=False)
+
+
+def _keys(pairs: Sequence[tuple[str, str | None]]) -> list[bytes | None]:
+    """A key for each pair; None without an answer."""
+    return [None if answer is None else _key(gold, answer) for gold, answer in pairs]
 
 
 def _key(gold: str, answer: str) -> bytes:

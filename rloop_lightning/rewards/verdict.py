@@ -16,7 +16,11 @@ from functools import lru_cache
 from rloop_lightning.rewards.extraction import Extract
 from rloop_lightning.rewards.workers import WorkerPool
 
-_LIMITS = {"timed_out": "the check exceeded its time limit", "crashed": "the check exceeded its memory limit"}
+_LIMITS = {
+    "timed_out": "the check exceeded its time limit",
+    "exceeded_memory": "the check exceeded its memory limit",
+    "crashed": "the check crashed",
+}
 
 
 @dataclass(frozen=True)

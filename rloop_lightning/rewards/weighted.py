@@ -56,7 +56,8 @@ class WeightedSum(Reward):
         for i in range(len(texts)):
             parts = {name: values[i].reward for name, values in scored.items()}
             total = sum(self.weights[name] * value for name, value in parts.items())
-            rows.append(Scored(total, scored[self.success][i].success, parts))
+            faults = [values[i].check_fault for values in scored.values()]  # max takes the first that is not empty
+            rows.append(Scored(total, scored[self.success][i].success, parts, max(faults, key=bool)))
         return rows
 
     def metrics(self) -> dict[str, float]:

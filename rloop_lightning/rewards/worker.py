@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from rloop_lightning.system.working_directory import search_working_directory
 
-Status = Literal["done", "failed", "timed_out", "crashed"]
+Status = Literal["done", "failed", "timed_out", "exceeded_memory", "crashed"]
 
 CLOCK_FACTOR = 2.0
 """A task may take its limit of CPU time, and this many times as long on the clock."""
@@ -79,6 +79,8 @@ def _end_with_parent(parent: int) -> None:
 def _answer(run: Callable[[Any], Any], task: Any) -> tuple[Status, Any]:
     try:
         return "done", run(task)
+    except MemoryError:
+        return "exceeded_memory", None
     except Exception:  # the fault boundary: any error of a task is counted as `failed`
         return "failed", None
 

@@ -54,7 +54,8 @@ class Outcome:
     """The outcome of a task.
 
     Args:
-        status: `done`; `failed` if the function raised; `timed_out` or `crashed` if its worker was killed or died.
+        status: `done`; `exceeded_memory` if the function raised a MemoryError; `failed` if it raised another error;
+            `timed_out` or `crashed` if its worker was killed or died.
         value: the function's return value, if `done`.
     """
 

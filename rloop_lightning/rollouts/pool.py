@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +39,7 @@ POOL_SCHEMA = pa.schema(
             "text": pa.string(),
             "reward": pa.float64(),
             "success": pa.bool_(),
+            "check_fault": pa.dictionary(pa.int8(), pa.string()),  # "", "timeout", "memory" or "crash"
             "finish_reason": pa.dictionary(pa.int8(), pa.string()),
             "length": pa.int32(),  # tokens
             "sampling_logprob_sum": pa.float64(),  # nats
@@ -55,6 +56,7 @@ _DICTIONARIES = [
     "problem_id",
     "completion_ids.list.element",
     "reward",
+    "check_fault",
     "finish_reason",
     "run_id",
 ]
@@ -146,6 +148,15 @@ class RolloutPool:
         keep_checksums(self.folder, [path.name for path in self.shards()])
 
 
+def wrong_columns(schema: pa.Schema, names: Iterable[str]) -> list[str]:
+    """The columns that are missing, doubled, or of another type than in a shard, sorted."""
+    return sorted(
+        name
+        for name in names
+        if schema.get_field_index(name) < 0 or not schema.field(name).equals(POOL_SCHEMA.field(name))
+    )
+
+
 def shard_step(name: str) -> int:
     """The rollout step, from 1, in a shard's file name; 0 if it is not a shard's."""
     match = _SHARD.fullmatch(name)
@@ -203,6 +214,7 @@ def rollout_table(
         "text": [rollout.text.encode(errors="replace").decode() for rollout in rollouts],
         "reward": [float(rollout.reward) for rollout in rollouts],
         "success": [bool(rollout.success) for rollout in rollouts],
+        "check_fault": [rollout.check_fault for rollout in rollouts],
         "finish_reason": [rollout.finish_reason for rollout in rollouts],
         "length": lengths,
         "sampling_logprob_sum": [float(r.sampling_logprobs.sum(dtype=np.float64)) for r in rollouts],

@@ -16,7 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rloop_lightning.rollouts.pool import POOL_SCHEMA, RolloutPool, list_rows
+from rloop_lightning.errors import DamagedError
+from rloop_lightning.rollouts.pool import POOL_SCHEMA, RolloutPool, list_rows, wrong_columns
+from rloop_lightning.system.terminal import one_line
 
 _COUNTS_SCHEMA = pa.schema([("problem_id", pa.string()), ("rollouts", pa.int64()), ("successes", pa.int64())])
 _SUCCESS_COLUMN = POOL_SCHEMA.get_field_index("success")
@@ -35,7 +37,9 @@ class Success:
     text: str
 
 
+_COUNTED = ["problem_id", "success"]
 _SUCCESS_FIELDS = [field.name for field in fields(Success)]
+_READ = {*_COUNTED, *_SUCCESS_FIELDS}
 
 
 def count_rollouts(*pools: RolloutPool, rows_at_once: int = 1 << 20) -> pa.Table:
@@ -44,13 +48,16 @@ def count_rollouts(*pools: RolloutPool, rows_at_once: int = 1 << 20) -> pa.Table
     Args:
         pools: the pools, whose counts are added.
         rows_at_once: rows that are buffered before they are counted; a million takes about 50 MB.
+
+    Raises:
+        DamagedError: a file is not a shard of a pool, or damaged; the message names it.
     """
     counts = _COUNTS_SCHEMA.empty_table()
     pending: list[pa.Table] = []
     rows = 0
     for path in itertools.chain.from_iterable(pool.shards() for pool in pools):
         with _open(path) as shard:
-            pending.append(shard.read(columns=["problem_id", "success"], use_threads=False))
+            pending.append(shard.read(columns=_COUNTED, use_threads=False))
         rows += len(pending[-1])
         if rows >= rows_at_once:
             counts, pending, rows = _add_counts(counts, pending), [], 0
@@ -66,14 +73,18 @@ def _add_counts(counts: pa.Table, rollouts: list[pa.Table]) -> pa.Table:
 
 
 def successes_of(pool: RolloutPool, problems: Container[str]) -> Iterator[Success]:
-    """Yield the successes of `problems`. Tokens are decoded only for row groups that contain one."""
+    """Yield the successes of `problems`. Tokens are decoded only for row groups that contain one.
+
+    Raises:
+        DamagedError: a file is not a shard of a pool, or damaged; the message names it.
+    """
     for path in pool.shards():
         with _open(path) as shard:
             for group in range(shard.num_row_groups):
                 statistics = shard.metadata.row_group(group).column(_SUCCESS_COLUMN).statistics
                 if statistics is not None and not statistics.max:
                     continue
-                head = shard.read_row_group(group, columns=["problem_id", "success"], use_threads=False)
+                head = shard.read_row_group(group, columns=_COUNTED, use_threads=False)
                 keep = _wanted(head, problems)
                 if keep.any():
                     rows = shard.read_row_group(group, columns=_SUCCESS_FIELDS, use_threads=False)
@@ -82,9 +93,15 @@ def successes_of(pool: RolloutPool, problems: Container[str]) -> Iterator[Succes
 
 @contextmanager
 def _open(path: Path) -> Iterator[pq.ParquetFile]:
-    # Opening by path takes twice the time, and so does `pre_buffer`, which is meant for remote files.
-    with pa.OSFile(str(path)) as file:
-        yield pq.ParquetFile(file, pre_buffer=False)
+    try:
+        # Opening by path takes twice the time, and so does `pre_buffer`, which is meant for remote files.
+        with pa.OSFile(str(path)) as file:
+            shard = pq.ParquetFile(file, pre_buffer=False)
+            if wrong := wrong_columns(shard.schema_arrow, _READ):
+                raise ValueError(f"look at its columns {', '.join(wrong)}")
+            yield shard
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise DamagedError(f"{path} is not a shard of a rollout pool, or damaged ({one_line(str(error))})") from error
 
 
 def _wanted(head: pa.Table, problems: Container[str]) -> np.ndarray:

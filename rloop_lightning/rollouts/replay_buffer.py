@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rloop_lightning.errors import RunFault
-from rloop_lightning.rollouts.pool import POOL_SCHEMA, TRUNCATED_KEY, RolloutPool, shard_step
+from rloop_lightning.rollouts.pool import TRUNCATED_KEY, RolloutPool, shard_step, wrong_columns
 from rloop_lightning.system.checksums import damaged_files
 
 Selection = Literal["recent", "random", "low-entropy", "max-variance"]
@@ -131,8 +131,7 @@ def shard_fault(path: Path) -> str | None:
         schema = pq.read_schema(path)
     except (pa.ArrowException, OSError) as error:
         return f"{path}: not a Parquet file, or damaged ({error})"
-    other = [name for name in _COLUMNS if name not in schema.names or schema.field(name).type != _type_of(name)]
-    if other:
+    if other := wrong_columns(schema, _COLUMNS):
         return f"{path}: not a shard of a rollout pool; look at its columns {', '.join(other)}"
     if TRUNCATED_KEY in (schema.metadata or {}):
         return (
@@ -142,17 +141,17 @@ def shard_fault(path: Path) -> str | None:
     return None
 
 
-def _type_of(column: str) -> pa.DataType:
-    return POOL_SCHEMA.field(column).type
-
-
 def _rollouts(path: Path) -> Iterator[tuple[str, StoredRollout]]:
     """Yield problem ids and rollouts of a shard, with a part of it in memory at a time."""
     try:
         with pq.ParquetFile(path) as shard:
+            if wrong := wrong_columns(shard.schema_arrow, _COLUMNS):
+                raise ValueError(f"look at its columns {', '.join(wrong)}")
             for part in shard.iter_batches(columns=_COLUMNS):
                 columns = [part.column(name) for name in _COLUMNS]
                 for problem_id, ids, logprobs, reward, success, finish_reason in zip(*columns, strict=True):
+                    if not 0 < len(ids) == len(logprobs):
+                        raise ValueError(f"a rollout has {len(ids)} tokens and {len(logprobs)} logprobs")
                     yield (
                         problem_id.as_py(),
                         StoredRollout(
@@ -163,7 +162,7 @@ def _rollouts(path: Path) -> Iterator[tuple[str, StoredRollout]]:
                             finish_reason=finish_reason.as_py(),
                         ),
                     )
-    except (pa.ArrowException, OSError, KeyError) as error:
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise RunFault(f"{path}: not a shard of a rollout pool, or damaged ({error}); {_ADVICE}") from error
 
 

@@ -37,7 +37,13 @@ class GroupSampler:
         owners = [problem for problem in problems for _ in range(n)]
         verdicts = self.reward(owners, [rollout.text for rollout in rollouts])
         scored = [
-            replace(rollout, reward=verdict.reward, success=verdict.success, reward_parts=verdict.parts)
+            replace(
+                rollout,
+                reward=verdict.reward,
+                success=verdict.success,
+                check_fault=verdict.check_fault,
+                reward_parts=verdict.parts,
+            )
             for rollout, verdict in zip(rollouts, verdicts, strict=True)
         ]
         cost.rollouts += len(scored)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from time import sleep
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -40,6 +40,13 @@ _CONTEXT.set_forkserver_preload(
 )
 
 
+class Fault(Protocol):
+    """What befalls a process."""
+
+    def arm(self) -> None:
+        """Called in the process, before it does anything."""
+
+
 @dataclass(frozen=True)
 class Kill:
     """When a process is killed: before a call of a function.
@@ -53,6 +60,25 @@ class Kill:
     function: str
     call: int
     argument: str = ""
+
+    def arm(self) -> None:
+        module, _, path = self.function.partition(":")
+        *owners, name = path.split(".")
+        holder: Any = importlib.import_module(module)
+        for owner in owners:
+            holder = getattr(holder, owner)
+        original = getattr(holder, name)
+        calls = 0
+
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            counts = any(self.argument in str(argument) for argument in args)
+            calls += counts
+            if counts and calls == self.call:
+                self.strike()
+            return original(*args, **kwargs)
+
+        setattr(holder, name, wrapper)
 
     def strike(self) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -94,7 +120,7 @@ class Pause(Kill):
         os.kill(os.getpid(), signal.SIGSTOP)
 
 
-def run_fit(arguments: list[str], log: Path, kill: Kill | None = None, *, debug: bool = True) -> int:
+def run_fit(arguments: list[str], log: Path, kill: Fault | None = None, *, debug: bool = True) -> int:
     """Exit code of `rloop-fit` in a process of its own, on one thread; -9 where it was killed."""
     reader, writer = _CONTEXT.Pipe(duplex=False)  # a full disk does not keep the process from telling of it
     process = _CONTEXT.Process(target=_fit, args=([*arguments, *(["--debug"] if debug else [])], writer, kill))
@@ -108,37 +134,17 @@ def run_fit(arguments: list[str], log: Path, kill: Kill | None = None, *, debug:
     return process.exitcode
 
 
-def _fit(arguments: list[str], output: Connection, kill: Kill | None) -> None:
+def _fit(arguments: list[str], output: Connection, kill: Fault | None) -> None:
     os.setpgrp()
     torch.set_num_threads(1)
     os.dup2(output.fileno(), 1)
     os.dup2(output.fileno(), 2)
     output.close()
     if kill is not None:
-        _arm(kill)
+        kill.arm()
     from rloop_lightning.cli.main import main
 
     sys.exit(main(arguments))
-
-
-def _arm(kill: Kill) -> None:
-    module, _, path = kill.function.partition(":")
-    *owners, name = path.split(".")
-    holder: Any = importlib.import_module(module)
-    for owner in owners:
-        holder = getattr(holder, owner)
-    original = getattr(holder, name)
-    calls = 0
-
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        nonlocal calls
-        counts = any(kill.argument in str(argument) for argument in args)
-        calls += counts
-        if counts and calls == kill.call:
-            kill.strike()
-        return original(*args, **kwargs)
-
-    setattr(holder, name, wrapper)
 
 
 def run_main(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from rloop_lightning.types import Problem
+from rloop_lightning.rewards.base import Reward
+from rloop_lightning.types import CheckFault, Problem
 
 
 def boxed(problems: Sequence[Problem], completions: Sequence[str]) -> list[float]:
@@ -51,6 +52,16 @@ def words(problems: Sequence[Problem], completions: Sequence[str]) -> list[str]:
 
 def not_a_number(problems: Sequence[Problem], completions: Sequence[str]) -> list[float]:
     return [1.0, math.nan, *[0.0] * (len(completions) - 2)]
+
+
+class NoVerdict(Reward):
+    """0 for all; the checks of texts with a minus sign time out."""
+
+    def rewards(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:
+        return [0.0] * len(texts)
+
+    def check_faults(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[CheckFault]:
+        return ["timeout" if "-" in text else "" for text in texts]
 
 
 NOT_A_FUNCTION = 3

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from killing import Kill, run_fit
+from killing import Fault, run_fit
 
 from rloop_lightning.cli.main import main
 
@@ -59,7 +59,7 @@ class TinyRun:
         return main(["--config", str(self.config), "--out", str(out), *arguments])
 
     def fit_apart(
-        self, out: Path, log: Path, kill: Kill | None = None, *, arguments: tuple[str, ...] = (), debug: bool = True
+        self, out: Path, log: Path, kill: Fault | None = None, *, arguments: tuple[str, ...] = (), debug: bool = True
     ) -> int:
         """Exit code of `rloop-fit` in a process of its own, -9 where it was killed."""
         return run_fit(["--config", str(self.config), "--out", str(out), *arguments], log, kill, debug=debug)
@@ -71,6 +71,6 @@ class TinyRun:
         return out
 
 
-def resume(out: Path, log: Path, kill: Kill | None = None, *, debug: bool = True) -> int:
+def resume(out: Path, log: Path, kill: Fault | None = None, *, debug: bool = True) -> int:
     """Exit code of `rloop-fit --resume` in a process of its own."""
     return run_fit(["--resume", str(out)], log, kill, debug=debug)

@@ -175,11 +175,20 @@ def test_what_passes_a_limit_scores_0_and_is_counted():
     reward = MathReward(workers=1, time_limit_s=1.0)
     assert ask(reward, ("10", "10^{10^{10^{10}}}"), ("10", r"\boxed{10}"), ("10", "10^{10^{10^{10}}}")) == [0, 1, 0]
     assert reward.metrics() == {"checked": 2, "cached": 1, "timed_out": 0, "crashed": 0, "unparsable": 1}
-    for status in ("timed_out", "crashed"):
+    for status, counted, fault in (
+        ("timed_out", "timed_out", "timeout"),
+        ("exceeded_memory", "crashed", "memory"),
+        ("crashed", "crashed", "crash"),
+        ("failed", "crashed", "crash"),
+    ):
         outcome = Outcome(status)
         reward.pool = type("Pool", (), {"map": lambda self, tasks, outcome=outcome: [outcome for _ in tasks]})()
-        assert ask(reward, ("10", rf"\boxed{{{status}}}")) == [0.0]
-        assert reward.metrics() == dict.fromkeys(_COUNTS, 0) | {"checked": 1, status: 1}
+        one = make_problems("10"), [rf"\boxed{{{status}}}"]
+        assert reward(*one) == [Scored(0.0, False, check_fault=fault)]
+        assert reward.metrics() == dict.fromkeys(_COUNTS, 0) | {"checked": 1, counted: 1}
+        reward.pool = type("Pool", (), {"map": lambda self, tasks: []})()  # only the cache answers
+        assert reward(*one) == [Scored(0.0, False, check_fault=fault)]
+        assert reward.metrics() == dict.fromkeys(_COUNTS, 0) | {"cached": 1}
 
 
 def test_memory_of_pairs_is_bounded(monkeypatch):

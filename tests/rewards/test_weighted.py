@@ -44,6 +44,16 @@ def test_reward_is_the_weighted_sum_and_success_is_correctness_alone():
     assert reward.rewards([PROBLEM] * 4, texts) == [2.5, 0.5, 0.0, -4.5]
 
 
+class Unchecked(BoxFormat):
+    def check_faults(self, problems, texts):
+        return ["timeout" if text == "slow" else "" for text in texts]
+
+
+def test_the_fault_of_any_part_is_told():
+    reward = WeightedSum(rewards={"correct": Equal(), "format": Unchecked()})
+    assert [scored.check_fault for scored in reward([PROBLEM] * 2, ["1", "slow"])] == ["", "timeout"]
+
+
 def test_a_heavy_part_makes_no_success_and_unmakes_none():
     long_problem = Problem(id="p", prompt="", answer="1" * 100)
     [penalised] = make_sum(weights={"length": 100.0})([long_problem], ["1" * 100])

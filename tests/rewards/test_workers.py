@@ -79,7 +79,7 @@ def test_an_exception_fails_its_task_and_the_worker_lives(pool):
         (["compute", 10**9], "timed_out"),
         (["exit", 0], "crashed"),
         (["segfault", 0], "crashed"),
-        (["allocate", 2000], "failed"),
+        (["allocate", 2000], "exceeded_memory"),
     ],
     ids=["sleeps", "computes", "exits", "segfaults", "allocates"],
 )

@@ -259,6 +259,19 @@ def test_a_shard_laid_out_otherwise_gives_the_same(tmp_path):
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
+def test_shards_without_the_faults_of_checks_are_filtered_together_with_later_ones(tmp_path):
+    """A version that did not record them wrote the first shards."""
+    rows = [[("a", [1], True), *[("a", [2], False)] * 11], [("b", [3], True), *[("b", [4], False)] * 11]]
+    pool = make_pool(tmp_path / "pool", rows)
+    build_expert_set(pool, tmp_path / "expected", FilterConfig(), seed=0)
+    first = pool.shards()[0]
+    table = pq.read_table(first)
+    pq.write_table(table.drop_columns("check_fault").replace_schema_metadata(table.schema.metadata), first)
+    build_expert_set(pool, tmp_path / "expert", FilterConfig(), seed=0)
+    assert kept(tmp_path / "expert") == kept(tmp_path / "expected")
+    assert len(kept(tmp_path / "expert")) == 2
+
+
 def test_copies_are_kept_where_asked_for_even_when_nothing_tells_them_apart(tmp_path):
     pool = make_pool(tmp_path / "pool", [[("p", [1], True)] * 3])
     stats = build_expert_set(pool, tmp_path / "e", FilterConfig(enabled=False, deduplicate=False), 0)

@@ -36,7 +36,9 @@ def write(pool, name="step-000001", *groups, step=0):
 
 def test_a_shard_holds_every_column_of_every_rollout(tmp_path):
     groups = [
-        make_group(make_rollout("a", (5, 6, 7), False, "bad", reward=-0.25, finish_reason="length")),
+        make_group(
+            make_rollout("a", (5, 6, 7), False, "bad", reward=-0.25, finish_reason="length", check_fault="timeout")
+        ),
         make_group(make_rollout("b", (8, 9), True, "good", reward=0.75)),
     ]
     path = RolloutPool(tmp_path / "pool").write("step-000012", groups, round=2, rollout_step=11, run_id="r1")
@@ -46,13 +48,13 @@ def test_a_shard_holds_every_column_of_every_rollout(tmp_path):
     assert rows == [
         {
             "problem_id": "a", "completion_ids": [5, 6, 7], "text": "bad", "reward": -0.25, "success": False,
-            "finish_reason": "length", "length": 3, "sampling_logprob_sum": -1.5,
+            "check_fault": "timeout", "finish_reason": "length", "length": 3, "sampling_logprob_sum": -1.5,
             "sampling_logprobs": [-0.5, -0.5, -0.5], **shared,
         },
         {
             "problem_id": "b", "completion_ids": [8, 9], "text": "good", "reward": 0.75, "success": True,
-            "finish_reason": "stop", "length": 2, "sampling_logprob_sum": -1.0, "sampling_logprobs": [-0.5, -0.5],
-            **shared,
+            "check_fault": "", "finish_reason": "stop", "length": 2, "sampling_logprob_sum": -1.0,
+            "sampling_logprobs": [-0.5, -0.5], **shared,
         },
     ]  # fmt: skip
 

@@ -52,6 +52,14 @@ def test_a_nan_loss_ends_the_phase_and_its_rollouts_are_saved(tiny: TinyRun, tmp
     assert f"round 1/1 explore ended after 1 of 4 rollout steps; {note}" in (out / "results.md").read_text()
 
 
+def test_a_check_without_a_verdict_is_recorded_with_its_answer(tiny: TinyRun, tmp_path: Path) -> None:
+    reward = ("--reward", "reward_functions.NoVerdict")
+    assert tiny.fit(tmp_path / "run", *reward, "--loop.explore_steps=1", "--consolidate=none", "--debug") == 0
+    rows = pq.read_table(tmp_path / "run" / "round-0" / "pool" / "step-000001.parquet").to_pylist()
+    assert {row["check_fault"] for row in rows if "-" in row["text"]} == {"timeout"}
+    assert {row["check_fault"] for row in rows if "-" not in row["text"]} == {""}
+
+
 def test_a_phase_may_go_on_after_a_nan_loss_as_if_the_update_had_not_been(tiny: TinyRun, tmp_path: Path) -> None:
     """The first update of all is skipped: policy and moments of the checkpoint behind it are untouched."""
     out, go_on = tmp_path / "run", ["--gradient.stop_on_nonfinite=false", "--consolidate=none", "--debug"]
