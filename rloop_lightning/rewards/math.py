@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from rloop_lightning.rewards.base import Reward
 from rloop_lightning.rewards.extraction import Extract, extract
+from rloop_lightning.rewards.verdict import GoldReading, Verdict, check, read_golds
 from rloop_lightning.rewards.workers import Outcome, WorkerPool
 from rloop_lightning.system.fields import PositiveFloat, PositiveInt, check_fields
 from rloop_lightning.types import Problem
@@ -70,22 +71,25 @@ class MathReward(Reward):
         self.pool.close()
 
     def rewards(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:
-        pairs = [(problem.answer, self._answer(text)) for problem, text in zip(problems, texts, strict=True)]
-        keys = [None if answer is None else _key(gold, answer) for gold, answer in pairs]
-        new = {
-            key: (gold, answer)
-            for key, (gold, answer) in zip(keys, pairs, strict=True)
-            if key is not None and key not in self._verdicts
-        }
+        answers = [self._answer(text) for text in texts]
+        pairs = [
+            [] if answer is None else [(gold, answer) for gold in problem.golds]
+            for problem, answer in zip(problems, answers, strict=True)
+        ]
+        verdicts = self._judge([pair for of_one in pairs for pair in of_one])
+        self._counts["unparsable"] += answers.count(None)
+        return [float(any(verdicts[_key(*pair)] for pair in of_one)) for of_one in pairs]
+
+    def _judge(self, pairs: Sequence[tuple[str, str]]) -> Mapping[bytes, bool]:
+        """Whether each answer is its gold answer, by the pair's key."""
+        keys = {_key(*pair): pair for pair in pairs}
+        new = {key: pair for key, pair in keys.items() if key not in self._verdicts}
         verdicts = dict(zip(new, map(self._verdict, self.pool.map(list(new.values()))), strict=True))
         self._counts["checked"] += len(new)
-        self._counts["cached"] += sum(key is not None for key in keys) - len(new)
-        self._counts["unparsable"] += keys.count(None)
-        for key in keys:
-            if key is not None and key not in verdicts:
-                verdicts[key] = self._verdicts[key]
+        self._counts["cached"] += len(pairs) - len(new)
+        verdicts |= {key: self._verdicts[key] for key in keys if key not in new}
         self._remember(verdicts)
-        return [0.0 if key is None else float(verdicts[key]) for key in keys]
+        return verdicts
 
     def metrics(self) -> dict[str, float]:
         """Counts of completions by outcome since the last call.
@@ -99,18 +103,28 @@ class MathReward(Reward):
 
     def unusable(self, problems: Sequence[Problem]) -> Mapping[str, str]:
         """Reads every gold answer, each distinct one once."""
-        golds = list(dict.fromkeys(problem.answer for problem in problems))
+        golds = list(dict.fromkeys(gold for problem in problems for gold in problem.golds))
         outcomes = self.pool.map([(gold, None) for gold in golds])
         faults = {
             gold: "the reward can't read" if outcome.status == "done" else f"checking {outcome.status} on"
             for gold, outcome in zip(golds, outcomes, strict=True)
             if outcome.value != "right"
         }
+        bad = {problem.id: next((gold for gold in problem.golds if gold in faults), None) for problem in problems}
         return {
-            problem.id: f"{faults[problem.answer]} the gold answer {problem.answer[:_SHOWN_CHARACTERS]!r}"
-            for problem in problems
-            if problem.answer in faults
+            name: f"{faults[gold]} the gold answer {gold[:_SHOWN_CHARACTERS]!r}"
+            for name, gold in bad.items()
+            if gold is not None
         }
+
+    def readings(self, golds: Sequence[str]) -> Sequence[GoldReading]:
+        return read_golds(list(golds))
+
+    def explain(self, problem: Problem, text: str) -> Verdict:
+        if len(extract(text, self.extract) or "") > self.max_characters:
+            return Verdict(False, "", "", f"the answer is longer than {self.max_characters:,} characters")
+        verdicts = [check(gold, text, self.extract) for gold in problem.golds]
+        return next((verdict for verdict in verdicts if verdict.right), verdicts[0])
 
     def _answer(self, text: str) -> str | None:
         """The part of a completion that is compared; None if there is no answer or it is too long."""
