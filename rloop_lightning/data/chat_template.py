@@ -67,12 +67,8 @@ def chat_template_of(tokenizer: Any, name: str | None = None) -> str | None:
     chosen = "default" if name is None else name
     if chosen not in known:
         names = ", ".join(map(one_line, known)) or "none"
-        flag = (
-            f"--data.chat_template {one_line(chosen)}"
-            if name
-            else "--policy.model: none of its chat templates is default"
-        )
-        raise ValueError(f"{flag}: the tokenizer has {names}; choose by --data.chat_template, or give --data.template")
+        wrong = f"--data.chat_template {one_line(name)}" if name else "--policy.model: no chat template is the default"
+        raise ValueError(f"{wrong}; the tokenizer has {names}; choose by --data.chat_template, or give --data.template")
     return known[chosen]
 
 

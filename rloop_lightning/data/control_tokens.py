@@ -61,6 +61,8 @@ class ControlTokens:
         ordered = sorted(control, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, ordered))) if control else None
         self._ids = {token: tokenizer.convert_tokens_to_ids(token) for token in ordered}
+        # A word that is in the vocabulary too has one id for both, and unknown characters are `unk_token`'s.
+        self._guarded = {self._ids[t] for t in ordered if not t.isalnum() and t != tokenizer.unk_token}
         self._clones: dict[str, tuple[Any, Mapping[int | None, int]]] = {}
 
     def marked(self, texts: Sequence[str]) -> Marked:
@@ -84,10 +86,10 @@ class ControlTokens:
         """
         clone, ids = self._clone(marked.mark)
         control = [] if self._pattern is None else self._pattern.findall(prompt)
+        expected = sum(self._ids[token] in self._guarded for token in control)
         named = prompt if self._pattern is None else self._pattern.sub(rf"{marked.mark}\g<0>{marked.mark}", prompt)
         found = [ids.get(token, token) for token in clone.encode(marked.restored(named), add_special_tokens=False).ids]
-        count = sum(token in self._ids.values() for token in found)
-        if count != len(control):
+        if sum(token in self._guarded for token in found) != expected:
             raise ValueError(f"the tokenizer can't encode {marked.words[0]!r} as text")
         return tuple(found)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from rloop_lightning.data.presets import Extract, Lists, gold_text
+from rloop_lightning.data.presets import MOST_DIGITS, Extract, Lists, gold_text
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,8 @@ def _named(value: Any) -> str:
         return f"the boolean {str(value).lower()}"
     if isinstance(value, (float, Decimal)):
         return f"the number {value}"
+    if isinstance(value, int):
+        return f"an integer of more than {MOST_DIGITS:,} digits"
     if isinstance(value, (list, tuple)):
         return "a list"
     if isinstance(value, Mapping):

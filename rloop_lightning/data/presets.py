@@ -25,7 +25,7 @@ _NUMBER = re.compile(r"-?[$]?-?(?:\d[\d,]*)?\.?\d+%?")
 # One number with separators, and no other digit, comma or bracket before it: `(1,234)` may be a point.
 _THOUSANDS = re.compile(r"[^\d,(\[{]*\d{1,3}(?:,\d{3})+(?![\d,])[^,]*")
 _EXACT = 2**53  # doubles below it hold every integer
-_MOST_DIGITS = 4000  # of an integer; str() refuses 4,300
+MOST_DIGITS = 4000  # of an integer; str() refuses 4,300
 _PATH = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
 _DAPO_PROMPT = re.compile(
     r"\s*Solve the following math problem step by step\.[^\n]*\n\n(?P<problem>.*?)"
@@ -213,10 +213,12 @@ def gold_text(value: Any, extract: Extract) -> str | None:
     """The gold answer in a text or number; None if there is none or the value is something else."""
     if isinstance(value, str):
         return extract(value)
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**_MOST_DIGITS:
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**MOST_DIGITS:
         return extract(str(value))
     finite = value.is_finite() if isinstance(value, Decimal) else isinstance(value, float) and math.isfinite(value)
     if not finite:
+        return None
+    if isinstance(value, Decimal) and abs(value.adjusted()) > MOST_DIGITS:
         return None
     whole = abs(value) < _EXACT and value == int(value)  # CSV and Parquet may turn 33 into 33.0
     return extract(str(int(value) if whole else value))

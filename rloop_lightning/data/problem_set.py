@@ -126,24 +126,23 @@ class ProblemSet:
                     f"{_some(self.unsaid_lists)}: set --data.answer_lists alternatives if each answer of a list is "
                     "right, or parts if all of them are needed"
                 )
-        if self._repeats_one_problem():
-            text = one_line(self.problems[0].prompt, limit=80)
-            yield (
-                f"all {len(self.problems):,} problems have the same text, {text!r}, and different gold answers; choose "
-                "another --data.problem_field"
-            )
         if not self.rows:
             yield "the set is empty"
         elif not self.problems and not any((self.bad_rows, self.missing)) and self.skips_unreadable:
             yield "the set is empty: no problem has a readable gold answer"
 
-    def _repeats_one_problem(self) -> bool:
-        """Whether the problem field holds an instruction, which is the same in each row, instead of the problems."""
-        problems = self.problems
-        if len(problems) < 2 or len({problem.answer for problem in problems}) < 2:
-            return False
-        first = normalised_problem(problems[0])
-        return all(normalised_problem(problem) == first for problem in problems)
+    def repeats_one_problem(self) -> str | None:
+        """The fault of a problem field that holds an instruction, the same in each row, instead of the problems."""
+        if len({problem.answer for problem in self.problems}) < 2:
+            return None
+        first = normalised_problem(self.problems[0])
+        if any(normalised_problem(problem) != first for problem in self.problems):
+            return None
+        text = one_line(self.problems[0].prompt, limit=80)
+        return (
+            f"{one_line(self.source, limit=200)}: all {len(self.problems):,} problems have the same text, {text!r}, "
+            "and different gold answers; choose another --data.problem_field"
+        )
 
 
 def read_set(name: str, source: str, rows: Iterable[Row | BadRow], layout: Layout) -> ProblemSet:
@@ -231,7 +230,7 @@ def _conversation(value: Any, row: Row, layout: Layout) -> Conversation:
     if messages is not None:
         return read_conversation(messages)
     if not isinstance(value, str):
-        raise ValueError(f"the problem must be text or a list of messages, got {type(value).__name__}; {_INSIDE}")
+        raise ValueError(f"the problem must be text, got {type(value).__name__}; {_INSIDE}")
     return Conversation(value)
 
 

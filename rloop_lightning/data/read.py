@@ -171,6 +171,9 @@ class ReadProblems(ProblemSource):
             sound["train"] = train
             if validation:
                 sound["validation"] = validation
+        repeated = {name: found.repeats_one_problem() for name, found in self.sets.items()}
+        if wrong := [f"{flags[name]} {fault}" for name, fault in repeated.items() if fault]:
+            raise ValueError("\n".join(wrong))
         return sound
 
     def _layout(self, name: str) -> Layout:
