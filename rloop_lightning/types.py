@@ -17,6 +17,16 @@ import torch
 from torch import Tensor
 
 FinishReason = Literal["stop", "length"]
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message of a conversation."""
+
+    role: Role
+    text: str
+
 
 CheckFault = Literal["", "timeout", "memory", "crash"]
 """Why the check of an answer ended without a verdict: it exceeded its time limit or its memory limit, or it crashed.
@@ -32,12 +42,24 @@ class Problem:
         prompt: the text that the policy sees, template applied.
         answer: the gold answer, in the form that the reward parses.
         metadata: anything else that the reward needs.
+        alternatives: further gold answers; each of them is right too.
+        context: the messages before the problem: the system's and earlier turns. Rendering puts them into the prompt.
+        prompt_ids: the tokens of `prompt`, if its text alone doesn't give them: it contains the name of a special
+            token as plain text. None otherwise.
     """
 
     id: str
     prompt: str
     answer: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    alternatives: tuple[str, ...] = ()
+    context: tuple[Message, ...] = ()
+    prompt_ids: tuple[int, ...] | None = None
+
+    @property
+    def golds(self) -> tuple[str, ...]:
+        """All gold answers; any one of them is right."""
+        return (self.answer, *self.alternatives)
 
 
 @dataclass(frozen=True)

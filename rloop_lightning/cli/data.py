@@ -16,6 +16,7 @@ import numpy as np
 from jsonargparse import ArgumentParser, Namespace
 
 from rloop_lightning.cli.arguments import UsageError, pairs
+from rloop_lightning.cli.golds import gold_lines, sample_lines
 from rloop_lightning.cli.instant import data_answer
 from rloop_lightning.cli.parse_errors import parse
 from rloop_lightning.cli.registry import find_class, names
@@ -25,10 +26,11 @@ from rloop_lightning.data.problem_set import ProblemSet
 from rloop_lightning.data.read import ReadProblems
 from rloop_lightning.data.readable import refusals
 from rloop_lightning.data.render import overlap_count, token_count
-from rloop_lightning.data.text import normalised
+from rloop_lightning.data.text import normalised_problem
 from rloop_lightning.model.config import model_source
 from rloop_lightning.model.loading import load_tokenizer
 from rloop_lightning.rewards.base import Reward
+from rloop_lightning.system.fields import PositiveInt
 from rloop_lightning.system.terminal import one_line, printable, printable_lines
 from rloop_lightning.types import Problem
 
@@ -36,9 +38,12 @@ _EXAMPLES = 5
 _CHARACTERS_SHOWN = 2000  # of an example
 _IDS_SHOWN = 20
 
-_USAGE = "rloop-data check PATH_OR_NAME [--data.FIELD VALUE ...] [--policy.model NAME_OR_PATH] [--reward NAME]"
-_DESCRIPTION = """Prints what a problem set contains: counts, prompt lengths, unreadable gold answers, duplicates,
-problems that are in both the training set and an evaluation set, and five examples as the policy will see them.
+_USAGE = (
+    "rloop-data check PATH_OR_NAME [--data.FIELD VALUE ...] [--policy.model NAME_OR_PATH] [--reward NAME] [--limit N]"
+)
+_DESCRIPTION = """Prints what a problem set contains: counts, prompt lengths, how the reward reads the gold answers and
+which of them are suspicious, duplicates, problems that are in both the training set and an evaluation set, five
+examples as the policy will see them, and answers that the reward accepts and refuses for five problems.
 The exit code is 2 if a run would refuse the set, else 0."""
 
 
@@ -56,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not source.skip_unreadable:
             flag = f"--reward {type(reward).__name__}"
             wrong += refusals(unreadable, flag, source.skip_unreadable, shown=_IDS_SHOWN)
-        for line in _report(source, sets, unreadable, tokenizer):
+        for line in _report(source, sets, unreadable, tokenizer, reward, settings.limit):
             print(printable(line))
     except BrokenPipeError:  # the reader has closed the pipe
         sys.stdout = None  # otherwise the interpreter would flush into the pipe again
@@ -104,6 +109,9 @@ def _parser(source: type) -> ArgumentParser:
     parser.add_argument(
         "--policy.model", type=str, default=None, help="render prompts and count tokens with this model's tokenizer"
     )
+    parser.add_argument(
+        "--limit", type=PositiveInt | None, default=None, help="show this many gold answers of each set, evenly spread"
+    )
     parser.add_argument("--reward", type=str, default=None, help="check that this reward can read the gold answers")
     return parser
 
@@ -131,6 +139,8 @@ def _report(
     sets: Mapping[str, Sequence[Problem]],
     unreadable: Mapping[str, Mapping[str, str]],
     tokenizer: Any,
+    reward: Reward | None,
+    limit: int | None,
 ) -> Iterator[str]:
     """The lines to print."""
     for name, problems in sets.items():
@@ -142,6 +152,8 @@ def _report(
             yield from _reading(read)
         if ids := list(unreadable.get(name, {})):
             yield f"  the reward can't read the gold answer of: {len(ids):,} ({_some(ids)})"
+        if reward is not None:
+            yield from gold_lines(reward, problems, limit)
         if problems:
             yield f"  repeated problems: {_repeated(problems):,}"
             yield f"  prompt length, {_lengths(source, problems, tokenizer)}"
@@ -150,18 +162,26 @@ def _report(
     if not sets["train"]:
         return
     shown = sets["train"][:_EXAMPLES]
-    prompts = _prompts(source, shown, tokenizer)
     how = "as the policy will see them" if tokenizer else "without a template; --policy.model names one's tokenizer"
     yield f"\nfirst {len(shown)} of train, {how}:"
-    for problem, prompt in zip(shown, prompts, strict=True):
-        yield f"\n--- {one_line(problem.id)}, answer: {one_line(problem.answer, limit=200)}"
-        yield printable(prompt, limit=_CHARACTERS_SHOWN)
+    for problem in _rendered(source, shown, tokenizer):
+        golds = " or ".join(one_line(gold, limit=200) for gold in problem.golds)
+        yield f"\n--- {one_line(problem.id)}, answer: {golds}"
+        if not tokenizer:
+            yield from (f"[{turn.role}] {printable(turn.text, limit=_CHARACTERS_SHOWN)}" for turn in problem.context)
+        yield printable(problem.prompt, limit=_CHARACTERS_SHOWN)
+    if reward is not None:
+        yield from sample_lines(reward, sets["train"])
 
 
 def _reading(read: ProblemSet) -> Iterator[str]:
     if read.repeats:
         yield f"  repeated rows, left out: {read.repeats:,}"
-    ids = read.unreadable_golds
+    if read.lists:
+        yield f"  gold answers that are lists: {read.lists:,}, read as {read.lists_as} (--data.answer_lists)"
+    if read.replies:
+        yield f"  conversations that go on after the problem, replies left out: {read.replies:,}"
+    ids = [f"{name}: {why}" if why else name for name, why in read.unreadable_golds.items()]
     yield f"  unreadable gold answers: {len(ids):,}" + (f" ({_some(ids)})" if ids else "")
     yield f"  duplicate ids: {len(read.duplicate_ids):,}"
 
@@ -172,7 +192,7 @@ def _some(ids: Sequence[str]) -> str:
 
 def _repeated(problems: Sequence[Problem]) -> int:
     """The number of problems that repeat the normalised text of an earlier one."""
-    return len(problems) - len({normalised(problem.prompt) for problem in problems})
+    return len(problems) - len({normalised_problem(problem) for problem in problems})
 
 
 def _tokenizer(model: str) -> Any:
@@ -182,13 +202,13 @@ def _tokenizer(model: str) -> Any:
         raise ValueError(f"--policy.model {model}: {error}") from error
 
 
-def _prompts(source: ProblemSource, problems: Sequence[Problem], tokenizer: Any) -> list[str]:
-    return source.render(problems, tokenizer) if tokenizer else [problem.prompt for problem in problems]
+def _rendered(source: ProblemSource, problems: Sequence[Problem], tokenizer: Any) -> Sequence[Problem]:
+    return source.render(problems, tokenizer) if tokenizer else problems
 
 
 def _lengths(source: ProblemSource, problems: Sequence[Problem], tokenizer: Any) -> str:
-    prompts = _prompts(source, problems, tokenizer)
-    lengths = np.array([token_count(prompt, tokenizer) if tokenizer else len(prompt) for prompt in prompts])
+    shown = _rendered(source, problems, tokenizer)
+    lengths = np.array([token_count(p, tokenizer) if tokenizer else len(p.prompt) for p in shown])
     quantiles = np.quantile(lengths, [0, 0.5, 0.95, 1], method="nearest").astype(int)
     said = ", ".join(f"{what} {n:,}" for what, n in zip(("min", "median", "p95", "max"), quantiles, strict=True))
     limit = source.max_prompt_tokens

@@ -24,7 +24,7 @@ def dry_run(parts: Parts, policy: Policy, device: torch.device) -> Iterator[str]
     shown = spread(parts.problems, _PROMPTS)
     yield f"\n{len(shown)} prompts of train, as the policy sees them:"
     for problem in shown:
-        tokens = len(policy.encode(problem.prompt))
+        tokens = len(policy.prompt_ids(problem))
         yield f"\n--- {one_line(problem.id)}, {tokens:,} tokens, answer: {one_line(problem.answer, limit=200)}"
         yield printable(problem.prompt, limit=_PROMPT_CHARACTERS)
     check = sampled_check(parts)

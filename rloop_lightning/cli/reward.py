@@ -8,23 +8,29 @@ The options are those of `rloop-fit`. No model is loaded.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rloop_lightning.cli.arguments import UsageError, pairs
 from rloop_lightning.cli.dry_run import verdict_lines
 from rloop_lightning.cli.fit import RLoopCLI
 from rloop_lightning.cli.quiet import quiet_lightning
-from rloop_lightning.rewards.probes import probe
+from rloop_lightning.rewards.base import Reward
+from rloop_lightning.rewards.probes import RewardCheck, probe
 from rloop_lightning.rewards.workers import WorkerStartError
 from rloop_lightning.run.forecast import spread
 from rloop_lightning.system.terminal import one_line, printable, printable_lines
+from rloop_lightning.types import Problem
 
+_EXPLAINED = 3  # problems of a set whose verdicts are explained
+_WRONG_SHOWN = 20  # problems with a wrong verdict
+_CHARACTERS = 80  # of a gold answer
 _USAGE = "rloop-reward check PATH_OR_NAME [--reward NAME] [--GROUP.FIELD VALUE ...] [--limit N]"
 _HELP = f"""usage: {_USAGE}
 
 Scores completions whose verdict is known: gold answers in several forms, an empty text, the problem itself, a
-gold answer cut short, and another problem's gold answer. --limit N takes N problems of each set, evenly spread; the
-default is all. Every option of rloop-fit is accepted, such as --config.
+gold answer cut short, and another problem's gold answer. For a few problems of each set, and for those with a wrong
+verdict, it tells what was extracted, how it was read, and why it is right or wrong. --limit N takes N problems of each
+set, evenly spread; the default is all. Every option of rloop-fit is accepted, such as --config.
 
 The exit code is 1 if the reward never pays, pays wrong answers or raises; 2 if the input is wrong or the reward
 can't read a gold answer; else 0."""
@@ -62,8 +68,31 @@ def _check(arguments: Sequence[str]) -> int:
         check = probe(parts.reward, shown)
         for line in verdict_lines(check):
             print(printable(line))
+        for line in _reasons(parts.reward, shown, check):
+            print(printable(line))
         faulty = faulty or bool(check.faults())
     return int(faulty)
+
+
+def _reasons(reward: Reward, problems: Sequence[Problem], check: RewardCheck) -> Iterator[str]:
+    """The reward's own words on the completions of a few problems, those with wrong verdicts first."""
+    paid = [problem_id for kind in check.wrong for problem_id, scored in kind.scored.items() if scored.success]
+    wrong = dict.fromkeys([*check.unpaid(), *paid])
+    known = {problem.id: problem for problem in problems}
+    chosen = [*(known[name] for name in list(wrong)[:_WRONG_SHOWN]), *spread(problems, min(_EXPLAINED, len(problems)))]
+    for problem in {problem.id: problem for problem in chosen}.values():
+        said = [
+            (kind.kind, told)
+            for kind in (*check.right, *check.wrong)
+            if problem.id in kind.texts and (told := reward.explain(problem, kind.texts[problem.id])) is not None
+        ]
+        if not said:
+            return
+        golds = " or ".join(repr(one_line(gold, limit=_CHARACTERS)) for gold in problem.golds)
+        read = [reading.value or "not readable" for reading in reward.readings(problem.golds)]
+        yield f"  {one_line(problem.id)}: gold answer {golds}, read as {one_line(' or '.join(read), limit=200)}"
+        width = max(len(kind) for kind, _ in said)
+        yield from (f"    {kind:<{width}}  {one_line(told.in_words(), limit=300)}" for kind, told in said)
 
 
 def _parse(arguments: Sequence[str]) -> tuple[str, int, list[str]]:

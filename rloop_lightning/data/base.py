@@ -35,9 +35,9 @@ class ProblemSource(ABC):
     def evaluation(self) -> Mapping[str, Sequence[Problem]]:
         """Held-out sets by name. Policies can be selected on the set `validation`, if there is one."""
 
-    def render(self, problems: Sequence[Problem], tokenizer: Any) -> list[str]:
-        """The prompts as the policy sees them, including special tokens. By default, the problems' own prompts."""
-        return [problem.prompt for problem in problems]
+    def render(self, problems: Sequence[Problem], tokenizer: Any) -> list[Problem]:
+        """The problems with their prompts as the policy sees them, special tokens included. By default, as they are."""
+        return list(problems)
 
     def notes(self) -> list[str]:
         """Notes on the sets that a run logs at its start."""

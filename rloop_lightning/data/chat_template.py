@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import date
 from typing import Any
 
 from rloop_lightning.system.bounded import LimitError, Limits, bounded
 from rloop_lightning.system.terminal import one_line
+from rloop_lightning.types import Message
 
 # Rendering a prompt takes about 0.1 ms, compiling a long template 0.1 s.
 _LIMITS = Limits(cpu_s=5, cpu_s_per_value=0.02, memory_mb=512)
@@ -18,6 +20,8 @@ _OTHER_TEMPLATE = "take another model, or give --data.template, which replaces i
 
 _NOW = re.compile(r"""strftime_now\(\s*(['"])((?:(?!\1).){0,100})\1\s*\)""")
 _FIXED_NOW = "{%- macro strftime_now(format) -%}{{ fixed_dates[format] }}{%- endmacro %}"
+
+_PROBE = "\N{LEFT CEILING}1 + 1 = ?\N{RIGHT FLOOR}"
 
 # Arguments of `apply_chat_template` that are no variables of a template.
 _SET_HERE = frozenset(
@@ -52,14 +56,30 @@ def chat_kwargs_faults(given: Any, template: str | None) -> Iterator[str]:
         yield f"{flag}: {name} is set by the rendering itself; leave it out"
 
 
-def chat_template_of(tokenizer: Any) -> str | None:
-    """The chat template that renders messages, or None."""
-    if not getattr(tokenizer, "chat_template", None):
-        return None
-    try:
-        return tokenizer.get_chat_template()
-    except ValueError as error:  # of several templates, none is the default
-        raise ValueError(f"{_named(tokenizer)}: {one_line(str(error), limit=300)}; give --data.template") from error
+def chat_template_of(tokenizer: Any, name: str | None = None) -> str | None:
+    """The chat template that renders messages, or None if there is none.
+
+    Args:
+        tokenizer: of transformers.
+        name: which one, if it has several; None is `default`, or the only one.
+
+    Raises:
+        ValueError: there is no template of that name, or none is named and none is the default.
+    """
+    templates = getattr(tokenizer, "chat_template", None) or None
+    known = templates if isinstance(templates, dict) else {"default": templates} if templates else {}
+    if name is None and (len(known) == 1 or not known):
+        return next(iter(known.values()), None)
+    chosen = "default" if name is None else name
+    if chosen not in known:
+        names = ", ".join(map(one_line, known)) or "none"
+        wrong = (
+            f"--data.chat_template {one_line(name)}"
+            if name
+            else f"{_named(tokenizer)}: no chat template is the default"
+        )
+        raise ValueError(f"{wrong}; the tokenizer has {names}; choose by --data.chat_template, or give --data.template")
+    return known[chosen]
 
 
 def unused_kwargs(chat_template: str | None, given: Mapping[str, Any]) -> Iterator[str]:
@@ -87,29 +107,63 @@ def with_fixed_date(chat_template: str, today: date | None) -> tuple[str, dict[s
 
 
 def chat_prompts(
-    texts: Sequence[str], tokenizer: Any, system_prompt: str, chat_template: str, kwargs: Mapping[str, Any]
+    conversations: Sequence[Sequence[Message]], tokenizer: Any, chat_template: str, kwargs: Mapping[str, Any]
 ) -> list[str]:
-    """Problems as the user's message, each rendered by the chat template up to the start of the reply.
+    """Conversations rendered by the chat template up to the start of the reply.
 
-    A chat template is a program of whoever made the model's folder. It is run within limits.
+    A template gets the content of a message as text or, if it drops text, as a list of one part of text. It is a
+    program of whoever made the model's folder, and is run within limits.
 
     Raises:
-        ValueError: the template refuses the messages, or exceeds a limit.
+        ValueError: the template refuses the messages, drops them in either form, or exceeds a limit.
     """
+
+    def prompts() -> Iterator[str]:
+        as_content = _content_form(conversations[0], tokenizer, chat_template, kwargs)
+        for turns in conversations:
+            yield _chat_prompt(turns, tokenizer, chat_template, kwargs, as_content)
+
+    if not conversations:
+        return []
     try:
-        return bounded(
-            lambda: (_chat_prompt(text, tokenizer, system_prompt, chat_template, kwargs) for text in texts),
-            _LIMITS,
-            together=len(texts),
-        )
+        return bounded(prompts, _LIMITS, together=len(conversations))
     except LimitError as error:
         raise ValueError(f"{_named(tokenizer)}: its chat template {error}; {_OTHER_TEMPLATE}") from error
 
 
-def _chat_prompt(text: str, tokenizer: Any, system_prompt: str, chat_template: str, kwargs: Mapping[str, Any]) -> str:
-    messages = [{"role": "user", "content": text}]
-    if system_prompt:
-        messages.insert(0, {"role": "system", "content": system_prompt})
+def _as_text(text: str) -> Any:
+    return text
+
+
+def _as_parts(text: str) -> Any:
+    return [{"type": "text", "text": text}]
+
+
+def _content_form(
+    turns: Sequence[Message], tokenizer: Any, chat_template: str, kwargs: Mapping[str, Any]
+) -> Callable[[str], Any]:
+    """The form of content that the template renders. It is tried on a text that no template has of its own."""
+    tried = [*turns[:-1], replace(turns[-1], text=_PROBE)]
+    refusals = []
+    for form in (_as_text, _as_parts):
+        try:
+            if _PROBE in _chat_prompt(tried, tokenizer, chat_template, kwargs, form):
+                return form
+        except ValueError as error:
+            refusals.append(error)
+    if refusals:
+        raise refusals[0]
+    raise ValueError(f"{_named(tokenizer)}: its chat template drops the user's message; give --data.template")
+
+
+def _chat_prompt(
+    turns: Sequence[Message],
+    tokenizer: Any,
+    chat_template: str,
+    kwargs: Mapping[str, Any],
+    as_content: Callable[[str], Any],
+) -> str:
+    messages = [{"role": turn.role, "content": as_content(turn.text)} for turn in turns]
     try:
         prompt = tokenizer.apply_chat_template(
             messages, chat_template=chat_template, add_generation_prompt=True, tokenize=False, **kwargs
@@ -125,7 +179,7 @@ def _chat_prompt(text: str, tokenizer: Any, system_prompt: str, chat_template: s
             f"{_named(tokenizer)}: its chat template refuses the messages: {what}; {change}set --data.system_prompt '' "
             "or give --data.template"
         ) from error
-    added = len(prompt) - len(text) - len(system_prompt)
+    added = len(prompt) - sum(len(turn.text) for turn in turns)
     if added > _MOST_ADDED:
         raise ValueError(
             f"{_named(tokenizer)}: its chat template adds {added:,} characters to a problem, and {_MOST_ADDED:,} are "

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import accumulate
 
-from rloop_lightning.data.text import normalised
+from rloop_lightning.data.text import normalised_problem
 from rloop_lightning.types import Problem
 
 SHARE = 0.05
@@ -57,5 +57,5 @@ def _count_of(size: int, copies: Sequence[int]) -> int:
 
 def _rank(problem: Problem) -> int:
     """A pseudo-random number below 2^64 from the problem's normalised text."""
-    digest = hashlib.blake2b(normalised(problem.prompt).encode(errors="surrogatepass"), digest_size=8).digest()
+    digest = hashlib.blake2b(normalised_problem(problem).encode(errors="surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big")

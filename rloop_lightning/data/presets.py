@@ -8,10 +8,13 @@ a row has is used. `any_gold` extracts a gold answer of unknown layout.
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from decimal import Decimal
+from typing import Any, Literal
 
 Extract = Callable[[str], "str | None"]
 """Extracts the gold answer from a field's text; None if it contains none."""
@@ -19,6 +22,10 @@ Extract = Callable[[str], "str | None"]
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _NUMBER = re.compile(r"-?[$]?-?(?:\d[\d,]*)?\.?\d+%?")
+# One number with separators, and no other digit, comma or bracket before it: `(1,234)` may be a point.
+_THOUSANDS = re.compile(r"[^\d,(\[{]*\d{1,3}(?:,\d{3})+(?![\d,])[^,]*")
+_EXACT = 2**53  # doubles below it hold every integer
+MOST_DIGITS = 4000  # of an integer; str() refuses 4,300
 _PATH = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
 _DAPO_PROMPT = re.compile(
     r"\s*Solve the following math problem step by step\.[^\n]*\n\n(?P<problem>.*?)"
@@ -35,17 +42,23 @@ def verbatim(text: str) -> str | None:
     return text or None
 
 
+def without_thousands(text: str) -> str:
+    """The text without thousands separators if it is one number, such as `$1,234`; else as it is, such as `(1, 2)`."""
+    return text.replace(",", "") if _THOUSANDS.fullmatch(text) else text
+
+
 def after_hashes(text: str) -> str | None:
-    r"""The text after the last `####`, as in `#### 1,234`, without thousands separators."""
+    r"""The line after the last `####`, as in `#### 1,234`, without thousands separators."""
     _, hashes, answer = text.rpartition("####")
-    return answer.strip().replace(",", "") or None if hashes else None
+    line = answer.strip().partition("\n")[0].strip()
+    return without_thousands(line) or None if hashes else None
 
 
 def hashes_or_number(text: str) -> str | None:
-    """The text after `####`; without `####`, the whole text if it is a number."""
+    """The line after `####`; without `####`, the whole text if it is a number."""
     if "####" in text:
         return after_hashes(text)
-    return text.strip().replace(",", "") if _NUMBER.fullmatch(text.strip()) else None
+    return without_thousands(text.strip()) if _NUMBER.fullmatch(text.strip()) else None
 
 
 def last_box(text: str) -> str | None:
@@ -87,14 +100,20 @@ def as_it_is(text: str) -> str:
     return text
 
 
+Lists = Literal["parts", "alternatives"]
+"""What a list of gold answers is: `parts` of one answer, all of them needed, or `alternatives`, each of them right."""
+
+
 @dataclass(frozen=True)
 class Preset:
     """The layout of a problem set.
 
     Args:
         about: what the set is and where it is published, for the documentation.
-        problem_fields: fields that may hold the problem, in order of preference; `prompt[0].content` is a nested field.
+        problem_fields: fields that may hold the problem, in order of preference; `extra_info.question` is a nested
+            field. A list of messages is read by conversation.py.
         answers: fields that may hold the gold answer, and how to extract it from each.
+        lists: what a list of gold answers is; None if the user must say.
         id_fields: fields that may hold the id; without one, a problem is named by its file and row.
         clean: turns the field's text into the problem.
         repeats: whether the published set repeats its rows; identical rows are then skipped and counted.
@@ -103,6 +122,7 @@ class Preset:
     about: str
     problem_fields: tuple[str, ...]
     answers: Mapping[str, Extract]
+    lists: Lists | None = None
     id_fields: tuple[str, ...] = ("id", "unique_id", "ID", "idx")
     clean: Callable[[str], str] = field(default=as_it_is)
     repeats: bool = False
@@ -113,7 +133,7 @@ PRESETS: Mapping[str, Preset] = {
         about="any set with a problem and an answer under one of the usual names",
         problem_fields=("problem", "question", "prompt", "Problem"),
         answers={"answer": any_gold, "final_answer": any_gold, "gold": any_gold, "Answer": any_gold}
-        | {"solution": box_or_hashes},
+        | {"reward_model.ground_truth": any_gold, "solution": box_or_hashes},
     ),
     "gsm8k": Preset(
         about="GSM8K (openai/gsm8k: question, answer ending in `#### 18`; or problem, answer)",
@@ -126,8 +146,8 @@ PRESETS: Mapping[str, Preset] = {
         answers={"answer": verbatim, "solution": last_box},
     ),
     "dapo-math": Preset(
-        about="DAPO-Math-17k (BytedTsinghua-SIA: prompt[0].content, reward_model.ground_truth; or open-r1's processed)",
-        problem_fields=("prompt[0].content", "prompt", "problem"),
+        about="DAPO-Math-17k (BytedTsinghua-SIA: prompt, reward_model.ground_truth; or open-r1's processed)",
+        problem_fields=("prompt", "problem"),
         answers={"reward_model.ground_truth": verbatim, "answer": verbatim, "solution": verbatim},
         id_fields=("extra_info.index", "id"),
         clean=bare_dapo_problem,
@@ -152,12 +172,15 @@ PRESETS: Mapping[str, Preset] = {
         about="OlympiadBench (Hothan/OlympiadBench, math-ai/olympiadbench: question, final_answer as a list)",
         problem_fields=("question", "problem"),
         answers={"final_answer": verbatim, "answer": verbatim},
+        lists="parts",
     ),
 }
 
 
 def look_up(row: Mapping[str, Any], path: str) -> Any:
     """The value of a field, which may be nested: `reward_model.ground_truth`, `prompt[0].content`.
+
+    A path reaches into a struct that is kept as JSON text, too.
 
     Raises:
         KeyError: the row has no such field.
@@ -166,6 +189,7 @@ def look_up(row: Mapping[str, Any], path: str) -> Any:
         return row[path]
     value: Any = row
     for name, index in _PATH.findall(path):
+        value = _opened(value)
         if name and isinstance(value, Mapping) and name in value:
             value = value[name]
         elif index and isinstance(value, (list, tuple)) and int(index) < len(value):
@@ -175,13 +199,26 @@ def look_up(row: Mapping[str, Any], path: str) -> Any:
     return value
 
 
+def _opened(value: Any) -> Any:
+    """A struct that is kept as JSON text as a struct; anything else as it is."""
+    if not isinstance(value, str) or value.lstrip()[:1] not in ("{", "["):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+
+
 def gold_text(value: Any, extract: Extract) -> str | None:
-    """Extract the gold answer from a field's value: text, a number, or a list of these, joined by commas."""
-    if isinstance(value, (list, tuple)):
-        answers = [gold_text(item, extract) for item in value]
-        return ", ".join(answer for answer in answers if answer) if answers and all(answers) else None
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)  # CSV and Parquet may turn 33 into 33.0
-    if isinstance(value, bool) or value != value or not isinstance(value, (str, int, float)):
+    """The gold answer in a text or number; None if there is none or the value is something else."""
+    if isinstance(value, str):
+        return extract(value)
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**MOST_DIGITS:
+        return extract(str(value))
+    finite = value.is_finite() if isinstance(value, Decimal) else isinstance(value, float) and math.isfinite(value)
+    if not finite:
         return None
-    return extract(value if isinstance(value, str) else repr(value))
+    if isinstance(value, Decimal) and abs(value.adjusted()) > MOST_DIGITS:
+        return None
+    whole = abs(value) < _EXACT and value == int(value)  # CSV and Parquet may turn 33 into 33.0
+    return extract(str(int(value) if whole else value))

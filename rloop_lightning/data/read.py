@@ -14,9 +14,9 @@ from rloop_lightning.data.base import ProblemSource
 from rloop_lightning.data.chat_template import chat_kwargs_faults
 from rloop_lightning.data.holdout import hold_out
 from rloop_lightning.data.hub_rows import HubName, hub_rows, parse_hub_name
-from rloop_lightning.data.presets import PRESETS
+from rloop_lightning.data.presets import PRESETS, Lists
 from rloop_lightning.data.problem_set import Layout, ProblemSet, read_set
-from rloop_lightning.data.render import BOXED, PLACE, prompt_texts
+from rloop_lightning.data.render import BOXED, PLACE, render_problems
 from rloop_lightning.data.rows import BadRow, Row, files_of, looks_like_a_file, read_rows
 from rloop_lightning.system.fields import NonNegativeInt, PositiveInt, wrong_fields
 from rloop_lightning.system.terminal import one_line
@@ -43,8 +43,11 @@ class ReadProblems(ProblemSource):
     Args:
         preset: the layout of a known problem set: auto, gsm8k, math (MATH-500 too), dapo-math, aime (2024 and 2025),
             minerva-math, omni-math or olympiad-bench; `auto` tries the usual field names.
-        problem_field: the field that holds the problem, instead of the preset's; `prompt[0].content` is a nested field.
+        problem_field: the field that holds the problem, instead of the preset's; `extra_info.question` is a nested
+            field. Of a list of messages, the last user message is the problem and earlier messages are its context.
         answer_field: the field that holds the gold answer, instead of the preset's.
+        answer_lists: what a list of gold answers is: `parts` of one answer, or `alternatives`, each of them right. null
+            takes what the preset says; if it says nothing, a list of different answers can't be read.
         id_field: the field that holds the id, instead of the preset's; rows without an id are named by their place.
         metadata_fields: additional fields for your own reward, in `Problem.metadata`.
         skip_unreadable: skip and count problems whose gold answer can't be read, from its field or by the reward,
@@ -57,9 +60,11 @@ class ReadProblems(ProblemSource):
             if there is no --data.eval; a set of fewer than 40 problems keeps all.
         max_prompt_tokens: skip and count problems whose prompt, template included, is longer; null keeps all.
         instruction: text after each problem; empty for none.
-        system_prompt: the system message, or the first lines if there is no chat template; empty for none.
+        system_prompt: the system message, or the first lines if there is no chat template; empty for none. null takes
+            the set's own system messages, if it has any.
         template: the prompt, containing {problem}, instead of the tokenizer's chat template; null uses the chat
             template, or a plain template if the tokenizer has none.
+        chat_template: name of the chat template, if the tokenizer has several; null takes `default`, or the only one.
         chat_template_kwargs: variables of the chat template, such as {enable_thinking: false}.
     """
 
@@ -69,6 +74,7 @@ class ReadProblems(ProblemSource):
         preset: str = "auto",
         problem_field: str | None = None,
         answer_field: str | None = None,
+        answer_lists: Lists | None = None,
         id_field: str | None = None,
         metadata_fields: tuple[str, ...] = (),
         skip_unreadable: bool = False,
@@ -77,8 +83,9 @@ class ReadProblems(ProblemSource):
         validation_size: NonNegativeInt | None = None,
         max_prompt_tokens: PositiveInt | None = None,
         instruction: str = BOXED,
-        system_prompt: str = "",
+        system_prompt: str | None = None,
         template: str | None = None,
+        chat_template: str | None = None,
         chat_template_kwargs: dict[str, Any] | None = None,
     ) -> None:
         self.validation_size = validation_size
@@ -86,6 +93,8 @@ class ReadProblems(ProblemSource):
         self.instruction = instruction
         self.system_prompt = system_prompt
         self.template = template
+        self.chat_template = chat_template
+        self.answer_lists = answer_lists
         self.chat_template_kwargs = {} if chat_template_kwargs is None else chat_template_kwargs
         self._presets = {"train": preset, **(eval_presets or {})}
         self._fields = {"problem_field": problem_field, "answer_field": answer_field, "id_field": id_field}
@@ -112,13 +121,14 @@ class ReadProblems(ProblemSource):
     def evaluation(self) -> Mapping[str, Sequence[Problem]]:
         return {name: problems for name, problems in self._sound.items() if name != "train"}
 
-    def render(self, problems: Sequence[Problem], tokenizer: Any) -> list[str]:
-        return prompt_texts(
-            [problem.prompt for problem in problems],
+    def render(self, problems: Sequence[Problem], tokenizer: Any) -> list[Problem]:
+        return render_problems(
+            problems,
             tokenizer,
             system_prompt=self.system_prompt,
             instruction=self.instruction,
             template=self.template,
+            chat_template=self.chat_template,
             chat_template_kwargs=self.chat_template_kwargs,
             today=self.today,
         )
@@ -128,6 +138,8 @@ class ReadProblems(ProblemSource):
         for name, found in self.sets.items():
             if found.repeats:
                 said.append(f"{name}: {found.repeats:,} repeated rows left out")
+            if found.replies:
+                said.append(f"{name}: replies after the problem left out of {found.replies:,} conversations")
             if found.unreadable_golds:
                 said.append(f"{name}: {len(found.unreadable_golds):,} problems left out, no gold answer can be read")
         if self._holds_out and (held_out := self._sound.get("validation")):
@@ -160,6 +172,9 @@ class ReadProblems(ProblemSource):
             sound["train"] = train
             if validation:
                 sound["validation"] = validation
+        repeated = {name: found.repeats_one_problem() for name, found in self.sets.items()}
+        if wrong := [f"{flags[name]} {fault}" for name, fault in repeated.items() if fault]:
+            raise ValueError("\n".join(wrong))
         return sound
 
     def _layout(self, name: str) -> Layout:
@@ -167,6 +182,7 @@ class ReadProblems(ProblemSource):
         return Layout(
             preset=PRESETS[self._presets[name if own else "train"]],
             metadata_fields=self._metadata_fields,
+            answer_lists=None if own else self.answer_lists,
             skip_unreadable=self.skip_unreadable,
             **({} if own else self._fields),
         )
@@ -184,6 +200,8 @@ class ReadProblems(ProblemSource):
             yield "--data.validation_size: --data.eval has a set named validation already"
         if self.template is not None and self.template.count(PLACE) != 1:
             yield f"--data.template must hold {PLACE} once, got {self.template!r}"
+        if self.template is not None and self.chat_template is not None:
+            yield "--data.chat_template: --data.template replaces the chat template; leave one of the two out"
         yield from chat_kwargs_faults(self.chat_template_kwargs, self.template)
 
 

@@ -39,7 +39,7 @@ class ReadableProblems(ProblemSource):
     def evaluation(self) -> Mapping[str, Sequence[Problem]]:
         return {name: self._kept(name, problems) for name, problems in self._source.evaluation().items()}
 
-    def render(self, problems: Sequence[Problem], tokenizer: Any) -> list[str]:
+    def render(self, problems: Sequence[Problem], tokenizer: Any) -> list[Problem]:
         return self._source.render(problems, tokenizer)
 
     def notes(self) -> list[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from rloop_lightning.types import Problem
+
 _DASHES = re.compile("[\u2010-\u2015\u2212\ufe58\ufe63\uff0d]")
 _QUOTING = re.compile(r"[\"'`\u2018-\u201f$\\(){}\[\],;:!?\u00a1\u00bf]")
 # A point that ends a sentence and a hyphen that joins words carry no mathematics. In numbers and terms they do.
@@ -22,3 +24,9 @@ def normalised(text: str) -> str:
     text = _QUOTING.sub(" ", _DASHES.sub("-", text))
     text = _HYPHEN.sub(" ", _POINT.sub(" ", text))
     return _OPERATOR.sub(r"\1", " ".join(text.split()))
+
+
+def normalised_problem(problem: Problem) -> str:
+    """The normalised text of a problem and of the turns before it. A system message does not make another problem."""
+    turns = [message.text for message in problem.context if message.role != "system"]
+    return normalised("\n".join([*turns, problem.prompt]))

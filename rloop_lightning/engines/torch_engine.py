@@ -114,7 +114,7 @@ class TorchEngine(RolloutEngine):
         if self._policy is None:
             raise RuntimeError("TorchEngine.generate needs a policy; call bind(policy) first")
         policy = self._policy
-        prompts = [policy.encode(problem.prompt) for problem in problems]
+        prompts = [policy.prompt_ids(problem) for problem in problems]
         _check_prompts(problems, prompts, sampling, policy.context)
         prompt_ids = [np.array(prompt, dtype=np.int64) for prompt in prompts]
         dtype, stops = self._compute_dtype(policy), self._stops_of(policy, sampling.stop).to(policy.device)

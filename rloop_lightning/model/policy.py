@@ -38,7 +38,7 @@ from rloop_lightning.model.scores import completion_tokens, packed_states, padde
 from rloop_lightning.model.stop_tokens import ends_of_completions
 from rloop_lightning.system.folders import write_folder
 from rloop_lightning.system.terminal import cause, printable
-from rloop_lightning.types import RolloutBatch, TokenScores
+from rloop_lightning.types import Problem, RolloutBatch, TokenScores
 
 _LONGEST_MESSAGE = 2000  # characters
 
@@ -141,6 +141,10 @@ class Policy(nn.Module):
     def encode(self, prompt: str) -> list[int]:
         """Token ids of a rendered prompt, which contains its special tokens already."""
         return self.tokenizer.encode(prompt, add_special_tokens=False)
+
+    def prompt_ids(self, problem: Problem) -> list[int]:
+        """Token ids of a rendered problem's prompt."""
+        return self.encode(problem.prompt) if problem.prompt_ids is None else list(problem.prompt_ids)
 
     def decode(self, completions: list[list[int]]) -> list[str]:
         """The texts of completions, without special tokens."""

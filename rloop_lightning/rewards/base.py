@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from rloop_lightning.types import CheckFault, Problem, Scored
+
+if TYPE_CHECKING:
+    from rloop_lightning.rewards.verdict import GoldReading, Verdict
 
 
 class Reward(ABC):
@@ -44,6 +48,14 @@ class Reward(ABC):
     def unusable(self, problems: Sequence[Problem]) -> Mapping[str, str]:
         """By problem id, why this reward can't read the gold answer; empty if it can read all. Ids are unique."""
         return {}
+
+    def readings(self, golds: Sequence[str]) -> Sequence[GoldReading]:
+        """How this reward reads each gold answer, in order, for reports; empty if it does not read them."""
+        return ()
+
+    def explain(self, problem: Problem, text: str) -> Verdict | None:
+        """Why a completion is right or wrong, for reports; None if this reward can't tell."""
+        return None
 
     def right_completions(self, problem: Problem) -> Mapping[str, str]:
         """Completions that state the gold answer, by a name for their form; at least one should be a success.

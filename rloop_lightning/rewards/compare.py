@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
@@ -15,13 +16,19 @@ from rloop_lightning.rewards.values import BaseNumber, Choice, Group, Reading, R
 
 _LINE = Group("(", ")", (Scalar(nodes.Node(r"-\infty", nodes.SUM)), Scalar(nodes.Node(r"\infty"))))
 _MAX_ITEMS = 200
+_SPACES = re.compile(r"\s*([\\{}])\s*")
 
 
 def matches(gold: Reading, answer: Reading) -> bool:
     """Whether one meaning of the answer is one meaning of the gold answer."""
-    if gold.text and gold.text == answer.text:
+    if gold.text and (gold.text == answer.text or _squeezed(gold.text) == _squeezed(answer.text)):
         return True
     return any(same(one, other) for one in gold.values for other in answer.values)
+
+
+def _squeezed(text: str) -> str:
+    """The text without the spaces beside commands and braces, which mean nothing there."""
+    return _SPACES.sub(r"\1", text)
 
 
 def same(gold: Value, answer: Value) -> bool:
@@ -151,6 +158,8 @@ def _same_group(gold: Value, answer: Value) -> bool:
         group, single = (gold, answer) if isinstance(gold, Group) else (answer, gold)
         if not isinstance(group, Group) or group.opening not in ("{", "") or not group.items:
             return False
+        if len(set(_names(group.items))) > 1:
+            return False  # x = 5, y = 5
         return all(same(item, single) for item in group.items)
     if not isinstance(gold, Group) or not isinstance(answer, Group):
         return False

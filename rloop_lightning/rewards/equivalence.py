@@ -40,6 +40,8 @@ def check(task: tuple[str, str | None]) -> Judgement:
     golds = read_gold(gold)
     if answer is None:
         return "right" if golds.values else "unparsable"
+    if answer.strip() == gold.strip() != "":
+        return "right"
     answers = read(answer)
     try:
         if _matches(golds, answers):
@@ -49,28 +51,28 @@ def check(task: tuple[str, str | None]) -> Judgement:
     return "wrong" if answers.values else "unparsable"
 
 
-def explain(task: tuple[str, str, Extract]) -> tuple[bool, str, str, str]:
-    """On `(gold, response, mode)`: whether it is right, what gold answer and answer were read as, and the reason."""
+def explain(task: tuple[str, str, Extract]) -> tuple[bool, str, str, str, str]:
+    """On `(gold, response, mode)`: the values of a `Verdict`, in the order of its fields."""
     gold, response, mode = task
     golds = read_gold(gold)
     gold_read = describe(golds)
-    answer = extract(response, mode)
-    if answer is None or not answer.strip():
-        return False, gold_read, "", "the response has no answer in the places of this mode"
+    answer = (extract(response, mode) or "").strip()
+    if not answer:
+        return False, gold_read, "", "the response has no answer in the places of this mode", ""
     answers = read(answer)
     try:
-        right = _matches(golds, answers)
+        right = answer == gold.strip() or _matches(golds, answers)
     except UnreadableError as error:
-        return False, gold_read, describe(answers), f"they can't be compared: {error}"
+        return False, gold_read, describe(answers), f"they can't be compared: {error}", answer
     if not golds.values and not right:
         reason = f"the gold answer can't be read: {golds.problem}"
     elif not answers.values and not right:
         reason = f"the answer can't be read: {answers.problem}"
-    elif golds.text == answers.text:
+    elif golds.text == answers.text or answer == gold.strip():
         reason = "the same text"
     else:
         reason = "equal" if right else "not equal"
-    return right, gold_read, describe(answers), reason
+    return right, gold_read, describe(answers), reason, answer
 
 
 def describe_gold(gold: str) -> tuple[str, str, list[str]]:

@@ -57,6 +57,7 @@ _NO_WORDS = words(
     "sqrt pi sin cos tan log ln exp inf infinity oo and or abs arcsin arccos arctan percent pct asin acos atan"
 )
 _CHOICE = re.compile(r"[\s*_]*(?:(?:option|choice)\s+)?(\(?[A-J]\)?)(?=[\s.,:;*_)]|$)(?!\s*[-+=/*^])(?!\s+[a-z])")
+_HEDGED = re.compile(r"\d[^\n]{0,40}?\b(?:or|maybe|perhaps|possibly)\b[^\n]{0,40}?\d|\beither\b", re.IGNORECASE)
 _MAX_TAIL = 10_000  # characters at the end of a text in which its last number is looked for
 _MAX_GAP = 60  # characters between two boxes of a row
 _GAP_WORDS = re.compile(r"\b(?:and|or)\b", re.IGNORECASE)
@@ -171,7 +172,7 @@ def _in_sentence(sentence: str) -> str | None:
     choice = _CHOICE.match(sentence)
     if choice and not re.match(r"[\s*_]*[A-J]\s+(?:[a-z]|=)", sentence):
         return choice.group(1)
-    if not _has_words(sentence):
+    if not _has_words(sentence) or _HEDGED.search(sentence):
         return sentence or None
     return last_answer(sentence, first=True)
 

@@ -17,6 +17,7 @@ Parts = Sequence[list[Token]]
 ReadItems = Callable[[Parts], tuple[Value, ...]]  # the items of a bracket; they may be lists
 
 _OPEN, _CLOSE = ("(", "[", "{", r"\{"), (")", "]", "}", r"\}")
+_ROUNDING = Fraction(1, 50)  # 1/3 = 0.33 is rounded
 _INEQUALITIES = ("<", ">", "<=", ">=", "!=")
 _NAME = r"\\?[A-Za-z]+(?:\{[A-Za-z]+\}| [A-Za-z]+)?'*(?:_(?:\{[^{}]*\}|[A-Za-z0-9]))?(?:\([A-Za-z0-9,_{}+\-]*\))?"
 _NAMED = re.compile(
@@ -103,9 +104,17 @@ def _equation(sides: Parts, read_items: ReadItems) -> Value:
     if len(sides) > 2:
         return value
     before = read_item(list(left), read_items)
-    if isinstance(before, Scalar) and isinstance(value, Scalar) and not before.node.names and not value.node.names:
-        return value
+    if isinstance(before, Scalar) and isinstance(value, Scalar) and not before.node.names | value.node.names:
+        return Relation(("=",), (before, value)) if _differ(before, value) else value
     return Relation(("=",), (before, value))
+
+
+def _differ(first: Scalar, second: Scalar) -> bool:
+    """Whether two rational numbers differ by more than rounding, so that `6 = 5` is no 5."""
+    one, other = first.node.value, second.node.value
+    if one is None or other is None or first.unit or second.unit or first.percent != second.percent:
+        return False
+    return abs(one - other) > _ROUNDING * max(abs(one), abs(other))
 
 
 def _name_of(tokens: Sequence[Token]) -> str:

@@ -13,6 +13,7 @@ from typing import Literal
 
 from rloop_lightning.rewards.base import Reward
 from rloop_lightning.rewards.extraction import Extract, extract
+from rloop_lightning.rewards.verdict import GoldReading, Verdict, check, read_golds
 from rloop_lightning.rewards.worker import Status
 from rloop_lightning.rewards.workers import Outcome, WorkerPool
 from rloop_lightning.system.fields import PositiveFloat, PositiveInt, check_fields
@@ -23,7 +24,8 @@ REMEMBERED_PAIRS = 100_000  # about 15 MB
 _SHOWN_CHARACTERS = 80  # of a gold answer in a message
 
 _Verdict = Literal["right", "wrong"] | CheckFault
-_FAULTS: Mapping[Status, CheckFault] = {"timed_out": "timeout", "exceeded_memory": "memory"}
+_FAULT_OF: Mapping[Status, CheckFault] = {"timed_out": "timeout", "exceeded_memory": "memory"}
+_FAULTS: Sequence[CheckFault] = ("timeout", "memory", "crash")
 
 
 class MathReward(Reward):
@@ -76,26 +78,29 @@ class MathReward(Reward):
 
     def rewards(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:
         pairs = self._pairs(problems, texts)
-        keys = _keys(pairs)
-        new = {
-            key: (gold, answer)
-            for key, (gold, answer) in zip(keys, pairs, strict=True)
-            if key is not None and key not in self._verdicts
-        }
-        verdicts = dict(zip(new, map(self._verdict, self.pool.map(list(new.values()))), strict=True))
-        self._counts["checked"] += len(new)
-        self._counts["cached"] += sum(key is not None for key in keys) - len(new)
-        self._counts["unparsable"] += keys.count(None)
-        for key in keys:
-            if key is not None and key not in verdicts:
-                verdicts[key] = self._verdicts[key]
-        self._remember(verdicts)
-        return [float(key is not None and verdicts[key] == "right") for key in keys]
+        verdicts = self._judge([pair for of_one in pairs for pair in of_one])
+        self._counts["unparsable"] += pairs.count([])
+        return [float(any(verdicts[_key(*pair)] == "right" for pair in of_one)) for of_one in pairs]
 
     def check_faults(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[CheckFault]:
         """From the cache of verdicts, which has those of the last 100,000 pairs."""
-        verdicts = (None if key is None else self._verdicts.get(key) for key in _keys(self._pairs(problems, texts)))
-        return [verdict if verdict in ("timeout", "memory", "crash") else "" for verdict in verdicts]
+        faults: list[CheckFault] = []
+        for of_one in self._pairs(problems, texts):
+            verdicts = {self._verdicts.get(_key(*pair)) for pair in of_one}
+            found: list[CheckFault] = [] if "right" in verdicts else [one for one in _FAULTS if one in verdicts]
+            faults.append(found[0] if found else "")
+        return faults
+
+    def _judge(self, pairs: Sequence[tuple[str, str]]) -> Mapping[bytes, _Verdict]:
+        """The verdict on each answer, by the pair's key."""
+        keys = {_key(*pair): pair for pair in pairs}
+        new = {key: pair for key, pair in keys.items() if key not in self._verdicts}
+        verdicts = dict(zip(new, map(self._verdict, self.pool.map(list(new.values()))), strict=True))
+        self._counts["checked"] += len(new)
+        self._counts["cached"] += len(pairs) - len(new)
+        verdicts |= {key: self._verdicts[key] for key in keys if key not in new}
+        self._remember(verdicts)
+        return verdicts
 
     def metrics(self) -> dict[str, float]:
         """Counts of completions by outcome since the last call.
@@ -109,22 +114,36 @@ class MathReward(Reward):
 
     def unusable(self, problems: Sequence[Problem]) -> Mapping[str, str]:
         """Reads every gold answer, each distinct one once."""
-        golds = list(dict.fromkeys(problem.answer for problem in problems))
+        golds = list(dict.fromkeys(gold for problem in problems for gold in problem.golds))
         outcomes = self.pool.map([(gold, None) for gold in golds])
         faults = {
             gold: "the reward can't read" if outcome.status == "done" else f"checking {outcome.status} on"
             for gold, outcome in zip(golds, outcomes, strict=True)
             if outcome.value != "right"
         }
+        bad = {problem.id: next((gold for gold in problem.golds if gold in faults), None) for problem in problems}
         return {
-            problem.id: f"{faults[problem.answer]} the gold answer {problem.answer[:_SHOWN_CHARACTERS]!r}"
-            for problem in problems
-            if problem.answer in faults
+            name: f"{faults[gold]} the gold answer {gold[:_SHOWN_CHARACTERS]!r}"
+            for name, gold in bad.items()
+            if gold is not None
         }
 
-    def _pairs(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[tuple[str, str | None]]:
-        """Gold answer and answer of each completion."""
-        return [(problem.answer, self._answer(text)) for problem, text in zip(problems, texts, strict=True)]
+    def _pairs(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[list[tuple[str, str]]]:
+        """The pairs of a gold answer and the completion's answer; none for a completion without an answer."""
+        answers = map(self._answer, texts)
+        return [
+            [] if answer is None else [(gold, answer) for gold in problem.golds]
+            for problem, answer in zip(problems, answers, strict=True)
+        ]
+
+    def readings(self, golds: Sequence[str]) -> Sequence[GoldReading]:
+        return read_golds(list(golds))
+
+    def explain(self, problem: Problem, text: str) -> Verdict:
+        if len(extract(text, self.extract) or "") > self.max_characters:
+            return Verdict(False, "", "", f"the answer is longer than {self.max_characters:,} characters")
+        verdicts = [check(gold, text, self.extract) for gold in problem.golds]
+        return next((verdict for verdict in verdicts if verdict.right), verdicts[0])
 
     def _answer(self, text: str) -> str | None:
         """The part of a completion that is compared; None if there is no answer or it is too long."""
@@ -136,7 +155,7 @@ class MathReward(Reward):
             self._counts["unparsable"] += outcome.value == "unparsable"
             return "right" if outcome.value == "right" else "wrong"
         self._counts["timed_out" if outcome.status == "timed_out" else "crashed"] += 1
-        return _FAULTS.get(outcome.status, "crash")
+        return _FAULT_OF.get(outcome.status, "crash")
 
     def _remember(self, verdicts: dict[bytes, _Verdict]) -> None:
         for key, verdict in verdicts.items():
@@ -144,11 +163,6 @@ class MathReward(Reward):
             self._verdicts.move_to_end(key)
         for _ in range(len(self._verdicts) - REMEMBERED_PAIRS):
             self._verdicts.popitem(last=False)
-
-
-def _keys(pairs: Sequence[tuple[str, str | None]]) -> list[bytes | None]:
-    """A key for each pair; None without an answer."""
-    return [None if answer is None else _key(gold, answer) for gold, answer in pairs]
 
 
 def _key(gold: str, answer: str) -> bytes:

@@ -33,11 +33,13 @@ class Verdicts:
     Args:
         kind: what the completions are: a form of right completions, or one of `WRONG`.
         scored: by problem id.
+        texts: the completions, by problem id.
         error: what the reward raised instead; empty if nothing.
     """
 
     kind: str
     scored: Mapping[str, Scored] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)
     error: str = ""
 
     @property
@@ -166,7 +168,8 @@ def _verdicts(reward: Reward, kind: str, pairs: Sequence[tuple[Problem, str]]) -
         raise
     except Exception as error:  # a user's function may raise anything
         return Verdicts(kind, error=one_line(f"{type(error).__name__}: {error}", limit=300))
-    return Verdicts(kind, {problem.id: verdict for problem, verdict in zip(problems, scored, strict=True)})
+    ids = [problem.id for problem in problems]
+    return Verdicts(kind, dict(zip(ids, scored, strict=True)), dict(zip(ids, texts, strict=True)))
 
 
 def _cut(text: str, gold: str) -> str:

@@ -19,7 +19,7 @@ from rloop_lightning.rewards.values import Choice, Group, Reading, Relation, Tex
 
 MAX_CHARACTERS = 4_000
 _DECORATION = re.compile(r"^(?:\*\*|__|`|\\?\"|“|”)+|(?:\*\*|__|`|\\?\"|“|”)+$")
-_STOP = re.compile(r"[\s.,;:]+$")
+_STOP = re.compile(r"(?<![.\N{HORIZONTAL ELLIPSIS}])[\s.,;:]$")
 _THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
 _DECIMAL_COMMA = re.compile(r"([-+]?\s*\d+),(\d+)(?![\d,.])([^\d,]*)")
 _REMARK = re.compile(r"(?<=[\d}])\s+\(([A-Za-z -]{4,30}|one|two|six|ten)\)$")
@@ -28,6 +28,7 @@ _SMALL_WORDS = words("no on of if in is it at as an be by he me my so to up us w
 _BOLD = re.compile(r"\\vec\{([A-J])\}")
 _WORD_SIGNS = ("-", "'", ",", ".", "&", '"', "/")
 _CHOICES = "ABCDEFGHIJ"
+_BETWEEN_CHOICES = (",", ";", "/", "&")
 
 
 @lru_cache(maxsize=4096)
@@ -164,7 +165,7 @@ def _choice(tokens: list[Token]) -> Choice | None:
         return None
     if not bracketed and rest and rest[0].text in (".", ")", ":"):
         rest = rest[1:]
-    elif rest and not bracketed:
+    elif rest and (not bracketed or rest[0].kind == "join" or rest[0].text in _BETWEEN_CHOICES):
         return None
     content: tuple[Value, ...] = ()
     if rest:
@@ -172,6 +173,8 @@ def _choice(tokens: list[Token]) -> Choice | None:
             content = tuple(_read_tokens(rest))
         except UnreadableError:
             content = (Text(" ".join(token.text for token in rest)),)
+    if any(isinstance(value, Choice) for value in content):
+        return None  # (A)(B)
     return Choice(letter.text.upper(), letter.text.islower(), content)
 
 

@@ -94,6 +94,7 @@ RULES: tuple[tuple[re.Pattern[str], str, str], ...] = tuple(
         (r"\*\*(?=\s*[-(\w{])", "^", "x**2"),
     )
 )  # fmt: skip
+_PRICE = re.compile(r"^(-?)\$(?=\s?\.?\d)")
 _DOUBLED = re.compile(r"\\\\(?=[a-zA-Z{}%$,;!])")
 _ENVIRONMENT = re.compile(r"\\begin")
 _LAYOUT = re.compile(r"\s+")
@@ -126,6 +127,8 @@ def normalise(text: str) -> str:
     text = plain_characters(text)
     if _DOUBLED.search(text) and (not _ENVIRONMENT.search(text) or r"\\begin" in text):
         text = text.replace("\\\\", "\\")  # LaTeX with its backslashes escaped
+    if text.count("$") == 1:
+        text = _PRICE.sub(r"\1\\$", text)
     for mark in ("$", r"\(", r"\)", r"\[", r"\]"):
         text = text.replace("\\" + mark, "\x01").replace(mark, " ").replace("\x01", "\\" + mark)
     for pattern, replacement, _ in RULES:

@@ -10,7 +10,7 @@ It judges as the math reward does, in a worker process that starts with the firs
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 from rloop_lightning.rewards.extraction import Extract
@@ -32,12 +32,22 @@ class Verdict:
         gold_read: what the gold answer is read as; empty if it can't be read.
         answer_read: what the response's answer is read as; empty if there is none or it can't be read.
         reason: why it is right or wrong.
+        extracted: the part of the response that is its answer; empty if there is none.
     """
 
     right: bool
     gold_read: str
     answer_read: str
     reason: str
+    extracted: str = field(default="", compare=False)
+
+    def in_words(self) -> str:
+        """One line: what was extracted, what it was read as, and why it is right or wrong."""
+        outcome = "right" if self.right else "wrong"
+        if not self.extracted:
+            return f"{outcome}: {self.reason}"
+        read = f"read as {self.answer_read}" if self.answer_read else "not readable"
+        return f"{outcome}: extracted {self.extracted!r}, {read}; {self.reason}"
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from rloop_lightning.rewards.base import Reward
 from rloop_lightning.rewards.extraction import last_box
+from rloop_lightning.rewards.verdict import GoldReading, Verdict
 from rloop_lightning.system.fields import NonNegativeInt, PositiveInt, check_fields
 from rloop_lightning.types import Problem, Scored
 
@@ -72,6 +73,12 @@ class WeightedSum(Reward):
             for name, message in reward.unusable(problems).items():
                 said.setdefault(name, []).append(message)
         return {name: "; ".join(dict.fromkeys(messages)) for name, messages in said.items()}
+
+    def readings(self, golds: Sequence[str]) -> Sequence[GoldReading]:
+        return self.parts[self.success].readings(golds)
+
+    def explain(self, problem: Problem, text: str) -> Verdict | None:
+        return self.parts[self.success].explain(problem, text)
 
     def right_completions(self, problem: Problem) -> Mapping[str, str]:
         return self.parts[self.success].right_completions(problem)

@@ -99,7 +99,7 @@ def _empty_set_note(session: Session, stage: Stage, stats: ExpertStats) -> str:
 def _expert_rollouts(session: Session, expert_file: Path) -> list[Rollout]:
     """The expert set as rollouts, with prompts as the policy sees them."""
     policy = session.policy
-    prompts = {problem.id: np.array(policy.encode(problem.prompt)) for problem in session.parts.problems}
+    prompts = {problem.id: np.array(policy.prompt_ids(problem)) for problem in session.parts.problems}
     return [
         Rollout(
             problem_id=expert.problem_id,

@@ -140,7 +140,7 @@ class Parts:
         if data is self.data:
             return self
         problems = [problem for found in (data.train(), *data.evaluation().values()) for problem in found]
-        lengths = [(problem.id, len(policy.encode(problem.prompt))) for problem in problems]
+        lengths = [(problem.id, len(policy.prompt_ids(problem))) for problem in problems]
         if self.engine.max_new_tokens is None:
             self.engine.max_new_tokens = _default_limit(lengths, policy)
         return replace(self, data=data, prompt_lengths=lengths)

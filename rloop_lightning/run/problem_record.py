@@ -133,7 +133,7 @@ def _rows(source: ProblemSource, rendered: ProblemSource) -> Iterator[dict]:
     texts = {name: {problem.id: problem.prompt for problem in found} for name, found in _sets(source).items()}
     for name, problems in _sets(rendered).items():
         for problem in problems:
-            answer = json.dumps([problem.answer, problem.metadata], sort_keys=True, default=str)
+            answer = json.dumps([problem.answer, problem.metadata, *problem.alternatives], sort_keys=True, default=str)
             yield {
                 "set": name,
                 "id": problem.id,

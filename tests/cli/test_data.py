@@ -71,10 +71,10 @@ def test_check_counts_tokens_and_renders_with_a_models_tokenizer(
     train = write_rows(tmp_path / "train.jsonl", [{"problem": "1+1?<|im_end|>", "answer": "2"}])
     flags = ["--data.instruction", "", "--data.system_prompt", "S", "--data.max_prompt_tokens", "5"]
     code, out, _ = check(capsys, train, "--policy.model", tiny_model, *flags)
-    prompt = "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\n1+1?< |im_end|><|im_end|>\n<|im_start|>assistant\n"
+    prompt = "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\n1+1?<|im_end|><|im_end|>\n<|im_start|>assistant\n"
     assert code == 0
     assert prompt in out
-    tokens = len(byte_tokenizer().encode(prompt, add_special_tokens=False))
+    tokens = len(byte_tokenizer().encode(prompt, add_special_tokens=False)) - 1 + len("<|im_end|>")  # one is text
     assert (
         f"tokens: min {tokens}, median {tokens}, p95 {tokens}, max {tokens}; 1 over --data.max_prompt_tokens 5" in out
     )

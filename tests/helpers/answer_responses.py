@@ -1,6 +1,31 @@
 """Responses of many forms: gold answer, response, whether the response is right."""
 
 RESPONSES: dict[str, list[tuple[str, str, bool]]] = {
+    "more than one answer": [
+        ("A", r"\boxed{(A) or (B)}", False),
+        ("D", r"\boxed{(D)(E)}", False),
+        ("D", r"\boxed{(D)/(E)}", False),
+        ("D", "The answer is either C or D.", False),
+        ("5", "The answer is 5 or maybe 6.", False),
+        ("5", "<answer>5 or 6</answer>", False),
+        ("5", r"\boxed{x=5, y=5}", False),
+        ("5", r"\boxed{6 = 5}", False),
+        ("8", r"\boxed{3+4=8}", False),
+        ("7", r"\boxed{3+4=7}", True),
+        ("0.33", r"\boxed{1/3=0.33}", True),
+        ("5", "#### 5\n#### 6", False),
+    ],
+    "dots and dollars": [
+        ("5", r"\boxed{5...}", False),
+        ("5", "\\boxed{5\u2026}", False),
+        ("5", r"\boxed{5.}", True),
+        ("$12", r"\boxed{12 euros}", False),
+        ("$12", r"\boxed{12}", True),
+        ("-$5", r"\boxed{-5}", True),
+        ("$\\frac12$", r"\boxed{1/2}", True),
+        (r"1\text{ day }6\text{ hours}", r"\boxed{1 \text{ day } 6 \text{ hours}}", True),
+        ("1 2", r"\boxed{12}", False),
+    ],
     "what is said around the answer": [
         ("5", "So the final answer is 5 apples, not 6.", True),
         ("6", "So the final answer is 5 apples, not 6.", False),
