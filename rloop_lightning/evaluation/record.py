@@ -22,7 +22,7 @@ from rloop_lightning.system.checksums import add_checksum
 from rloop_lightning.system.files import atomic_path
 from rloop_lightning.types import Group, SamplingParams
 
-_INSIDE = re.compile(r"step-(\d{6,})\.parquet")
+_INSIDE = re.compile(r"step-\d{6,}\.parquet")
 _LENGTHS = pa.list_(pa.field("element", pa.int32(), nullable=False))
 _RIGHT = pa.list_(pa.field("element", pa.bool_(), nullable=False))
 
@@ -136,8 +136,14 @@ def inside_record(folder: Path, step: int) -> Path:
     return folder / f"step-{step:06d}.parquet"
 
 
+def inside_records(folder: Path) -> list[Path]:
+    """The records of evaluations inside an exploration, in order. Files of other names are not a run's."""
+    return sorted(path for path in folder.glob("*.parquet") if _INSIDE.fullmatch(path.name))
+
+
 def drop_inside_records(folder: Path, after: int) -> None:
     """Remove the records of evaluations after later rollout steps than `after`, which a resumed exploration repeats."""
-    for path in folder.glob("*.parquet"):
-        if (match := _INSIDE.fullmatch(path.name)) and int(match[1]) > after:
+    last = inside_record(folder, after).name
+    for path in inside_records(folder):
+        if path.name > last:
             path.unlink()

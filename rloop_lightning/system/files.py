@@ -1,10 +1,12 @@
 """Writes of files and folders that appear whole or not at all.
 
-A write that fails raises `WriteError`, which names the file and the free space. Existing content stays unchanged.
+A write that fails raises `WriteError`, which names the file, and the free space if the disk is full. Existing content
+stays unchanged.
 """
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import shutil
@@ -13,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _PARTIAL = ".partial"
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None}
+"""Errors of a full disk; a library's own error has no number."""
 
 
 class WriteError(OSError):
@@ -20,7 +24,8 @@ class WriteError(OSError):
 
     def __init__(self, path: Path, error: OSError, written: int) -> None:
         reason = error.strerror or str(error)
-        super().__init__(error.errno, f"can't write {path}: {reason}{_room(path, written)}")
+        room = _room(path, written) if error.errno in _FULL else ""
+        super().__init__(error.errno, f"can't write {path}: {reason}{room}")
 
     def __str__(self) -> str:
         return str(self.args[1])
@@ -68,10 +73,15 @@ def write_text(path: Path, text: str) -> None:
 
 
 def append(path: Path, content: bytes) -> None:
-    """Append `content` to a file, which is created if missing. On an error the file stays unchanged."""
+    """Append `content` to a file, which is created if missing. On an error the file stays unchanged.
+
+    Raises:
+        WriteError: it can't be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
-    write_tail(path, path.stat().st_size, content)
+    if not path.is_symlink():
+        path.touch()
+    write_tail(path, path.lstat().st_size, content)
     fsync(path)
 
 
@@ -80,8 +90,15 @@ def write_tail(path: Path, start: int, content: bytes) -> None:
 
     The file is written first and truncated afterwards. A kill in between leaves all of `content`, followed by the rest
     of the old content.
+
+    Raises:
+        WriteError: it can't be written; it is a link, for example, which may lead to a file of others.
     """
-    with path.open("r+b", buffering=0) as file:
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError as error:
+        raise WriteError(path, error, 0) from error
+    with os.fdopen(descriptor, "r+b", buffering=0) as file:
         file.seek(start)
         before = file.read()
         try:

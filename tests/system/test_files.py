@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rloop_lightning.seeds import derive_seed
-from rloop_lightning.system.files import WriteError, atomic_path, write_text
+from rloop_lightning.system.files import WriteError, append, atomic_path, write_text
 
 
 def test_a_file_is_there_only_once_it_is_whole(tmp_path: Path) -> None:
@@ -46,6 +46,20 @@ def test_a_folder_never_replaces_one_that_holds_files(tmp_path: Path) -> None:
     with pytest.raises(WriteError, match="not empty"), atomic_path(tmp_path / "folder") as partial:
         partial.mkdir()
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["folder", "folder/theirs"]
+
+
+@pytest.mark.parametrize("target", ["theirs", "missing"])
+def test_a_link_is_not_appended_to(tmp_path: Path, target: str) -> None:
+    (tmp_path / "theirs").write_text("mine")
+    (tmp_path / "sums").symlink_to(tmp_path / target)
+    with pytest.raises(WriteError, match=r"can't write .*/sums: Too many levels of symbolic links$"):
+        append(tmp_path / "sums", b"more")
+    assert (tmp_path / "theirs").read_text() == "mine"
+    assert not (tmp_path / "missing").exists()
+    write_text(tmp_path / "sums", "new")  # replaces the link, not what it leads to
+    append(tmp_path / "sums", b", more")
+    assert (tmp_path / "sums").read_text() == "new, more"
+    assert (tmp_path / "theirs").read_text() == "mine"
 
 
 def test_seeds_depend_on_every_part_and_are_the_same_everywhere() -> None:

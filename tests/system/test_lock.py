@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import json
 import os
 import signal
 import subprocess
@@ -10,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from rloop_lightning.system import lock
 from rloop_lightning.system.lock import FolderLock, LockedError
 
 HOLD = """
@@ -78,3 +82,61 @@ def test_a_damaged_holder_is_another_process(held: subprocess.Popen, tmp_path: P
     (tmp_path / "run.lock").write_bytes(content)
     with pytest.raises(LockedError, match="is in use by another process"):
         FolderLock(tmp_path / "run.lock").acquire()
+
+
+def test_a_check_writes_nothing_and_a_killed_holder_is_none(held: subprocess.Popen, tmp_path: Path) -> None:
+    with pytest.raises(LockedError, match=f"is in use by process {held.pid} "):
+        FolderLock(tmp_path / "run.lock").check()
+    held.kill()
+    held.wait()
+    before = (tmp_path / "run.lock").read_text()
+    FolderLock(tmp_path / "run.lock").check()
+    assert (tmp_path / "run.lock").read_text() == before
+    FolderLock(tmp_path / "missing.lock").check()
+    assert [path.name for path in tmp_path.iterdir()] == ["run.lock"]
+
+
+def test_a_file_that_its_holder_has_removed_meanwhile_is_not_the_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run.lock"
+    real, calls = fcntl.lockf, []
+
+    def removed_first(descriptor: int, flags: int) -> None:
+        if not calls:
+            path.unlink()
+        calls.append(descriptor)
+        real(descriptor, flags)
+
+    monkeypatch.setattr(lock.fcntl, "lockf", removed_first)
+    with FolderLock(path):
+        assert json.loads(path.read_text())["process"] == os.getpid()
+    assert len(calls) == 2
+
+
+def test_a_removed_lock_can_be_taken_again(tmp_path: Path) -> None:
+    for _ in range(2):
+        one = FolderLock(tmp_path / "run.lock")
+        one.acquire()
+        assert one.created
+        one.release(remove=True)
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_without_locks_in_the_file_system_a_warning_says_that_nothing_protects_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_locks(*_: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(lock.fcntl, "lockf", no_locks)
+    with FolderLock(tmp_path / "run.lock"):
+        assert f"{tmp_path}: its file system has no locks (No locks available); make sure" in caplog.text
+
+
+def test_a_link_is_not_taken_for_the_lock(tmp_path: Path) -> None:
+    (tmp_path / "theirs").write_text("mine")
+    (tmp_path / "run.lock").symlink_to(tmp_path / "theirs")
+    with pytest.raises(OSError, match=r"run\.lock"):
+        FolderLock(tmp_path / "run.lock").acquire()
+    assert (tmp_path / "theirs").read_text() == "mine"
