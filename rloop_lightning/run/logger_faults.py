@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import errno
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def name_failed_writes(logger: Logger) -> None:
     `finalize` raises none if the run fails anyway, because the first error counts.
     """
     for name in _METHODS:
-        setattr(logger, name, _named(logger, getattr(logger, name)))
+        setattr(logger, name, _named(logger, name))
 
 
 def open_files(logger: Logger) -> None:
@@ -47,23 +48,36 @@ def open_files(logger: Logger) -> None:
     Raises:
         WriteError: they can't be made.
     """
-    _named(logger, lambda: getattr(logger, "experiment", None))()
+    with _naming(logger):
+        getattr(logger, "experiment", None)
 
 
-def _named(logger: Logger, call: Callable[..., Any]) -> Callable[..., Any]:
+def _named(logger: Logger, name: str) -> Callable[..., Any]:
+    call = getattr(logger, name)
+
     @functools.wraps(call)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         try:
-            return call(*args, **kwargs)
-        except (OSError, ValueError) as error:
-            cause = _failed_write(error)
-            if cause is None:
-                raise
-            if call.__name__ == "finalize" and "success" not in (*args, *kwargs.values()):
+            with _naming(logger):
+                return call(*args, **kwargs)
+        except WriteError:
+            if name == "finalize" and "success" not in (*args, *kwargs.values()):
                 return None
-            raise cause if isinstance(cause, WriteError) else WriteError(_path(logger, cause), cause, 0) from error
+            raise
 
     return wrapped
+
+
+@contextmanager
+def _naming(logger: Logger) -> Iterator[None]:
+    """Raise WriteError for a failed write in the block."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        cause = _failed_write(error)
+        if cause is None:
+            raise
+        raise cause if isinstance(cause, WriteError) else WriteError(_path(logger, cause), cause, 0) from error
 
 
 def _failed_write(error: BaseException | None) -> OSError | None:

@@ -132,7 +132,7 @@ def test_a_damaged_evaluation_is_taken_from_the_table(
 def test_the_message_names_record_and_line(run: RunFolder, caplog: pytest.LogCaptureFixture) -> None:
     digit(run.record(EXPLORE))
     mend(run, STAGES)
-    where = f"{run.record(EXPLORE)} is damaged (line 3: its checksum differs); "
+    where = f"{run.record(EXPLORE)} is damaged (line 3: its checksum differs; the row of step 2 lacks metrics); "
     assert caplog.messages == [f"{where}what it lacks is taken from metrics.csv"]
 
 

@@ -1,4 +1,4 @@
-"""Faults during a run, through the command line to the files on disk: NaN, infinite weights, a full disk."""
+"""Faults during a run, through the command line to the files on disk: NaN, infinite weights."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from killing import FullDisk
 from safetensors.torch import load_file
-from same_run import assert_same_run
-from tiny_run import TinyRun, resume
+from tiny_run import TinyRun
 
 from rloop_lightning.model.config import embedded_model_path
 from rloop_lightning.rollouts.pool import POOL_SCHEMA
@@ -101,39 +99,3 @@ def test_infinite_weights_are_never_saved(tiny: TinyRun, tmp_path: Path, capsys:
     assert "Traceback" not in said
     assert [path.name for path in out.rglob("*.ckpt")] == ["step-000001.ckpt"]
     assert list(out.rglob("*.safetensors")) == []
-
-
-DISKS = {
-    "a shard": (
-        FullDisk("rloop_lightning.rollouts.pool:write_shard", 2, bytes=3000),
-        "round-0/pool/step-000002.parquet",
-    ),
-    "a checkpoint": (
-        FullDisk("lightning:Trainer.save_checkpoint", 2, bytes=100_000),
-        "round-0/explore/checkpoints/step-000002.ckpt",
-    ),
-    "a policy": (FullDisk("rloop_lightning.model.policy:Policy.save", 1, bytes=100_000), "round-0/explore/policy"),
-    "metrics.csv": (FullDisk("rloop_lightning.run.metrics_csv:write_tail", 1, bytes=400), "metrics.csv"),
-    "the state": (FullDisk("rloop_lightning.run.folder:RunFolder.save_state", 4, bytes=100), "state.previous.json"),
-    "the results": (FullDisk("rloop_lightning.run.loop:write_results", 1, bytes=100), "results.md"),
-}
-
-
-@pytest.mark.parametrize("name", DISKS)
-def test_a_full_disk_stops_the_run_which_resumes_when_there_is_room(
-    name: str, tiny: TinyRun, finished: Path, tmp_path: Path
-) -> None:
-    """The system refuses the write for real: a limit on the size of files, which it checks as it checks the disk."""
-    out, log = tmp_path / "run", tmp_path / "log"
-    disk, path = DISKS[name]
-    assert tiny.fit_apart(out, log, disk, debug=False) == 1, log.read_text()
-    said = log.read_text()
-    assert f"rloop-fit: error: can't write {out / path}: " in said
-    assert "MB are free in " in said
-    assert f"rloop-fit: error: fix the cause, then resume with: rloop-fit --resume {out}\n" in said
-    assert "Traceback" not in said
-    assert not list(out.rglob("*.partial"))
-    rows = len(read_metrics(out / "metrics.csv"))
-    assert len((out / "metrics.csv").read_text().splitlines()) == rows + 1  # none is half-written
-    assert resume(out, log) == 0, log.read_text()
-    assert_same_run(out, finished)
