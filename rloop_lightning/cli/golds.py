@@ -76,7 +76,8 @@ def _one_of_each(
 ) -> Sequence[tuple[Problem, str]]:
     """As many as are shown, those with different flags first."""
     first = {readings[gold].flags[0]: (problem, gold) for problem, gold in reversed(flagged)}
-    return list(dict.fromkeys([*reversed(list(first.values())), *flagged]))[:_FLAGGED_SHOWN]
+    ordered = [*reversed(first.values()), *flagged]
+    return list({(problem.id, gold): (problem, gold) for problem, gold in ordered}.values())[:_FLAGGED_SHOWN]
 
 
 def _different(reward: Reward, problems: Sequence[Problem]) -> Sequence[Problem]:

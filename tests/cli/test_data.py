@@ -298,3 +298,82 @@ def test_the_example_of_docs_data_runs(
 def test_docs_data_has_a_row_for_every_preset() -> None:
     page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
     assert [preset for preset in PRESETS if f"\n| `{preset}`" not in page] == []
+
+
+def test_check_shows_how_every_gold_is_read_and_what_it_accepts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    golds = ["18 dollars", "1, 2", "x", "even", "3,5", "1 2", "1/2", "7", "[0,1)"]
+    rows = [{"id": f"p{n}", "problem": f"{n}?", "answer": gold} for n, gold in enumerate(golds)]
+    code, out, err = check(capsys, write_rows(tmp_path / "a.jsonl", rows))
+    assert code == 2
+    assert "--reward MathReward: train: p5: the reward can't read the gold answer '1 2'" in err
+    for line in (
+        "  gold answers as the reward reads them: 2 integer, 1 list, ",
+        "    p0: '18 dollars' is read as 18 dollar (integer); the unit dollar is not required\n",
+        "    p1: '1, 2' is read as the list 1, 2 (list); a list of several answers\n",
+        "    p2: 'x' is read as x (expression); a single letter\n",
+        "    p3: 'even' is read as the words 'even' (text); text, compared word for word\n",
+        "    p4: '3,5' is read as 3.5 or the list 3, 5 (decimal); can be read in several ways\n",
+        "    p5: '1 2' is read as unreadable; can't be read: numbers side by side\n",
+        "    p6: '1/2' is read as 1/2 (fraction)\n",
+        "    p7: '7' is read as 7 (integer)\n",
+        "  suspicious gold answers: 6\n",
+        "\nanswers that the reward accepts and refuses, for 5 of train:\n",
+    ):
+        assert line in out
+    samples = out.partition("answers that the reward accepts")[2].splitlines()
+    assert samples[1] == "  p0, gold answer '18 dollars'"
+    assert samples[2].startswith("    accepted: '18 dollars', '18', '18.0'")
+    assert "'19' (not equal), '-18' (not equal)" in samples[3]
+    assert len(samples) == 1 + 3 * 5
+
+
+def test_check_of_a_large_set_sums_up_and_shows_what_is_suspicious(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"id": f"p{n}", "problem": f"{n}?", "answer": f"{n} cm" if n % 2 else str(n)} for n in range(100)]
+    rows[40]["answer"] = "no"
+    path = write_rows(tmp_path / "a.jsonl", rows)
+    code, out, _ = check(capsys, path, "--data.validation_size", "0")
+    assert code == 0
+    assert "gold answers as the reward reads them: 99 integer, 1 text\n" in out
+    assert "suspicious gold answers: 51\n    p1: '1 cm' is read as 1 cm (integer); the unit cm is not required\n" in out
+    assert "    p40: 'no' is read as the words 'no' (text); text, compared word for word\n" in out
+    assert out.count(" is read as ") == 20
+    assert "    and 31 more; --limit N shows N gold answers\n" in out
+    code, out, _ = check(capsys, path, "--data.validation_size", "0", "--limit", "4")
+    assert re.findall(r"(p\d+): '[^']*' is read as", out)[:4] == ["p0", "p25", "p50", "p75"]
+
+
+def test_check_tells_of_alternatives_conversations_and_lists(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    turns = [
+        {"role": "system", "content": "S"},
+        {"role": "user", "content": "a?"},
+        {"role": "assistant", "content": "b"},
+    ]
+    rows = [{"id": "c", "prompt": turns, "answer": ["1", "2"]}, {"id": "d", "prompt": "e?", "answer": ["3"]}]
+    path = write_rows(tmp_path / "a.jsonl", rows)
+    code, out, err = check(capsys, path)
+    assert code == 2
+    assert "unreadable gold answers: 1 (c: a list of 2)" in out
+    assert "c: set --data.answer_lists alternatives if each answer of a list is right, or parts if all of" in err
+    code, out, err = check(capsys, path, "--data.answer_lists", "alternatives")
+    assert (code, err) == (0, "")
+    assert "gold answers that are lists: 1, read as alternatives (--data.answer_lists)" in out
+    assert "conversations that go on after the problem, replies left out: 1" in out
+    assert "problems with alternatives, each of which is right: 1" in out
+    assert "--- c, answer: 1 or 2\n[system] S\na?\n" in out
+    assert "  c, gold answer '1' or '2'\n    accepted: '1', " in out
+    code, out, _ = check(capsys, path, "--data.answer_lists", "parts")
+    assert code == 0
+    assert "    c: '1, 2' is read as the list 1, 2 (list); a list of several answers" in out
+
+
+def test_check_of_a_reward_that_reads_no_golds_shows_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = check(capsys, write_rows(tmp_path / "a.jsonl"), "--reward", "cli.test_data.AnyAnswer")
+    assert code == 0
+    assert "gold answers as" not in out
+    assert "answers that the reward accepts" not in out

@@ -88,3 +88,42 @@ def test_wrong_input_exits_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[
     capsys.readouterr()
     assert main(["--help"]) == 0
     assert capsys.readouterr().out.startswith("usage: rloop-reward check PATH_OR_NAME")
+
+
+def test_it_tells_what_was_extracted_how_it_was_read_and_why_it_is_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"id": "h", "problem": "1?", "answer": "1/2"}, {"id": "k", "problem": "2?", "answer": "7 cm"}]
+    code, out, _ = check(capsys, write_rows(tmp_path / "train.jsonl", rows), "--reward", "math", "--reward.extract=box")
+    assert code == 0
+    reasons = out[out.index("  h: gold answer") :].splitlines()
+    assert reasons == [
+        "  h: gold answer '1/2', read as 1/2",
+        "    gold in a box     right: extracted '1/2', read as 1/2; the same text",
+        "    gold after ####   wrong: the response has no answer in the places of this mode",
+        "    bare gold         wrong: the response has no answer in the places of this mode",
+        "    empty             wrong: the response has no answer in the places of this mode",
+        "    problem repeated  wrong: the response has no answer in the places of this mode",
+        "    truncated gold    wrong: the response has no answer in the places of this mode",
+        "    another gold      wrong: extracted '7 cm', read as 7 cm; not equal",
+        "  k: gold answer '7 cm', read as 7 cm",
+        "    gold in a box     right: extracted '7 cm', read as 7 cm; the same text",
+        "    gold after ####   wrong: the response has no answer in the places of this mode",
+        "    bare gold         wrong: the response has no answer in the places of this mode",
+        "    empty             wrong: the response has no answer in the places of this mode",
+        "    problem repeated  wrong: the response has no answer in the places of this mode",
+        "    truncated gold    wrong: the response has no answer in the places of this mode",
+        "    another gold      wrong: extracted '1/2', read as 1/2; not equal",
+    ]
+
+
+def test_a_problem_with_a_wrong_verdict_is_explained_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"id": n, "problem": f"{n}?", "answer": str(n)} for n in range(20)]
+    rows[13]["answer"] = "x" * 500  # longer than an answer may be
+    data = write_rows(tmp_path / "train.jsonl", rows)
+    code, out, _ = check(capsys, data, "--reward", "math", "--reward.max_characters", "100", "--data.validation_size=0")
+    assert "no right completion is a success: 1 (13)" in out
+    assert "  13: gold answer 'xxx" in out
+    assert "wrong: the answer is longer than 100 characters" in out
+    assert out.index("  13: gold answer") < out.index("  0: gold answer")
+    assert code == 0

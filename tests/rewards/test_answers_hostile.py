@@ -1,9 +1,12 @@
 """Answers that are made to hang, run or pay where text is parsed: each is refused or compared cheaply."""
 
+import json
 import os
 
 import pytest
+from problem_files import byte_tokenizer
 
+from rloop_lightning.data.files import ProblemFiles
 from rloop_lightning.rewards.math import MathReward
 from rloop_lightning.types import Problem
 
@@ -59,6 +62,50 @@ EXPENSIVE = [
     nested("{", "}", 600),
     "\u221a" * 500 + "2",
     "\u00bd" * 300,
+    nested(r"\sqrt[", "]{2}", 60, "3"),
+    r"\sqrt[10^{9}]{2}",
+    r"\sqrt[3]{" + nested(r"\sqrt{2+\sqrt[5]{3+", "}}", 12, "x") + "}",
+    nested(r"\frac{1}{1+", "}", 120, "x"),
+    nested(r"\binom{", "}{2}", 20, "9"),
+    "(((((3!)!)!)!)!)!",
+    "(10^{3}!)!",
+    r"\frac{(10^{4})!}{(10^{4}-1)!}",
+    "2^{2^{2^{2^{2^{2}}}}}",
+    "(2^{1000})^{1000}",
+    r"\left(\left(\left(2^{9}\right)^{9}\right)^{9}\right)^{9999}",
+    "0.5^{100000}",
+    "10^{-100000}",
+    r"(1+10^{-50})^{10^{50}}",
+    r"i^{i^{i^{i}}}",
+    r"\log_{2}\left(\log_{2}\left(2^{2^{2^{20}}}\right)\right)",
+    r"\sum_{a=1}^{9}\sum_{b=1}^{9}\sum_{c=1}^{9}\sum_{d=1}^{9}\sum_{e=1}^{9}\sum_{f=1}^{9} abcdef",
+    r"\sum_{k=1}^{\infty}\frac{1}{k^{k^{k}}}",
+    r"\prod_{k=1}^{10^{6}}\left(x-k\right)",
+    r"\begin{pmatrix}" + r"\\".join(["&".join(["9^{9^{9}}"] * 9)] * 9) + r"\end{pmatrix}",
+    r"\begin{pmatrix}" + r"\begin{pmatrix}" * 100,
+    r"\begin{bmatrix}" + "1&" * 1200 + r"1\end{bmatrix}",
+    r"\begin{bmatrix}" + r"1\\" * 900 + r"1\end{bmatrix}",
+    "(x+1)(x+2)" * 100,
+    "(x+y+z)^{99}-(x-y-z)^{99}",
+    r"\sin^{99}x\cos^{99}x-\tan^{99}x",
+    r"\frac{x^{500}-1}{x-1}",
+    "|" * 501 + "x" + "|" * 501,
+    r"\lfloor" * 200 + "x" + r"\rfloor" * 200,
+    r"\{" * 150 + "1" + r"\}" * 150,
+    "(" * 400 + "1,2" + ")" * 400,
+    r"(0,1)\cup" * 120 + "(0,1)",
+    r"\pm" * 500 + "1",
+    "1" + "<x<1" * 150,
+    r"\text{" * 300 + "a" + "}" * 300,
+    "\uff11" * 3000,
+    "\u2074" * 900,
+    "9" + "," * 3000 + "9",
+    "1 " * 1500,
+    "1/" * 300 + "1",
+    "a_{" * 300 + "1" + "}" * 300,
+    r"\overline{" * 300 + "1" + "}" * 300,
+    "e-" * 1500,
+    "1e" * 1500,
 ]
 CODE = [
     "__import__('os').system('touch pwned')",
@@ -74,6 +121,26 @@ CODE = [
     "918273 if True else 0",
     "918273;import os",
     "eval('918273')",
+    r"\mathrm{__import__('os').system('touch pwned')}",
+    r"\sqrt{__import__('os').system('touch pwned')}",
+    r"\begin{pmatrix}__import__('os')&1\end{pmatrix}",
+    "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "{% for x in ().__class__.__base__.__subclasses__() %}{% endfor %}",
+    "{0.__class__.__init__.__globals__}",
+    "%(__class__)s${918273}`touch pwned`$(touch pwned)",
+    "x.subs(x,918273)",
+    "Integer(918273)",
+    "S(918273)",
+    "sympify('918273')",
+    "int('918273')",
+    "918273 #",
+    "918273\nimport os",
+    r"\input{/etc/passwd}",
+    r"\write18{touch pwned}",
+    "9182730 .__truediv__(10)",
+    "(lambda x: 918273)(0)",
+    "[918273 for _ in [0]][0]",
+    "getattr(918273,'real')",
 ]
 DISGUISED = [
     "\u0669\u0661\u0668\u0662\u0667\u0663",  # Arabic-Indic digits
@@ -89,6 +156,21 @@ DISGUISED = [
     "918273 918273",
     r"918273\overline{3}",
     r"918273\text{ if }x",
+    "9\u030818273",  # a combining mark
+    "\u0967\u0968",  # Devanagari digits
+    "\U0001d7ce\U0001d7cf",  # bold digits that are other digits
+    "\u2460\u2461",
+    "\u56db\u5341",
+    "918273\ufe0f",
+    "\ufeff918274",
+    "9182\u0000 73",
+    "\udcff918273",
+    "918273\u202e0",
+    r"918273\phantom{0}\text{0}",
+    "918273e",
+    "918273!",
+    "O918273",
+    "91,8273",
 ]
 
 
@@ -108,3 +190,27 @@ def test_they_neither_hang_nor_run_nor_pay(answers, tmp_path, monkeypatch):
     assert (counts["timed_out"], counts["crashed"]) == (0, 0)
     reward.close()
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("text", CODE)
+def test_no_field_of_a_problem_set_runs_or_is_a_template(text, tmp_path, monkeypatch):
+    """Fields of a row, the paths that name them, and the template of prompts."""
+    monkeypatch.chdir(tmp_path)
+    conversation = [{"role": "system", "content": text}, {"role": "user", "content": f"1+1? {text}"}]
+    rows = [
+        {"id": text, "problem": text, "answer": text, "reward_model": text, "kept": text},
+        {"id": 2, "prompt": conversation, "answer": [text], "kept": {text: text}},
+        {"id": 3, "prompt": json.dumps(conversation), "reward_model": json.dumps({"ground_truth": text})},
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = ProblemFiles("a.jsonl", metadata_fields=("kept", text), template=f"{text} {{problem}} {text}")
+    problems = source.train()
+    assert problems[0].prompt == text
+    assert [problem.prompt for problem in problems[1:]] == [f"1+1? {text}"] * 2
+    for given in ({"template": f"{text}{{problem}}"}, {"system_prompt": text}, {"instruction": text}):
+        shown = ProblemFiles("a.jsonl", **given).render(problems, byte_tokenizer())
+        assert all(problem.prompt in rendered.prompt for problem, rendered in zip(problems, shown, strict=True))
+    for named in ("problem_field", "answer_field", "id_field"):
+        with pytest.raises(ValueError, match="without a field"):
+            ProblemFiles("a.jsonl", **{named: f"nothing{text}"}).train()
+    assert os.listdir(tmp_path) == ["a.jsonl"]
