@@ -123,7 +123,7 @@ class RunClaim:
         raise failure
 
     def _forget_start(self) -> None:
-        """Remove what was written before the run's first state. The folder was empty when it was taken."""
+        """Remove what was written before the run's first state. All of it is the run's: it took an empty folder."""
         for path in (self.folder.config, self.folder.problems, *self.folder.data.glob("*.jsonl")):
             path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):

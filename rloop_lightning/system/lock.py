@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 _HELD_ELSEWHERE = {errno.EACCES, errno.EAGAIN}
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
-# `is_free` of another process holds the lock for a moment, and a new holder needs one to write who it is.
+# `check` in another process holds the lock for a moment, and a new holder needs one to write who it is.
 _PATIENCE_S, _PAUSE_S = 0.2, 0.02
 # A process owns a record lock as a whole, so the kernel would give it a second time to the same process, and closing
 # any descriptor of the file would release it. The process id is part of it because a fork inherits the set, not locks.
@@ -49,7 +49,7 @@ class FolderLock:
         path: the lock file, created if missing; its folder must exist.
 
     Attributes:
-        created: whether the lock file was missing.
+        created: whether the lock is held in a file that was missing before.
 
     Raises:
         LockedError: the lock is held; on entry.
@@ -95,6 +95,7 @@ class FolderLock:
                 os.ftruncate(self._descriptor, 0)
             if remove:
                 self.path.unlink()
+        self.created = False
         self._close()
 
     def _take(self, *, create: bool) -> None:
