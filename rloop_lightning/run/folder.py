@@ -11,7 +11,7 @@
       round-0/consolidate/{checkpoints,faults,metrics.jsonl}
       round-0/policy/                                   theta_1, the initial policy of the next round
       round-0/evaluations/*.parquet                     a row per problem: base, step-000020, explored, consolidated
-      round-0/evaluations/*.jsonl                       the records of the rows of base, explored, consolidated
+      round-0/evaluate/*.jsonl                          the records of base, explored and consolidated
       final/                                            the run's final policy, a plain Hugging Face folder
 
 Policies that `--loop.keep_policies last` no longer needs are deleted.
@@ -145,13 +145,11 @@ class RunFolder:
 
     def record(self, stage: Stage) -> Path:
         """The record of the stage's rows of metrics.csv."""
-        if stage.phase == "evaluate":
-            return self.evaluations(stage) / f"{stage.which}.jsonl"
-        return self.phase(stage) / "metrics.jsonl"
+        return self.phase(stage) / (f"{stage.which}.jsonl" if stage.phase == "evaluate" else "metrics.jsonl")
 
     def records(self) -> list[Path]:
         """The existing records of all stages."""
-        return [*self.out.glob("round-*/*/metrics.jsonl"), *self.out.glob("round-*/evaluations/*.jsonl")]
+        return [*self.out.glob("round-*/*/metrics.jsonl"), *self.out.glob("round-*/evaluate/*.jsonl")]
 
     def policy(self, stage: Stage) -> Path:
         """The final policy of a phase, or the policy that an evaluation measures (except the base policy)."""

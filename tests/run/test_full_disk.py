@@ -92,8 +92,7 @@ def with_loggers(folder: Path) -> TinyRun:
 
 USERS = {
     "a CSVLogger": (FullDisk(f"{LOGGERS}:CSVLogger.save", 4, bytes=700), "csv"),
-    "a CSVLogger at the end of a phase": (FullDisk(f"{LOGGERS}:CSVLogger.finalize", 1, bytes=700), "csv"),
-    "a TensorBoardLogger": (FullDisk(f"{LOGGERS}:TensorBoardLogger.log_metrics", 5, bytes=500), "board"),
+    "a TensorBoardLogger": (FullDisk(f"{LOGGERS}:TensorBoardLogger.log_metrics", 6, bytes=500), "board"),
 }
 
 
