@@ -12,7 +12,7 @@ from rloop_lightning.system.bounded import LimitError, Limits, bounded
 from rloop_lightning.system.terminal import one_line
 
 # Rendering a prompt takes about 0.1 ms, compiling a long template 0.1 s.
-_LIMITS = Limits(cpu_s=5, cpu_s_per_value=0.02, memory_mb=512)
+LIMITS = Limits(cpu_s=5, cpu_s_per_value=0.02, memory_mb=512)
 _MOST_ADDED = 100_000  # characters of a template's own in one prompt
 _OTHER_TEMPLATE = "take another model, or give --data.template, which replaces it"
 
@@ -99,7 +99,7 @@ def chat_prompts(
     try:
         return bounded(
             lambda: (_chat_prompt(text, tokenizer, system_prompt, chat_template, kwargs) for text in texts),
-            _LIMITS,
+            LIMITS,
             together=len(texts),
         )
     except LimitError as error:
