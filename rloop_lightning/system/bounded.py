@@ -182,7 +182,7 @@ def _let_go(kept: int) -> None:
         if descriptor > 2 and descriptor != kept:
             with contextlib.suppress(OSError):  # that of the listing itself
                 os.close(descriptor)
-    sys.stdout = sys.stderr = open(os.devnull, "w")  # they may have been another file's
+    sys.stdout = sys.stderr = os.fdopen(1, "w", closefd=False)  # they may have been another file's
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads were not copied
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))

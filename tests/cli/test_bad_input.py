@@ -216,7 +216,7 @@ CASES = {
     "weight of another shape": model_case("other_shape", "model.norm.weight", "another shape", after_loading=True),
     "chat template that takes all memory": model_case(
         "template_bomb",
-        "its chat template needs more than 512 MiB of memory; take another model, or delete the template",
+        "its chat template needs more than 512 MiB of memory; take another model, or delete the",
     ),
     "chat template that recurses": model_case(
         "template_recursion", "its chat template nests too deeply; take another model", after_loading=True
