@@ -14,7 +14,7 @@ from rloop_lightning.system.terminal import one_line
 from rloop_lightning.types import Message
 
 # Rendering a prompt takes about 0.1 ms, compiling a long template 0.1 s.
-_LIMITS = Limits(cpu_s=5, cpu_s_per_value=0.02, memory_mb=512)
+LIMITS = Limits(cpu_s=5, cpu_s_per_value=0.02, memory_mb=512)
 _MOST_ADDED = 100_000  # characters of a template's own in one prompt
 _OTHER_TEMPLATE = "take another model, or give --data.template, which replaces it"
 
@@ -126,7 +126,7 @@ def chat_prompts(
     if not conversations:
         return []
     try:
-        return bounded(prompts, _LIMITS, together=len(conversations))
+        return bounded(prompts, LIMITS, together=len(conversations))
     except LimitError as error:
         raise ValueError(f"{_named(tokenizer)}: its chat template {error}; {_OTHER_TEMPLATE}") from error
 

@@ -88,6 +88,7 @@ def read_object(file: Path) -> dict[str, Any] | str | None:
         if file.stat().st_size > _MOST_BYTES:
             return f"{file.name} holds {file.stat().st_size:,} bytes, which is more than any model needs; replace it"
         value = json.loads(file.read_text(encoding="utf-8"))
+        json.dumps(value, ensure_ascii=False).encode("utf-8")  # a lone surrogate could be read, but not saved
     except OSError as error:
         return f"{file.name} can't be read: {error.strerror}"
     except RecursionError:

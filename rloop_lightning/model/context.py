@@ -36,8 +36,15 @@ class Context:
 
 
 def context_of(config: Any) -> Context:
-    """The smallest limit of a text config."""
-    return min(_limits(config), key=lambda limit: limit.tokens)
+    """The smallest limit of a text config.
+
+    Raises:
+        ValueError: it leaves no room for a token.
+    """
+    context = min(_limits(config), key=lambda limit: limit.tokens)
+    if context.tokens < 1:
+        raise ValueError(f"config.json leaves room for {context}; correct that number")
+    return context
 
 
 def _limits(config: Any) -> Iterator[Context]:

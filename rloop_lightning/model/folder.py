@@ -34,6 +34,7 @@ _LIMITS = Limits(cpu_s=60, memory_mb=4096)  # converting a large tokenizer takes
 # A model that has more numbers than this many times those in its files, and this many besides, is not theirs.
 _MOST_TIMES, _MOST_BESIDES = 4, 2**28
 _MOST_LAYERS = 10_000
+_COUNTS = re.compile(r"(layers?|num_labels)$")
 _SAMPLE = "Solve 12 + 30 = x.\nDann ist x = 42, größer als 41."
 
 
@@ -138,11 +139,13 @@ def _settings_faults(folder: Path, *, weights: bool) -> Iterator[str]:
 
 
 def _too_many_layers(settings: Mapping[str, Any], tensors: int) -> Iterator[str]:
-    """Numbers of layers that no model has. Configs make a list of all layers, so these would take all memory."""
+    """Numbers of layers or labels that no model has. Configs make lists of them, which would take all memory."""
     for name, value in settings.items():
         if isinstance(value, Mapping):
             yield from _too_many_layers(value, tensors)
-        elif re.search(r"layers?$", name) and isinstance(value, int) and value > max(tensors, _MOST_LAYERS):
+        elif (
+            re.search(r"(layers?|num_labels)$", name) and isinstance(value, int) and value > max(tensors, _MOST_LAYERS)
+        ):
             shown = one_line(name)
             yield f"{CONFIG}: {shown} {one_line(str(value))} is more than a model has; restore the model's own {CONFIG}"
 
@@ -198,7 +201,7 @@ def _architecture_faults(folder: Path, *, weights: bool) -> Iterator[str]:
 
     if (folder / _GENERATION).exists():
         with library_errors(f"{_GENERATION} can't be used", CORRECT):
-            GenerationConfig.from_pretrained(folder).validate(strict=True)
+            GenerationConfig.from_pretrained(folder)
     config = load_config(str(folder))
     with library_errors(f"{CONFIG} describes no model", CORRECT), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)

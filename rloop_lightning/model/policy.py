@@ -41,6 +41,10 @@ from rloop_lightning.system.terminal import cause, printable
 from rloop_lightning.types import Problem, RolloutBatch, TokenScores
 
 _LONGEST_MESSAGE = 2000  # characters
+_NOT_FINITE = (
+    "{} computes NaN or infinite logprobs in {}, though its weights are finite; correct the numbers of config.json, "
+    "such as those of rope_parameters, or take another --policy.dtype"
+)
 
 
 class Policy(nn.Module):
@@ -110,14 +114,16 @@ class Policy(nn.Module):
                 None if config.head_dtype == "auto" else getattr(torch, config.head_dtype),
                 config.gradient_checkpointing,
             )
-            policy.check_logprobs(small_batch(model))
+            finite = bool(policy.scores_no_grad(small_batch(model)).logprobs.isfinite().all())
+        except NonFiniteError:
+            finite = False
         except ValueError as error:
             raise ValueError(printable(str(error), limit=_LONGEST_MESSAGE)) from error
-        except NonFiniteError as error:
-            raise ValueError(f"{error}; correct the numbers of config.json, such as its rope_parameters") from error
         except Exception as error:  # the model's code may raise anything for a config that its weights don't fit
             what = f"{type(model).__name__} can't be used as a policy"
             raise ValueError(f"{what}: {cause(error)}; correct config.json, or take another model") from error
+        if not finite:
+            raise ValueError(_NOT_FINITE.format(type(model).__name__, config.dtype))
         if config.attn_implementation == "flash_attention_2":
             try:
                 switch_attention(model, config.attn_implementation, packs=policy.packs)

@@ -51,7 +51,8 @@ def end_of_turn_id(tokenizer: Any) -> int | None:
         after: str | None = bounded(lambda: [_after_reply(tokenizer)], _LIMITS)[0]
     except LimitError as error:
         raise ValueError(
-            f"its chat template {error}; take another model, or delete its chat template and give --data.template"
+            f"its chat template {error}; take another model, or delete the template (chat_template.jinja, or in "
+            "tokenizer_config.json) and give --data.template"
         ) from error
     if after is None:
         return None

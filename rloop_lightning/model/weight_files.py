@@ -21,7 +21,7 @@ from rloop_lightning.system.terminal import one_line
 _INDEX = "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _DISTRIBUTED = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
-_LONGEST_HEADER = 100_000_000  # bytes, by the format
+_LONGEST_HEADER = 25_000_000  # bytes, as on the hub
 _SHOWN = 5  # files that a message lists by name
 
 _BITS: Mapping[str, int] = {

@@ -17,6 +17,7 @@ import os
 import resource
 import select
 import signal
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -24,9 +25,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from rloop_lightning.system.terminal import cause
+
 _CLOCK_FACTOR = 20  # clock time for a second of CPU time, on a busy machine
 _CHUNK, _BUFFER = 1 << 16, 1 << 20  # bytes
-_VALUE, _REFUSAL, _NO_MEMORY, _END = b"v", b"r", b"m", b"e"
+_VALUE, _REFUSAL, _FAILURE, _NO_MEMORY, _END = b"v", b"r", b"f", b"m", b"e"
 
 
 class LimitError(Exception):
@@ -66,7 +69,7 @@ def bounded(work: Callable[[], Iterable[Any]], limits: Limits, *, together: int 
         together: values that are sent at once; those of the last sending may be lost when the work exceeds a limit.
 
     Raises:
-        LimitError: it exceeded a limit or crashed.
+        LimitError: it exceeded a limit, crashed, or raised another error.
         ValueError: it raised one, with this message.
     """
     reader, writer = os.pipe()
@@ -114,6 +117,8 @@ def _collect(reader: int, child: int, limits: Limits) -> list[Any]:
                 return values
             if kind == _NO_MEMORY:
                 raise LimitError(f"needs more than {limits.memory_mb} MiB of memory", values)
+            if kind == _FAILURE:
+                raise LimitError(json.loads(content), values)
             if kind == _REFUSAL:
                 raise ValueError(json.loads(content))
             values.append(json.loads(content))
@@ -157,6 +162,8 @@ def _serve(work: Callable[[], Iterable[Any]], limits: Limits, together: int, wri
                 answer.write(_REFUSAL + json.dumps(str(error)).encode() + b"\n")
             except MemoryError:
                 answer.write(_NO_MEMORY + b"\n")
+            except Exception as error:
+                answer.write(_FAILURE + json.dumps(f"failed ({cause(error)})").encode() + b"\n")
     except BaseException:
         os._exit(1)
     os._exit(0)
@@ -175,6 +182,7 @@ def _let_go(kept: int) -> None:
         if descriptor > 2 and descriptor != kept:
             with contextlib.suppress(OSError):  # that of the listing itself
                 os.close(descriptor)
+    sys.stdout = sys.stderr = os.fdopen(1, "w", closefd=False)  # they may have been another file's
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads were not copied
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))

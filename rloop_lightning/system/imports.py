@@ -12,6 +12,7 @@ import sys
 from typing import Any
 
 from rloop_lightning.errors import DoorError
+from rloop_lightning.system.terminal import one_line
 
 
 def import_object(path: str) -> Any:
@@ -22,15 +23,20 @@ def import_object(path: str) -> Any:
     """
     module, dot, name = path.rpartition(".")
     if not dot:
-        raise ValueError(f"{path!r} is no import path; give module.name")
+        raise ValueError(f"{_shown(path)} is no import path; give module.name")
     try:
         return getattr(importlib.import_module(module), name)
     except DoorError:
-        raise ValueError(f"{path!r} goes through a link into the package; give rloop_lightning.{path}") from None
-    except Exception as error:  # a module of the user may raise anything
+        raise ValueError(f"{_shown(path)} goes through a link into the package; give rloop_lightning.{path}") from None
+    except (Exception, SystemExit) as error:  # a module of the user may raise anything
         expected = isinstance(error, ImportError | AttributeError | ValueError | TypeError)
-        what = "" if expected else f"{type(error).__name__}: "
-        raise ValueError(f"can't import {path!r}: {what}{error}") from error
+        what = "" if expected and str(error) else f"{type(error).__name__}: "
+        told = one_line(f"{what}{error}".removesuffix(": "), limit=300)
+        raise ValueError(f"can't import {_shown(path)}: {told}") from error
+
+
+def _shown(path: str) -> str:
+    return one_line(repr(path), limit=200)
 
 
 def module_origin(path: str) -> str:

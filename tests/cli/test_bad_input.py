@@ -214,6 +214,34 @@ CASES = {
     "missing weight": model_case("missing_weight", "the files lack model.norm.weight", after_loading=True),
     "weight too many": model_case("extra_weight", "the files hold value.weight", after_loading=True),
     "weight of another shape": model_case("other_shape", "model.norm.weight", "another shape", after_loading=True),
+    "chat template that takes all memory": model_case(
+        "template_bomb",
+        "its chat template needs more than 512 MiB of memory; take another model, or delete the",
+    ),
+    "chat template that recurses": model_case(
+        "template_recursion", "its chat template nests too deeply; take another model", after_loading=True
+    ),
+    "vocabulary of a million million": model_case(
+        "huge_vocabulary", "config.json describes a model of 64,000,000,015,656 numbers, and the weights hold 32,288"
+    ),
+    "a thousand million layers": model_case("huge_depth", "config.json: num_hidden_layers 1000000000 is more than"),
+    "rotary theta of zero": model_case(
+        "no_theta", "NaN or infinite logprobs in float32", "config.json, such as those of rope", after_loading=True
+    ),
+    "unknown rotary embedding": model_case("unknown_rope", "config.json describes no model: KeyError: '\\x1b[2J'"),
+    "missing rotary factor": model_case("no_factor", "config.json can't be loaded: KeyError: ", "{{'factor'}}"),
+    "negative context": model_case("no_context", "config.json leaves room for -7 positions", after_loading=True),
+    "model as tokenizer": model_case(
+        "model_as_tokenizer", "tokenizer_config.json: tokenizer_class Qwen2ForCausalLM is no tokenizer"
+    ),
+    "endless header": model_case("endless_header", "model.safetensors is cut short or no safetensors file"),
+    "garbled header": model_case("garbled_header", "model.safetensors is cut short or no safetensors file"),
+    "escape in a header": model_case(
+        "escape_in_header", "model.safetensors is damaged: its header has a wrong place or size for \\x1b[2J; copy"
+    ),
+    "index of files elsewhere": model_case("index_outside", "index.json names ../../x\\x1b[2J.safetensors, which the"),
+    "endless file": model_case("endless_file", "vocab.json is neither a file nor a folder; remove or replace it"),
+    "pipe for a file": model_case("unfed_pipe", "merges.txt is neither a file nor a folder; remove or replace it"),
     "NaN weights": model_case("nan", "NaN or infinite numbers in model.norm.weight", after_loading=True),
     # run folders
     "existing run": Case(

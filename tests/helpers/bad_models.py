@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -126,6 +127,29 @@ def with_unknown_dtype(folder: Path) -> None:
     (folder / WEIGHTS).write_bytes(len(changed).to_bytes(8, "little") + changed + content[8 + length :])
 
 
+def with_header(header: bytes, length: int | None = None) -> Spoil:
+    """A safetensors file of a header alone, whose length is told right or not."""
+
+    def spoil(folder: Path) -> None:
+        told = len(header) if length is None else length
+        (folder / WEIGHTS).write_bytes(told.to_bytes(8, "little") + header)
+
+    return spoil
+
+
+def index_outside(folder: Path) -> None:
+    index = {"weight_map": {NORM: "../../x\x1b[2J.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def endless_file(folder: Path) -> None:
+    (folder / "vocab.json").symlink_to("/dev/zero")
+
+
+def unfed_pipe(folder: Path) -> None:
+    os.mkfifo(folder / "merges.txt")
+
+
 def unreadable(folder: Path) -> None:
     (folder / WEIGHTS).unlink()
     (folder / WEIGHTS).mkdir()
@@ -183,6 +207,21 @@ SPOILED: Mapping[str, Spoil] = {
     "missing_weight": with_weights({NORM: None}),
     "extra_weight": with_weights({"value.weight": torch.zeros(1)}),
     "other_shape": with_weights({NORM: torch.ones(7)}),
+    "template_bomb": with_text("chat_template.jinja", "{{ 'a' * 10**9 }}"),
+    "template_recursion": with_text("chat_template.jinja", "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}"),
+    "huge_vocabulary": with_values(CONFIG, vocab_size=10**12),
+    "huge_depth": with_values(CONFIG, num_hidden_layers=10**9),
+    "no_theta": with_values(CONFIG, rope_parameters={"rope_type": "default", "rope_theta": 0}),
+    "unknown_rope": with_values(CONFIG, rope_parameters={"rope_type": "\x1b[2J", "rope_theta": 1e4}),
+    "no_factor": with_values(CONFIG, rope_parameters={"rope_type": "yarn", "rope_theta": 1e4}),
+    "no_context": with_values(CONFIG, max_position_embeddings=-7),
+    "model_as_tokenizer": with_values("tokenizer_config.json", tokenizer_class="Qwen2ForCausalLM"),
+    "endless_header": with_header(b"{}", length=2**60),
+    "garbled_header": with_header(b"\x80" * 20),
+    "escape_in_header": with_header(b'{"\\u001b[2J": {"dtype": "F32", "shape": [1], "data_offsets": [0, 8]}}'),
+    "index_outside": index_outside,
+    "endless_file": endless_file,
+    "unfed_pipe": unfed_pipe,
     "nan": with_weights({NORM: torch.full([32], float("nan"))}),
     "infinite": with_weights({NORM: torch.tensor([float("inf"), *[1.0] * 31])}),
 }

@@ -9,7 +9,6 @@ import contextlib
 import importlib
 import json
 import os
-import pickle
 import resource
 import signal
 import socket
@@ -103,4 +102,3 @@ def _forbid(found: Callable[[str], None]) -> None:
             if getattr(imported, "__dict__", {}).get(name) is original:
                 setattr(imported, name, refuse)
     socket.socket.connect = lambda *_: found("connect")  # type: ignore[assignment,method-assign]  # of this fork alone
-    assert pickle.loads is not None

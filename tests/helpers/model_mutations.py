@@ -50,7 +50,7 @@ def mutate(folder: Path, rng: random.Random) -> str:
 
 def _mutate_once(folder: Path, rng: random.Random) -> str:
     kind, weight = zip(*_KINDS.items(), strict=True)
-    (chosen,) = rng.choices(kind, list(weight))
+    (chosen,) = rng.choices(kind, weight)
     try:
         return f"{chosen.__name__[1:]} {chosen(folder, rng)}"
     except (OSError, ValueError, LookupError):  # another mutation took its place
