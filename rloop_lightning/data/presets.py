@@ -18,11 +18,11 @@ Extract = Callable[[str], "str | None"]
 
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
-_NUMBER = re.compile(r"-?[$]?-?(?:\d[\d,]*)?\.?\d+%?")
+_NUMBER = re.compile(r"-?[$]?-?(?:\d[\d,]*+(?<=\d)(?:\.\d+)?|\.\d+)%?")
 _PATH = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
 _DAPO_PROMPT = re.compile(
     r"\s*Solve the following math problem step by step\.[^\n]*\n\n(?P<problem>.*?)"
-    r"\s*Remember to put your answer on its own line after \"Answer:\"\.?\s*",
+    r"Remember to put your answer on its own line after \"Answer:\"\.?\s*+",
     re.DOTALL,
 )
 
