@@ -3,8 +3,6 @@
 A file of one kilobyte can hold 100,000 copies of a text of a megabyte, each as a reference to one entry of a
 dictionary, and a file of 300 kB can hold 50 million rows. So the sizes that the file declares are checked before it is
 read. Texts are read as references, and measured before copies of them are made.
-
-The sizes can be a lie. Then a page, which takes at most 2 GiB, is unpacked before it is noticed.
 """
 
 from __future__ import annotations
@@ -13,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rloop_lightning.data.parquet_sizes import DeclaredSizes, declared_sizes
 from rloop_lightning.data.row import MOST_BYTES_IN_A_ROW, BadRow, Row
 from rloop_lightning.system.regular_files import not_a_file
 
@@ -37,13 +36,13 @@ def parquet_rows(file: Path) -> Iterator[Row | BadRow]:
         raise OSError(f"it is {kind}, not a file")
     try:
         size = file.stat().st_size
-        with pq.ParquetFile(file) as table:
-            metadata = table.metadata
-        if reason := _declared_fault(metadata, size):
+        if reason := _declared_fault(declared_sizes(file), size):
             yield BadRow(file.name, reason)
             return
         left = _most_bytes(size)
-        with pq.ParquetFile(file, read_dictionary=_texts(metadata)) as table:
+        with pq.ParquetFile(file) as table:
+            texts = _texts(table.metadata)
+        with pq.ParquetFile(file, read_dictionary=texts) as table:
             for batch in table.iter_batches(batch_size=_ROWS_AT_ONCE, use_threads=False):
                 for part, part_bytes in _parts(batch):
                     left -= part_bytes
@@ -62,18 +61,14 @@ def parquet_rows(file: Path) -> Iterator[Row | BadRow]:
         yield BadRow(f"{file.name}[{number}]", f"not valid Parquet: {reason}")
 
 
-def _declared_fault(metadata: Any, size: int) -> str:
-    """Why a file that declares these sizes is not read; empty if it is."""
-    chunks = [
-        metadata.row_group(group).column(column)
-        for group in range(metadata.num_row_groups)
-        for column in range(metadata.num_columns)
-    ]
-    values = max(sum(chunk.num_values for chunk in chunks), metadata.num_rows)
-    if values > max(_FEW_VALUES, _MOST_VALUES * size):
-        return f"{values:,} values in {size:,} bytes, more than {_MOST_VALUES} for each byte; they can't be problems"
-    unpacked = sum(chunk.total_uncompressed_size for chunk in chunks)
-    return _unpacks(size) if unpacked > _most_bytes(size) else ""
+def _declared_fault(declared: DeclaredSizes, size: int) -> str:
+    """Why a file of this size, in bytes, that declares these sizes is not read; empty if it is."""
+    if declared.values > max(_FEW_VALUES, _MOST_VALUES * size):
+        return (
+            f"{declared.values:,} values in {size:,} bytes, more than {_MOST_VALUES} for each byte; they can't be "
+            "problems"
+        )
+    return _unpacks(size) if declared.unpacked > _most_bytes(size) else ""
 
 
 def _unpacks(size: int) -> str:

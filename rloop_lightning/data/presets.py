@@ -21,7 +21,7 @@ Extract = Callable[[str], "str | None"]
 
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
-_NUMBER = re.compile(r"-?[$]?-?(?:\d[\d,]*)?\.?\d+%?")
+_NUMBER = re.compile(r"-?[$]?-?(?:\d+(?:,+\d+)*(?:\.\d+)?|\.\d+)%?")
 # One number with separators, and no other digit, comma or bracket before it: `(1,234)` may be a point.
 _THOUSANDS = re.compile(r"[^\d,(\[{]*\d{1,3}(?:,\d{3})+(?![\d,])[^,]*")
 _EXACT = 2**53  # doubles below it hold every integer
@@ -29,7 +29,7 @@ MOST_DIGITS = 4000  # of an integer; str() refuses 4,300
 _PATH = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
 _DAPO_PROMPT = re.compile(
     r"\s*Solve the following math problem step by step\.[^\n]*\n\n(?P<problem>.*?)"
-    r"\s*Remember to put your answer on its own line after \"Answer:\"\.?\s*",
+    r"Remember to put your answer on its own line after \"Answer:\"\.?\s*+",
     re.DOTALL,
 )
 
