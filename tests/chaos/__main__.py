@@ -44,13 +44,13 @@ def main() -> int:
             result = rehearsal.play(scenario, number)
         except Lost as lost:
             print(f"\nLOST {lost}", flush=True)
-            return Played(scenario, None)
+            return Played(scenario, lost.result, lost=True)
         print(f"{time.monotonic() - started:6.0f} s  {scenario} {number}: {dict(result.injected)}", flush=True)
-        return Played(scenario, result)
+        return Played(scenario, result, lost=False)
 
     with ThreadPoolExecutor(options.jobs) as pool:
         played = list(pool.map(play, tasks))
-    lost = sum(one.result is None for one in played)
+    lost = sum(one.lost for one in played)
     said = f"{len(played)} runs on {date.today()}, seed {seed}: {lost} lost."
     print(f"\n{said}\n\n{table(played)}")
     if options.document is not None:

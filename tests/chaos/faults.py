@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -187,8 +188,6 @@ def watch(out: Path, act: Callable[[int, str], Any]) -> None:
         sync(descriptor)
 
     os.fsync = fsync
-    import sys
-
     sys.addaudithook(audit)
 
 

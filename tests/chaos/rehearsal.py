@@ -35,7 +35,7 @@ class Rehearsal:
         try:
             result = SCENARIOS[scenario](reference, Random(f"{self.seed} {scenario} {number}"), folder)
         except Lost as lost:
-            raise Lost(f"RLOOP_CHAOS_SEED={self.seed}, {scenario} {number}: {lost}") from None
+            raise Lost(f"RLOOP_CHAOS_SEED={self.seed}, {scenario} {number}: {lost}", lost.result) from None
         shutil.rmtree(folder)
         return result
 

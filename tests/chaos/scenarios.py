@@ -30,13 +30,9 @@ from killing import Fault
 from same_run import assert_same_run
 
 
-class Lost(AssertionError):
-    """A run did not come to the uninterrupted run's result, or a damage was not named."""
-
-
 @dataclass(frozen=True)
 class Result:
-    """An injected run without a loss.
+    """An injected run.
 
     Args:
         injected: how often what was done to it.
@@ -47,6 +43,14 @@ class Result:
     injected: Counter[str]
     named: int = 0
     refused: bool = False
+
+
+class Lost(AssertionError):
+    """A run did not come to the uninterrupted run's result, or a damage was not named."""
+
+    def __init__(self, message: str, result: Result) -> None:
+        super().__init__(message)
+        self.result = result
 
 
 @dataclass
@@ -104,8 +108,9 @@ class Attempt:
 
     def require(self, holds: bool, otherwise: str) -> None:
         if not holds:
-            logs = "\n".join(f"--- {log}\n{log.read_text(errors='replace')[-3000:]}" for log in self.logs)
-            raise Lost("\n".join([otherwise, *self.story, f"its folder: {self.folder}", logs]))
+            logs = "\n".join(f"--- {log}\n{log.read_text(errors='replace')[-1500:]}" for log in self.logs)
+            story = "\n".join([otherwise, *self.story, f"its folder: {self.folder}", logs])
+            raise Lost(story, Result(self.injected))
 
     def operation(self) -> int:
         """A file operation of the run, drawn."""

@@ -9,14 +9,7 @@ from dataclasses import dataclass
 from chaos.scenarios import Result
 
 BEGIN, END = "<!-- chaos: begin -->", "<!-- chaos: end -->"
-_HEAD = ("injected", "times", "in runs", "runs with the same bits", "files named", "refused, file named", "lost")
-_TITLES = {
-    "kills": "",
-    "damages": "damaged: ",
-    "full disks": "",
-    "concurrent starts": "",
-    "struck workers": "",
-}
+_HEAD = ("injected", "times", "runs", "same bits", "named", "refused", "lost")
 
 
 @dataclass(frozen=True)
@@ -25,24 +18,25 @@ class Played:
 
     Args:
         scenario: its name.
-        result: what was injected; None if something was lost.
+        result: what was injected and said.
+        lost: whether something was lost.
     """
 
     scenario: str
-    result: Result | None
+    result: Result
+    lost: bool
 
 
 def table(played: Sequence[Played]) -> str:
-    """A row for everything that was injected, and a row for the runs of a scenario in which something was lost."""
+    """A row for everything that was injected."""
     rows: dict[str, list[int]] = defaultdict(lambda: [0] * (len(_HEAD) - 1))
     for one in played:
-        if one.result is None:
-            rows[f"{one.scenario}, not told apart"][-1] += 1
-            continue
-        for what, times in one.result.injected.items():
-            row = rows[_TITLES[one.scenario] + what]
-            for column, value in enumerate((times, 1, not one.result.refused, one.result.named, one.result.refused)):
-                row[column] += int(value)
+        result = one.result
+        same = not (one.lost or result.refused)
+        for what, times in result.injected.items():
+            row = rows[f"damaged: {what}" if one.scenario == "damages" else what]
+            for column, value in enumerate((times, 1, same, result.named, result.refused, one.lost)):
+                row[column] += value
     lines = [_HEAD, ("---", *["--:"] * (len(_HEAD) - 1)), *((what, *map(str, row)) for what, row in rows.items())]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import pytest
 from chaos.rehearsal import Rehearsal
@@ -17,8 +16,7 @@ def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Rehearsal:
     return Rehearsal(tmp_path_factory.mktemp("chaos"), SEED)
 
 
+@pytest.mark.timeout(900)  # up to five runs, and others beside it
 @pytest.mark.parametrize(("scenario", "number"), [(name, i) for name, count in RUNS.items() for i in range(count)])
-def test_whatever_befalls_a_run_its_result_has_the_same_bits(
-    scenario: str, number: int, rehearsal: Rehearsal, tmp_path: Path
-) -> None:
+def test_whatever_befalls_a_run_its_result_has_the_same_bits(scenario: str, number: int, rehearsal: Rehearsal) -> None:
     rehearsal.play(scenario, number)

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from random import Random
 
 
-def changes(few: int) -> int:
-    """How many changes a test tries: a few, or RLOOP_FUZZ."""
-    return int(os.environ.get("RLOOP_FUZZ", few))
+def changes(few: int) -> range:
+    """The numbers of the changes that a test tries: a few, or RLOOP_FUZZ, from RLOOP_FUZZ_SEED on."""
+    first = int(os.environ.get("RLOOP_FUZZ_SEED", 0))
+    return range(first, first + int(os.environ.get("RLOOP_FUZZ", few)))
 
 
 def changed_bytes(content: bytes, random: Random, inserts: tuple[bytes, ...] = (b"\x00", b"\xff\xfe")) -> bytes:
