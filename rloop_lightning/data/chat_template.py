@@ -106,10 +106,16 @@ def chat_prompts(
     Raises:
         ValueError: the template refuses the messages, or drops them in either form.
     """
-    if not conversations:
-        return []
-    as_content = _content_form(conversations[0], tokenizer, chat_template, kwargs)
-    return [_chat_prompt(turns, tokenizer, chat_template, kwargs, as_content) for turns in conversations]
+    return list(_rendered(conversations, tokenizer, chat_template, kwargs))
+
+
+def _rendered(
+    conversations: Sequence[Sequence[Message]], tokenizer: Any, chat_template: str, kwargs: Mapping[str, Any]
+) -> Iterator[str]:
+    as_content: Callable[[str], Any] | None = None
+    for turns in conversations:
+        as_content = as_content or _content_form(turns, tokenizer, chat_template, kwargs)
+        yield _chat_prompt(turns, tokenizer, chat_template, kwargs, as_content)
 
 
 def _as_text(text: str) -> Any:
