@@ -91,4 +91,4 @@ def _different(reward: Reward, problems: Sequence[Problem]) -> Sequence[Problem]
 
 
 def _shown(text: str) -> str:
-    return repr(one_line(text, limit=_CHARACTERS))
+    return f"'{one_line(text, limit=_CHARACTERS)}'"

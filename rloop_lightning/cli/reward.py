@@ -88,7 +88,7 @@ def _reasons(reward: Reward, problems: Sequence[Problem], check: RewardCheck) ->
         ]
         if not said:
             return
-        golds = " or ".join(repr(one_line(gold, limit=_CHARACTERS)) for gold in problem.golds)
+        golds = " or ".join(f"'{one_line(gold, limit=_CHARACTERS)}'" for gold in problem.golds)
         read = [reading.value or "not readable" for reading in reward.readings(problem.golds)]
         yield f"  {one_line(problem.id)}: gold answer {golds}, read as {one_line(' or '.join(read), limit=200)}"
         width = max(len(kind) for kind, _ in said)

@@ -117,18 +117,21 @@ def chat_prompts(
     Raises:
         ValueError: the template refuses the messages, drops them in either form, or exceeds a limit.
     """
-
-    def prompts() -> Iterator[str]:
-        as_content = _content_form(conversations[0], tokenizer, chat_template, kwargs)
-        for turns in conversations:
-            yield _chat_prompt(turns, tokenizer, chat_template, kwargs, as_content)
-
-    if not conversations:
-        return []
     try:
-        return bounded(prompts, LIMITS, together=len(conversations))
+        return bounded(
+            lambda: _rendered(conversations, tokenizer, chat_template, kwargs), LIMITS, together=len(conversations) or 1
+        )
     except LimitError as error:
         raise ValueError(f"{_named(tokenizer)}: its chat template {error}; {_OTHER_TEMPLATE}") from error
+
+
+def _rendered(
+    conversations: Sequence[Sequence[Message]], tokenizer: Any, chat_template: str, kwargs: Mapping[str, Any]
+) -> Iterator[str]:
+    as_content: Callable[[str], Any] | None = None
+    for turns in conversations:
+        as_content = as_content or _content_form(turns, tokenizer, chat_template, kwargs)
+        yield _chat_prompt(turns, tokenizer, chat_template, kwargs, as_content)
 
 
 def _as_text(text: str) -> Any:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,9 @@ def _holds_records(value: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """Arrays and their numbers as lists and numbers, any mapping as a dict."""
+    """Arrays and their numbers as lists and numbers, any mapping as a dict, a decimal as the text of its digits."""
+    if isinstance(value, Decimal):
+        return str(value)
     if hasattr(value, "tolist"):
         return value.tolist()
     if isinstance(value, Mapping):

@@ -47,7 +47,7 @@ class Verdict:
         if not self.extracted:
             return f"{outcome}: {self.reason}"
         read = f"read as {self.answer_read}" if self.answer_read else "not readable"
-        return f"{outcome}: extracted {self.extracted!r}, {read}; {self.reason}"
+        return f"{outcome}: extracted '{self.extracted}', {read}; {self.reason}"
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,11 @@ def test_numbers_and_arrays_of_numpy_become_plain_ones(tmp_path: Path) -> None:
     row = {"problem": "?", "answer": np.int64(2), "numbers": np.array([1, 2])}
     files = write_sets({"train": [row]}, tmp_path)
     assert files["train"].read_text() == '{"problem": "?", "answer": 2, "numbers": [1, 2]}\n'
+
+
+def test_decimals_keep_their_digits(tmp_path: Path) -> None:
+    files = write_sets({"train": [{"problem": "?", "answer": Decimal("1.50")}]}, tmp_path)
+    assert ProblemFiles(str(files["train"])).train()[0].answer == "1.50"
 
 
 def test_all_sets_that_have_no_form_in_json_are_named_and_none_is_written(tmp_path: Path) -> None:
