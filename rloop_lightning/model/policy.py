@@ -4,9 +4,8 @@
     logprobs = policy.logprobs(batch).logprobs      # [B, T], nats, with gradients
     policy.save("folder")                           # a plain Hugging Face folder
 
-Rollouts go through the model's own modules packed into one row, with each prompt once (packed_attention.py). A model
-that can't take packed rows gets padded ones (agreement.py). Logprobs are computed at completion positions only
-(head.py).
+Rollouts go through the model's own modules packed into one row, with each prompt once (packed_attention.py), or padded
+if the model can't take packed rows (agreement.py). Logprobs are of completion positions only (head.py).
 """
 
 from __future__ import annotations
@@ -41,10 +40,7 @@ from rloop_lightning.system.terminal import cause, printable
 from rloop_lightning.types import Problem, RolloutBatch, TokenScores
 
 _LONGEST_MESSAGE = 2000  # characters
-_NOT_FINITE = (
-    "{} computes NaN or infinite logprobs in {}, though its weights are finite; correct the numbers of config.json, "
-    "such as those of rope_parameters, or take another --policy.dtype"
-)
+_NOT_FINITE = "{} computes NaN or infinite logprobs in {} from finite weights; correct config.json, or take another --policy.dtype"
 
 
 class Policy(nn.Module):
@@ -114,16 +110,14 @@ class Policy(nn.Module):
                 None if config.head_dtype == "auto" else getattr(torch, config.head_dtype),
                 config.gradient_checkpointing,
             )
-            finite = bool(policy.scores_no_grad(small_batch(model)).logprobs.isfinite().all())
-        except NonFiniteError:
-            finite = False
+            policy.check_logprobs(small_batch(model))
+        except NonFiniteError as error:
+            raise ValueError(_NOT_FINITE.format(type(model).__name__, config.dtype)) from error
         except ValueError as error:
             raise ValueError(printable(str(error), limit=_LONGEST_MESSAGE)) from error
         except Exception as error:  # the model's code may raise anything for a config that its weights don't fit
             what = f"{type(model).__name__} can't be used as a policy"
             raise ValueError(f"{what}: {cause(error)}; correct config.json, or take another model") from error
-        if not finite:
-            raise ValueError(_NOT_FINITE.format(type(model).__name__, config.dtype))
         if config.attn_implementation == "flash_attention_2":
             try:
                 switch_attention(model, config.attn_implementation, packs=policy.packs)
@@ -149,7 +143,7 @@ class Policy(nn.Module):
         return self.tokenizer.encode(prompt, add_special_tokens=False)
 
     def prompt_ids(self, problem: Problem) -> list[int]:
-        """Token ids of a rendered problem's prompt."""
+        """Token ids of a rendered prompt, with those of special tokens that its problem names as text left plain."""
         return self.encode(problem.prompt) if problem.prompt_ids is None else list(problem.prompt_ids)
 
     def decode(self, completions: list[list[int]]) -> list[str]:
