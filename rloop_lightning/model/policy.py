@@ -40,7 +40,10 @@ from rloop_lightning.system.terminal import cause, printable
 from rloop_lightning.types import Problem, RolloutBatch, TokenScores
 
 _LONGEST_MESSAGE = 2000  # characters
-_NOT_FINITE = "{} computes NaN or infinite logprobs in {} from finite weights; correct config.json, or take another --policy.dtype"
+_NOT_FINITE = (
+    "{} computes NaN or infinite logprobs in {}; correct the numbers of config.json, such as those of rope_parameters, "
+    "or take another --policy.dtype"
+)
 
 
 class Policy(nn.Module):
