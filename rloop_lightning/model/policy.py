@@ -39,7 +39,6 @@ from rloop_lightning.system.folders import write_folder
 from rloop_lightning.system.terminal import cause, printable
 from rloop_lightning.types import Problem, RolloutBatch, TokenScores
 
-_LONGEST_MESSAGE = 2000  # characters
 _NOT_FINITE = (
     "{} computes NaN or infinite logprobs in {}; correct the numbers of config.json, such as those of rope_parameters, "
     "or take another --policy.dtype"
@@ -117,7 +116,7 @@ class Policy(nn.Module):
         except NonFiniteError as error:
             raise ValueError(_NOT_FINITE.format(type(model).__name__, config.dtype)) from error
         except ValueError as error:
-            raise ValueError(printable(str(error), limit=_LONGEST_MESSAGE)) from error
+            raise ValueError(printable(str(error), limit=2000)) from error
         except Exception as error:  # the model's code may raise anything for a config that its weights don't fit
             what = f"{type(model).__name__} can't be used as a policy"
             raise ValueError(f"{what}: {cause(error)}; correct config.json, or take another model") from error
