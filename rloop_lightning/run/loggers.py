@@ -16,7 +16,7 @@ loggers don't get them again, because their metrics are the same, unless the res
 from __future__ import annotations
 
 import itertools
-import json
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,14 +25,17 @@ from typing import Any
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams
 
+from rloop_lightning.errors import DamagedError
 from rloop_lightning.run.folder import RunFolder
 from rloop_lightning.run.logger_faults import name_failed_writes, open_files
 from rloop_lightning.run.mending import History, mend, rows_on_disk
 from rloop_lightning.run.metrics_csv import KEYS, result_step
 from rloop_lightning.run.run_metrics import RunMetrics
 from rloop_lightning.run.settings import flat, recorded_settings
-from rloop_lightning.run.state import Stage, plan
-from rloop_lightning.system.files import write_text
+from rloop_lightning.run.state import STATE_VERSION, Stage, plan
+from rloop_lightning.system.json_file import read_json, write_json
+
+_log = logging.getLogger(__name__)
 
 
 class RunLoggers:
@@ -83,16 +86,18 @@ class RunLoggers:
             name_failed_writes(own[0])
             if settings and not self._folder.loggers.exists():
                 own[0].log_hyperparams(settings)
-        known = known_loggers(self._folder).loggers
+        known = known_loggers(self._folder)
+        if known.fault:
+            _log.warning(f"{known.fault}; it is written again, and loggers of --trainer.logger may repeat steps")
         for logger in self._users:
             if isinstance(logger, CSVLogger):
                 self._replay(logger, history)
-            if settings and LoggerIdentity.of(logger) not in known:
+            if settings and LoggerIdentity.of(logger) not in known.loggers:
                 logger.log_hyperparams(settings)
         for logger in (*self._users, *own):
             open_files(logger)
         users = [vars(LoggerIdentity.of(logger)) for logger in self._users]
-        write_text(self._folder.loggers, json.dumps({"logged": self._logged, "loggers": users}, indent=2) + "\n")
+        write_json(self._folder.loggers, {"logged": self._logged, "loggers": users}, version=STATE_VERSION)
         return own
 
     def _replay(self, logger: CSVLogger, history: History) -> None:
@@ -170,18 +175,25 @@ class KnownLoggers:
     Args:
         logged: number of steps of the run that the loggers have.
         loggers: the user's loggers, in order.
+        fault: why the file can't be read; empty if it can.
     """
 
     logged: int = 0
     loggers: tuple[LoggerIdentity, ...] = ()
+    fault: str = ""
 
 
 def known_loggers(folder: RunFolder) -> KnownLoggers:
     """The loggers that the run had before a resume."""
     if not folder.loggers.exists():
         return KnownLoggers()
-    content = json.loads(folder.loggers.read_text(encoding="utf-8"))
-    return KnownLoggers(content["logged"], tuple(LoggerIdentity(**one) for one in content["loggers"]))
+    try:
+        content, _ = read_json(folder.loggers, newest=STATE_VERSION, checked_since=1)
+        return KnownLoggers(content["logged"] + 0, tuple(LoggerIdentity(**one) for one in content["loggers"]))
+    except DamagedError as error:
+        return KnownLoggers(fault=str(error))
+    except (KeyError, TypeError):
+        return KnownLoggers(fault=f"{folder.loggers} is damaged")
 
 
 class _TensorBoard(TensorBoardLogger):

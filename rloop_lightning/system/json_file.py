@@ -34,12 +34,13 @@ def write_json(path: Path, values: Mapping[str, Any], *, version: int) -> None:
     write_text(path, json.dumps({**content, _CHECKSUM: json_checksum(content)}, indent=2) + "\n")
 
 
-def read_json(path: Path, *, newest: int) -> tuple[dict[str, Any], int]:
+def read_json(path: Path, *, newest: int, checked_since: int = 0) -> tuple[dict[str, Any], int]:
     """The values in a file, and the version of their format.
 
     Args:
         path: the file.
         newest: the newest version that the caller can read.
+        checked_since: the first version that has checksums.
 
     Raises:
         DamagedError: the file is missing, or its content is not what was written.
@@ -47,8 +48,8 @@ def read_json(path: Path, *, newest: int) -> tuple[dict[str, Any], int]:
     """
     try:
         values = json.loads(path.read_bytes())
-        checksum = values.pop(_CHECKSUM)
-        intact = checksum == json_checksum(values)
+        version = values.get(_VERSION, 0)
+        intact = version < checked_since or values.pop(_CHECKSUM) == json_checksum(values)
     except FileNotFoundError:
         raise DamagedError(f"{path} is missing") from None
     except OSError as error:
@@ -57,8 +58,9 @@ def read_json(path: Path, *, newest: int) -> tuple[dict[str, Any], int]:
         intact = False
     if not intact:
         raise DamagedError(f"{path} is damaged (its checksum differs)")
-    version, writer = values.pop(_VERSION, 0), values.pop(_WRITER, _PACKAGE)
-    if not isinstance(version, int):
+    writer = values.pop(_WRITER, _PACKAGE)
+    values.pop(_VERSION, None)
+    if not isinstance(version, int) or version < 0:
         raise DamagedError(f"{path} is damaged (its version is {one_line(repr(version))})")
     if version > newest:
         raise StateError(
