@@ -106,7 +106,8 @@ def rows_on_disk(folder: RunFolder) -> int:
 
 def lost_rows(folder: RunFolder, stages: Iterable[Stage]) -> str:
     """A note on the rows of these stages that were lost; empty if none were."""
-    found = {stage: PhaseRecord(folder.record(stage)).read() for stage in stages}
+    records = {stage: PhaseRecord(folder.record(stage)) for stage in stages}
+    found = {stage: record.read() for stage, record in records.items() if record.mentions_losses()}
     lost = [_named(stage, record) for stage, record in found.items() if record.missing or record.cut]
     return f"{folder.metrics.name} lacks rows that were damaged with their record: {'; '.join(lost)}" if lost else ""
 
