@@ -49,7 +49,7 @@ from rloop_lightning.run.state import LoopConfig
 from rloop_lightning.run.trainer import trainer_faults
 from rloop_lightning.system.fields import plain
 from rloop_lightning.system.hub import HubConfig, push_faults
-from rloop_lightning.system.terminal import one_line
+from rloop_lightning.system.terminal import one_line, printable
 
 FIXED = {
     "policy": PolicyConfig,
@@ -169,9 +169,12 @@ class RLoopCLI(LightningCLI):
             try:
                 made[group] = cls(**settings)
             except ValueError as error:
-                wrong += str(error).splitlines()
-            except (ImportError, TypeError) as error:  # of a part that isn't ours
-                wrong.append(f"--{group} {self.choices[group].name}: {type(error).__name__}: {one_line(str(error))}")
+                wrong += printable(str(error) or f"--{group}: {type(error).__name__}").splitlines()
+            except (Exception, SystemExit) as error:
+                if group not in self.choices:
+                    raise
+                told = one_line(str(error), limit=300)  # of a part that isn't ours, which may raise anything
+                wrong.append(f"--{group} {self.choices[group].name}: {type(error).__name__}: {told}".removesuffix(": "))
         wrong += [message for part in made.values() if isinstance(part, PolicyModule) for message in part.invalid()]
         wrong += trainer_faults(self.config.trainer)
         if wrong:
