@@ -235,6 +235,7 @@ def _add_swappable(parser: LightningArgumentParser, group: str, choice: Choice) 
     what = f"{swappable.help} (default: {swappable.default})"
     if choice.cls is not None:
         parser.add_class_arguments(choice.cls, group, instantiate=False)
-        action = next(action for action in parser._actions if f"--{group}" in action.option_strings)
-        action.metavar, action.help = "NAME", what
+        for action in parser._actions:
+            if f"--{group}" in action.option_strings:  # a class without arguments has none
+                action.metavar, action.help = "NAME", what
     parser.add_argument(f"--{group}.name", type=str, default=choice.name, help=what, metavar="NAME")

@@ -71,3 +71,8 @@ def test_weights_of_a_folder_beside_an_adapter_are_refused(good: Path, tmp_path:
     adapter_left(tmp_path / "merged")
     (fault,) = folder.model_faults(str(tmp_path / "merged"))
     assert fault == loading.ADAPTER_BESIDE_MODEL
+
+
+def test_a_name_that_no_file_can_have_is_no_traceback() -> None:
+    (fault,) = folder.model_faults("a" * 5000)
+    assert fault == "can't be read: File name too long"
