@@ -50,7 +50,7 @@ from rloop_lightning.run.state import LoopConfig
 from rloop_lightning.run.trainer import trainer_faults
 from rloop_lightning.system.fields import plain
 from rloop_lightning.system.hub import HubConfig, push_faults
-from rloop_lightning.system.terminal import one_line
+from rloop_lightning.system.terminal import one_line, printable
 
 FIXED = {
     "policy": PolicyConfig,
@@ -177,9 +177,12 @@ class RLoopCLI(LightningCLI):
             try:
                 made[group] = cls(**settings)
             except ValueError as error:
-                wrong += str(error).splitlines()
-            except (ImportError, TypeError) as error:  # of a part that isn't ours
-                wrong.append(f"--{group} {self.choices[group].name}: {type(error).__name__}: {one_line(str(error))}")
+                wrong += printable(str(error) or f"--{group}: {type(error).__name__}").splitlines()
+            except (Exception, SystemExit) as error:
+                if group not in self.choices:
+                    raise
+                told = one_line(str(error), limit=300)  # of a part that isn't ours, which may raise anything
+                wrong.append(f"--{group} {self.choices[group].name}: {type(error).__name__}: {told}".removesuffix(": "))
         wrong += [message for part in made.values() if isinstance(part, PolicyModule) for message in part.invalid()]
         wrong += trainer_faults(self.config.trainer)
         if wrong:
@@ -253,6 +256,7 @@ def _add_swappable(parser: LightningArgumentParser, group: str, choice: Choice) 
     what = f"{swappable.help} (default: {swappable.default})"
     if choice.cls is not None:
         parser.add_class_arguments(choice.cls, group, instantiate=False)
-        action = next(action for action in parser._actions if f"--{group}" in action.option_strings)
-        action.metavar, action.help = "NAME", what
+        for action in parser._actions:
+            if f"--{group}" in action.option_strings:  # a class without arguments has none
+                action.metavar, action.help = "NAME", what
     parser.add_argument(f"--{group}.name", type=str, default=choice.name, help=what, metavar="NAME")

@@ -31,7 +31,10 @@ _LONGEST_NAME = 100  # characters shown
 
 def is_folder(name: str) -> bool:
     """Whether a model's name is a path, existing or missing, rather than a hub name."""
-    return Path(name).expanduser().exists() or _HUB_NAME.fullmatch(name) is None
+    try:
+        return Path(name).expanduser().exists() or _HUB_NAME.fullmatch(name) is None
+    except OSError:  # a name that is too long, or a folder above it that can't be entered
+        return True
 
 
 def load_tokenizer(name: str) -> Any:

@@ -11,7 +11,7 @@ import importlib
 import sys
 from typing import Any
 
-from rloop_lightning.errors import DoorError
+from rloop_lightning.errors import DoorError, Stopped
 from rloop_lightning.system.terminal import one_line
 
 
@@ -28,7 +28,9 @@ def import_object(path: str) -> Any:
         return getattr(importlib.import_module(module), name)
     except DoorError:
         raise ValueError(f"{_shown(path)} goes through a link into the package; give rloop_lightning.{path}") from None
-    except (Exception, SystemExit) as error:  # a module of the user may raise anything
+    except (KeyboardInterrupt, Stopped):
+        raise
+    except BaseException as error:  # a module of the user may raise anything, SystemExit included
         expected = isinstance(error, ImportError | AttributeError | ValueError | TypeError)
         what = "" if expected and str(error) else f"{type(error).__name__}: "
         told = one_line(f"{what}{error}".removesuffix(": "), limit=300)

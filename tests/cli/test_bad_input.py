@@ -225,9 +225,6 @@ CASES = {
         "huge_vocabulary", "config.json describes a model of 64,000,000,015,656 numbers, and the weights hold 32,288"
     ),
     "a thousand million layers": model_case("huge_depth", "config.json: num_hidden_layers 1000000000 is more than"),
-    "rotary theta of zero": model_case(
-        "no_theta", "NaN or infinite logprobs in float32", "config.json, such as those of rope", after_loading=True
-    ),
     "unknown rotary embedding": model_case("unknown_rope", "config.json describes no model: KeyError: '\\x1b[2J'"),
     "missing rotary factor": model_case("no_factor", "config.json can't be loaded: KeyError: ", "{{'factor'}}"),
     "negative context": model_case("no_context", "config.json leaves room for -7 positions", after_loading=True),

@@ -211,7 +211,6 @@ SPOILED: Mapping[str, Spoil] = {
     "template_recursion": with_text("chat_template.jinja", "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}"),
     "huge_vocabulary": with_values(CONFIG, vocab_size=10**12),
     "huge_depth": with_values(CONFIG, num_hidden_layers=10**9),
-    "no_theta": with_values(CONFIG, rope_parameters={"rope_type": "default", "rope_theta": 0}),
     "unknown_rope": with_values(CONFIG, rope_parameters={"rope_type": "\x1b[2J", "rope_theta": 1e4}),
     "no_factor": with_values(CONFIG, rope_parameters={"rope_type": "yarn", "rope_theta": 1e4}),
     "no_context": with_values(CONFIG, max_position_embeddings=-7),

@@ -71,3 +71,15 @@ def test_weights_of_a_folder_beside_an_adapter_are_refused(good: Path, tmp_path:
     adapter_left(tmp_path / "merged")
     (fault,) = folder.model_faults(str(tmp_path / "merged"))
     assert fault == loading.ADAPTER_BESIDE_MODEL
+
+
+def test_numbers_that_make_no_logprobs_are_refused(good: Path, tmp_path: Path) -> None:
+    shutil.copytree(good, tmp_path / "model")
+    with_values(CONFIG, rope_parameters={"rope_type": "default", "rope_theta": 0})(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"NaN or infinite logprobs in float32, .* config.json, such as .*rope"):
+        Policy.load(PolicyConfig(model=str(tmp_path / "model")))
+
+
+def test_a_name_that_no_file_can_have_is_no_traceback() -> None:
+    (fault,) = folder.model_faults("a" * 5000)
+    assert fault == "can't be read: File name too long"
