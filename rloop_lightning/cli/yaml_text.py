@@ -27,6 +27,8 @@ MOST_VALUES = 20_000
 """Most values, with aliases replaced by what they stand for. A file with every option has 300."""
 MOST_DIGITS = 100
 """Longest number. Python refuses to print integers of more than 4,300 digits, and reads base 60 in quadratic time."""
+MOST_DIGITS_IN_A_TEXT = 1000
+"""The same for a text in quotes, such as a checksum."""
 
 _Loader: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _NUMBER = re.compile(r"[-+]?[.\d]\S*")
@@ -69,8 +71,12 @@ def repeated_keys(text: str) -> Iterator[tuple[str, int]]:
     yield from _repeated(yaml.compose(text, Loader=_Loader), "")
 
 
-def check_limits(text: str) -> None:
+def check_limits(text: str, *, most_digits: int = MOST_DIGITS) -> None:
     """Refuse a text that takes long to read.
+
+    Args:
+        text: YAML.
+        most_digits: of a number.
 
     Raises:
         YAMLFault: a limit is exceeded.
@@ -86,7 +92,7 @@ def check_limits(text: str) -> None:
                 raise YAMLFault(f"line {line}: *{one_line(event.anchor)} contains itself")
             size = sizes.get(event.anchor, 1)
         elif isinstance(event, yaml.ScalarEvent):
-            _check_scalar(event, line)
+            _check_scalar(event, line, most_digits)
             size = 1
             if event.anchor:
                 sizes[event.anchor] = 1
@@ -104,12 +110,12 @@ def check_limits(text: str) -> None:
             raise YAMLFault(f"line {line}: more than {MOST_VALUES:,} values, aliases counted as what they stand for")
 
 
-def _check_scalar(event: yaml.ScalarEvent, line: int) -> None:
-    if len(event.value) <= MOST_DIGITS or not (event.implicit[0] or event.tag):
+def _check_scalar(event: yaml.ScalarEvent, line: int, most_digits: int) -> None:
+    if len(event.value) <= most_digits or not (event.implicit[0] or event.tag):
         return
     if event.tag not in (None, "!", "tag:yaml.org,2002:str") or _NUMBER.fullmatch(event.value):
         raise YAMLFault(
-            f"line {line}: a number of {len(event.value):,} characters, at most {MOST_DIGITS} are read; quote a text"
+            f"line {line}: a number of {len(event.value):,} characters, at most {most_digits} are read; quote a text"
         )
 
 
@@ -118,12 +124,26 @@ def _plain(value: Any, where: str) -> Any:
         return {_key(key, where): _plain(inner, f"{where}{key}.") for key, inner in value.items()}
     if isinstance(value, list):
         return [_plain(inner, f"{where}{number}.") for number, inner in enumerate(value)]
-    if value is None or isinstance(value, str | int | float):
+    if value is None or isinstance(value, int | float):
+        return value
+    if isinstance(value, str):
+        _check_text(value, where)
         return value
     kind = "a date" if isinstance(value, datetime.date) else f"a {type(value).__name__}"
     raise YAMLFault(
         f"{one_line(where.rstrip('.'), limit=200)}: expected text, a number, a list or a mapping, got {kind}"
     )
+
+
+def _check_text(text: str, where: str) -> None:
+    """Refuse a text that takes long to read as YAML, as the parser does where a setting may be a mapping."""
+    try:
+        check_limits(text, most_digits=MOST_DIGITS_IN_A_TEXT)
+    except YAMLFault as fault:
+        place = one_line(where.rstrip("."), limit=200)
+        raise YAMLFault(f"{place}: a text of {str(fault).partition(': ')[2]}") from fault
+    except yaml.YAMLError:
+        return
 
 
 def _key(key: Any, where: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,11 +54,12 @@ def jsonl_rows(file: Path) -> Iterator[Row | BadRow]:
 def json_rows(file: Path) -> Iterator[Row | BadRow]:
     """The rows of a JSON file: a list of objects, or an object that holds one list."""
     with open_regular(file) as content:
-        text = content.read(_MOST_BYTES_OF_JSON + 1)
-    if len(text) > _MOST_BYTES_OF_JSON:
-        size = _MOST_BYTES_OF_JSON >> 30
-        yield BadRow(file.name, f"larger than {size} GiB; save it as JSONL, which is read row by row")
-        return
+        size = os.fstat(content.fileno()).st_size
+        if size > _MOST_BYTES_OF_JSON:
+            limit = _MOST_BYTES_OF_JSON >> 30
+            yield BadRow(file.name, f"larger than {limit} GiB; save it as JSONL, which is read row by row")
+            return
+        text = content.read(size)
     try:
         value = json.loads(text.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
