@@ -37,11 +37,11 @@ def check(task: tuple[str, str | None]) -> Judgement:
     An answer that can't be read is still right if it is identical to the gold answer.
     """
     gold, answer = task
+    if answer is not None and answer.strip() == gold.strip() != "":
+        return "right"
     golds = read_gold(gold)
     if answer is None:
         return "right" if golds.values else "unparsable"
-    if answer.strip() == gold.strip() != "":
-        return "right"
     answers = read(answer)
     try:
         if _matches(golds, answers):
