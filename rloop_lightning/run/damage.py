@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rloop_lightning.errors import DamagedError
+from rloop_lightning.evaluation.record import inside_records
 from rloop_lightning.run.folder import RunFolder
 from rloop_lightning.run.handover import select_stage
 from rloop_lightning.run.parts import Parts
@@ -104,13 +105,13 @@ def needless_damage(folder: RunFolder, done: Sequence[Stage], parts: Parts, stat
             continue
         again = f"; --restart_from {folder.phase(stage).relative_to(folder.out)} makes it again, and all that follows"
         policy = folder.policy(stage)
-        if policy.exists() or parts.loop.keep_policies == "all":
+        if folder.holds_policy(policy) or parts.loop.keep_policies == "all":
             yield from _warnings(policy, damaged_files(policy), again)
         if stage.phase == "explore":
             pool = folder.pool(stage)
             yield from _warnings(pool.folder, pool.damaged(), again)
             records = folder.evaluations(stage)
-            inside = [path.name for path in records.glob("step-*.parquet")]
+            inside = [path.name for path in inside_records(records)]
             yield from _warnings(records, damaged_files(records, inside) if state.began else {}, again)
         elif state.began:
             expert = folder.expert_set(stage)
