@@ -21,6 +21,8 @@ class Reward(ABC):
         success_threshold: smallest reward that counts as a success.
     """
 
+    success_threshold: float = 1.0  # of a subclass whose own `__init__` does not call this one
+
     def __init__(self, success_threshold: float = 1.0) -> None:
         self.success_threshold = success_threshold
 

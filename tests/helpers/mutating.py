@@ -1,4 +1,7 @@
-"""Seeded mutations of files, for the fuzz tests. `RLOOP_FUZZ=N` makes N of each kind instead of some tens."""
+"""Seeded mutations of files, for the fuzz tests, and what a reader makes of them.
+
+`RLOOP_FUZZ=N` makes N of each kind instead of some tens, and `RLOOP_FUZZ_SEED` is the first seed.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,18 @@ SECONDS = 60
 
 
 def seeds(few: int) -> range:
-    return range(int(os.environ.get("RLOOP_FUZZ", few)))
+    """The seeds that a test tries."""
+    first = int(os.environ.get("RLOOP_FUZZ_SEED", 0))
+    return range(first, first + int(os.environ.get("RLOOP_FUZZ", few)))
+
+
+def fault_of(read: Callable[[], object]) -> Exception | None:
+    """The error that a reader raises, if it does."""
+    try:
+        read()
+    except Exception as error:
+        return error
+    return None
 
 
 @contextmanager
@@ -66,7 +80,13 @@ def _replace(content: bytes, start: int, end: int, piece: bytes, random: random.
     return content[:start] + word + content[end:]
 
 
-_BYTE_MUTATIONS: tuple[Callable[..., bytes], ...] = (_flip, _cut, _repeat, _insert, _replace)
+def _change_end(content: bytes, start: int, end: int, piece: bytes, random: random.Random, words: Any) -> bytes:
+    """One byte near the end, where some formats keep lengths and types."""
+    place = len(content) - random.randint(1, max(1, min(len(content), 3000)))
+    return content[: max(place, 0)] + bytes([random.randrange(256)]) + content[place + 1 :]
+
+
+_BYTE_MUTATIONS: tuple[Callable[..., bytes], ...] = (_flip, _cut, _repeat, _insert, _replace, _change_end)
 
 VALUES: tuple[Any, ...] = (
     None,

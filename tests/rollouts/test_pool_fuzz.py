@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from builders import make_rollout
-from fuzzing import changed_bytes, changes, fault_of
+from mutating import fault_of, mutated_bytes, seeds
 
 from rloop_lightning.errors import RunFault
 from rloop_lightning.rollouts.expert_set import read_expert_set
@@ -86,14 +86,14 @@ def test_a_changed_shard_is_read_or_named(pool: RolloutPool, tmp_path: Path) -> 
     """The checksum tells most changes; a pool that someone else wrote may have the right ones."""
     path, out = pool.folder / SHARD, tmp_path / "expert.parquet"
     whole = {file: file.read_bytes() for file in pool.folder.iterdir()}
-    refused, tries = 0, changes(few=150)
+    refused, tries = 0, seeds(few=150)
     for number in tries:
         random = Random(number)
         for file, content in whole.items():
             file.write_bytes(content)
         out.unlink(missing_ok=True)
         if number % 3:
-            path.write_bytes(changed_bytes(whole[path], random))
+            path.write_bytes(mutated_bytes(whole[path], random))
         else:
             change_columns(path, random)
         if path.read_bytes() != whole[path]:

@@ -10,7 +10,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from fuzzing import changed_bytes, changes, fault_of
+from mutating import fault_of, mutated_bytes, seeds
 
 from rloop_lightning.errors import DamagedError, StateError
 from rloop_lightning.run.state import Budget, LoopState
@@ -75,11 +75,11 @@ def test_a_changed_state_is_read_or_named(text: str, tmp_path: Path) -> None:
     values = json.loads(text)
     (key,) = [name for name, value in values.items() if json.loads(sealed(values, name))[name] == value]
     path = tmp_path / "state.json"
-    refused, tries = 0, changes(few=1000)
+    refused, tries = 0, seeds(few=1000)
     for number in tries:
         random = Random(number)
         if number % 2:
-            path.write_bytes(changed_bytes(text.encode(), random, INSERTS))
+            path.write_bytes(mutated_bytes(text.encode(), random, INSERTS))
         else:
             path.write_text(sealed(changed_value(values, random), key))
         error = fault_of(lambda: LoopState.load(path).save(tmp_path / "again.json"))
