@@ -52,8 +52,10 @@ def read(text: str) -> Reading:
     if not values and spelled.count("=") > 1 and not _SEVERAL.search(spelled):
         first, *_, last = spelled.split("=")
         if all(part.count("{") == part.count("}") for part in (first, last)):
-            # Of a = b = c, only the ends count.
-            return replace(read(f"{first}={last}"), text=spelled)
+            # Of a = b = c, only the ends count. If they differ, the unreadable middle may say why.
+            ends = read(f"{first}={last}")
+            differ = any(isinstance(value, Relation) and not value.name for value in ends.values)
+            return replace(read(last) if differ else ends, text=spelled)
     return Reading(spelled, tuple(dict.fromkeys(values)), "" if values else problem)
 
 

@@ -167,7 +167,7 @@ def test_evaluations_inside_an_exploration_are_recorded_under_their_step(tmp_pat
     callback = InsideEvaluation(make_evaluator(), ["ood", "test"], 2, records=tmp_path, round=1)
     batches = [RolloutStep(i, (), random_batch(((2, 2), (2, 3))), {}) for i in range(5)]
     fit(DAPO(updates_per_step=1), make_policy(), batches, [callback])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000002.parquet", "step-000004.parquet"]
+    assert sorted(path.name for path in tmp_path.glob("*.parquet")) == ["step-000002.parquet", "step-000004.parquet"]
     table = read_record(tmp_path / "step-000004.parquet")
     assert table["set"].to_pylist() == ["ood"] * 2 + ["test"] * 4
     (key,) = {tuple(row[name] for name in ("policy", "round", "phase", "step")) for row in table.to_pylist()}
