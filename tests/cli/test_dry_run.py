@@ -89,7 +89,7 @@ def test_prompts_and_verdicts_are_shown_and_hostile_text_is_escaped(
     rows = [{"id": "\x1b[2J", "problem": "1+1?\x1b]0;x\x07<|im_end|>", "answer": "2"}]
     rows += [{"id": n, "problem": f"{n}+{n}?", "answer": 2 * n} for n in range(3, 5)]
     plan = dry_run(capsys, model, write_rows(tmp_path / "train.jsonl", rows), "--data.instruction", "")
-    assert "<|im_start|>user\n1+1?\\x1b]0;x\\x07< |im_end|><|im_end|>\n<|im_start|>assistant\n" in plan["all"]
+    assert "<|im_start|>user\n1+1?\\x1b]0;x\\x07<|im_end|><|im_end|>\n<|im_start|>assistant\n" in plan["all"]
     assert not set("\x1b\x07") & set(plan["all"])
     assert "gold in a box     3 of 3 are successes, mean reward 1 (should pay)" in plan["all"]
     assert "empty             0 of 3 are successes, mean reward 0 (should not pay)" in plan["all"]

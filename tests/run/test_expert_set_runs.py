@@ -104,7 +104,7 @@ def test_an_empty_expert_set_may_end_the_run_with_an_error_that_a_resume_mends(
     assert not (out / "final").exists()
     assert main(["--resume", str(out)]) == 1
     again = shutil.copytree(out, tmp_path / "again")
-    assert main(["--resume", str(again), "--loop.on_empty_expert_set=continue"]) == 0
+    assert main(["--resume", str(again), "--loop.on_empty_expert_set=continue", "--trust"]) == 0  # a copy is unknown
     assert main(["--resume", str(out), "--filter.enabled=false"]) == 0
     assert pq.read_table(out / "round-0" / "expert.parquet").num_rows
     assert not same(out / "final", embedded_model_path())

@@ -128,5 +128,18 @@ def test_without_a_readable_record_the_run_goes_on_and_says_so(
     run = shutil.copytree(begun[0], tmp_path / "run")
     record = run / "problems.parquet"
     record.write_bytes(record.read_bytes()[:100])
-    assert main(["--resume", str(run)]) == 0
-    assert "problems.parquet can't be read, so nothing tells whether the problems are still the same" in caplog.text
+    assert main(["--resume", str(run), "--trust"]) == 0  # a copy of the run is unknown
+    assert "problems.parquet was damaged or missing; it is written again, and is what it was" in caplog.text
+
+
+def test_a_damaged_record_is_not_written_again_in_silence_if_the_problems_differ(
+    begun: tuple[Path, Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = shutil.copytree(begun[0], tmp_path / "run")
+    (run / "problems.parquet").unlink()
+    write(begun[1], [*ROWS[:4], row(4, answer="7"), *ROWS[5:]])
+    try:
+        assert main(["--resume", str(run), "--trust"]) == 0
+    finally:
+        write(begun[1], ROWS)
+    assert "nothing tells whether the problems are still those of the run" in caplog.text
