@@ -22,17 +22,19 @@ USAGE = "rloop-data export RUN --what expert|pool|successes --format messages|pr
 
 
 @dataclass(frozen=True)
-class Trust:
-    """Whose code runs.
+class ProblemOptions:
+    """How the problems of the run are read.
 
     Args:
+        data: the run's problem set, if it is at another place now; it has to hold the same problems.
         trust: import the classes of others that the run's data settings name.
     """
 
+    data: str | None = None
     trust: bool = False
 
 
-OPTIONS = (ExportConfig, Selection, Trust)
+OPTIONS = (ExportConfig, Selection, ProblemOptions)
 
 
 def export(arguments: Sequence[str]) -> list[str]:
@@ -43,7 +45,8 @@ def export(arguments: Sequence[str]) -> list[str]:
         OSError: the file can't be written.
     """
     path, options = run_and_options(arguments, [(None, cls) for cls in OPTIONS], USAGE, lists=["--rounds"])
-    config, selection, trust = made(ExportConfig, options), made(Selection, options), made(Trust, options).trust
+    config, selection = made(ExportConfig, options), made(Selection, options)
+    reading = made(ProblemOptions, options)
     run = StoredRun.at(path)
     if wrong := config.faults(run.folder):
         raise UsageError("\n".join(wrong))
@@ -51,7 +54,7 @@ def export(arguments: Sequence[str]) -> list[str]:
     export = Export(run.folder, origin, config, selection, data_source=run.data_name)
 
     def problems() -> ProblemSource:
-        return run.source(trusted=trust)
+        return run.source(reading.data, trusted=reading.trust)
 
     try:
         written = export.write(None if config.without_prompts else problems, run.tokenizer())

@@ -124,7 +124,7 @@ OF_RUNS: Mapping[str, tuple[str, Sequence[str]]] = {
         (
             "rloop_lightning.run.export.ExportConfig",
             "rloop_lightning.rollouts.selection.Selection",
-            "rloop_lightning.cli.export.Trust",
+            "rloop_lightning.cli.export.ProblemOptions",
         ),
     ),
     "refilter": ("filter.", ("rloop_lightning.cli.refilter.Refilter",)),

@@ -18,7 +18,7 @@ from rloop_lightning.cli.arguments import UsageError
 from rloop_lightning.cli.config_files import with_parts
 from rloop_lightning.cli.parse_errors import parse
 from rloop_lightning.cli.registry import find_class
-from rloop_lightning.cli.swappable import SWAPPABLE
+from rloop_lightning.cli.swappable import SWAPPABLE, expand
 from rloop_lightning.cli.trust import code_faults, strange_paths
 from rloop_lightning.data.base import ProblemSource
 from rloop_lightning.errors import StateError
@@ -76,10 +76,11 @@ class StoredRun:
         data = self.group("data")
         return str(data.get("dataset") or data.get("path") or data.get("name") or "")
 
-    def source(self, *, trusted: bool) -> ProblemSource:
+    def source(self, data: str | None, *, trusted: bool) -> ProblemSource:
         """The problem sets, as the run reads them.
 
         Args:
+            data: where they are now, as for `--data`; None is where they were.
             trusted: whether code of others that the settings name may be imported.
 
         Raises:
@@ -92,7 +93,7 @@ class StoredRun:
         settings = with_parts(self.folder.config.name, given, wrong).get("data")
         if wrong or not isinstance(settings, dict):
             raise UsageError("\n".join(wrong) or f"{self.folder.config}: the run has no setting `data`")
-        settings = self.folder.located(settings)
+        settings = {**self.folder.located(settings), **(expand("data", data) if data else {})}
         name = str(settings.pop("name", SWAPPABLE["data"].default))
         if is_unnamed(name):
             raise UsageError(f"--data: the run began with a Python object, {one_line(name)}; {WITHOUT}")

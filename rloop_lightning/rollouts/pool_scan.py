@@ -109,8 +109,7 @@ def open_shard(path: Path, columns: Collection[str]) -> Iterator[pq.ParquetFile]
 
 def may_hold_success(shard: pq.ParquetFile, group: int) -> bool:
     """Whether a row group of a shard may contain a success, by its statistics."""
-    column = shard.schema_arrow.get_field_index("success")
-    # Of a flat column, and those before it are flat or have one leaf: the numbers of both are the same.
+    column = shard.schema.names.index("success")  # those are the leaves, as the columns of a row group are
     statistics = shard.metadata.row_group(group).column(column).statistics
     return statistics is None or bool(statistics.max)
 

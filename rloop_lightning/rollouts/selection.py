@@ -1,7 +1,7 @@
 """Selects rollouts from pools and expert sets, in memory that does not grow with the text of the rollouts.
 
     shards = pool_shards(RolloutPool(run / "round-0" / "pool"), round=0)
-    for table in select_rollouts(shards, rates, Selection(finish_reason="stop", max_per_problem=4)): ...
+    for table in SelectedRollouts(shards, rates, Selection(finish_reason="stop", max_per_problem=4)).tables(): ...
 
 The rollouts come in the order in which they were sampled. Without `max_per_problem` it takes one pass over the files
 and, to find copies, about 100 bytes for each rollout that is kept. With it, a first pass draws the rollouts by the
@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -112,42 +113,8 @@ class Shard:
 
 def pool_shards(pool: RolloutPool, round: int) -> list[Shard]:
     """The shards of a pool in the order in which they were written."""
-    paths = sorted(pool.shards(), key=lambda path: (shard_step(path.name), path.name != f"step-{path.name[-14:]}"))
+    paths = sorted(pool.shards(), key=lambda path: (shard_step(path.name), not path.name.startswith("step-")))
     return [Shard(path, round) for path in paths]
-
-
-def select_rollouts(
-    shards: Sequence[Shard],
-    rates: Mapping[int, Mapping[str, float]],
-    selection: Selection,
-    *,
-    successes_only: bool = False,
-) -> Iterator[pa.Table]:
-    """The selected rollouts, as tables of `SELECTED_SCHEMA` with at most a row group's rows.
-
-    Args:
-        shards: the files, oldest first.
-        rates: by round, the success rate of each problem.
-        selection: what to take.
-        successes_only: leave out failures.
-
-    Raises:
-        DamagedError: a file is not what it should be; the message names it.
-    """
-    scan = _Scan(shards, rates, selection, successes_only)
-    drawn = scan.draw() if selection.max_per_problem else None
-    seen: set[int] = set()
-    for part in scan.parts():
-        rows = part.rows
-        if drawn is not None or selection.deduplicate:
-            kept = []
-            for row, digest in zip(rows.tolist(), part.digests, strict=True):
-                if (drawn is None or digest in drawn) and digest not in seen:
-                    seen.add(digest)
-                    kept.append(row)
-            rows = np.array(kept, dtype=np.int64)
-        if len(rows):
-            yield part.table(rows)
 
 
 @dataclass(frozen=True)
@@ -185,24 +152,55 @@ class _Part:
 
 
 @dataclass(frozen=True)
-class _Scan:
+class SelectedRollouts:
+    """The selected rollouts of some files.
+
+    Args:
+        shards: the files, oldest first.
+        rates: by round, the success rate of each problem.
+        selection: what to take.
+        successes_only: leave out failures.
+    """
+
     shards: Sequence[Shard]
     rates: Mapping[int, Mapping[str, float]]
     selection: Selection
-    successes_only: bool
+    successes_only: bool = False
 
-    def draw(self) -> set[int]:
-        """The digests of the rollouts that are drawn from problems with too many."""
+    def tables(self) -> Iterator[pa.Table]:
+        """Tables of `SELECTED_SCHEMA`, each with at most a row group's rows.
+
+        Raises:
+            DamagedError: a file is not what it should be; the message names it.
+        """
+        seen: set[int] = set()
+        for part in self._parts():
+            rows = part.rows
+            if part.digests:
+                kept = []
+                for row, digest in zip(rows.tolist(), part.digests, strict=True):
+                    if (self._drawn is None or digest in self._drawn) and digest not in seen:
+                        seen.add(digest)
+                        kept.append(row)
+                rows = np.array(kept, dtype=np.int64)
+            if len(rows):
+                yield part.table(rows)
+
+    @cached_property
+    def _drawn(self) -> set[int] | None:
+        """The digests of the rollouts that are drawn from problems with too many; None without a limit."""
+        if not self.selection.max_per_problem:
+            return None
         draws: dict[str, ProblemDraw[None]] = defaultdict(
             lambda: ProblemDraw(self.selection.max_per_problem, True, lambda row: 0)
         )
-        for part in self.parts():
+        for part in self._parts():
             names = part.head["problem_id"].take(pa.array(part.rows)).to_pylist()
             for name, digest in zip(names, part.digests, strict=True):
                 draws[name].offer(digest, None)
         return {digest for draw in draws.values() for digest, _ in draw.ranks()}
 
-    def parts(self) -> Iterator[_Part]:
+    def _parts(self) -> Iterator[_Part]:
         for shard in self.shards:
             with open_shard(shard.path, [*shard.columns, *_BODY]) as file:
                 for group in range(file.num_row_groups):

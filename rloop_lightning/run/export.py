@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from rloop_lightning.data.base import ProblemSource
 from rloop_lightning.rollouts.pool import RolloutPool
 from rloop_lightning.rollouts.pool_scan import count_rollouts
-from rloop_lightning.rollouts.selection import Selection, Shard, pool_shards, select_rollouts
+from rloop_lightning.rollouts.selection import SelectedRollouts, Selection, Shard, pool_shards
 from rloop_lightning.run.export_file import SUFFIXES, write_rows
 from rloop_lightning.run.export_formats import (
     VERL_SCHEMA,
@@ -183,7 +183,7 @@ class Export:
             layout = PromptCompletion(self.origin, found)
 
         def rows() -> Iterator[dict[str, Any]]:
-            for table in self._selected():
+            for table in self._selected.tables():
                 texts = table["text"].to_pylist()
                 if layout.needs_tokens:
                     texts = tokenizer.batch_decode(
@@ -198,14 +198,14 @@ class Export:
     @cached_property
     def _totals(self) -> _Totals:
         totals = _Totals()
-        for table in self._selected():
+        for table in self._selected.tables():
             totals.add(table)
         return totals
 
-    def _selected(self) -> Iterator[pa.Table]:
-        return select_rollouts(
-            self._shards, self._rates, self.selection, successes_only=self.config.what == "successes"
-        )
+    @cached_property
+    def _selected(self) -> SelectedRollouts:
+        successes_only = self.config.what == "successes"
+        return SelectedRollouts(self._shards, self._rates, self.selection, successes_only=successes_only)
 
     @cached_property
     def _pools(self) -> dict[int, RolloutPool]:

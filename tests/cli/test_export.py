@@ -6,6 +6,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,25 @@ from problem_files import write_rows
 from tiny_run import TinyRun
 
 from rloop_lightning.cli.data import main
+from rloop_lightning.cli.export import OPTIONS
+from rloop_lightning.cli.refilter import Refilter
+from rloop_lightning.data.base import ProblemSource
 from rloop_lightning.model.config import embedded_model_path
 from rloop_lightning.model.loading import load_tokenizer
 from rloop_lightning.rollouts.pool import RolloutPool
 from rloop_lightning.system.json_file import json_checksum
+from rloop_lightning.types import Problem
+
+
+class Sums(ProblemSource):
+    """n 1=n+1: as the countdown policy reads it."""
+
+    def train(self) -> list[Problem]:
+        return [Problem(f"s{number}", f"{number} 1={number + 1}:", str(number + 1)) for number in range(8)]
+
+    def evaluation(self) -> dict[str, list[Problem]]:
+        return {}
+
 
 Export = Callable[..., list[dict[str, Any]]]
 
@@ -225,10 +241,10 @@ def file_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     texts = ["1 2=3:", "2 3=5:", "3 4=7:\u202e\u2028x"]
     turns = [[{"role": "system", "content": "S"}, {"role": "user", "content": text}] for text in texts]
     rows = [{"id": f"p{number}", "problem": turn, "answer": "3"} for number, turn in enumerate(turns)]
-    data = write_rows(folder / "train.jsonl", rows)
+    data, held = write_rows(folder / "train.jsonl", rows), write_rows(folder / "held.jsonl", rows)
     tiny = TinyRun.written(
         folder,
-        data={"name": "files", "path": str(data), "instruction": "Add.", "eval": {"held": str(data)}},
+        data={"name": "files", "path": str(data), "instruction": "Add.", "eval": {"held": str(held)}},
         reward={"name": "reward_functions.always"},
         loop={"problems_per_step": 3, "explore_steps": 1},
         consolidate={"name": "none"},
@@ -251,6 +267,44 @@ def test_messages_have_system_turns_and_the_instruction(
         ]
     rows = export("--what=pool", "--format=prompt-completion", of=run)
     assert next(row["prompt"] for row in rows if row["problem_id"] == "p0").startswith("S\n\nProblem:\n1 2=3:")
+
+
+def test_data_may_be_at_another_place_now(
+    file_run: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], export: Export
+) -> None:
+    run, data = file_run
+    moved = tmp_path / "moved.jsonl"
+    moved.write_text(data.read_text())
+    expected = export("--what=pool", of=run)
+    data.rename(tmp_path / "aside.jsonl")
+    try:
+        assert "no such file or folder" in refused(capsys, run, "--what=pool", "--out", tmp_path / "b.parquet")
+        assert export("--what=pool", "--data", str(moved), of=run) == expected
+    finally:
+        (tmp_path / "aside.jsonl").rename(data)
+
+
+def test_a_data_class_of_the_users_own_run_needs_no_trust(
+    tiny: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], export: Export
+) -> None:
+    run = tmp_path / "run"
+    mine = ["--data=cli.test_export.Sums", "--reward=reward_functions.always"]
+    assert tiny.fit(run, *mine, "--consolidate=none", "--eval.sets=[]", "--debug") == 0
+    rows = export("--what=pool", of=run)
+    assert {row["messages"][0]["content"] for row in rows} <= {f"{number} 1={number + 1}:" for number in range(8)}
+    taken = shutil.copytree(run, tmp_path / "taken")
+    assert "if you trust it, add --trust" in refused(capsys, taken, "--what=pool", "--out", tmp_path / "b.parquet")
+    assert export("--what=pool", "--trust", of=taken) == rows
+
+
+def test_the_help_lists_the_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "--help"]) == 0
+    said = capsys.readouterr().out
+    for cls in OPTIONS:
+        assert all(f"  --{option.name} " in said for option in fields(cls))
+    assert main(["refilter", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"  --filter.{option.name} " in said for option in fields(Refilter))
 
 
 def test_changed_or_missing_data_is_refused_and_completions_alone_are_exported(
