@@ -107,7 +107,8 @@ def _parse(arguments: list[str]) -> tuple[Namespace, ProblemSource]:
     source = None
     if settings is not None:
         try:
-            source = parser.instantiate(Namespace(data=settings.data)).data
+            # A class without arguments is no group of the parser.
+            source = parser.instantiate(Namespace(data=settings.data)).data if "data" in settings else cls()
         except ValueError as error:
             wrong += str(error).splitlines()
     if settings is None or source is None or wrong:

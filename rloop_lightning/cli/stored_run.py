@@ -12,11 +12,11 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser
 
 from rloop_lightning.cli.arguments import UsageError
 from rloop_lightning.cli.config_files import with_parts
-from rloop_lightning.cli.parse_errors import parse
+from rloop_lightning.cli.parse_errors import Context, parse
 from rloop_lightning.cli.registry import find_class
 from rloop_lightning.cli.swappable import SWAPPABLE, expand
 from rloop_lightning.cli.trust import code_faults, strange_paths
@@ -93,15 +93,17 @@ class StoredRun:
         settings = with_parts(self.folder.config.name, given, wrong).get("data")
         if wrong or not isinstance(settings, dict):
             raise UsageError("\n".join(wrong) or f"{self.folder.config}: the run has no setting `data`")
-        settings = {**self.folder.located(settings), **(expand("data", data) if data else {})}
+        settings = self.folder.located(settings)
         name = str(settings.pop("name", SWAPPABLE["data"].default))
+        if data is not None:
+            settings |= _elsewhere(data, name)
         if is_unnamed(name):
             raise UsageError(f"--data: the run began with a Python object, {one_line(name)}; {WITHOUT}")
         try:
             cls = find_class(SWAPPABLE["data"].registry, name, SWAPPABLE["data"].base)
-            source = _made(cls, settings)
+            source = _made(cls, settings, str(self.folder.config))
         except ValueError as error:
-            raise UsageError("\n".join(f"{self.folder.out}: {line}" for line in str(error).splitlines())) from error
+            raise UsageError(str(error)) from error
         source.today = self._first_day()
         return source
 
@@ -130,8 +132,26 @@ class StoredRun:
         return date.fromisoformat(self.state.began) if self.state.began else recorded_date(self.folder.problems)
 
 
-def _made(cls: type, settings: Mapping[str, Any]) -> ProblemSource:
+def _elsewhere(data: str, name: str) -> dict[str, Any]:
+    """The settings that say where the problems are now.
+
+    Raises:
+        UsageError: what is there can't be read as the run's data was.
+    """
+    settings = expand("data", data)
+    if (kind := settings.pop("name")) != name:
+        raise UsageError(
+            f"--data {one_line(data, limit=200)}: it is of --data {one_line(kind)}, and the run's data of --data "
+            f"{one_line(name)}; give a problem set of that kind"
+        )
+    return settings
+
+
+def _made(cls: type[ProblemSource], settings: Mapping[str, Any], file: str) -> ProblemSource:
     """A problem source from its recorded settings.
+
+    Args:
+        file: their file, for messages.
 
     Raises:
         ValueError: names all wrong settings.
@@ -139,8 +159,8 @@ def _made(cls: type, settings: Mapping[str, Any]) -> ProblemSource:
     parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config")
     parser.add_class_arguments(cls, "data")
-    accepted, wrong = parse(parser, {"data": dict(settings)}, [])
+    accepted, wrong = parse(parser, {"data": dict(settings)}, [], Context(lambda key: file))
     if accepted is None or wrong:
         raise ValueError("\n".join(wrong))
-    made: ProblemSource = parser.instantiate(Namespace(data=accepted.data)).data
-    return made
+    # A class without arguments is no group of the parser.
+    return parser.instantiate(accepted).data if "data" in accepted else cls()

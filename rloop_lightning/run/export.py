@@ -76,16 +76,24 @@ class ExportConfig:
             )
         if not self.out:
             return [*wrong, "--out: give a file to write, FILE.parquet or FILE.jsonl"]
-        out = Path(self.out)
-        if out.suffix not in SUFFIXES:
-            wrong.append(f"--out {out}: the name must end in {' or '.join(SUFFIXES)}")
-        if out.is_dir():
-            wrong.append(f"--out {out}: it is a folder; give a file")
-        elif out.exists() and not self.overwrite:
-            wrong.append(f"--out {out}: it exists; give another name, or add --overwrite")
-        if _belongs_to_run(out, folder):
-            wrong.append(f"--out {out}: the run keeps its own files there; give a place outside of the run folder")
+        try:
+            wrong += [f"--out {self.out}: {fault}" for fault in self._faults_of_place(Path(self.out), folder)]
+        except OSError as error:  # a name that is too long, or a folder that can't be entered
+            wrong.append(f"--out {self.out}: {error.strerror}")
         return wrong
+
+    def _faults_of_place(self, out: Path, folder: RunFolder) -> Iterator[str]:
+        parent = next(parent for parent in out.absolute().parents if parent.exists())
+        if out.suffix not in SUFFIXES:
+            yield f"the name must end in {' or '.join(SUFFIXES)}"
+        if not parent.is_dir():
+            yield f"{parent} is not a folder"
+        elif out.is_dir():
+            yield "it is a folder; give a file"
+        elif out.exists() and not self.overwrite:
+            yield "it exists; give another name, or add --overwrite"
+        if _belongs_to_run(out, folder):
+            yield "the run keeps its own files there; give a place outside of the run folder"
 
 
 @dataclass(frozen=True)

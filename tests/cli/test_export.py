@@ -204,6 +204,9 @@ def test_wrong_options_are_named_at_once_and_nothing_is_written(
     )
     assert "the name must end in .parquet or .jsonl" in refused(capsys, finished, "--out", tmp_path / "a.csv")
     assert "--out: give a file" in refused(capsys, finished)
+    assert "File name too long" in refused(capsys, finished, "--out", tmp_path / f"{'x' * 300}.jsonl")
+    assert "state.json is not a folder" in refused(capsys, finished, "--out", finished / "state.json" / "a.jsonl")
+    assert "and the run's data of --data countdown" in refused(capsys, finished, "--data", "x.jsonl", "--out", out)
     assert "has no round 7; it has 0" in refused(capsys, finished, "--rounds=0,7", "--out", out)
     assert "nothing is left of the 64 rollouts" in refused(capsys, finished, "--min_length=999", "--out", out)
     assert "give a place outside" in refused(capsys, finished, "--out", finished / "round-0" / "pool" / "a.parquet")
@@ -290,6 +293,7 @@ def test_a_data_class_of_the_users_own_run_needs_no_trust(
     run = tmp_path / "run"
     mine = ["--data=cli.test_export.Sums", "--reward=reward_functions.always"]
     assert tiny.fit(run, *mine, "--consolidate=none", "--eval.sets=[]", "--debug") == 0
+    assert main(["check", "cli.test_export.Sums"]) == 0  # a class without arguments
     rows = export("--what=pool", of=run)
     assert {row["messages"][0]["content"] for row in rows} <= {f"{number} 1={number + 1}:" for number in range(8)}
     taken = shutil.copytree(run, tmp_path / "taken")
