@@ -248,9 +248,11 @@ class SelectedRollouts:
             return []
         key = str(self.selection.seed).encode()
         names, tokens = head["problem_id"].to_pylist(), list_rows(ids)
-        where = () if self.selection.deduplicate else (shard.round, shard.path.name, group)
+        place = (shard.round, shard.path.name, group)
         return [
-            content_digest(key, names[row], tokens[row].tobytes(), *where, *([row] if where else []))
+            content_digest(
+                key, names[row], tokens[row].tobytes(), *([] if self.selection.deduplicate else [(*place, row)])
+            )
             for row in rows.tolist()
         ]
 

@@ -62,3 +62,11 @@ def test_messages_train_with_a_chat_template(finished: Path, tmp_path: Path) -> 
     shown = trainer.processing_class.decode(trainer.train_dataset[0]["input_ids"])
     assert shown.startswith(f"<|im_start|>user\n{dataset[0]['messages'][0]['content']}<|im_end|>")
     assert f"<|im_start|>assistant\n{dataset[0]['messages'][1]['content']}<|im_end|>" in shown
+
+
+@pytest.mark.parametrize("name", ["out.parquet", "out.jsonl"])
+def test_verl_columns_load_with_datasets(finished: Path, tmp_path: Path, name: str) -> None:
+    dataset = exported(finished, tmp_path / name, "--format=verl")
+    assert dataset.column_names == ["data_source", "prompt", "ability", "reward_model", "extra_info"]
+    assert dataset[0]["prompt"][0].keys() == {"role", "content"}
+    assert dataset[0]["reward_model"].keys() == {"style", "ground_truth"}
