@@ -1,24 +1,28 @@
-"""`rloop-data`: check a problem set before starting a run with it.
+"""`rloop-data`: check a problem set before starting a run with it, and use the rollouts of a run.
 
     rloop-data check train.jsonl --data.preset gsm8k --data.eval test.jsonl --policy.model Qwen/Qwen2.5-0.5B
+    rloop-data export runs/NAME --what expert --out expert.parquet          (export.py)
+    rloop-data refilter runs/NAME --filter.max_success_rate 0.05,0.1,0.2    (refilter.py)
 
-The options are those of `rloop-fit`. It loads no model, only the tokenizer. Problem sets are untrusted data, so their
-text is escaped before it is printed.
+The options of `check` are those of `rloop-fit`. It loads no model, only the tokenizer. Problem sets are untrusted data,
+so their text is escaped before it is printed.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jsonargparse import ArgumentParser, Namespace
 
 from rloop_lightning.cli.arguments import UsageError, pairs
+from rloop_lightning.cli.export import export
 from rloop_lightning.cli.golds import gold_lines, sample_lines
 from rloop_lightning.cli.instant import data_answer
 from rloop_lightning.cli.parse_errors import parse
+from rloop_lightning.cli.refilter import refilter
 from rloop_lightning.cli.registry import find_class, names
 from rloop_lightning.cli.swappable import SWAPPABLE, expand
 from rloop_lightning.data.base import ProblemSource
@@ -38,6 +42,9 @@ _EXAMPLES = 5
 _CHARACTERS_SHOWN = 2000  # of an example
 _IDS_SHOWN = 20
 
+_OF_RUNS: Mapping[str, Callable[[Sequence[str]], list[str]]] = {"export": export, "refilter": refilter}
+"""The commands that read a run."""
+
 _USAGE = (
     "rloop-data check PATH_OR_NAME [--data.FIELD VALUE ...] [--policy.model NAME_OR_PATH] [--reward NAME] [--limit N]"
 )
@@ -52,7 +59,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if (code := data_answer(arguments)) is not None:
         return code
+    wrong: list[str] = []
     try:
+        if (command := _OF_RUNS.get(arguments[0])) is not None:
+            for line in command(arguments[1:]):
+                print(printable(line))
+            return 0
         settings, source = _parse(arguments)
         tokenizer = _tokenizer(settings.policy.model) if settings.policy.model else None
         reward = _reward(settings.reward)
@@ -80,7 +92,9 @@ def _parse(arguments: list[str]) -> tuple[Namespace, ProblemSource]:
         UsageError: the problem set is unknown or settings are invalid; names all errors.
     """
     command, *rest = arguments
-    if command != "check" or not rest or rest[0].startswith("-"):
+    if command != "check":
+        raise UsageError(f"{one_line(command)!r} is no command; give check, {' or '.join(_OF_RUNS)}")
+    if not rest or rest[0].startswith("-"):
         raise UsageError(f"give a problem set: {_USAGE}")
     given = expand("data", rest.pop(0))
     try:
@@ -93,7 +107,8 @@ def _parse(arguments: list[str]) -> tuple[Namespace, ProblemSource]:
     source = None
     if settings is not None:
         try:
-            source = parser.instantiate(Namespace(data=settings.data)).data
+            # A class without arguments is no group of the parser.
+            source = parser.instantiate(Namespace(data=settings.data)).data if "data" in settings else cls()
         except ValueError as error:
             wrong += str(error).splitlines()
     if settings is None or source is None or wrong:

@@ -40,7 +40,7 @@ def data_answer(argv: Sequence[str]) -> int | None:
         return None
     from rloop_lightning.cli.short_help import data_help
 
-    show(data_help())
+    show(data_help(argv[0] if argv else ""))
     return 0
 
 

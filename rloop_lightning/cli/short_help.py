@@ -89,11 +89,47 @@ _DEFAULTS = """Defaults are those with --policy.model or --config. Without both,
 rloop-fit --print_config prints them."""
 
 _DATA = """usage: rloop-data check PATH_OR_NAME [--data.FIELD VALUE ...] [--policy.model NAME_OR_PATH] [--reward NAME]
+       rloop-data export RUN --out FILE [--what WHAT] [--format FORMAT] [--OPTION VALUE ...]
+       rloop-data refilter RUN [--filter.max_success_rate 0.05,0.1,0.2,0.5] [--filter.FIELD VALUE ...]
 
-Prints what a problem set contains: counts, prompt lengths, unreadable gold answers, duplicates, problems that are in
-both the training set and an evaluation set, and five examples as the policy will see them. The exit code is 2 if a run
-would refuse the set, else 0.
+check prints what a problem set contains: counts, prompt lengths, unreadable gold answers, duplicates, problems that are
+in both the training set and an evaluation set, and five examples as the policy will see them. The exit code is 2 if a
+run would refuse the set, else 0.
+
+export writes rollouts of a run as a data set for other trainers. refilter shows what the filter of a run would select
+at other thresholds. `rloop-data export --help` and `rloop-data refilter --help` list their options; those of check:
 """
+
+_DATA_OF_RUNS = {
+    "export": """usage: rloop-data export RUN --out FILE [--what WHAT] [--format FORMAT] [--OPTION VALUE ...]
+
+Writes rollouts of a run as a data set, FILE.parquet or FILE.jsonl. The problems are read from the run's data again, and
+compared with those that the run began with.
+
+Examples:
+  rloop-data export runs/NAME --out expert.parquet                  expert sets as chats, for TRL's SFTTrainer
+  rloop-data export runs/NAME --out hard.parquet --format verl --max_success_rate 0.1
+  rloop-data export runs/NAME --out all.jsonl --what pool --format prompt-completion --max_per_problem 4
+""",
+    "refilter": """usage: rloop-data refilter RUN [--filter.max_success_rate 0.05,0.1,...] [--filter.FIELD VALUE ...]
+
+Shows what the hard-problem filter would select from the pools of a run at each threshold, as a table, without a run.
+Settings that are not given are those of the run.
+""",
+}
+
+OF_RUNS: Mapping[str, tuple[str, Sequence[str]]] = {
+    "export": (
+        "",
+        (
+            "rloop_lightning.run.export.ExportConfig",
+            "rloop_lightning.rollouts.selection.Selection",
+            "rloop_lightning.cli.export.ProblemOptions",
+        ),
+    ),
+    "refilter": ("filter.", ("rloop_lightning.cli.refilter.Refilter",)),
+}
+"""The commands that read a run: the prefix of their options, and the classes whose fields these are."""
 
 _LONG = 100  # characters of a sentence
 _NO_TERMINAL = 110  # columns
@@ -132,8 +168,13 @@ def fit_help(named: Mapping[str, str], width: int = 0) -> str:
     return "\n".join([_FIT, _DEFAULTS, "", *_layout(sections, width)])
 
 
-def data_help(width: int = 0) -> str:
-    """The help of `rloop-data`."""
+def data_help(command: str = "", width: int = 0) -> str:
+    """The help of `rloop-data`, or of its command `export` or `refilter`."""
+    if command in OF_RUNS:
+        group, classes = OF_RUNS[command]
+        declared = filter(None, map(declared_class, classes))
+        options = [_line(f"{group}{name}", field) for one in declared for name, field in one.arguments.items()]
+        return "\n".join([_DATA_OF_RUNS[command], *_layout([("Options", options)], width)])
     fields = _classes({"data": "files"})["data"]
     assert fields is not None
     options = [_line(f"data.{name}", field) for name, field in fields.arguments.items() if name != "path"]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import date
 from typing import Any
 
-from rloop_lightning.types import Problem
+from rloop_lightning.types import Message, Problem
 
 
 class ProblemSource(ABC):
@@ -38,6 +38,10 @@ class ProblemSource(ABC):
     def render(self, problems: Sequence[Problem], tokenizer: Any) -> list[Problem]:
         """The problems with their prompts as the policy sees them, special tokens included. By default, as they are."""
         return list(problems)
+
+    def messages(self, problem: Problem) -> tuple[Message, ...]:
+        """The conversation that `render` makes a prompt of. By default the problem's context, and its text."""
+        return (*problem.context, Message("user", problem.prompt))
 
     def notes(self) -> list[str]:
         """Notes on the sets that a run logs at its start."""

@@ -16,11 +16,11 @@ from rloop_lightning.data.holdout import hold_out
 from rloop_lightning.data.hub_rows import HubName, hub_rows, parse_hub_name
 from rloop_lightning.data.presets import PRESETS, Lists
 from rloop_lightning.data.problem_set import Layout, ProblemSet, read_set
-from rloop_lightning.data.render import BOXED, PLACE, render_problems
+from rloop_lightning.data.render import BOXED, PLACE, messages_of, render_problems
 from rloop_lightning.data.rows import BadRow, Row, files_of, looks_like_a_file, read_rows
 from rloop_lightning.system.fields import NonNegativeInt, PositiveInt, wrong_fields
 from rloop_lightning.system.terminal import one_line
-from rloop_lightning.types import Problem
+from rloop_lightning.types import Message, Problem
 
 
 @dataclass(frozen=True)
@@ -132,6 +132,10 @@ class ReadProblems(ProblemSource):
             chat_template_kwargs=self.chat_template_kwargs,
             today=self.today,
         )
+
+    def messages(self, problem: Problem) -> tuple[Message, ...]:
+        texts = [*(turn.text for turn in problem.context), problem.prompt]
+        return messages_of(problem, texts, self.system_prompt, self.instruction)
 
     def notes(self) -> list[str]:
         said = []

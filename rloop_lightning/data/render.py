@@ -142,7 +142,7 @@ def render_problems(
     control = ControlTokens(tokenizer)
     marked = [control.marked([*(turn.text for turn in problem.context), problem.prompt]) for problem in problems]
     conversations = [
-        _conversation(problem, found.texts, system_prompt, instruction)
+        messages_of(problem, found.texts, system_prompt, instruction)
         for problem, found in zip(problems, marked, strict=True)
     ]
     if chat is not None:
@@ -165,7 +165,7 @@ def render_problems(
     return shown
 
 
-def _conversation(
+def messages_of(
     problem: Problem, texts: Sequence[str], system_prompt: str | None, instruction: str
 ) -> tuple[Message, ...]:
     """The messages that become a prompt. `texts` are those of the problem's context, and its own."""

@@ -9,16 +9,15 @@ rollouts and the seed, not on the order or number of the shards. reach.py says w
 
 from __future__ import annotations
 
-import hashlib
-import heapq
-import itertools
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pyarrow as pa
 
+from rloop_lightning.rollouts.draw import ProblemDraw, SizedDraw, content_digest
 from rloop_lightning.rollouts.expert_set import write_expert_set
 from rloop_lightning.rollouts.pool import RolloutPool
 from rloop_lightning.rollouts.pool_scan import Success, count_rollouts, successes_of
@@ -41,6 +40,9 @@ class FilterConfig:
         max_per_problem: maximum number of rollouts per problem, drawn at random, so that a few problems don't dominate;
             0 is no limit.
         deduplicate: among a problem's rollouts with identical completion tokens, keep the earliest.
+        control: `random` replaces the expert set by as many rollouts drawn at random from the successes of all
+            problems, with the same `finished_only`, `deduplicate` and `max_per_problem`. It is the control for the
+            claim that hard problems matter: training differs in which problems are in the set, not in its size.
     """
 
     enabled: bool = True
@@ -49,14 +51,23 @@ class FilterConfig:
     finished_only: bool = True
     max_per_problem: NonNegativeInt = 8
     deduplicate: bool = True
+    control: Literal["none", "random"] = "none"
 
     def __post_init__(self) -> None:
         check_fields(self, "--filter")
+        if self.control == "random" and not self.enabled:
+            raise ValueError(
+                "--filter.control random takes as many rollouts as the hard-problem filter would, but --filter.enabled "
+                "is false; leave one of them out"
+            )
 
 
 @dataclass(frozen=True)
 class ExpertStats:
     """The filter's counts. `hard_successes` = `kept` + `truncated` + `duplicates` + `over_cap`.
+
+    With `--filter.control random` they tell what the hard-problem filter selects, and `kept_problems` and `kept_hard`
+    what the control of the same size consists of.
 
     Args:
         problems_seen: problems in the pool.
@@ -69,6 +80,8 @@ class ExpertStats:
         truncated: successes of these problems that were truncated, and so left out.
         duplicates: further copies of the rollouts in the expert set.
         over_cap: successes of these problems, copies included, beyond `max_per_problem`.
+        kept_problems: problems of the rollouts in the expert set.
+        kept_hard: rollouts in the expert set that are of `hard_problems`; fewer than `kept` only with the control.
     """
 
     problems_seen: int
@@ -81,6 +94,8 @@ class ExpertStats:
     truncated: int
     duplicates: int
     over_cap: int
+    kept_problems: int
+    kept_hard: int
 
     def why_empty(self, config: FilterConfig) -> str:
         """Why the expert set has no rollouts, with the options of the filter that decide it."""
@@ -109,6 +124,8 @@ class ExpertStats:
             "expert/truncated": self.truncated,
             "expert/duplicates": self.duplicates,
             "expert/over_cap": self.over_cap,
+            "expert/problems": self.kept_problems,
+            "expert/rollouts_of_hard_problems": self.kept_hard,
         }
 
 
@@ -129,81 +146,78 @@ def build_expert_set(
     """
     counts = count_rollouts(pool)
     rated = counts if config.rate_over == "round" else count_rollouts(*earlier, pool)
-    rollouts, successes = rated["rollouts"].to_numpy(), rated["successes"].to_numpy()
-    # The quotient is the double nearest to the rate, like a literal such as 0.10. So 1 of 10 is not below 0.10.
-    hard = (successes > 0) & (successes / rollouts < config.max_success_rate)
-    taken = set(rated["problem_id"].filter(pa.array(hard if config.enabled else successes > 0)).to_pylist())
+    taken = set(rated["problem_id"].filter(pa.array(is_hard(rated, config))).to_pylist())
     solved = dict(zip(counts["problem_id"].to_pylist(), counts["successes"].to_pylist(), strict=True))
-    expert = {
-        problem_id: _ProblemDraw(config.max_per_problem)
+    hard_draws = {
+        problem_id: _problem_draw(config)
         for problem_id in sorted(taken.intersection(name for name, count in solved.items() if count))
     }
     truncated = 0
     key = str(seed).encode()
-    for row in successes_of(pool, expert.keys()):
+    for row in successes_of(pool, hard_draws.keys()):
         if config.finished_only and row.finish_reason != "stop":
             truncated += 1
         else:
-            expert[row.problem_id].offer(_digest(row, key, config.deduplicate), row, config.deduplicate)
+            hard_draws[row.problem_id].offer(success_digest(row, key, config.deduplicate), row)
 
-    drawn = [entry for draw in expert.values() for entry in draw.sorted()]
-    write_expert_set(out, drawn)
-    hard_successes = sum(solved[problem_id] for problem_id in expert)
+    drawn = [entry for draw in hard_draws.values() for entry in draw.sorted()]
     duplicates = sum(copies for _, copies in drawn) - len(drawn)
+    if config.control == "random":
+        drawn = _random_control(pool, {name for name, count in solved.items() if count}, len(drawn), config, key)
+    write_expert_set(out, drawn)
+    hard_successes = sum(solved[problem_id] for problem_id in hard_draws)
     return ExpertStats(
         problems_seen=len(counts),
         rollouts_seen=int(counts["rollouts"].to_numpy().sum()),
         successes=sum(solved.values()),
-        within_reach=int((rollouts >= fewest_rollouts(config.max_success_rate)).sum()),
-        hard_problems=len(expert),
+        within_reach=int((rated["rollouts"].to_numpy() >= fewest_rollouts(config.max_success_rate)).sum()),
+        hard_problems=len(hard_draws),
         hard_successes=hard_successes,
         kept=len(drawn),
         truncated=truncated,
         duplicates=duplicates,
         over_cap=hard_successes - truncated - len(drawn) - duplicates,
+        kept_problems=len({row.problem_id for row, _ in drawn}),
+        kept_hard=sum(row.problem_id in hard_draws for row, _ in drawn),
     )
 
 
-def _digest(row: Success, key: bytes, deduplicate: bool) -> int:
+def is_hard(rated: pa.Table, config: FilterConfig) -> np.ndarray:
+    """Mask of the problems whose successes the filter takes.
+
+    Args:
+        rated: counts of rollouts and successes, from `count_rollouts`.
+        config: the selection.
+    """
+    rollouts, successes = rated["rollouts"].to_numpy(), rated["successes"].to_numpy()
+    if not config.enabled:
+        return successes > 0
+    # The quotient is the double nearest to the rate, like a literal such as 0.10. So 1 of 10 is not below 0.10.
+    return (successes > 0) & (successes / rollouts < config.max_success_rate)
+
+
+def _random_control(
+    pool: RolloutPool, solved: Container[str], size: int, config: FilterConfig, key: bytes
+) -> list[tuple[Success, int]]:
+    """As many successes as the hard-problem filter keeps, drawn from those of all problems."""
+    draw: SizedDraw[Success] = SizedDraw(size, config.max_per_problem, config.deduplicate, _order)
+    for row in successes_of(pool, solved) if size else ():
+        if row.finish_reason == "stop" or not config.finished_only:
+            draw.offer(row.problem_id, success_digest(row, b"control " + key, config.deduplicate), row)
+    return draw.sorted()
+
+
+def _problem_draw(config: FilterConfig) -> ProblemDraw[Success]:
+    return ProblemDraw(config.max_per_problem, config.deduplicate, _order)
+
+
+def success_digest(row: Success, key: bytes, deduplicate: bool) -> int:
     """A row's rank in its problem's draw: pseudo-random, from the seed and the row's content."""
-    content = hashlib.blake2b(row.completion_ids, key=key, digest_size=16)
-    content.update(row.problem_id.encode())
-    if not deduplicate:  # otherwise copies would have equal ranks and be drawn together
-        content.update(f"{row.rollout_step} {row.reward!r}".encode() + row.sampling_logprobs)
-    return int.from_bytes(content.digest(), "big")
+    # Without deduplication, copies would have equal ranks and be drawn together.
+    unique = () if deduplicate else (f"{row.rollout_step} {row.reward!r}".encode() + row.sampling_logprobs,)
+    return content_digest(key, row.problem_id, row.completion_ids, *unique)
 
 
 def _order(row: Success) -> tuple[int, bytes, float]:
     """Sort key among copies: the smallest is kept."""
     return row.rollout_step, row.sampling_logprobs, row.reward
-
-
-class _ProblemDraw:
-    """Keeps the `limit` offered rows with the smallest digests (0: all), independent of their order."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._rows: dict[tuple[int, int], tuple[Success, int]] = {}  # (digest, serial) -> row, copies
-        self._largest: list[tuple[int, int]] = []  # heap of the negated keys
-        self._serial = itertools.count(1)
-
-    def offer(self, digest: int, row: Success, deduplicate: bool) -> None:
-        key = (digest, 0 if deduplicate else next(self._serial))
-        if key in self._rows:
-            # Every copy of a row that is finally kept is counted here, because its digest was never too large.
-            held, copies = self._rows[key]
-            self._rows[key] = (min(held, row, key=_order), copies + 1)
-            return
-        negated = (-key[0], -key[1])
-        if self._limit == 0 or len(self._rows) < self._limit:
-            heapq.heappush(self._largest, negated)
-        elif negated > self._largest[0]:
-            dropped = heapq.heapreplace(self._largest, negated)
-            del self._rows[-dropped[0], -dropped[1]]
-        else:
-            return
-        self._rows[key] = (row, 1)
-
-    def sorted(self) -> list[tuple[Success, int]]:
-        """Rows and how often each was offered, sorted by digest."""
-        return [entry for _, entry in sorted(self._rows.items())]

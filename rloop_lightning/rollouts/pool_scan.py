@@ -1,13 +1,13 @@
 """Scans the pool in memory that does not grow with it: counts per problem, and the successes of given problems.
 
 Each scan is one pass over the shards. The first reads two columns. The second decodes tokens only for row groups that
-contain a requested success.
+contain a requested success. selection.py scans for an export.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Container, Iterator
+from collections.abc import Collection, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -17,11 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rloop_lightning.errors import DamagedError
-from rloop_lightning.rollouts.pool import POOL_SCHEMA, RolloutPool, list_rows, wrong_columns
+from rloop_lightning.rollouts.pool import RolloutPool, list_rows, wrong_columns
 from rloop_lightning.system.terminal import one_line
 
 _COUNTS_SCHEMA = pa.schema([("problem_id", pa.string()), ("rollouts", pa.int64()), ("successes", pa.int64())])
-_SUCCESS_COLUMN = POOL_SCHEMA.get_field_index("success")
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def count_rollouts(*pools: RolloutPool, rows_at_once: int = 1 << 20) -> pa.Table
     pending: list[pa.Table] = []
     rows = 0
     for path in itertools.chain.from_iterable(pool.shards() for pool in pools):
-        with _open(path) as shard:
+        with open_shard(path, _READ) as shard:
             pending.append(shard.read(columns=_COUNTED, use_threads=False))
         rows += len(pending[-1])
         if rows >= rows_at_once:
@@ -79,10 +78,9 @@ def successes_of(pool: RolloutPool, problems: Container[str]) -> Iterator[Succes
         DamagedError: a file is not a shard of a pool, or damaged; the message names it.
     """
     for path in pool.shards():
-        with _open(path) as shard:
+        with open_shard(path, _READ) as shard:
             for group in range(shard.num_row_groups):
-                statistics = shard.metadata.row_group(group).column(_SUCCESS_COLUMN).statistics
-                if statistics is not None and not statistics.max:
+                if not may_hold_success(shard, group):
                     continue
                 head = shard.read_row_group(group, columns=_COUNTED, use_threads=False)
                 keep = _wanted(head, problems)
@@ -92,16 +90,28 @@ def successes_of(pool: RolloutPool, problems: Container[str]) -> Iterator[Succes
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[pq.ParquetFile]:
+def open_shard(path: Path, columns: Collection[str]) -> Iterator[pq.ParquetFile]:
+    """Open a shard, or another file with columns of a shard.
+
+    Raises:
+        DamagedError: it is not readable, here or in the block, or one of `columns` is not what a shard has.
+    """
     try:
         # Opening by path takes twice the time, and so does `pre_buffer`, which is meant for remote files.
         with pa.OSFile(str(path)) as file:
             shard = pq.ParquetFile(file, pre_buffer=False)
-            if wrong := wrong_columns(shard.schema_arrow, _READ):
+            if wrong := wrong_columns(shard.schema_arrow, columns):
                 raise ValueError(f"look at its columns {', '.join(wrong)}")
             yield shard
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise DamagedError(f"{path} is not a shard of a rollout pool, or damaged ({one_line(str(error))})") from error
+
+
+def may_hold_success(shard: pq.ParquetFile, group: int) -> bool:
+    """Whether a row group of a shard may contain a success, by its statistics."""
+    column = shard.schema.names.index("success")  # those are the leaves, as the columns of a row group are
+    statistics = shard.metadata.row_group(group).column(column).statistics
+    return statistics is None or bool(statistics.max)
 
 
 def _wanted(head: pa.Table, problems: Container[str]) -> np.ndarray:

@@ -46,10 +46,15 @@ def consolidate(session: Session, stage: Stage, state: LoopState) -> StageOutcom
         stats = build_expert_set(pool, expert_file, parts.filter, seed, earlier=session.earlier_pools(stage))
     add_checksum(expert_file)
     results = {stage.name: {key: float(value) for key, value in stats.metrics().items()}}
+    what = f"expert set of {stats.kept} rollouts of {stats.hard_problems} problems"
+    if parts.filter.control == "random":
+        what = (
+            f"random control of {stats.kept} rollouts of {stats.kept_problems} problems (--filter.control random), "
+            f"{stats.kept_hard} of them of the {stats.hard_problems} hard problems"
+        )
     _log.info(
-        f"round {stage.round + 1}: expert set of {stats.kept} rollouts of {stats.hard_problems} problems "
-        f"({stats.successes:,} successes among {stats.rollouts_seen:,} rollouts, {stats.within_reach:,} of "
-        f"{stats.problems_seen:,} problems within reach)"
+        f"round {stage.round + 1}: {what} ({stats.successes:,} successes among {stats.rollouts_seen:,} rollouts, "
+        f"{stats.within_reach:,} of {stats.problems_seen:,} problems within reach)"
     )
     session.weights.use(folder.initial_policy(stage))
     if stats.kept == 0:

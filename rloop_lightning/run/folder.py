@@ -131,6 +131,15 @@ class RunFolder:
         """The pool folders of all rounds up to the stage's."""
         return [self.out / f"round-{number}" / "pool" for number in range(stage.round + 1)]
 
+    def existing_pools(self) -> dict[int, RolloutPool]:
+        """The pools that are there, by round."""
+        found = {
+            int(match[1]): RolloutPool(path)
+            for path in self.out.glob("round-*/pool")
+            if (match := re.fullmatch(r"round-(\d+)", path.parent.name))
+        }
+        return dict(sorted(found.items()))
+
     def expert_set(self, stage: Stage) -> Path:
         """The expert set of the stage's round."""
         return self.round(stage) / "expert.parquet"

@@ -118,7 +118,10 @@ def _expert_set(parts: Parts) -> str:
         return f"the successes of all {count:,} problems{size}"
     rate = f"0 < success rate < {parts.filter.max_success_rate:g}"
     least = "at least " if dynamic and count < len(parts.problems) else ""
-    return f"{least}{count:,} of {len(parts.problems):,} problems within reach ({rate}){size}"
+    hard = f"{least}{count:,} of {len(parts.problems):,} problems within reach ({rate}){size}"
+    if parts.filter.control == "random":
+        return f"as many rollouts as from {hard}; drawn at random from all successes (--filter.control random)"
+    return hard
 
 
 def _training(parts: Parts) -> Iterator[tuple[str, str]]:

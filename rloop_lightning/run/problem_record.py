@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 
@@ -100,6 +100,29 @@ def changed_problems(path: Path, source: ProblemSource, rendered: ProblemSource)
     return [f"--resume: the problems are not those of the run: {fault}{advice}" for fault in sorted(faults)]
 
 
+def changed_training_problems(
+    path: Path, found: Sequence[Problem], shown: Sequence[Problem], ids: Collection[str]
+) -> list[str]:
+    """How some training problems differ from the recorded ones, one message each.
+
+    Args:
+        path: the record.
+        found: those of `ids` that the source gives.
+        shown: the same problems as the policy sees them.
+        ids: the problems to compare.
+    """
+    recorded = None if _is_damaged(path) else _read(path)
+    if recorded is None:
+        return [f"{path} is missing or damaged: nothing tells whether the problems are still those of the run"]
+    before = {row["id"]: row for row in recorded if row["set"] == "train" and row["id"] in ids}
+    texts = {problem.id: problem.prompt for problem in found}
+    now = {problem.id: _row("train", texts[problem.id], problem) for problem in shown}
+    order = [name for name in before if name in now] + [name for name in now if name not in before]
+    gone = [name for name in ids if name not in before and name not in now]
+    faults = [f"{_some(gone)} {'is' if len(gone) == 1 else 'are'} gone"] if gone else []
+    return [*faults, *_differences(before, {name: now[name] for name in order})]
+
+
 def _is_damaged(path: Path) -> bool:
     """Whether the record is not what its checksum says; False without a checksum."""
     listed = checksums(path.parent).get(path.name)
@@ -133,14 +156,19 @@ def _rows(source: ProblemSource, rendered: ProblemSource) -> Iterator[dict]:
     texts = {name: {problem.id: problem.prompt for problem in found} for name, found in _sets(source).items()}
     for name, problems in _sets(rendered).items():
         for problem in problems:
-            answer = json.dumps([problem.answer, problem.metadata, *problem.alternatives], sort_keys=True, default=str)
-            yield {
-                "set": name,
-                "id": problem.id,
-                "text": _digest(texts[name][problem.id]),
-                "answer": _digest(answer),
-                "prompt": _digest(problem.prompt),
-            }
+            yield _row(name, texts[name][problem.id], problem)
+
+
+def _row(set_name: str, text: str, problem: Problem) -> dict:
+    """A row of the record. `problem` is as the policy sees it, `text` as its source gives it."""
+    answer = json.dumps([problem.answer, problem.metadata, *problem.alternatives], sort_keys=True, default=str)
+    return {
+        "set": set_name,
+        "id": problem.id,
+        "text": _digest(text),
+        "answer": _digest(answer),
+        "prompt": _digest(problem.prompt),
+    }
 
 
 def _sets(source: ProblemSource) -> dict[str, Sequence[Problem]]:

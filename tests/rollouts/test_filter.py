@@ -1,7 +1,9 @@
 """The filter against a slow one in plain Python, and what holds whatever is in the pool."""
 
+import hashlib
 import tempfile
 from collections import Counter, defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -128,7 +130,84 @@ def test_the_expert_set_is_what_the_slow_filter_says(steps, earlier, config):
         truncated=truncated,
         duplicates=sum(copies) - count,
         over_cap=total - truncated - sum(copies),
+        kept_problems=sum(map(bool, got.values())),
+        kept_hard=count,
     )
+
+
+def slow_control(rows, size, config, digest):
+    """Independent of the code under test: successes in the order of their digests, capped a problem, until `size`."""
+    taken, seen = Counter(), []
+    good = {(name, tuple(ids)) for name, ids, success, cut in rows if success and not (cut and config.finished_only)}
+    for name, ids in sorted(good, key=digest):
+        if len(seen) < size and (not config.max_per_problem or taken[name] < config.max_per_problem):
+            taken[name] += 1
+            seen.append((name, ids))
+    return sorted(seen)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    steps=st.lists(rows_strategy.map(lambda steps: [row for step in steps for row in step]), max_size=6),
+    config=st.builds(
+        FilterConfig,
+        max_success_rate=st.sampled_from([0.5, 1.0]),
+        finished_only=st.booleans(),
+        max_per_problem=st.integers(0, 3),
+    ),
+)
+def test_the_random_control_is_as_large_and_drawn_from_all_successes(steps, config):
+    rows = [row for step in steps for row in step]
+    with tempfile.TemporaryDirectory() as folder:
+        pool, hard, random, again = make_pool(Path(folder, "pool"), steps), *(Path(folder, name) for name in "hra")
+        expected = build_expert_set(pool, hard, config, 3)
+        control = replace(config, control="random")
+        stats = build_expert_set(pool, random, control, 3)
+        build_expert_set(pool, again, control, 3)
+        assert random.read_bytes() == again.read_bytes()
+        got, hard_ids = kept(random), {name for name, _ in kept(hard)}
+    assert replace(stats, kept_problems=expected.kept_problems, kept_hard=expected.kept_hard) == expected
+    assert len(got) == expected.kept == len(set(got))
+    assert stats.kept_problems == len({name for name, _ in got})
+    assert stats.kept_hard >= sum(name in hard_ids for name, _ in got)
+    key = b"control 3"
+
+    def digest(row):
+        content = hashlib.blake2b(np.array(row[1], np.int32).tobytes() + row[0].encode(), key=key, digest_size=16)
+        return content.digest()
+
+    assert sorted(got) == slow_control(rows, expected.kept, config, digest)
+
+
+def test_the_random_control_takes_easy_problems_too_another_set_for_each_seed(tmp_path):
+    """Four hard problems of one success in 20 rollouts, and 40 easy ones: the control is mostly of the easy ones."""
+    hard = [(f"hard{n}", [token], token == 0) for n in range(4) for token in range(20)]
+    easy = [(f"easy{n}", [token], True) for n in range(40) for token in range(4)]
+    pool = make_pool(tmp_path / "pool", [hard, easy])
+    control = FilterConfig(control="random")
+    sets = []
+    for seed in range(5):
+        stats = build_expert_set(pool, tmp_path / "e", control, seed)
+        sets.append(tuple(kept(tmp_path / "e")))
+        assert (stats.kept, stats.hard_problems, stats.within_reach) == (4, 4, 4)
+        assert stats.metrics()["expert/rollouts_of_hard_problems"] == sum("hard" in name for name, _ in sets[-1])
+    assert len(set(sets)) == 5
+    assert sum("easy" in name for rows in sets for name, _ in rows) > 15  # of 20; a success is easy 40 times in 41
+
+
+def test_the_random_control_has_room_for_the_cap(tmp_path):
+    """Six successes of three hard problems; an easy one with a thousand gives at most two of them."""
+    hard = [(f"hard{n}", [token], token < 2) for n in range(3) for token in range(21)]
+    pool = make_pool(tmp_path / "pool", [hard, [("easy", [token], True) for token in range(1000)]])
+    for seed in range(5):
+        stats = build_expert_set(pool, tmp_path / "e", FilterConfig(control="random", max_per_problem=2), seed)
+        counts = Counter(name for name, _ in kept(tmp_path / "e"))
+        assert (stats.kept, counts["easy"]) == (6, 2)
+
+
+def test_a_control_of_no_filter_is_refused():
+    with pytest.raises(ValueError, match=r"--filter.control random takes as many rollouts as the hard-problem filter"):
+        FilterConfig(enabled=False, control="random")
 
 
 @settings(max_examples=15, deadline=None)
@@ -205,7 +284,7 @@ def test_the_draw_depends_on_the_seed_and_is_spread_over_the_candidates(tmp_path
 
 def test_an_empty_pool_gives_an_empty_file_that_can_be_read(tmp_path):
     stats = build_expert_set(RolloutPool(tmp_path / "none"), tmp_path / "round" / "e.parquet", FilterConfig(), 0)
-    assert stats == ExpertStats(0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+    assert stats == ExpertStats(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
     assert read_expert_set(tmp_path / "round" / "e.parquet") == []
     names = pq.read_schema(tmp_path / "round" / "e.parquet").names
     assert names[:4] == ["problem_id", "completion_ids", "sampling_logprobs", "reward"]
@@ -280,10 +359,10 @@ def test_copies_are_kept_where_asked_for_even_when_nothing_tells_them_apart(tmp_
 
 
 def test_metrics_carry_the_counts():
-    metrics = ExpertStats(1, 2, 3, 4, 5, 6, 7, 8, 9, 10).metrics()
+    metrics = ExpertStats(*range(1, 13)).metrics()
     assert metrics["expert/rollouts"] == 7
     assert metrics["pool/rollouts"] == 2
-    assert sorted(metrics.values()) == [*range(1, 11)]
+    assert sorted(metrics.values()) == [*range(1, 13)]
 
 
 def test_every_wrong_setting_is_named_at_once():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import torch
+from killing import Kill
 from safetensors.torch import load_file
 from tiny_run import TinyRun
 
@@ -121,3 +123,48 @@ def test_metrics_tell_how_many_problems_are_within_reach_while_the_run_explores(
     results = (out / "results.md").read_text()
     assert "| problems within reach | hard problems | expert set |" in results
     assert "|                     4 |             0 |          0 |" in results
+
+
+CONTROL = (*FEW_PROBLEMS, "--filter.max_success_rate=0.6", "--filter.finished_only=false")
+
+
+def test_a_random_control_is_logged_and_a_resume_may_turn_to_it(
+    tiny: TinyRun, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A kill in the consolidation gives the same bits, and a resume with the control those of a run that began so."""
+    caplog.set_level(logging.INFO, logger="rloop_lightning")
+    hard, control, killed = tmp_path / "hard", tmp_path / "control", tmp_path / "killed"
+    assert tiny.fit(hard, *CONTROL, "--debug") == 0
+    assert tiny.fit(control, *CONTROL, "--filter.control=random", "--debug") == 0
+    found = {name: json.loads((run / "state.json").read_text()) for name, run in (("h", hard), ("c", control))}
+    hards, controls = (found[name]["results"]["round 1 consolidated"] for name in "hc")
+    differ = {"expert/problems", "expert/rollouts_of_hard_problems"}
+    counts = {key for key in hards if key.startswith(("expert/", "pool/"))}
+    assert all(hards[key] == controls[key] for key in counts - differ)
+    assert hards["expert/rollouts"] > 0
+    rollouts, problems, of_hard = (
+        f"{controls[f'expert/{key}']:.0f}" for key in ("rollouts", "problems", "rollouts_of_hard_problems")
+    )
+    assert f"random control of {rollouts} rollouts of {problems} problems" in caplog.text
+    assert f"(--filter.control random), {of_hard} of them of the" in caplog.text
+    sets = [pq.read_table(run / "round-0" / "expert.parquet") for run in (hard, control)]
+    assert sets[0].num_rows == sets[1].num_rows
+    assert sets[0]["problem_id"].to_pylist() != sets[1]["problem_id"].to_pylist()
+    (row,) = [row for row in read_metrics(control / "metrics.csv") if "expert/problems" in row]
+    assert row["expert/problems"] == controls["expert/problems"]
+
+    log = tmp_path / "log"
+    kill = Kill("os:replace", 1, "round-0/expert.parquet")
+    assert tiny.fit_apart(killed, log, kill, arguments=CONTROL) == -9
+    assert main(["--resume", str(killed), "--filter.control=random", "--debug"]) == 0
+    assert same(killed / "final", control / "final")
+    assert pq.read_table(killed / "round-0" / "expert.parquet").equals(sets[1])
+
+
+def test_the_control_is_refused_where_no_problem_can_be_hard(
+    tiny: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tiny.fit(tmp_path / "run", "--filter.enabled=true", "--filter.control=random") == 2
+    assert "no problem can be hard, so every expert set would be empty" in capsys.readouterr().err
+    assert tiny.fit(tmp_path / "run", "--filter.control=random") == 2
+    assert "--filter.control random takes as many rollouts as the hard-problem filter would" in capsys.readouterr().err
