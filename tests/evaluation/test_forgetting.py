@@ -85,5 +85,5 @@ def test_a_resume_drops_the_records_of_later_steps(tmp_path):
     (tmp_path / "step-mine.parquet").touch()
     drop_inside_records(tmp_path, after=10)
     kept = ["explored.parquet", "step-000002.parquet", "step-000010.parquet", "step-mine.parquet"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == kept
+    assert sorted(path.name for path in tmp_path.glob("*.parquet")) == kept
     drop_inside_records(tmp_path / "nowhere", after=0)
