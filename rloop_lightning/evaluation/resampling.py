@@ -1,4 +1,4 @@
-"""What intervals are computed with: Student's t, bootstrap means over problems, and over seeds and problems.
+"""What intervals are computed with: Student's t, the variance over seeds and problems, and bootstrap means.
 
 An arm is an array [S, P]: S seeds (runs) in rows, P problems in columns. The seeds of an arm share its problems.
 """
@@ -33,33 +33,29 @@ def _t_cdf(t: float, df: float) -> float:
     return 1 - float(mpmath.betainc(df / 2, 0.5, 0, df / (df + t * t), regularized=True)) / 2
 
 
-def problem_means(values: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
+def bootstrap_means(values: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
     """Means of `resamples` bootstrap samples of the values [P], drawn with replacement. Returns [resamples]."""
     means = [values[drawn].mean(axis=1) for drawn in _draws(len(values), resamples, rng)]
     return np.concatenate(means)
 
 
 def hierarchical_means(arms: Sequence[np.ndarray], resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """Sums over arms of the means of hierarchical bootstrap samples: seeds are drawn first, then problems.
+    """Sums over arms of the means of hierarchical bootstrap samples: each draws the arms' seeds, then problems.
 
-    All seeds and all arms take the same draw of problems, because they were evaluated on the same problems: the
-    pigeonhole bootstrap (10.1214/07-AOAS122). Drawing the problems of each seed separately would lose the part of the
-    variance that the choice of problems causes in all seeds at once. Each arm draws its own seeds.
+    All seeds and arms take the same draw of problems, because they were evaluated on the same problems. What is drawn
+    are effects: of a seed, its mean minus the arm's mean, and of a problem likewise. They are scaled to the variances
+    s_a and p of `crossed_half_width` (reflation, 10.1111/1467-9876.00415). Drawing rows and columns of the values as
+    they are (the pigeonhole bootstrap, 10.1214/07-AOAS122) counts the residual variance three times, so that
+    intervals are too long where seeds differ little.
 
-    Args: arms, each [S, P], with the same P. Returns [resamples].
+    Args: arms, each [S, P], with the same P, S >= 2 and P >= 2. Returns [resamples].
     """
-    problems = arms[0].shape[1]
-    means = []
-    for drawn in _draws(problems, resamples, rng):
-        count = len(drawn)
-        cells = (drawn + problems * np.arange(count)[:, None]).ravel()
-        weights = np.bincount(cells, minlength=count * problems).reshape(count, problems) / problems
-        total = np.zeros(count)
-        for arm in arms:
-            seeds = rng.integers(len(arm), size=(count, len(arm)))
-            total += np.take_along_axis(weights @ arm.T, seeds, axis=1).mean(axis=1)
-        means.append(total)
-    return np.concatenate(means)
+    seed_parts, problem_part = _variances(arms)
+    total = np.full(resamples, sum(arm.mean() for arm in arms))
+    for arm, part in zip(arms, seed_parts, strict=True):
+        total += bootstrap_means(_scaled(arm.mean(axis=1), part), resamples, rng)
+    of_problems = np.sum([arm.mean(axis=0) for arm in arms], axis=0)
+    return total + bootstrap_means(_scaled(of_problems, problem_part), resamples, rng)
 
 
 def bca_bounds(values: np.ndarray, means: np.ndarray, level: float) -> tuple[float, float]:
@@ -98,20 +94,31 @@ def crossed_half_width(arms: Sequence[np.ndarray], level: float) -> float:
 
     Args: arms, each [S, P], with S >= 2 and P >= 2.
     """
-    problems = arms[0].shape[1]
+    seed_parts, problem_part = _variances(arms)
     probability = (1 + level) / 2
-    of_problems = np.sum([arm.mean(axis=0) for arm in arms], axis=0)
-    residual = sum(_residual_mean_square(arm) / len(arm) for arm in arms)
-    problem_part = max(0.0, float(of_problems.var(ddof=1)) - residual) / problems
-    seed_parts = [float(arm.mean(axis=1).var(ddof=1)) / len(arm) for arm in arms]
     seed_part = sum(seed_parts)
-    width = t_quantile(probability, problems - 1) * problem_part
+    width = t_quantile(probability, arms[0].shape[1] - 1) * problem_part
     if seed_part > 0:
         squares = sum(part**2 / (len(arm) - 1) for part, arm in zip(seed_parts, arms, strict=True))
         df = math.floor(10 * seed_part**2 / squares + 1e-6) / 10
         width += t_quantile(probability, df) * seed_part
     variance = seed_part + problem_part
     return width / variance**0.5 if variance > 0 else 0.0
+
+
+def _variances(arms: Sequence[np.ndarray]) -> tuple[list[float], float]:
+    """s_a of each arm, and p, as in `crossed_half_width`."""
+    of_problems = np.sum([arm.mean(axis=0) for arm in arms], axis=0)
+    residual = sum(_residual_mean_square(arm) / len(arm) for arm in arms)
+    seed_parts = [float(arm.mean(axis=1).var(ddof=1)) / len(arm) for arm in arms]
+    return seed_parts, max(0.0, float(of_problems.var(ddof=1)) - residual) / arms[0].shape[1]
+
+
+def _scaled(means: np.ndarray, variance: float) -> np.ndarray:
+    """Effects whose bootstrap means have this variance."""
+    effects = means - means.mean()
+    spread = effects.var() / len(effects)
+    return effects * (variance / spread) ** 0.5 if spread > 0 else effects
 
 
 def _residual_mean_square(arm: np.ndarray) -> float:

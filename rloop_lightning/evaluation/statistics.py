@@ -16,12 +16,12 @@ from typing import Literal
 
 import numpy as np
 
-from rloop_lightning.evaluation.resampling import bca_bounds, crossed_half_width, hierarchical_means, problem_means
+from rloop_lightning.evaluation.resampling import bca_bounds, bootstrap_means, crossed_half_width, hierarchical_means
 
 Method = Literal["bootstrap over problems", "crossed t", "hierarchical bootstrap", "equal values", "none"]
 
 RESAMPLES = 9_999
-BOOTSTRAP_SEEDS = 20  # from this number of seeds on, the hierarchical bootstrap covers as often as the t-interval
+BOOTSTRAP_SEEDS = 30  # percentiles of a bootstrap over fewer seeds are too close together
 SHARE = (0.0, 1.0)
 
 
@@ -84,8 +84,8 @@ def interval(
 ) -> Interval:
     """The mean of `values` with a confidence interval.
 
-    One run: BCa bootstrap over problems. 2 to 19 seeds: t-interval with seeds and problems as crossed random effects.
-    20 seeds and more: percentile interval of the hierarchical bootstrap. Interval ends stay inside `support`.
+    One run: BCa bootstrap over problems. 2 to 29 seeds: t-interval with seeds and problems as crossed random effects.
+    30 seeds and more: percentile interval of the hierarchical bootstrap. Interval ends stay inside `support`.
 
     Args:
         values: [P] for one run, or [S, P] for S seeds on the same problems, in the same order.
@@ -175,7 +175,7 @@ def _ends(
         return "equal values", estimate - unseen * (estimate - support[0]), estimate + unseen * (support[1] - estimate)
     if seeds == 1:
         values = arms[0][0]
-        return "bootstrap over problems", *bca_bounds(values, problem_means(values, RESAMPLES, rng), level)
+        return "bootstrap over problems", *bca_bounds(values, bootstrap_means(values, RESAMPLES, rng), level)
     if seeds < BOOTSTRAP_SEEDS:
         half = crossed_half_width(arms, level)
         return "crossed t", estimate - half, estimate + half
