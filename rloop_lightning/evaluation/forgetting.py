@@ -25,7 +25,7 @@ def forgetting_rate(solved_before: Tensor, solved_after: Tensor) -> Tensor:
 
     0 means nothing was forgotten, 1 everything. Problems that only b solves don't count. NaN if a solved nothing.
 
-    Args: solved_before, solved_after [N] bool, over the same problems in the same order. Returns a scalar.
+    Args: solved_before, solved_after [N] bool, over the same problems in the same order. Returns a float64 scalar.
     Raises ValueError if the two differ in length.
     """
     if solved_before.shape != solved_after.shape:
@@ -34,7 +34,7 @@ def forgetting_rate(solved_before: Tensor, solved_after: Tensor) -> Tensor:
             f"{len(solved_before)} before and {len(solved_after)} after"
         )
     before, after = solved_before.bool(), solved_after.bool()
-    return (before & ~after).sum() / before.sum()
+    return (before & ~after).sum().double() / before.sum()
 
 
 def forgetting_rates(before: str | Path, after: str | Path) -> dict[str, float]:

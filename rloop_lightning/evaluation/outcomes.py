@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -57,20 +58,23 @@ class RolloutOutcomes(Metric):
 
     def update(self, groups: Sequence[Group]) -> None:
         """Add groups."""
-        for group in groups:
-            fresh = [rollout for rollout in group.rollouts if not rollout.replayed]
-            if not fresh:
-                continue
-            right = sum(rollout.success for rollout in fresh)
-            self.groups += 1
-            self.all_right += right == len(fresh)
-            self.all_wrong += right == 0
-            for rollout in fresh:
-                kind = int(rollout.success)
-                self.rollouts[kind] += 1
-                self.tokens[kind] += rollout.length
-                self.surprise[kind] -= float(rollout.sampling_logprobs.sum(dtype="float64"))
-                self.truncated += rollout.finish_reason == "length"
+        fresh = [[rollout for rollout in group.rollouts if not rollout.replayed] for group in groups]
+        fresh = [rollouts for rollouts in fresh if rollouts]
+        rights = np.array([sum(rollout.success for rollout in rollouts) for rollouts in fresh])
+        self.groups += len(fresh)
+        self.all_right += int((rights == np.array([len(rollouts) for rollouts in fresh])).sum())
+        self.all_wrong += int((rights == 0).sum())
+        flat = [rollout for rollouts in fresh for rollout in rollouts]
+        kinds = np.array([rollout.success for rollout in flat], dtype=np.int64)
+        columns = {
+            "rollouts": np.ones(len(flat)),
+            "tokens": np.array([rollout.length for rollout in flat]),
+            "surprise": np.array([-rollout.sampling_logprobs.sum(dtype=np.float64) for rollout in flat]),
+        }
+        for name, values in columns.items():
+            state = getattr(self, name)
+            state += torch.from_numpy(np.bincount(kinds, values, minlength=2)).to(state)
+        self.truncated += sum(rollout.finish_reason == "length" for rollout in flat)
 
     def compute(self) -> dict[str, Tensor]:
         """Means by name: `length_right_tokens`, `entropy_wrong_nats`, `truncated_rate`, `all_right_rate`, ..."""

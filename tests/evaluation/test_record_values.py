@@ -1,5 +1,8 @@
 """Intervals of pass@k from record files."""
 
+import re
+from pathlib import Path
+
 import pytest
 from builders import make_problems, make_rollout
 
@@ -57,3 +60,18 @@ def test_records_without_the_values_are_refused(tmp_path):
     for call in (lambda: pass_at_k_values([], "test", 1), lambda: pass_at_k_difference({0: three}, {}, "test", 1)):
         with pytest.raises(ValueError, match="record"):
             call()
+
+
+def test_the_example_of_the_documentation_runs(tmp_path, monkeypatch, capsys):
+    page = (Path(__file__).parents[2] / "docs" / "statistics.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    for arm, gain in (("rloop", 2), ("dapo", 0)):
+        for seed in range(3):
+            path = Path(f"runs/{arm}-{seed}/round-2/evaluations/explored.parquet")
+            path.parent.mkdir(parents=True)
+            record(path, [seed + gain, 1 + gain, gain, 4], samples=8)
+    exec(compile(block, "docs/statistics.md", "exec"), {})
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.endswith("seeds and problems")
+    assert second.endswith("inconclusive")
