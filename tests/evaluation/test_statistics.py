@@ -29,7 +29,7 @@ def test_the_interval_for_few_seeds_covers_and_the_naive_one_does_not(seeds):
     columns = [("one", "one", crossed_t), ("paired", "paired", crossed_t), ("naive", "paired", seeds_alone)]
     shares = coverage(SCENARIOS[0], seeds, k=1, studies=500, columns=columns)
     for column in ("one", "paired"):
-        assert 0.925 <= shares[column] <= 0.985, column  # the table's shares, and 2.5 standard errors
+        assert 0.925 <= shares[column] <= 0.985, column  # docs/statistics.md, and its 2.5 standard errors
     assert shares["naive"] < 0.88
 
 
