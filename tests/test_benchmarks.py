@@ -13,6 +13,7 @@ import pytest
 
 from benchmarks import (
     generate_vs_hf,
+    interval_coverage,
     learning,
     limit,
     measure,
@@ -266,3 +267,14 @@ def test_a_study_of_learning_reads_what_its_runs_left_and_keeps_them(
 def test_a_study_names_the_run_that_failed(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"--loop.rounds 0 .* exit code 2:[\s\S]*loop.rounds: expected an integer"):
         studies.run_all({"none": ["--loop.rounds", "0"]}, [], seeds=1, folder=tmp_path)
+
+
+def test_the_coverage_of_intervals_is_written_between_the_marks_of_a_page(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("before\n" + "\nold\n".join(interval_coverage.MARKS) + "\nafter\n")
+    interval_coverage.main(["--studies", "3", "--seeds", "2", "--document", str(page)])
+    written = page.read_text()
+    assert written.startswith("before\n")
+    assert written.endswith("\nafter\n")
+    assert "old" not in written
+    assert written.count("| typical |") == 2 + 3

@@ -2,6 +2,7 @@
 
 forgetting_rates("run/round-0/evaluations/base.parquet", "run/round-1/evaluations/explored.parquet")
 # {"test": 0.125, "ood": 0.5}
+forgetting_matrix([base, explored, consolidated], "test")  # [3, 3]
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
@@ -23,7 +25,7 @@ def forgetting_rate(solved_before: Tensor, solved_after: Tensor) -> Tensor:
 
     0 means nothing was forgotten, 1 everything. Problems that only b solves don't count. NaN if a solved nothing.
 
-    Args: solved_before, solved_after [N] bool, over the same problems in the same order. Returns a scalar.
+    Args: solved_before, solved_after [N] bool, over the same problems in the same order. Returns a float64 scalar.
     Raises ValueError if the two differ in length.
     """
     if solved_before.shape != solved_after.shape:
@@ -32,7 +34,7 @@ def forgetting_rate(solved_before: Tensor, solved_after: Tensor) -> Tensor:
             f"{len(solved_before)} before and {len(solved_after)} after"
         )
     before, after = solved_before.bool(), solved_after.bool()
-    return (before & ~after).sum() / before.sum()
+    return (before & ~after).sum().double() / before.sum()
 
 
 def forgetting_rates(before: str | Path, after: str | Path) -> dict[str, float]:
@@ -55,6 +57,29 @@ def forgetting_rates(before: str | Path, after: str | Path) -> dict[str, float]:
             f"no set is in both evaluations: {before} has {_listed(earlier)}, and {after} has {_listed(later)}"
         )
     return {name: _rate(name, earlier[name], later[name]) for name in common}
+
+
+def forgetting_matrix(records: Sequence[str | Path], name: str) -> np.ndarray:
+    """The forgetting rate between every two records on the set `name`.
+
+    Args:
+        records: M records, in the order of training.
+        name: the set.
+
+    Returns:
+        [M, M] float64: row a, column b is F(a -> b). NaN in the rows of policies that solve nothing.
+
+    Raises:
+        ValueError: as `forgetting_rates`, or a record lacks the set.
+    """
+    paths = [Path(path) for path in records]
+    counts = []
+    for path in paths:
+        by_set = _counts_by_set(path)
+        if name not in by_set:
+            raise ValueError(f"{path} has no set {one_line(name)}; it has {_listed(by_set)}")
+        counts.append(by_set[name])
+    return np.array([[_rate(name, before, after) for after in counts] for before in counts]).reshape(2 * [len(paths)])
 
 
 Counts = dict[str, tuple[int, int]]

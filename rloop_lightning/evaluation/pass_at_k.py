@@ -19,7 +19,7 @@ def pass_at_k(successes: Tensor, samples: int, k: int) -> Tensor:
 
         1 - C(n - c, k) / C(n, k) = 1 - prod_{i = n-c+1 .. n} (1 - k / i)
 
-    The estimate is 1 if n - c < k, because the factor i = k is 0.
+    The estimate is 1 if n - c < k, because the factor i = k is 0. pass@1 is c / n: its mean is also called avg@n.
 
     Args: successes [N], c, integers in 0 .. n; samples, n, completions per problem; k <= n.
     Returns [N] float64. Raises ValueError if k or a count is out of range.

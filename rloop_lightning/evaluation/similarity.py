@@ -13,6 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+Pairs = list[tuple[int, int]]
+
+_NO_GRAM = np.uint64(2**64 - 1)  # hashes have 63 bits
+_CHUNK = 1 << 20  # hashes of compared pairs in memory at once, 8 MB
+
 
 @dataclass(frozen=True)
 class Similarity:
@@ -36,8 +41,8 @@ def ngram_similarity(
     """Similarity of R rollouts within and between rollout steps.
 
     A problem with more than `max_pairs` pairs of a kind is estimated from `max_pairs` random ones, and keeps the weight
-    of all its pairs. The cost is therefore linear in the number of rollouts. A completion of fewer than n tokens counts
-    as one n-gram.
+    of all its pairs. The cost is therefore linear in the number of rollouts, and memory is bounded by the completions
+    of one problem's compared pairs. A completion of fewer than n tokens counts as one n-gram.
 
     Args:
         problem_ids: [R].
@@ -46,7 +51,15 @@ def ngram_similarity(
         n: length of an n-gram, tokens.
         max_pairs: pairs compared per problem and kind.
         seed: seed of the random pairs.
+
+    Raises:
+        ValueError: the arguments differ in length, or `n` or `max_pairs` is below 1.
     """
+    if n < 1 or max_pairs < 1:
+        raise ValueError(f"n and max_pairs must be at least 1, got {n} and {max_pairs}")
+    if not len(problem_ids) == len(rollout_steps) == len(completions):
+        lengths = f"{len(problem_ids)}, {len(rollout_steps)} and {len(completions)}"
+        raise ValueError(f"problem_ids, rollout_steps and completions must have one entry per rollout, got {lengths}")
     rng = np.random.default_rng(seed)
     rows_of: dict[str, list[int]] = defaultdict(list)
     for row, problem_id in enumerate(problem_ids):
@@ -54,39 +67,64 @@ def ngram_similarity(
     sums, counts = np.zeros(2), np.zeros(2, dtype=np.int64)
     for problem_id in sorted(rows_of):
         rows = sorted(rows_of[problem_id], key=rollout_steps.__getitem__)
-        grams = _ngram_sets([completions[row] for row in rows], n)
         blocks = _Blocks(np.array([rollout_steps[row] for row in rows]))
-        for kind, (count, pairs) in enumerate((blocks.intra(rng, max_pairs), blocks.inter(rng, max_pairs))):
+        drawn = [blocks.intra(rng, max_pairs), blocks.inter(rng, max_pairs)]
+        values = _jaccard([completions[row] for row in rows], [pair for _, pairs in drawn for pair in pairs], n)
+        ends = np.cumsum([len(pairs) for _, pairs in drawn])[:-1]
+        for kind, ((count, _), of_kind) in enumerate(zip(drawn, np.split(values, ends), strict=True)):
             if count:
-                sums[kind] += count * np.mean([jaccard(grams[first], grams[second]) for first, second in pairs])
+                sums[kind] += count * of_kind.mean()
                 counts[kind] += count
     intra, inter = np.divide(sums, counts, out=np.full(2, np.nan), where=counts > 0).tolist()
     return Similarity(intra, inter, int(counts[0]), int(counts[1]))
 
 
-def jaccard(first: np.ndarray, second: np.ndarray) -> float:
-    """|A and B| / |A or B| of two sets, each an array without repeats; 1 if both are empty."""
-    common = len(np.intersect1d(first, second, assume_unique=True))
-    union = len(first) + len(second) - common
-    return common / union if union else 1.0
+def _jaccard(completions: Sequence[np.ndarray], pairs: Pairs, n: int) -> np.ndarray:
+    """|A and B| / |A or B| of the n-gram sets of each pair of rows [pairs]."""
+    if not pairs:
+        return np.zeros(0)
+    used, index = np.unique(np.array(pairs), return_inverse=True)
+    first, second = index.reshape(-1, 2).T
+    sets = _ngram_sets([completions[row] for row in used], n)
+    sizes = (sets != _NO_GRAM).sum(axis=1)
+    common = np.empty(len(pairs), dtype=np.int64)
+    chunk = max(1, _CHUNK // (2 * sets.shape[1]))
+    for start in range(0, len(pairs), chunk):
+        part = slice(start, start + chunk)
+        both = np.concatenate([sets[first[part]], sets[second[part]]], axis=1)
+        both.sort(axis=1, kind="stable")  # an n-gram of both sets then stands beside its equal
+        common[part] = ((both[:, 1:] == both[:, :-1]) & (both[:, 1:] != _NO_GRAM)).sum(axis=1)
+    return common / (sizes[first] + sizes[second] - common)
 
 
-def _ngram_sets(completions: Sequence[np.ndarray], n: int) -> list[np.ndarray]:
-    """The n-grams of each completion as a set of numbers. Equal n-grams have equal numbers in all sets."""
-    windows = [_windows(np.asarray(ids, dtype=np.int64), n) for ids in completions]
-    _, numbers = np.unique(np.concatenate(windows), axis=0, return_inverse=True)
-    ends = np.cumsum([len(rows) for rows in windows])[:-1]
-    return [np.unique(part) for part in np.split(numbers.ravel(), ends)]
+def _ngram_sets(completions: Sequence[np.ndarray], n: int) -> np.ndarray:
+    """The n-grams of R completions as sets of 63-bit hashes [R, L], each padded with `_NO_GRAM`.
+
+    Two of a million different n-grams have equal hashes with probability 5e-8. A completion of fewer than n tokens is
+    one n-gram, padded with -1.
+    """
+    lengths = np.array([len(ids) for ids in completions])
+    windows = np.maximum(1, lengths - n + 1)
+    width = int(windows.max())
+    ids = np.full((len(completions), width + n - 1), -1, dtype=np.int64)
+    ids[np.arange(ids.shape[1]) < lengths[:, None]] = np.concatenate(completions)
+    tokens = ids.view(np.uint64)
+    hashes = np.zeros((len(completions), width), dtype=np.uint64)
+    for offset in range(n):
+        hashes = _mixed(hashes + tokens[:, offset : offset + width])
+    hashes >>= np.uint64(1)
+    hashes[np.arange(width) >= windows[:, None]] = _NO_GRAM
+    hashes.sort(axis=1)
+    hashes[:, 1:][hashes[:, 1:] == hashes[:, :-1]] = _NO_GRAM
+    return hashes
 
 
-def _windows(ids: np.ndarray, n: int) -> np.ndarray:
-    """All runs of n consecutive tokens [T - n + 1, n]; a shorter completion is padded with -1."""
-    if len(ids) < n:
-        ids = np.concatenate([ids, np.full(n - len(ids), -1)])
-    return np.lib.stride_tricks.sliding_window_view(ids, n)
-
-
-Pairs = list[tuple[int, int]]
+def _mixed(state: np.ndarray) -> np.ndarray:
+    """A bijection of 64-bit numbers whose every bit depends on all bits: SplitMix64's (10.1145/2660193.2660195)."""
+    state = state + np.uint64(0x9E3779B97F4A7C15)
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state ^ (state >> np.uint64(31))
 
 
 class _Blocks:

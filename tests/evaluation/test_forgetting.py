@@ -1,10 +1,11 @@
 """The forgetting rate, by hand."""
 
+import numpy as np
 import pytest
 import torch
 from builders import make_problems, make_rollout
 
-from rloop_lightning.evaluation import forgetting_rate, forgetting_rates
+from rloop_lightning.evaluation import forgetting_matrix, forgetting_rate, forgetting_rates
 from rloop_lightning.evaluation.record import (
     EvaluatedPolicy,
     drop_inside_records,
@@ -85,5 +86,23 @@ def test_a_resume_drops_the_records_of_later_steps(tmp_path):
     (tmp_path / "step-mine.parquet").touch()
     drop_inside_records(tmp_path, after=10)
     kept = ["explored.parquet", "step-000002.parquet", "step-000010.parquet", "step-mine.parquet"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == kept
+    assert sorted(path.name for path in tmp_path.glob("*.parquet")) == kept
     drop_inside_records(tmp_path / "nowhere", after=0)
+
+
+def test_the_matrix_holds_the_rate_of_every_two_records(tmp_path):
+    rng = np.random.default_rng(0)
+    solved = rng.integers(0, 3, size=(4, 30))
+    solved[3] = 0
+    paths = [record(tmp_path / f"{row}.parquet", counts.tolist()) for row, counts in enumerate(solved)]
+    matrix = forgetting_matrix(paths, "test")
+    for a, before in enumerate(solved):
+        for b, after in enumerate(solved):
+            had = [q for q in range(30) if before[q]]
+            expected = sum(after[q] == 0 for q in had) / len(had) if had else np.nan
+            assert matrix[a, b] == pytest.approx(expected, nan_ok=True)
+    assert np.diag(matrix)[:3].tolist() == [0, 0, 0]
+    assert np.isnan(matrix[3]).all()
+    assert forgetting_matrix([], "test").shape == (0, 0)
+    with pytest.raises(ValueError, match=r"0.parquet has no set ood; it has test"):
+        forgetting_matrix(paths, "ood")

@@ -69,3 +69,36 @@ def test_drawn_pairs_estimate_the_mean_over_all_when_steps_are_uneven():
 def test_the_same_seed_draws_the_same_pairs():
     rollouts = make_rollouts(1)
     assert ngram_similarity(*rollouts, max_pairs=5, seed=7) == ngram_similarity(*rollouts, max_pairs=5, seed=7)
+
+
+def test_many_long_completions_are_what_the_slow_implementation_says():
+    rng = np.random.default_rng(2)
+    completions = [rng.integers(0, 6, rng.integers(1500, 2500)) for _ in range(24)]
+    rollouts = (["p"] * 24, [row % 3 for row in range(24)], completions)
+    result = ngram_similarity(*rollouts, n=4, max_pairs=10**6)
+    means, counts = slow(*rollouts, n=4)
+    assert [result.intra_step, result.inter_step] == pytest.approx(means, rel=1e-12)
+    assert [result.intra_pairs, result.inter_pairs] == counts
+
+
+def test_token_ids_of_any_size_and_order_are_told_apart():
+    completions = [np.array(ids, dtype=np.int32) for ids in ([0, 1, 2], [2, 1, 0], [1, 0, 2], [2**31 - 1, 0, 1])]
+    result = ngram_similarity(["p"] * 4, [0] * 4, completions, n=3)
+    assert result.intra_step == 0
+    short = ngram_similarity(["p"] * 3, [0] * 3, [np.array(ids, dtype=np.int64) for ids in ([], [], [0])], n=3)
+    assert short.intra_step == pytest.approx(1 / 3)  # both empty ones are equal, and differ from the third
+
+
+def test_no_rollouts_and_one_have_no_pair():
+    for rollouts in (([], [], []), (["p"], [0], [np.arange(5)])):
+        result = ngram_similarity(*rollouts)
+        assert math.isnan(result.intra_step)
+        assert (result.intra_pairs, result.inter_pairs) == (0, 0)
+
+
+def test_bad_arguments_are_refused():
+    with pytest.raises(ValueError, match="one entry per rollout, got 2, 1 and 2"):
+        ngram_similarity(["p", "p"], [0], [np.arange(5)] * 2)
+    for bad in ({"n": 0}, {"max_pairs": 0}):
+        with pytest.raises(ValueError, match="at least 1"):
+            ngram_similarity(["p"], [0], [np.arange(5)], **bad)

@@ -1,0 +1,120 @@
+"""Intervals of pass@k from the records of evaluations (record.py).
+
+pass_at_k_interval(["run-0/round-2/evaluations/explored.parquet", "run-1/..."], "test", k=8)
+pass_at_k_difference({0: "rloop-0/...", 1: "rloop-1/..."}, {0: "dapo-0/...", 1: "dapo-1/..."}, "test", k=8)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+import torch
+
+from rloop_lightning.evaluation.pass_at_k import pass_at_k
+from rloop_lightning.evaluation.record import read_record
+from rloop_lightning.evaluation.statistics import Difference, Interval, difference, interval
+from rloop_lightning.system.terminal import one_line
+
+
+def pass_at_k_values(records: Sequence[str | Path], name: str, k: int) -> tuple[list[str], np.ndarray]:
+    """The problem ids of the set `name`, sorted, and the unbiased pass@k of each problem.
+
+    Args:
+        records: one record per seed.
+        name: the set.
+        k: completions.
+
+    Returns:
+        The ids, and the values [S, P] for S records.
+
+    Raises:
+        ValueError: a file is not a record or lacks the set, a problem has fewer than k rollouts or is listed twice, or
+            the records differ in their problems.
+    """
+    if not records:
+        raise ValueError("no record was given")
+    by_record = [_by_problem(Path(path), name, k) for path in records]
+    ids = sorted(by_record[0])
+    for path, values in zip(records, by_record, strict=True):
+        if differing := sorted(values.keys() ^ by_record[0].keys()):
+            raise ValueError(
+                f"set {one_line(name)}: {len(differing)} problems are in one of {records[0]} and {path} only, "
+                f"such as {one_line(differing[0])}"
+            )
+    return ids, np.array([[values[problem_id] for problem_id in ids] for values in by_record])
+
+
+def pass_at_k_interval(
+    records: Sequence[str | Path], name: str, k: int, *, level: float = 0.95, seed: int = 0
+) -> Interval:
+    """pass@k of the set `name` with its interval, over problems or, for several records, over seeds and problems.
+
+    Args:
+        records: one record per seed.
+        name: the set.
+        k: completions.
+        level: nominal coverage.
+        seed: seed of the bootstrap draws.
+
+    Raises:
+        ValueError: as `pass_at_k_values`.
+    """
+    return interval(pass_at_k_values(records, name, k)[1], level=level, seed=seed)
+
+
+def pass_at_k_difference(
+    first: Mapping[int, str | Path],
+    second: Mapping[int, str | Path],
+    name: str,
+    k: int,
+    *,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Difference:
+    """pass@k of the first arm minus that of the second on the set `name`, with its interval.
+
+    Problems are paired. Seeds are paired if both arms have the same ones; if only some are shared, none are paired, and
+    the interval errs on the wide side.
+
+    Args:
+        first: records by seed.
+        second: records by seed.
+        name: the set.
+        k: completions.
+        level: nominal coverage.
+        seed: seed of the bootstrap draws.
+
+    Raises:
+        ValueError: as `pass_at_k_values`; the arms differ in their problems.
+    """
+    arms = [[records[key] for key in sorted(records)] for records in (first, second)]
+    if not all(arms):
+        raise ValueError("each arm needs a record")
+    values = pass_at_k_values([*arms[0], *arms[1]], name, k)[1]
+    cut = len(first)
+    paired = first.keys() == second.keys()
+    return difference(values[:cut], values[cut:], paired_seeds=paired, level=level, seed=seed)
+
+
+def _by_problem(path: Path, name: str, k: int) -> dict[str, float]:
+    """pass@k by problem id."""
+    table = read_record(path)
+    rows = table.filter(pc.field("set") == name)
+    if not len(rows):
+        sets = ", ".join(map(one_line, table["set"].unique().to_pylist()))
+        raise ValueError(f"{path} has no set {one_line(name)}; it has {sets}")
+    ids, samples = rows["problem_id"].to_pylist(), rows["samples"].to_numpy()
+    if k > samples.min():
+        few = one_line(ids[int(samples.argmin())])
+        raise ValueError(f"pass@{k} needs {k} rollouts, but problem {few} of {path} has {samples.min()}")
+    if len(set(ids)) < len(ids):
+        raise ValueError(f"{path} lists a problem of set {one_line(name)} twice")
+    values = np.empty(len(rows))
+    for count in np.unique(samples):
+        chosen = samples == count
+        successes = torch.from_numpy(rows["successes"].to_numpy()[chosen])
+        values[chosen] = pass_at_k(successes, int(count), k).numpy()
+    return dict(zip(ids, values.tolist(), strict=True))
