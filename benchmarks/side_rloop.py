@@ -71,7 +71,8 @@ def main() -> None:
         return cli.make_trainer(**{**kwargs, "callbacks": [GateCallback(gate), *kwargs.get("callbacks", [])]})
 
     runner.make_trainer = make_trainer
-    runner.run(policy)
+    with cli.claim:
+        runner.run(policy, claim=cli.claim)
 
 
 if __name__ == "__main__":

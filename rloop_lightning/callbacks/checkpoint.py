@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch.callbacks import Checkpoint
 
 from rloop_lightning.system.files import atomic_path
 from rloop_lightning.system.signals import StopSignals
-from rloop_lightning.types import RolloutStep
+from rloop_lightning.types import RolloutBatch, RolloutStep
 
 _NAME = re.compile(r"step-(\d{6,})\.ckpt")
 _KEPT = 2
@@ -39,7 +41,7 @@ class PhaseCheckpoint(Checkpoint):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         pl_module.policy.check_finite()
         with trainer.precision_plugin.forward_context():
-            pl_module.policy.check_logprobs(batch.batch if isinstance(batch, RolloutStep) else batch)
+            pl_module.policy.check_logprobs(_first_row(batch.batch if isinstance(batch, RolloutStep) else batch))
         step = batch_idx + 1
         is_due = self.every_n_steps > 0 and step % self.every_n_steps == 0
         if step == trainer.num_training_batches or trainer.should_stop or not (is_due or self.signals.noted):
@@ -50,6 +52,11 @@ class PhaseCheckpoint(Checkpoint):
         for older in checkpoints(self.folder)[:-_KEPT]:
             older.unlink()
         self.signals.check(f"the checkpoint {path} is saved")
+
+
+def _first_row(batch: RolloutBatch) -> RolloutBatch:
+    """One row is enough to find logits that are not finite, and costs little."""
+    return replace(batch.select(torch.zeros(1, dtype=torch.int64)), routed_experts=None, old_routed_experts=None)
 
 
 def checkpoints(folder: Path) -> list[Path]:

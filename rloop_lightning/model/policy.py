@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -290,11 +289,10 @@ class Policy(nn.Module):
 
     @torch.no_grad()
     def check_logprobs(self, batch: RolloutBatch) -> None:
-        """Check that the logprobs of a batch's first row are finite. Finite weights can give NaN logits.
+        """Check that the logprobs of a batch are finite. Finite weights can give NaN logits.
 
         Raises:
             NonFiniteError: they are NaN or infinite.
         """
-        row = replace(batch.select(torch.zeros(1, dtype=torch.int64)), routed_experts=None, old_routed_experts=None)
-        if not self.scores_no_grad(row).logprobs.isfinite().all():
+        if not self.scores_no_grad(batch).logprobs.isfinite().all():
             raise NonFiniteError("the policy's weights are finite, but its logits are NaN or infinite")

@@ -263,5 +263,7 @@ def _set(settings: dict[str, Any], key: str, value: Any) -> None:
     """Set a dotted key."""
     *groups, name = key.split(".")
     for one in groups:
-        settings = settings.setdefault(one, {})
+        inner = settings.get(one)
+        settings[one] = inner if isinstance(inner, dict) else {}  # null may stand for an empty group
+        settings = settings[one]
     settings[name] = value

@@ -115,7 +115,7 @@ def test_a_run_that_was_stopped_and_moved_resumes_from_the_command_line(
     moved.parent.mkdir()
     (tmp_path / "run").rename(moved)
     monkeypatch.chdir(tmp_path)
-    assert main(["--resume", "elsewhere/moved"]) == 0
+    assert main(["--resume", "elsewhere/moved", "--trust"]) == 0  # a run that was moved is unknown
     assert_same_run(moved, finished.folder)
 
 

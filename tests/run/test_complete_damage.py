@@ -26,6 +26,11 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
+def contents(run: Path) -> dict[Path, bytes]:
+    """All files but the lock, which says who has it."""
+    return {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "run.lock"}
+
+
 def same_weights(ours: Path, theirs: Path) -> bool:
     one, other = load_file(ours / WEIGHTS), load_file(theirs / WEIGHTS)
     return all(one[name].equal(other[name]) for name in other)
@@ -142,8 +147,8 @@ def test_going_back_to_a_phase_that_needs_a_changed_base_policy_is_refused(
     killed: Callable[[Kill], Path], spoiled: Callable[[Callable[[Path], None]], None], tmp_path: Path
 ) -> None:
     out, log = shutil.copytree(killed(EVALUATING), tmp_path / "run"), tmp_path / "log"
-    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    before = contents(out)
     spoiled(SPOILS["changed weights"][0])
     assert run_fit(["--resume", str(out), "--restart_from", "round-0/consolidate"], log, debug=False) == 2
     assert "the rest of the run needs the base policy" in log.read_text()
-    assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert before == contents(out)

@@ -37,7 +37,7 @@ def test_evaluations_have_a_sampling_of_their_own_which_is_on_record(greedy: Pat
 def test_every_evaluation_keeps_a_row_for_each_problem_that_agrees_with_metrics_csv(greedy: Path) -> None:
     folder = greedy / "round-0" / "evaluations"
     names = ["base", "consolidated", "explored", "step-000002"]
-    assert sorted(path.stem for path in folder.iterdir()) == names
+    assert sorted(path.stem for path in folder.glob("*.parquet")) == names
     metrics = {(row["round"], row["phase"], row["step"]): row for row in read_metrics(greedy / "metrics.csv")}
     for name in names:
         rows = pq.read_table(folder / f"{name}.parquet").to_pylist()
@@ -79,17 +79,18 @@ def test_the_terminal_shows_each_policy_as_soon_as_it_is_evaluated(greedy: Path)
     assert shown[0] == f"base: test pass@1 {first['eval/test/pass@1']:.3f}; ood pass@1 {first['eval/ood/pass@1']:.3f}"
 
 
-# Before the state of a phase is written, its results are. The state is also written when an exploration begins.
+# Before the state of a phase is written, its results are. The state is also written when the run begins, twice, and when
+# an exploration begins.
 MOMENTS = {
-    "the base": (Kill("os:replace", 2, "run/state.json"), ["base"], [], 1),
+    "the base": (Kill("os:replace", 3, "run/state.json"), ["base"], [], 1),
     "the exploration": (
-        Kill("os:replace", 4, "run/state.json"),
+        Kill("os:replace", 5, "run/state.json"),
         ["base", "round 1 explored"],
         ["entropy.png", "gradient_norm.png", "reward_and_pass.png", "round-0-pool.png"],
         2,
     ),
     "the explored policy": (
-        Kill("os:replace", 5, "run/state.json"),
+        Kill("os:replace", 6, "run/state.json"),
         ["base", "round 1 explored"],
         ["entropy.png", "gradient_norm.png", "reward_and_pass.png", "round-0-pool.png"],
         3,

@@ -44,7 +44,7 @@ DISKS = {
     "a new column": (FullDisk(f"{RUN}.run_metrics:write_table", 2, bytes=100), "metrics.csv"),
     "a record": (FullDisk(f"{RUN}.run_metrics:PhaseRecord.append", 3, bytes=900), "round-0/explore/metrics.jsonl"),
     "the end of a record": (FullDisk(f"{RUN}.loop:complete_record", 2, bytes=100), "round-0/explore/metrics.jsonl"),
-    "loggers.json": (FullDisk(f"{RUN}.loggers:write_text", 1, bytes=10), "loggers.json"),
+    "loggers.json": (FullDisk(f"{RUN}.loggers:write_json", 1, bytes=10), "loggers.json"),
     "TensorBoard's first file": (FullDisk(f"{LOGGERS}:TensorBoardLogger.log_hyperparams", 1, bytes=50), "tensorboard"),
     "TensorBoard": (FullDisk(f"{LOGGERS}:TensorBoardLogger.log_metrics", 3, bytes=500), "tensorboard"),
     "TensorBoard while it flushes": (FullDisk(f"{LOGGERS}:TensorBoardLogger.save", 3, bytes=500), "tensorboard"),
@@ -58,7 +58,7 @@ def assert_told(log: Path, out: Path, path: Path) -> None:
     assert f"rloop-fit: error: can't write {path}: " in said
     assert re.search(r"File too large.* \([\d,.]+ MB are free in ", said)
     assert f"rloop-fit: error: fix the cause, then resume with: rloop-fit --resume {out}\n" in said
-    assert said.count("error:") == 2
+    assert said.count("rloop-fit: error:") == 2
     assert "Traceback" not in said
     assert "Exception in thread" not in said
 

@@ -101,7 +101,7 @@ def test_rows_that_both_have_lost_are_named_below_the_results_table(finished: Pa
     assert deterministic_rows(out) == [rows[0], rows[1], *rows[3:]]
     again = tmp_path / "again"
     assert resume(out, again, debug=False) == 0
-    assert "lost" not in again.read_text().replace(note, "")
+    assert "both lost" not in again.read_text()
     assert (out / "results.md").read_text().endswith(note)
 
 

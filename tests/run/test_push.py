@@ -8,17 +8,18 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub
 import pytest
-import yaml
 from fake_hub import TOKEN, FakeHub
 from tiny_run import TINY, TinyRun
 
 from rloop_lightning import RunFault, train
 from rloop_lightning.cli.main import main
 from rloop_lightning.run.model_card import BaseFacts, base_facts
+from rloop_lightning.run.state import LoopState
 from rloop_lightning.system.hub import hub_answers
 
 
@@ -157,9 +158,9 @@ def test_a_failed_upload_keeps_the_run_and_names_the_command_that_works(
 
 
 def test_a_resume_may_leave_the_upload_out(hub: FakeHub, run: Path) -> None:
-    settings = yaml.safe_load((run / "config.yaml").read_text())
-    settings["hub"]["push"] = "alice/tiny"
-    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    state = LoopState.load(run / "state.json")
+    hub_settings = {**state.settings["hub"], "push": "alice/tiny"}
+    replace(state, settings={**state.settings, "hub": hub_settings}).save(run / "state.json")
     hub.role = "read"
     assert main(["--resume", str(run)]) == 2
     assert main(["--resume", str(run), "--hub.push", "null"]) == 0

@@ -98,7 +98,16 @@ def test_a_refusal_comes_back() -> None:
         bounded(refuse, LIMITS)
 
 
-def test_the_copy_writes_nothing_and_leaves_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_copy_writes_nothing_and_leaves_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fork, children = os.fork, []
+
+    def noted_fork() -> int:
+        children.append(fork())
+        return children[-1]
+
+    monkeypatch.setattr(os, "fork", noted_fork)
     kept = (tmp_path / "kept").open("w")
     kept.write("once")  # not flushed yet
 
@@ -117,5 +126,6 @@ def test_the_copy_writes_nothing_and_leaves_nothing(tmp_path: Path, capfd: pytes
     assert (tmp_path / "kept").read_text() == "once"
     assert not (tmp_path / "other").exists() or not (tmp_path / "other").read_text()
     assert capfd.readouterr() == ("", "")
+    (child,) = children
     with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+        os.waitpid(child, os.WNOHANG)
