@@ -76,7 +76,7 @@ def test_weights_of_a_folder_beside_an_adapter_are_refused(good: Path, tmp_path:
 def test_numbers_that_make_no_logprobs_are_refused(good: Path, tmp_path: Path) -> None:
     shutil.copytree(good, tmp_path / "model")
     with_values(CONFIG, rope_parameters={"rope_type": "default", "rope_theta": 0})(tmp_path / "model")
-    with pytest.raises(ValueError, match=r"NaN or infinite logprobs in float32, .* config.json, such as .*rope"):
+    with pytest.raises(ValueError, match=r"NaN or infinite logprobs in float32; .* config.json, such as .*rope"):
         Policy.load(PolicyConfig(model=str(tmp_path / "model")))
 
 

@@ -79,8 +79,8 @@ def test_the_terminal_shows_each_policy_as_soon_as_it_is_evaluated(greedy: Path)
     assert shown[0] == f"base: test pass@1 {first['eval/test/pass@1']:.3f}; ood pass@1 {first['eval/ood/pass@1']:.3f}"
 
 
-# Before the state of a phase is written, its results are. The state is also written when the run begins, twice, and when
-# an exploration begins.
+# Before the state of a phase is written, its results are. The state is also written when the run begins, twice, and
+# when an exploration begins.
 MOMENTS = {
     "the base": (Kill("os:replace", 3, "run/state.json"), ["base"], [], 1),
     "the exploration": (
