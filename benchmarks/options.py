@@ -14,6 +14,7 @@ from benchmarks.models import SIZES
 
 PARTS = ("step_vs_trl", "same_learning", "generate_vs_hf", "limit", "scaling", "reward_throughput")
 COMPARISONS = ("step_vs_checkout",)  # which need another side that only the user knows
+MECHANICS = ("real",)  # made for a GPU
 STUDIES = ("learning", "precision", "minirl_on_experts")
 _RESPONSES = Path(os.environ.get("RLOOP_SHARED", ROOT.parent / "shared")) / "data" / "gsm8k_responses.jsonl"
 
@@ -71,7 +72,8 @@ def parse(argv: Sequence[str] | None) -> Options:
         nargs="*",
         metavar="PART",
         help=f"parts to run: {', '.join(PARTS)} (default: all of these); against another checkout: "
-        f"{', '.join(COMPARISONS)}; studies: {', '.join(STUDIES)}",
+        f"{', '.join(COMPARISONS)}; at the shapes of real models: {', '.join(MECHANICS)}; "
+        f"studies: {', '.join(STUDIES)}",
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--rounds", type=int, default=5, help="turns per side (default: %(default)s)")
@@ -103,7 +105,7 @@ def parse(argv: Sequence[str] | None) -> Options:
     parser.add_argument("--toy", action="store_true", help="only check that everything runs; needs --out")
     given = parser.parse_args(argv)
     parts = given.parts or list(PARTS)
-    known = (*PARTS, *COMPARISONS, *STUDIES)
+    known = (*PARTS, *COMPARISONS, *MECHANICS, *STUDIES)
     wrong = [f"no part {name!r}; parts are {', '.join(known)}" for name in parts if name not in known]
     wrong += [f"--sizes: no size {name!r}; sizes are {', '.join(SIZES)}" for name in given.sizes if name not in SIZES]
     for flag in ("rounds", "learn_steps", "study_steps", "seeds", "filter_rollouts"):

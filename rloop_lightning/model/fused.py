@@ -1,4 +1,4 @@
-"""Norms and gated activations of a Hugging Face model with fewer passes over memory.
+"""Norms, gated activations and rotations of a Hugging Face model with fewer passes over memory.
 
     fuse(model)         # from now on, its RMSNorm and SwiGLU layers use the functions below
 
@@ -10,6 +10,7 @@ A module is replaced if its output on random input is the same.
 from __future__ import annotations
 
 import inspect
+import sys
 from functools import partial
 from typing import Any
 
@@ -17,13 +18,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from rloop_lightning.model.compiled import compiled_on_gpu, is_compiled_on_gpu
+
 # Relative difference that rounding may make; else 1e-5, as norms compute in float32 whatever their input.
 _ROUNDING = {torch.bfloat16: 3e-2, torch.float16: 3e-3}
 
 
 def fuse(model: nn.Module) -> None:
-    """Replace the forward of each module that computes RMSNorm or SwiGLU."""
+    """Replace the forward of each module that computes RMSNorm or SwiGLU; on a GPU, compile rotations as well."""
     for module in model.modules():
+        _fuse_rotation(module)
         if _is_rms_norm(module):
             module.forward = partial(_rms_norm_forward, module)  # unlike a closure, it is copied along with the module
         elif _is_swiglu(module):
@@ -37,12 +41,12 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tenso
     """
     if torch.is_grad_enabled():
         return _RMSNorm.apply(x, weight, eps, dtype)
-    return _normalised(x, eps)[0].mul_(weight).to(dtype)
+    return _norm(x, weight, eps, dtype)[0]
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up. Args: gate and up of the same shape. Returns that shape."""
-    return _SwiGLU.apply(gate, up) if torch.is_grad_enabled() else silu(gate).mul_(up)
+    return _SwiGLU.apply(gate, up) if torch.is_grad_enabled() else _gated(gate, up)
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -50,21 +54,15 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-        normalised, scale = _normalised(x, eps)
+        normed, scale = _norm(x, weight, eps, dtype)
         ctx.save_for_backward(x, weight, scale)
-        return normalised.mul_(weight).to(dtype)
+        return normed
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         x, weight, scale = ctx.saved_tensors
-        grad = grad.to(scale.dtype)
-        normalised = x * scale
-        of_weight = None
-        if ctx.needs_input_grad[1]:
-            of_weight = (grad * normalised).flatten(0, -2).sum(0).to(weight.dtype)
-        grad = grad * weight
-        inner = torch.linalg.vecdot(grad, normalised)[..., None].div_(x.shape[-1])
-        return grad.addcmul_(normalised, inner, value=-1).mul_(scale).to(x.dtype), of_weight, None, None
+        of_x, of_weight = _norm_gradients(x, weight, scale, grad, ctx.needs_input_grad[1])
+        return of_x, of_weight, None, None
 
 
 class _SwiGLU(torch.autograd.Function):
@@ -73,12 +71,42 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
-        return silu(gate).mul_(up)
+        return _gated(gate, up)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
-        return torch.ops.aten.silu_backward(grad * up, gate), silu(gate).mul_(grad)
+        return _gated_gradients(gate, up, grad)
+
+
+@compiled_on_gpu
+def _norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """weight * x / rms(x) in `dtype`, and 1 / rms(x) [..., 1]."""
+    normalised, scale = _normalised(x, eps)
+    return normalised.mul_(weight).to(dtype), scale
+
+
+@compiled_on_gpu
+def _norm_gradients(
+    x: Tensor, weight: Tensor, scale: Tensor, grad: Tensor, of_weight: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The gradients of x [..., H] and, on request, of the weight [H], from the gradient of the norm's output."""
+    grad = grad.to(scale.dtype)
+    normalised = x * scale
+    weights = (grad * normalised).flatten(0, -2).sum(0).to(weight.dtype) if of_weight else None
+    grad = grad * weight
+    inner = torch.linalg.vecdot(grad, normalised)[..., None].div_(x.shape[-1])
+    return grad.addcmul_(normalised, inner, value=-1).mul_(scale).to(x.dtype), weights
+
+
+@compiled_on_gpu
+def _gated(gate: Tensor, up: Tensor) -> Tensor:
+    return silu(gate).mul_(up)
+
+
+@compiled_on_gpu
+def _gated_gradients(gate: Tensor, up: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.ops.aten.silu_backward(grad * up, gate), silu(gate).mul_(grad)
 
 
 def _normalised(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -93,6 +121,17 @@ def _rms_norm_forward(module: Any, hidden_states: Tensor) -> Tensor:
     if torch.is_autocast_enabled(device) and hidden_states.dtype == torch.float32:  # the residual stream
         dtype = torch.get_autocast_dtype(device)
     return rms_norm(hidden_states, module.weight, module.variance_epsilon, dtype)
+
+
+def _fuse_rotation(module: nn.Module) -> None:
+    """Compile the rotary embedding of queries and keys, a function of the file that defines an architecture.
+
+    It is replaced there, since models don't hold it: in this process, all models of the architecture use it.
+    """
+    namespace = sys.modules[type(module).__module__]
+    rotate = getattr(namespace, "apply_rotary_pos_emb", None)
+    if inspect.isfunction(rotate) and rotate.__module__.startswith("transformers.") and not is_compiled_on_gpu(rotate):
+        vars(namespace)["apply_rotary_pos_emb"] = compiled_on_gpu(rotate)
 
 
 def _swiglu_forward(module: Any, x: Tensor) -> Tensor:

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from rloop_lightning.model.compiled import compiled_on_gpu
+
 LOGITS_PER_PIECE = {"cpu": 2**21, "cuda": 2**26}
 """Upper bound of the logits per piece by device type, 8 MiB and 256 MiB in float32.
 
@@ -58,16 +60,10 @@ class _TokenScores(torch.autograd.Function):
         chosen, total, weighted = (torch.zeros(len(hidden), device=hidden.device) for _ in range(3))
         largest = torch.full_like(total, torch.finfo(torch.float32).min)
         for start, part in _pieces(head, len(hidden)):
-            logits = _logits(states, part, temperature)  # [N, v]
             place, inside = _places(targets, start, len(part))
-            chosen += logits.gather(-1, place).masked_fill_(~inside, 0.0)[:, 0]
-            # Running values over logits l: total = sum exp(l - largest), weighted = sum exp(l - largest) (l - largest).
-            before, largest = largest, largest.maximum(logits.amax(-1))
-            shrunk = (before - largest).exp()
-            weighted = shrunk * (weighted + total * (before - largest))
-            weights = logits.sub_(largest[:, None]).exp()
-            total = shrunk * total + weights.sum(-1)
-            weighted += torch.linalg.vecdot(weights, logits)
+            chosen, largest, total, weighted = _with_piece(
+                linear(states, part), temperature, place, inside, chosen, largest, total, weighted
+            )
         normalisers = largest + total.log()
         entropies = total.log() - weighted / total
         ctx.save_for_backward(hidden, head, targets, normalisers, entropies)
@@ -79,20 +75,23 @@ class _TokenScores(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, None, None]:
         hidden, head, targets, normalisers, entropies = ctx.saved_tensors
         of_logprobs = torch.zeros_like(normalisers) if grad_logprobs is None else grad_logprobs / ctx.temperature
-        of_logprobs = of_logprobs[:, None]
+        of_entropies = None if grad_entropies is None else grad_entropies / ctx.temperature
         states = hidden.to(head.dtype)
         grad_hidden = torch.zeros(hidden.shape, dtype=normalisers.dtype, device=hidden.device)
         grad_head = torch.empty_like(head)
         with torch.autocast(head.device.type, enabled=False):  # recomputes exactly the logits of the forward pass
             for start, part in _pieces(head, len(hidden)):
-                logprobs = _logits(states, part, ctx.temperature).sub_(normalisers[:, None])  # [N, v]
-                slopes = -of_logprobs
-                if grad_entropies is not None:
-                    slopes = slopes - grad_entropies[:, None] / ctx.temperature * (logprobs + entropies[:, None])
-                grad_logits = logprobs.exp_().mul_(slopes)
                 place, inside = _places(targets, start, len(part))
-                grad_logits.scatter_add_(-1, place, of_logprobs * inside)
-                grad_logits = grad_logits.to(head.dtype)
+                grad_logits = _grad_logits(
+                    linear(states, part),
+                    ctx.temperature,
+                    place,
+                    inside,
+                    normalisers,
+                    entropies,
+                    of_logprobs,
+                    of_entropies,
+                )
                 grad_hidden += grad_logits @ part
                 grad_head[start : start + len(part)] = grad_logits.t() @ states
         return grad_hidden.to(hidden.dtype), grad_head, None, None
@@ -110,7 +109,63 @@ def _places(targets: Tensor, start: int, size: int) -> tuple[Tensor, Tensor]:
     return place.clamp(0, size - 1), (place >= 0) & (place < size)
 
 
-def _logits(hidden: Tensor, head: Tensor, temperature: float) -> Tensor:
-    """Logits [n, v], float32, which the caller may change in place."""
-    logits = linear(hidden, head).float()
-    return logits if temperature == 1 else logits.div_(temperature)
+@compiled_on_gpu
+def _with_piece(
+    logits: Tensor,
+    temperature: float,
+    place: Tensor,
+    inside: Tensor,
+    chosen: Tensor,
+    largest: Tensor,
+    total: Tensor,
+    weighted: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The running values [N] over the vocabulary with one more piece of logits l [N, v], before the temperature.
+
+    They are l(target), the largest l, total = sum exp(l - largest), weighted = sum exp(l - largest) (l - largest).
+    """
+    logits = _scaled(logits, temperature)
+    chosen = chosen + logits.gather(-1, place).masked_fill(~inside, 0.0)[:, 0]
+    before, largest = largest, largest.maximum(logits.amax(-1))
+    shrunk = (before - largest).exp()
+    weighted = shrunk * (weighted + total * (before - largest))
+    logits = logits.sub_(largest[:, None])
+    weights = logits.exp()
+    return chosen, largest, shrunk * total + weights.sum(-1), weighted + torch.linalg.vecdot(weights, logits)
+
+
+@compiled_on_gpu
+def _grad_logits(
+    logits: Tensor,
+    temperature: float,
+    place: Tensor,
+    inside: Tensor,
+    normalisers: Tensor,
+    entropies: Tensor,
+    of_logprobs: Tensor,
+    of_entropies: Tensor | None,
+) -> Tensor:
+    """The gradient of a piece of logits [N, v] before the temperature, in their dtype.
+
+    Args: normalisers, entropies and the gradients of logprobs and entropies, divided by the temperature, are [N].
+    """
+    logprobs = _scaled(logits, temperature).sub_(normalisers[:, None])
+    slopes = -of_logprobs[:, None]
+    if of_entropies is not None:
+        slopes = slopes - of_entropies[:, None] * (logprobs + entropies[:, None])
+    grad = logprobs.exp_().mul_(slopes)
+    return _with_targets(grad, place, of_logprobs[:, None] * inside).to(logits.dtype)
+
+
+def _with_targets(grad: Tensor, place: Tensor, of_targets: Tensor) -> Tensor:
+    """`grad` [N, v] with `of_targets` [N, 1] added at the index `place` [N, 1]."""
+    if not grad.is_cuda:
+        return grad.scatter_add_(-1, place, of_targets)
+    # A comparison fuses with what surrounds it; a scatter needs the whole of `grad` in memory.
+    return grad + (torch.arange(grad.shape[-1], device=grad.device) == place) * of_targets
+
+
+def _scaled(logits: Tensor, temperature: float) -> Tensor:
+    """Logits by temperature, float32. A new tensor unless they are float32 and the temperature is 1."""
+    logits = logits.float()
+    return logits if temperature == 1 else logits / temperature

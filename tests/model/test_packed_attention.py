@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import pytest
@@ -18,8 +17,11 @@ from transformers.masking_utils import sliding_window_causal_mask_function as sl
 
 from rloop_lightning.model import block_attention
 from rloop_lightning.model.block_attention import BlockAttention
+from rloop_lightning.model.flexible_attention import FlexibleAttention
 from rloop_lightning.model.packing import PackedBatch, pack
-from rloop_lightning.model.row_attention import RowAttention
+from rloop_lightning.model.row_attention import window_of
+from rloop_lightning.model.square_attention import SquareAttention
+from rloop_lightning.model.varlen_attention import VarlenAttention
 from rloop_lightning.types import RolloutBatch
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
@@ -60,16 +62,34 @@ def slow_kernel(
 KINDS: dict[str, Callable[[PackedBatch, Any], Any]] = {
     "products": BlockAttention,
     "fused": BlockAttention,
-    "varlen": partial(RowAttention, kernel=slow_kernel),
-    "flex": partial(RowAttention, kernel=None),
+    "varlen": lambda packed, sees: VarlenAttention(
+        packed, window_of(sees, longest(packed), torch.device("cpu")), slow_kernel
+    ),
+    "flex": FlexibleAttention,
+    "squares": lambda packed, sees: SquareAttention(packed),
 }
+FLEXIBLE = ("products", "fused", "flex")  # take any mask, soft caps and sinks
+TAKES = {"varlen": ("causal", "sliding", "a window as long as the rollouts"), "squares": ("causal",)}
+"""The masks of the other kinds."""
 
 
-@pytest.fixture(params=KINDS)
-def attention(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[PackedBatch, Any], Any]:
-    if request.param == "fused":
-        monkeypatch.setattr(block_attention, "LONGEST_FOR_PRODUCTS", 0)
-    return KINDS[request.param]
+def longest(packed: PackedBatch) -> int:
+    return int(packed.positions.max()) + 1
+
+
+@pytest.fixture
+def kind_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Callable[[PackedBatch, Any], Any]]:
+    """A kind of attention by name."""
+
+    def find(kind: str) -> Callable[[PackedBatch, Any], Any]:
+        if kind == "fused":
+            monkeypatch.setattr(block_attention, "LONGEST_FOR_PRODUCTS", 0)
+        return KINDS[kind]
+
+    return find
+
+
+KindOf = Callable[[str], Callable[[PackedBatch, Any], Any]]
 
 
 def seen_by_row(batch: RolloutBatch) -> list[list[int]]:
@@ -116,15 +136,17 @@ def slow_attention(
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize(
+    ("kind", "mask"), [(kind, mask) for kind in KINDS for mask in MASKS if mask in TAKES.get(kind, MASKS)]
+)
 def test_a_token_sees_its_prompt_and_its_completion_as_far_as_the_model_says(
-    attention: Callable[[PackedBatch, Any], Any], mask: str
+    kind_of: KindOf, kind: str, mask: str
 ) -> None:
     batch = shared_batch()
     packed = pack(batch)
     parts = qkv(len(packed.input_ids))
     with torch.no_grad():
-        found = attention(packed, MASKS[mask])(*parts, 0.3)
+        found = kind_of(kind)(packed, MASKS[mask])(*parts, 0.3)
     assert found.shape == (len(packed.input_ids), HEADS, WIDTH)
     torch.testing.assert_close(found[: packed.tokens], slow_attention(batch, mask, parts))
 
@@ -136,39 +158,40 @@ def test_whatever_the_lengths_and_prompts(kind: str, rows: tuple[tuple[int, int]
     batch = shared_batch(rows)
     packed = pack(batch)
     parts = qkv(len(packed.input_ids))
+    mask = "causal" if kind == "squares" else "sliding"
     with torch.no_grad():
-        found = KINDS[kind](packed, sliding(4))(*parts, 0.3)
-    torch.testing.assert_close(found[: packed.tokens], slow_attention(batch, "sliding", parts))
+        found = KINDS[kind](packed, MASKS[mask])(*parts, 0.3)
+    torch.testing.assert_close(found[: packed.tokens], slow_attention(batch, mask, parts))
 
 
+@pytest.mark.parametrize("kind", FLEXIBLE)
 @pytest.mark.parametrize(
     ("value_width", "softcap", "sinks"),
     [(VALUE_WIDTH, None, False), (WIDTH, 0.7, False), (WIDTH, None, True), (VALUE_WIDTH, 0.7, True)],
     ids=["narrow values", "softcap", "sinks", "all"],
 )
 def test_what_some_architectures_do_to_scores_and_values(
-    attention: Callable[[PackedBatch, Any], Any], value_width: int, softcap: float | None, sinks: bool
+    kind_of: KindOf, kind: str, value_width: int, softcap: float | None, sinks: bool
 ) -> None:
     batch = shared_batch()
     packed = pack(batch)
     parts = qkv(len(packed.input_ids), value_width)
     weights = torch.tensor([0.5, -1.0, 2.0, 0.0], dtype=torch.float64) if sinks else None
     with torch.no_grad():
-        found = attention(packed, sliding(4))(*parts, 0.3, softcap, weights)
+        found = kind_of(kind)(packed, sliding(4))(*parts, 0.3, softcap, weights)
     torch.testing.assert_close(found[: packed.tokens], slow_attention(batch, "sliding", parts, softcap, weights))
 
 
-@pytest.mark.parametrize("kind", ["products", "fused", "varlen"])  # FlexAttention has no gradient on a CPU
-def test_gradients_equal_those_of_the_loops(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if kind == "fused":
-        monkeypatch.setattr(block_attention, "LONGEST_FOR_PRODUCTS", 0)
+@pytest.mark.parametrize("kind", ["products", "fused", "varlen", "squares"])  # FlexAttention has none on a CPU
+def test_gradients_equal_those_of_the_loops(kind_of: KindOf, kind: str) -> None:
+    mask = "causal" if kind == "squares" else "sliding"
     batch = shared_batch()
     packed = pack(batch)
     parts = [part.requires_grad_() for part in qkv(len(packed.input_ids))]
     towards = torch.randn(packed.tokens, HEADS, WIDTH, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    found = KINDS[kind](packed, sliding(4))(*parts, 0.3)[: packed.tokens]
+    found = kind_of(kind)(packed, MASKS[mask])(*parts, 0.3)[: packed.tokens]
     slopes = torch.autograd.grad((towards * found).sum(), parts)
-    expected = torch.autograd.grad((towards * slow_attention(batch, "sliding", parts)).sum(), parts)
+    expected = torch.autograd.grad((towards * slow_attention(batch, mask, parts)).sum(), parts)
     for found_slope, slope in zip(slopes, expected, strict=True):
         torch.testing.assert_close(found_slope, slope)
 
@@ -181,6 +204,20 @@ def test_sinks_have_a_gradient() -> None:
     (slope,) = torch.autograd.grad(found.square().sum(), sinks)
     (expected,) = torch.autograd.grad(slow_attention(batch, "causal", parts, None, sinks).square().sum(), sinks)
     torch.testing.assert_close(slope, expected)
+
+
+def test_the_waste_of_squares_counts_repeated_prompts_and_padding() -> None:
+    # One prompt of 2 tokens; completions of 3 and 8. The prompt's 3 pairs are needed once, each completion sees it.
+    batch = shared_batch(((0, 3), (0, 8)))
+    prompt = int(batch.prompt_lengths[0])
+    lengths = [prompt + 3, prompt + 8]
+    needed = sum(n * (n + 1) // 2 for n in lengths) - prompt * (prompt + 1) // 2
+    computed = sum(n * (n + 1) // 2 for n in lengths)  # they are not similar, so each is a square of its own
+    assert SquareAttention(pack(batch)).waste == pytest.approx(computed / needed)
+    similar = shared_batch(((0, 20), (0, 21)))
+    lengths = [prompt + 20, prompt + 21]
+    needed = sum(n * (n + 1) // 2 for n in lengths) - prompt * (prompt + 1) // 2
+    assert SquareAttention(pack(similar)).waste == pytest.approx(lengths[1] * (lengths[1] + 1) / needed)
 
 
 # --- through a policy
