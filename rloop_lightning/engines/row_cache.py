@@ -27,7 +27,12 @@ def row_cache(config: Any, dtype: torch.dtype) -> Cache:
     """
     layers = DynamicCache(config=config).layers
     attention = (DynamicLayer, DynamicSlidingWindowLayer)
-    return Cache(layers=[RowLayer(dtype) if type(layer) in attention else layer for layer in layers])
+    return Cache(
+        layers=[
+            RowLayer(dtype, sees_all=type(layer) is DynamicLayer) if type(layer) in attention else layer
+            for layer in layers
+        ]
+    )
 
 
 def joins(cache: Cache) -> bool:
@@ -48,18 +53,23 @@ class RowLayer(DynamicLayer):
 
     Args:
         dtype: dtype of keys and values.
+        sees_all: whether the layer's attention sees all earlier tokens, not only those of a window.
     """
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    place: Tensor | None = None
+    """Where `update` writes one column [1] int64, on the device. It then returns the whole buffers."""
+
+    def __init__(self, dtype: torch.dtype, *, sees_all: bool = True) -> None:
         super().__init__()
         self._dtype = dtype
+        self.sees_all = sees_all
         self._buffers: list[Tensor] = []  # keys and values, each [B, heads, capacity, dim]
         self._length = 0
 
     @classmethod
     def joined(cls, layers: Sequence[RowLayer]) -> RowLayer:
         """A layer with the rows of several layers of equal length."""
-        layer = cls(layers[0]._dtype)
+        layer = cls(layers[0]._dtype, sees_all=layers[0].sees_all)
         keys, values = (torch.cat([getattr(one, name) for one in layers]) for name in ("keys", "values"))
         layer.update(keys, values)
         return layer
@@ -67,17 +77,39 @@ class RowLayer(DynamicLayer):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append [B, heads, new, dim] and return all keys and values so far."""
         key_states, value_states = key_states.to(self._dtype), value_states.to(self._dtype)
+        if self.place is not None:
+            for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
+                buffer.index_copy_(2, self.place, states)
+            keys, values = self._buffers
+            return keys, values
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self._buffers, self._length = [key_states[:, :, :0], value_states[:, :, :0]], 0
         start, end = self._length, self._length + key_states.shape[2]
-        capacity = self._buffers[0].shape[2]
-        if end > capacity:
-            room = end + max(32, end // 2) - capacity
-            self._buffers = [pad(buffer, (0, 0, 0, room)) for buffer in self._buffers]
+        self.make_room(end)
         for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
             buffer[:, :, start:end] = states
         return self._show(end)
+
+    @property
+    def length(self) -> int:
+        """Columns that are written."""
+        return self._length
+
+    @property
+    def capacity(self) -> int:
+        """Columns of the buffers."""
+        return self._buffers[0].shape[2]
+
+    def make_room(self, columns: int) -> None:
+        """Grow the buffers by half if they have fewer columns."""
+        if columns > self.capacity:
+            room = columns + max(32, columns // 2) - self.capacity
+            self._buffers = [pad(buffer, (0, 0, 0, room)) for buffer in self._buffers]
+
+    def advance(self) -> None:
+        """Count the column that was written at `place`."""
+        self._show(self._length + 1)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Continue with these rows, which may repeat."""

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rloop_lightning.engines.decode_graph import DecodeGraph, can_record, warn_not_recorded
 from rloop_lightning.engines.row_cache import joined, joins, row_cache
 from rloop_lightning.model.policy import Policy
 
@@ -38,6 +39,8 @@ class Rows:
         max_new_tokens: upper bound of the tokens to append.
         dtype: dtype of the cache and of the products; the caller sets the model's products to it.
         report_routed_experts: whether to record the experts of each forward pass.
+        fixed_shapes: decode with tensors of fixed shapes, as a CUDA graph needs them (decode_graph.py); None does so
+            where a graph can be recorded.
 
     Raises:
         TypeError: the model has no KV cache.
@@ -51,6 +54,7 @@ class Rows:
         dtype: torch.dtype,
         *,
         report_routed_experts: bool = False,
+        fixed_shapes: bool | None = None,
     ) -> None:
         self._model = policy.model
         self._decoder = policy.model.get_decoder()
@@ -58,6 +62,9 @@ class Rows:
         self._routing = policy.routing if report_routed_experts else None
         self._columns = _Columns(prompts, max_new_tokens, policy.device)
         self.logits, self.routed_experts = self._prefill(dtype)
+        can = self._routing is None and can_record(policy, self._cache)
+        self._fixed_shapes = can if fixed_shapes is None else fixed_shapes
+        self._graph: DecodeGraph | None = None
 
     logits: Tensor  # [R, V]
     routed_experts: Tensor | None  # [R, columns of the last forward pass, layers, top_k], if reported
@@ -67,13 +74,30 @@ class Rows:
         self._cache.reorder_cache(rows)  # type: ignore[arg-type]  # declared for LongTensor, which int64 tensors are
         self._columns.select(rows)
         self.logits = self.logits[rows]
+        self._graph = None
 
     def append(self, tokens: Tensor) -> None:
         """Append one token to each row; tokens is [R]."""
         positions = self._columns.append()
+        if self._fixed_shapes:
+            try:
+                self.logits = self._open_graph().append(tokens, positions)
+                return
+            except torch.cuda.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                warn_not_recorded(error)
+                self._fixed_shapes, self._graph = False, None
         self.logits, self.routed_experts = self._forward(
             tokens[:, None], positions[:, None], self._columns.seen, self._cache
         )
+
+    def _open_graph(self) -> DecodeGraph:
+        """The recorded step, recorded anew if rows have changed or its buffers are full."""
+        if self._graph is None or self._graph.is_full:
+            self._graph = None  # frees its memory first
+            self._graph = DecodeGraph(self._logits, self._cache, self._columns.all_seen)
+        return self._graph
 
     def _prefill(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
         """Fill the cache with the prompts, in pieces."""
@@ -129,6 +153,11 @@ class _Columns:
     def seen(self) -> Tensor | None:
         """Whether a column contains a token of the row [R, columns]; None if all do."""
         return self._seen[:, : self.count] if self._padded else None
+
+    @property
+    def all_seen(self) -> Tensor:
+        """`seen` of all columns, also of those that are not written yet [R, columns at the end]."""
+        return self._seen
 
     def select(self, rows: Tensor) -> None:
         self.lengths, self._seen = self.lengths[rows], self._seen[rows]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 
 def attend(
@@ -53,3 +54,11 @@ def attend_single(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
     if mask is not None:
         scores = scores.masked_fill_(~mask, torch.finfo(scores.dtype).min)
     return torch.bmm(scores.softmax(-1).flatten(0, 1), value.flatten(0, 1)).view(rows, 1, -1, value.shape[3])
+
+
+def attend_single_fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
+    """`attend_single` by PyTorch's kernel. Heads that share keys become queries of one head: no keys are repeated."""
+    rows, kv_heads = key.shape[:2]
+    grouped = query.reshape(rows, kv_heads, -1, query.shape[3])
+    found = scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scaling)
+    return found.reshape(rows, 1, -1, value.shape[3])

@@ -20,7 +20,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from rloop_lightning.model.attend import attend, attend_single
+from rloop_lightning.model.attend import attend, attend_single, attend_single_fused
 from rloop_lightning.model.block_attention import BlockAttention
 from rloop_lightning.model.packing import PackedBatch
 from rloop_lightning.model.product_attention import Sees
@@ -147,6 +147,8 @@ def _attend_rows(
     # With one query per row, two batched products take half the fused kernel's time; in bfloat16, three times as long.
     if query.shape[2] == 1 and plain and query.device.type == "cpu" and query.dtype == torch.float32:
         return attend_single(query, key, value, mask, scaling)
+    if query.shape[2] == 1 and plain and fused and query.device.type == "cuda":
+        return attend_single_fused(query, key, value, mask, scaling)
     if fused and plain:
         return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, mask, scaling=scaling, **kwargs)[0]
     return attend(query, key, value, mask, scaling, softcap, s_aux).transpose(1, 2)
