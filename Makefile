@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fit test test-peers chaos fuzz lint docs bench clean
+.PHONY: help setup fit test test-peers test-gpu chaos fuzz lint docs bench clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -29,6 +29,9 @@ test: $(STAMP) ## Run the tests, in JOBS=2 processes. PYTEST_ARGS="-k losses" is
 # `make test` runs them too.
 test-peers: $(STAMP) ## Run the tests against TRL: the same rollouts, advantages, losses and gradients.
 	@$(BIN)/python -m pytest $(PYTEST_ARGS) tests/peers
+
+test-gpu: $(STAMP) ## Run the tests that need a CUDA GPU, which `make test` skips without one.
+	@$(BIN)/python -m pytest --timeout 600 $(PYTEST_ARGS) tests/gpu
 
 chaos: $(STAMP) ## Kill and damage many runs and write the table of docs/reliability.md. RUNS=100 runs are killed.
 	@OMP_NUM_THREADS=1 PYTHONPATH=tests:tests/helpers $(BIN)/python -m chaos --runs $(RUNS) --jobs $(JOBS) --document docs/reliability.md

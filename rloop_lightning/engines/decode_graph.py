@@ -66,6 +66,10 @@ class DecodeGraph:
         self._logits: Tensor | None = None
 
     @property
+    def is_recorded(self) -> bool:
+        return self._graph is not None
+
+    @property
     def is_full(self) -> bool:
         """Whether there is no room for another column."""
         return self._layers[0].length == self._layers[0].capacity

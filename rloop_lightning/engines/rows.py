@@ -92,6 +92,11 @@ class Rows:
             tokens[:, None], positions[:, None], self._columns.seen, self._cache
         )
 
+    @property
+    def is_recorded(self) -> bool:
+        """Whether the last token was decoded by a CUDA graph."""
+        return self._graph is not None and self._graph.is_recorded
+
     def _open_graph(self) -> DecodeGraph:
         """The recorded step, recorded anew if rows have changed or its buffers are full."""
         if self._graph is None or self._graph.is_full:
