@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -98,7 +99,7 @@ class DecodeGraph:
             self._step()  # prepares what can't be recorded: libraries' workspaces and plans
         current.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, pool=_memory()):
             self._logits = self._step()
         self._graph = graph
 
@@ -114,6 +115,12 @@ class DecodeGraph:
             for layer in self._layers:
                 layer.place = None
             torch.set_autocast_cache_enabled(cached)
+
+
+@cache
+def _memory() -> Any:
+    """The memory of all graphs: at most one exists, and the next takes over what it had."""
+    return torch.cuda.graph_pool_handle()
 
 
 def warn_not_recorded(error: RuntimeError) -> None:

@@ -106,6 +106,7 @@ class RowLayer(DynamicLayer):
         if columns > self.capacity:
             room = columns + max(32, columns // 2) - self.capacity
             self._buffers = [pad(buffer, (0, 0, 0, room)) for buffer in self._buffers]
+            self._show(self._length)  # the views would keep the old buffers
 
     def advance(self) -> None:
         """Count the column that was written at `place`."""

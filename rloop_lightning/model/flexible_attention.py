@@ -68,8 +68,13 @@ class FlexibleAttention:
 
         count = len(packed.input_ids)
         device = packed.positions.device
-        compiled = {"_compile": True} if device.type != "cpu" else {}  # otherwise the full mask would be materialised
-        return create_block_mask(visible, None, None, count, count, device=device, **compiled)
+        return _make_mask(device.type)(visible, None, None, count, count, device=device)
+
+
+@cache
+def _make_mask(device: str) -> Any:
+    """Compiled, it does not materialise the full mask."""
+    return create_block_mask if device == "cpu" else torch.compile(create_block_mask)
 
 
 @cache

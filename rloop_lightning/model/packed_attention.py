@@ -22,6 +22,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from rloop_lightning.model.attend import attend, attend_single, attend_single_fused
 from rloop_lightning.model.block_attention import BlockAttention
+from rloop_lightning.model.checkpointing import keeping
 from rloop_lightning.model.packing import PackedBatch
 from rloop_lightning.model.product_attention import Sees
 from rloop_lightning.model.row_attention import RowAttention
@@ -109,7 +110,7 @@ def _attend_packed(
     """The attention output of a packed row, [1, N, heads, Dv]; query, key and value are [1, heads, N, D]."""
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     queries, keys, values = (part[0].transpose(0, 1) for part in _of_one_dtype(query, key, value))
-    with torch.autocast(query.device.type, enabled=False):
+    with torch.autocast(query.device.type, enabled=False), keeping():
         return mask.attention(queries, keys, values, scaling, softcap, s_aux)[None]
 
 

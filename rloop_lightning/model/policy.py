@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from rloop_lightning.errors import NonFiniteError
 from rloop_lightning.model.agreement import small_batch, takes_packed_rows
+from rloop_lightning.model.checkpointing import recomputing
 from rloop_lightning.model.config import PolicyConfig, RoutingReplayMode, model_source, routing_faults
 from rloop_lightning.model.context import context_of
 from rloop_lightning.model.folder import hub_faults, model_faults, vocabulary_faults
@@ -32,7 +33,7 @@ from rloop_lightning.model.loading import load_model, load_tokenizer
 from rloop_lightning.model.packed_attention import switch_attention
 from rloop_lightning.model.packing import pack, packed_micro_batches
 from rloop_lightning.model.routing_replay import ForwardPass, RoutingReplay
-from rloop_lightning.model.scores import completion_tokens, packed_states, padded_states, recomputing
+from rloop_lightning.model.scores import completion_tokens, packed_states, padded_states
 from rloop_lightning.model.stop_tokens import ends_of_completions
 from rloop_lightning.system.folders import write_folder
 from rloop_lightning.system.terminal import cause, printable

@@ -8,18 +8,12 @@ Both return [N, H], with gradients, in the order of the batch's completion token
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rloop_lightning.model.packed_attention import packed_mask
 from rloop_lightning.model.packing import PackedBatch
-from rloop_lightning.model.row_attention import kernel_operations
 from rloop_lightning.types import RolloutBatch
 
 
@@ -39,27 +33,6 @@ def padded_states(model: Any, batch: RolloutBatch) -> Tensor:
     hidden = model.get_decoder()(input_ids=batch.input_ids, use_cache=False).last_hidden_state  # [B, L, H]
     rows, columns = batch.completion_mask.nonzero(as_tuple=True)
     return hidden[rows, batch.prompt_lengths[rows] + columns - 1]
-
-
-@contextmanager
-def recomputing(model: Any) -> Iterator[None]:
-    """Gradient checkpointing in the block: layers store only their inputs, and the backward pass recomputes them.
-
-    On a GPU, layers also store the output of the attention kernel: with long rollouts, it takes most of the time.
-    Hugging Face's own switch needs training mode, which would turn dropout on.
-    """
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    settings: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
-    if model.device.type != "cpu" and (operations := kernel_operations()):
-        settings["context_fn"] = partial(create_selective_checkpoint_contexts, operations)
-    for layer in layers:
-        # Wraps `forward` rather than the module call, so that a module's hooks run once.
-        layer.forward = partial(checkpoint, layer.forward, **settings)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.forward
 
 
 def completion_tokens(batch: RolloutBatch) -> Tensor:

@@ -10,7 +10,9 @@ are padded to the longest. Padding is on the right, where a causal mask hides it
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,35 +49,74 @@ class SquareAttention:
             values: [N, kv_heads, Dv].
             scaling: factor of the scores.
         """
-        found = []
-        for tokens in self._tokens:  # [R, L]
-            query, key, value = (
-                part.index_select(0, tokens.flatten()).unflatten(0, tokens.shape).transpose(1, 2)
-                for part in (queries, keys, values)
-            )  # [R, heads, L, D]
+        index = self._index
+        spread = [_Spread.apply(part, index) for part in (queries, keys, values)]  # [slots, heads, D]
+        found, start = [], 0
+        for rows, length in self._squares:
+            shape, end = (len(rows), length), start + len(rows) * length
+            query, key, value = (part[start:end].unflatten(0, shape).transpose(1, 2) for part in spread)
             square = scaled_dot_product_attention(
                 query, key, value, is_causal=True, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
-            )
+            )  # [R, heads, L, Dv]
             found.append(square.transpose(1, 2).flatten(0, 1))
-        gathered = torch.cat(found).index_select(0, self._slots)
-        return pad(gathered, (0, 0, 0, 0, 0, self._packed.filling))
+            start = end
+        return pad(_Collect.apply(torch.cat(found), index), (0, 0, 0, 0, 0, self._packed.filling))
 
     @cached_property
-    def _tokens(self) -> list[Tensor]:
-        """The packed index of each token of each square [R, L]."""
-        columns = max(length for _, length in self._squares)
-        places = self._packed.places(columns)  # [B, columns]
-        return [places[rows, :length] for rows, length in self._squares]
-
-    @cached_property
-    def _slots(self) -> Tensor:
-        """Where the squares, one after another, hold each packed token [N]: a prompt's in its first rollout's row."""
-        bases = torch.zeros_like(self._packed.prompt_of_row)
+    def _index(self) -> _Index:
+        packed = self._packed
+        places = packed.places(max(length for _, length in self._squares))  # [B, columns]
+        tokens = torch.cat([places[rows, :length].flatten() for rows, length in self._squares])
+        bases = torch.zeros_like(packed.prompt_of_row)
         start = 0
         for rows, length in self._squares:
             bases[rows] = start + length * torch.arange(len(rows), device=bases.device)
             start += len(rows) * length
-        return bases[self._packed.rows] + self._packed.positions[: self._packed.tokens]
+        slots = bases[packed.rows] + packed.positions[: packed.tokens]
+        again = torch.ones_like(tokens, dtype=torch.bool)
+        again[slots] = False
+        starts = packed.lengths[: packed.prompts].sum()  # of the completions; padding repeats one of their tokens
+        return _Index(tokens, slots, (again & (tokens < starts)).nonzero()[:, 0])
+
+
+@dataclass(frozen=True)
+class _Index:
+    """Where the tokens of a packed row of N stand in the slots of all squares, one after another."""
+
+    tokens: Tensor  # [slots] int64, the token of each slot; padding repeats a rollout's last token
+    slots: Tensor  # [N] int64, the slot of each token; of a prompt's tokens, those of its first rollout
+    again: Tensor  # the slots that hold a prompt's tokens once more
+
+
+class _Spread(torch.autograd.Function):
+    """Copies packed tokens to their slots. The backward pass gathers, where autograd's own would add slot by slot."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor, index: _Index) -> Tensor:
+        ctx.index, ctx.count = index, len(part)
+        return part.index_select(0, index.tokens)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        index = ctx.index
+        own = pad(grad.index_select(0, index.slots), (0, 0, 0, 0, 0, ctx.count - len(index.slots)))
+        if len(index.again):
+            own.index_add_(0, index.tokens[index.again], grad.index_select(0, index.again))
+        return own, None
+
+
+class _Collect(torch.autograd.Function):
+    """Takes each token's output from its slot. No slot is taken twice, so the backward pass copies."""
+
+    @staticmethod
+    def forward(ctx: Any, found: Tensor, index: _Index) -> Tensor:
+        ctx.index = index
+        return found.index_select(0, index.slots)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        index = ctx.index
+        return grad.new_zeros(len(index.tokens), *grad.shape[1:]).index_copy_(0, index.slots, grad), None
 
 
 def _squares(lengths: list[int]) -> list[tuple[list[int], int]]:
