@@ -88,12 +88,21 @@ def _special_files(folder: Path) -> Iterator[str]:
 
 
 def _faults_of_files(folder: Path, *, weights: bool) -> list[str]:
-    """Errors in the files of a folder, found in a copy of this process with limits."""
+    """Errors in the files of a folder."""
+    return checked_in_a_copy(lambda: _checks(folder, weights=weights))
+
+
+def checked_in_a_copy(checks: Callable[[], Iterator[tuple[str, Callable[[], Iterator[str]]]]]) -> list[str]:
+    """Errors found by checks, in a copy of this process with limits.
+
+    Args:
+        checks: the files that a check reads, and the check; the first that finds errors is the last.
+    """
 
     def read() -> Iterator[tuple[str, str]]:
         """What is read next, without an error, and the errors found in it."""
         torch.set_num_threads(1)  # the others were not copied
-        for files, check in _checks(folder, weights=weights):
+        for files, check in checks():
             yield files, ""
             with quiet():  # what matters of the libraries' warnings is told here
                 faults = list(check())

@@ -15,7 +15,7 @@ class Weights:
     """Loads a policy's weights into the model, unless they are loaded already.
 
     The base policy is reloaded from its source folder. If the source is not a folder, such as a name on the hub, the
-    base policy is saved to the run folder once.
+    base policy is saved to the run folder once. With an adapter, that is the model under it.
 
     Args:
         policy: the base policy; its weights are replaced in place.
