@@ -122,7 +122,7 @@ class Adapter:
         if dtype not in (torch.bfloat16, torch.float16) or torch.is_autocast_enabled(device):
             yield
             return
-        with torch.autocast(device, dtype):
+        with torch.autocast(device, dtype, cache_enabled=False):
             yield
 
     @torch.no_grad()
