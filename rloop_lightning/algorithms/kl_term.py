@@ -93,6 +93,11 @@ class KLTerm(nn.Module):
             "or take round"
         )
 
+    @property
+    def has_copy(self) -> bool:
+        """Whether the term keeps a copy of the trained weights."""
+        return self.initial_beta > 0 and self.kind == "round"
+
     def in_the(self, place: Literal["loss", "reward"]) -> bool:
         """Whether the term is on and added in this place."""
         return self.reference is not None and self.place == place

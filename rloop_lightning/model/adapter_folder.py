@@ -12,7 +12,7 @@ plain LoRA needs are passed on to it, and any other must have a value that chang
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from rloop_lightning.model.folder import checked_in_a_copy, model_faults
 from rloop_lightning.model.libraries import library_errors, quiet
 from rloop_lightning.model.loading import is_folder
 from rloop_lightning.model.lora import Adapter, attach, file_name, missing_peft
+from rloop_lightning.model.lora_targets import LoraTargets
 from rloop_lightning.model.weight_files import WeightFiles
 from rloop_lightning.system.terminal import one_line
 
@@ -78,9 +79,32 @@ def source_faults(name: str) -> list[str]:
         return [f"{base}, which is an adapter itself; merge that one into its model, and name the merged folder"]
     if wrong := model_faults(found.base):
         return [f"{base}: {fault}; correct {_BASE} in that file, or restore the model" for fault in wrong]
-    if wrong := [missing_peft()] if missing_peft() else []:
-        return wrong
+    if missing := missing_peft():
+        return [missing]
     return checked_in_a_copy(lambda: iter([(f"{ADAPTER} or the header of {WEIGHTS}", found.faults)]))
+
+
+def target_faults(name: str, targets: Sequence[str]) -> list[str]:
+    """Which of the layers to adapt a model does not have, found without its weights.
+
+    Args:
+        name: folder or hub name of the model.
+    """
+
+    def faults() -> Iterator[str]:
+        try:
+            LoraTargets.of(_without_weights(name), targets)
+        except ValueError as error:
+            yield from str(error).splitlines()
+
+    return checked_in_a_copy(lambda: iter([(CONFIG, faults)]))
+
+
+def _without_weights(name: str) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(load_config(name), trust_remote_code=False)
 
 
 @dataclass(frozen=True)
@@ -122,11 +146,8 @@ class AdapterFolder:
         if files.faults:
             yield from files.faults
             return
-        from transformers import AutoModelForCausalLM
-
         with library_errors(f"{ADAPTER} describes no adapter of its model"), quiet(), torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(load_config(self.base), trust_remote_code=False)
-            expected = attach(model, self.config).parameters
+            expected = attach(_without_weights(self.base), self.config).parameters
         yield from _mismatches(
             {file_name(name): tuple(weight.shape) for name, weight in expected.items()}, _shapes(self.folder / WEIGHTS)
         )

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from rloop_lightning.model.adapter_folder import base_of, is_adapter, source_faults
+from rloop_lightning.model.adapter_folder import base_of, is_adapter, source_faults, target_faults
 from rloop_lightning.model.loading import is_folder, model_type
 from rloop_lightning.model.lora import LoraSettings, missing_peft
+from rloop_lightning.model.lora_targets import ALL_LINEAR
 from rloop_lightning.model.routers import unknown_routers
 from rloop_lightning.system.fields import PositiveInt, check_fields
 
@@ -73,7 +74,7 @@ def policy_faults(config: PolicyConfig) -> list[str]:
     name = model_source(config.model)
     if faults := [*lora_faults(config), *source_faults(name)]:
         return faults
-    return routing_faults(config) if is_folder(base_of(name)) else []
+    return [*routing_faults(config), *lora_target_faults(config)] if is_folder(base_of(name)) else []
 
 
 def lora_faults(config: PolicyConfig) -> list[str]:
@@ -84,6 +85,12 @@ def lora_faults(config: PolicyConfig) -> list[str]:
     if lora.merge and not (adapter or lora.rank):
         return ["--policy.lora.merge true: there is no adapter to merge; set --policy.lora.rank, or leave it out"]
     return [missing_peft()] if lora.rank and missing_peft() else []
+
+
+def lora_target_faults(config: PolicyConfig) -> list[str]:
+    """Errors in the names of the layers to adapt, found without weights."""
+    name, lora = model_source(config.model), config.lora
+    return target_faults(name, lora.targets) if lora.rank and lora.targets != ALL_LINEAR else []
 
 
 def routing_faults(config: PolicyConfig) -> list[str]:

@@ -89,6 +89,7 @@ class Policy(nn.Module):
         self.routing = None if routing_replay == "none" else RoutingReplay(model, routing_replay)
         self.mixed_precision: torch.dtype | None = None  # dtype of the updates, if it differs from the weights'
         self.recomputes = gradient_checkpointing
+        self.merges = False  # whether a run also hands over its final policy with the adapter merged
         if self.adapter is not None:
             leave_out_frozen(self)
 
@@ -119,6 +120,7 @@ class Policy(nn.Module):
         except Exception as error:  # the model's code may raise anything for a config that its weights don't fit
             what = f"{type(source.model).__name__} can't be used as a policy"
             raise ValueError(f"{what}: {cause(error)}; correct config.json, or take another model") from error
+        policy.merges = config.lora.merge
         if config.attn_implementation == "flash_attention_2":
             try:
                 switch_attention(policy.model, config.attn_implementation, packs=policy.packs)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from rloop_lightning.model.adapter_folder import AdapterFolder, is_adapter, source_faults
-from rloop_lightning.model.config import PolicyConfig, lora_faults, model_source, routing_faults
+from rloop_lightning.model.config import PolicyConfig, lora_faults, lora_target_faults, model_source, routing_faults
 from rloop_lightning.model.folder import hub_faults, vocabulary_faults
 from rloop_lightning.model.loading import load_model, load_tokenizer
 from rloop_lightning.model.lora import Adapter, add_adapter
@@ -43,7 +43,7 @@ def load_source(config: PolicyConfig) -> Source:
         raise ValueError("\n".join(wrong))
     folder = AdapterFolder.read(Path(name)) if is_adapter(name) else None
     base = folder.base if folder else name
-    if wrong := hub_faults(base) or routing_faults(config):
+    if wrong := hub_faults(base) or [*routing_faults(config), *lora_target_faults(config)]:
         raise ValueError("\n".join(wrong))
     # None lets transformers choose sdpa, or eager for a model without it. Flash attention runs only on a GPU, so it is
     # set after the checks.

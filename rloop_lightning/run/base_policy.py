@@ -81,7 +81,7 @@ def source_on_resume(
     faults = changed_base(model_source(config.model), newest.base if newest else {}) or policy_faults(config)
     if not faults:
         return Source(config)
-    faults = [f"--policy.model {config.model}: {fault}" for fault in faults]
+    faults = [fault if fault.startswith("--policy.") else f"--policy.model {config.model}: {fault}" for fault in faults]
     if restart_from is None:
         state = resume_point(folder, stages, parts).state
     else:
