@@ -132,7 +132,7 @@ def _settings_faults(folder: Path, *, weights: bool) -> Iterator[str]:
     adapter = (folder / "adapter_config.json").exists()
     read = WeightFiles.read(folder) if weights else None
     if config is None and adapter:
-        yield "contains only an adapter; merge it into its model, save the result and give its folder"
+        yield "contains only an adapter; copy it to a folder (hf download NAME --local-dir FOLDER) and give that"
     elif config is None:
         yield f"contains no {CONFIG}; give a folder written by save_pretrained"
     elif isinstance(config, str):

@@ -108,12 +108,12 @@ def test_the_reference_of_a_round_is_what_the_round_began_with_or_the_base(
     if kind == "base":
         out = lora.finished(tmp_path / "run", "--algo.kl_reference", "base", "--loop.explore_steps", "2")
     first = {
-        row["round"]: float(row["policy/kl_nats"])
+        int(row["round"]): float(row["policy/kl_nats"])
         for row in read_metrics(out / "metrics.csv")
         if row["phase"] == "explore" and int(row["step"]) == 1
     }
-    assert first["0"] == pytest.approx(0, abs=1e-9)
-    assert (first["1"] > 1e-3) == moved
+    assert first[0] == pytest.approx(0, abs=1e-9)
+    assert (first[1] > 1e-3) == moved
 
 
 def test_a_run_starts_from_an_adapter(finished_lora: Path, tmp_path: Path) -> None:
