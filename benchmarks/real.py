@@ -28,6 +28,7 @@ from benchmarks.options import Options
 from benchmarks.report import Result, Table
 from rloop_lightning.batching import collate
 from rloop_lightning.engines.torch_engine import TorchEngine
+from rloop_lightning.model.lora import LoraSettings, add_adapter
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.types import Problem, Rollout, RolloutBatch
 
@@ -181,12 +182,17 @@ def make_policy(name: str, device: torch.device, *, context: int, lora: int = 0,
     size = SIZES[name]
     stops = [size.vocabulary - 1]
     model = make_model(size, stops, context_tokens=context, device=str(device))
+    adapter = None
     if lora:
-        from peft import LoraConfig, get_peft_model
-
-        model = get_peft_model(model, LoraConfig(r=lora, lora_alpha=lora, target_modules="all-linear"))
-    tokenizer = make_tokenizer(size.vocabulary, EOS)
-    return Policy(model, tokenizer, max_tokens_per_micro_batch=2**30, gradient_checkpointing=checkpointing)
+        model = model.to(torch.bfloat16)  # frozen; the adapter's weights are float32
+        adapter = add_adapter(model, LoraSettings(rank=lora))
+    return Policy(
+        model,
+        make_tokenizer(size.vocabulary, EOS),
+        max_tokens_per_micro_batch=2**30,
+        gradient_checkpointing=checkpointing,
+        adapter=adapter,
+    )
 
 
 def measure_update(update: Update, device: torch.device, rounds: int) -> Cost:

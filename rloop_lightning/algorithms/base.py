@@ -26,6 +26,7 @@ from rloop_lightning.algorithms.kl_term import KLEstimator, KLTerm, kl
 from rloop_lightning.algorithms.overlong import Overlong
 from rloop_lightning.algorithms.policy_module import PolicyModule
 from rloop_lightning.algorithms.ranks import mean_over_ranks
+from rloop_lightning.algorithms.reference import ReferenceKind
 from rloop_lightning.batching import collate
 from rloop_lightning.errors import RunFault
 from rloop_lightning.system.fields import AtLeastOne, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -53,11 +54,13 @@ class Algorithm(PolicyModule):
         mask_truncated: overlong filtering: leave rollouts truncated at the length limit out of the loss.
         overlong_buffer_tokens: soft overlong punishment: the reward falls linearly by 1 over this many tokens before
             the length limit, in groups with both right and wrong rollouts; 0 is off.
-        kl_beta: weight of the KL term against the round's initial policy; 0 is off and keeps no reference policy.
+        kl_beta: weight of the KL term against the reference policy; 0 is off and keeps no reference policy.
         kl_estimator: estimator of the KL divergence at a token, with d = lp_ref - lp: `k1` -d, `k2` d^2 / 2, `k3`
             exp(d) - d - 1. k1 works in the reward only: its gradient in a loss is zero in expectation.
         kl_in: where the KL term is added: to the `loss` of each token, or to the `reward`, summed over the rollout and
             without gradient. It then changes the rollout's advantage by -kl_beta (KL - the group's mean KL).
+        kl_reference: the reference policy: the policy that the `round` began with, or, with an adapter
+            (--policy.lora.rank), the `base` model under it.
         kl_target: target KL divergence, nats per token: kl_beta adapts to it after each rollout step; null keeps
             kl_beta constant.
         kl_adaptation: adaptation rate: kl_beta changes by this times the relative error, clipped to +-0.2.
@@ -91,6 +94,7 @@ class Algorithm(PolicyModule):
         kl_beta: NonNegativeFloat = 0.0,
         kl_estimator: KLEstimator = "k3",
         kl_in: Literal["loss", "reward"] = "loss",
+        kl_reference: ReferenceKind = "round",
         kl_target: PositiveFloat | None = None,
         kl_adaptation: PositiveFloat = 0.1,
         reference_reset_steps: NonNegativeInt = 0,
@@ -113,6 +117,7 @@ class Algorithm(PolicyModule):
             target=kl_target,
             adaptation=kl_adaptation,
             reset_steps=reference_reset_steps,
+            kind=kl_reference,
         )
         self.entropy_coef = entropy_coef
         self.importance = ImportanceCorrection(importance_correction, importance_level, importance_cap)

@@ -9,6 +9,7 @@ import torch
 
 from rloop_lightning.algorithms.kl_term import KLTerm
 from rloop_lightning.algorithms.policy_module import PolicyModule
+from rloop_lightning.algorithms.reference import ReferenceKind
 from rloop_lightning.errors import RunFault
 from rloop_lightning.system.fields import NonNegativeFloat, PositiveInt
 from rloop_lightning.types import LossOutput, RolloutBatch, TokenScores
@@ -22,7 +23,9 @@ class Consolidation(PolicyModule):
     Args:
         epochs: passes over the expert set.
         rollouts_per_update: mini-batch size of an optimizer step, rollouts.
-        kl_beta: weight of a KL term against the round's initial policy on the expert set's tokens; 0 is off.
+        kl_beta: weight of a KL term against the reference policy on the expert set's tokens; 0 is off.
+        kl_reference: the reference policy: the policy that the `round` began with, or, with an adapter
+            (--policy.lora.rank), the `base` model under it.
         kl_estimator: estimator of the KL divergence at a token, with d = lp_ref - lp: `k2` d^2 / 2, `k3`
             exp(d) - d - 1.
         aggregation: how token losses become the loss of a mini-batch: `token-mean` is the mean over all its tokens,
@@ -38,6 +41,7 @@ class Consolidation(PolicyModule):
         epochs: PositiveInt = 2,
         rollouts_per_update: PositiveInt = 64,
         kl_beta: NonNegativeFloat = 0.0,
+        kl_reference: ReferenceKind = "round",
         kl_estimator: Literal["k2", "k3"] = "k3",
         aggregation: Literal["token-mean", "sequence-mean", "sequence-sum"] = "token-mean",
         **kwargs: Any,
@@ -45,7 +49,7 @@ class Consolidation(PolicyModule):
         super().__init__(aggregation=aggregation, **kwargs)
         self.epochs = epochs
         self.rollouts_per_update = rollouts_per_update
-        self.kl = KLTerm(beta=kl_beta, estimator=kl_estimator)
+        self.kl = KLTerm(beta=kl_beta, estimator=kl_estimator, kind=kl_reference)
 
     def setup(self, stage: str) -> None:
         super().setup(stage)

@@ -1,4 +1,4 @@
-"""The KL term: keeps the policy close to the round's initial policy, in the loss or in the reward."""
+"""The KL term: keeps the policy close to the round's initial policy, or to the base model under its adapter."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from rloop_lightning.algorithms.reference import Reference
+from rloop_lightning.algorithms.reference import Reference, ReferenceKind
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.types import LossOutput, RolloutBatch, TokenScores
 
@@ -36,6 +36,7 @@ class KLTerm(nn.Module):
         target: target KL divergence, nats per token; None keeps beta constant.
         adaptation: adaptation rate of beta, see `adapted`.
         reset_steps: rollout steps between resets of the reference (ProRL, arXiv 2505.24864); 0 never resets it.
+        kind: `round` takes the round's initial policy as the reference, `base` the model under the policy's adapter.
     """
 
     beta: Tensor
@@ -50,6 +51,7 @@ class KLTerm(nn.Module):
         target: float | None = None,
         adaptation: float = 0.1,
         reset_steps: int = 0,
+        kind: ReferenceKind = "round",
     ) -> None:
         super().__init__()
         self.initial_beta = beta
@@ -58,6 +60,7 @@ class KLTerm(nn.Module):
         self.target = target
         self.adaptation = adaptation
         self.reset_steps = reset_steps
+        self.kind = kind
         self.reference = None
 
     def faults(self) -> Iterator[tuple[str, str, object]]:
@@ -70,22 +73,30 @@ class KLTerm(nn.Module):
         if self.initial_beta <= 0 and self.reset_steps > 0:
             what = "must be 0 with --algo.kl_beta 0, which has no reference"
             yield "reference_reset_steps", what, self.reset_steps
+        if self.kind == "base" and self.reset_steps > 0:
+            what = "must be 0 with --algo.kl_reference base, which never changes"
+            yield "reference_reset_steps", what, self.reset_steps
 
     def begin(self, policy: Policy) -> None:
-        """Use the current policy as the reference.
-
-        Raises:
-            ValueError: `reset_steps` is set and the policy has an adapter: that reference can't be reset.
-        """
+        """Use the current policy as the reference, or its base model."""
         if self.initial_beta == 0:
             return
-        self.reference = Reference(policy)
+        self.reference = Reference(policy, self.kind)
         self.register_buffer("beta", torch.tensor(self.initial_beta, dtype=torch.float64))
-        if self.reset_steps and not self.reference.has_copy:
-            raise ValueError(
-                f"--algo.reference_reset_steps {self.reset_steps}: with an adapter the reference is the base model, "
-                "which does not change; set it to 0"
-            )
+
+    def conflict(self, policy: Policy, flag: str) -> str:
+        """Why the policy can't have this reference; empty if it can."""
+        if self.initial_beta == 0 or self.kind == "round" or policy.adapter is not None:
+            return ""
+        return (
+            f"{flag}.kl_reference base: only a policy with an adapter contains its base model; set --policy.lora.rank, "
+            "or take round"
+        )
+
+    @property
+    def has_copy(self) -> bool:
+        """Whether the term keeps a copy of the trained weights."""
+        return self.initial_beta > 0 and self.kind == "round"
 
     def in_the(self, place: Literal["loss", "reward"]) -> bool:
         """Whether the term is on and added in this place."""

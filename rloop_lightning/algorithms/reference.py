@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from contextlib import AbstractContextManager
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,37 +13,65 @@ from torch import Tensor, nn
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.types import RolloutBatch
 
+ReferenceKind = Literal["round", "base"]
+
 
 class Reference(nn.Module):
-    """A frozen copy of the policy; with an adapter (LoRA), the policy with the adapter disabled.
+    """The round's initial policy, as a frozen copy; of a policy with an adapter (LoRA), only the adapter is copied.
 
     It is a submodule of its owner, so checkpoints include it.
+
+    Args:
+        policy: the round's initial policy.
+        kind: `base` is the model without its adapter instead, which no round changes.
+
+    Raises:
+        ValueError: `base`, and the policy has no adapter.
     """
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, kind: ReferenceKind = "round") -> None:
         super().__init__()
-        self.has_copy = not policy.has_adapter
-        if self.has_copy:
-            self.frozen = copy.deepcopy(policy).requires_grad_(False)
+        self.kind = kind
         self._policy = (policy,)  # a tuple, so that nn.Module does not register it as a submodule
+        if policy.adapter is None:
+            if kind == "base":
+                raise ValueError("only a policy with an adapter (--policy.lora.rank) contains its base model")
+            self.frozen = copy.deepcopy(policy).requires_grad_(False)
+        elif kind == "round":
+            self.weights = nn.ParameterList(
+                nn.Parameter(weight.detach().clone(), requires_grad=False)
+                for weight in policy.adapter.parameters.values()
+            )
 
     @torch.no_grad()
     def logprobs(self, batch: RolloutBatch) -> Tensor:
         """Logprobs of a batch of any size under the reference, [B, T], nats. Its routers choose their own experts."""
         batch = replace(batch, routed_experts=None)
-        if self.has_copy:
-            return self.frozen.scores_no_grad(batch).logprobs
         (policy,) = self._policy
-        with policy.without_adapter():
+        if policy.adapter is None:
+            return self.frozen.scores_no_grad(batch).logprobs
+        with self._instead_of_the_adapter():
             return policy.scores_no_grad(batch).logprobs
 
+    def _instead_of_the_adapter(self) -> AbstractContextManager[None]:
+        (policy,) = self._policy
+        assert policy.adapter is not None
+        if self.kind == "base":
+            return policy.adapter.off()
+        return policy.adapter.holding(dict(zip(policy.adapter.parameters, self.weights, strict=True)))
+
+    @torch.no_grad()
     def reset(self) -> None:
         """Copy the policy's current weights.
 
         Raises:
-            ValueError: the policy has an adapter, which can only be disabled.
+            ValueError: the reference is the base model, which does not change.
         """
-        if not self.has_copy:
-            raise ValueError("the reference of a policy with an adapter is its base model, which does not change")
         (policy,) = self._policy
-        self.frozen.load_state_dict(policy.state_dict())
+        if self.kind == "base":
+            raise ValueError("the reference is the base model, which does not change")
+        if policy.adapter is None:
+            self.frozen.load_state_dict(policy.state_dict())
+            return
+        for mine, weight in zip(self.weights, policy.adapter.parameters.values(), strict=True):
+            mine.copy_(weight)

@@ -31,6 +31,7 @@ from rloop_lightning.data.read import ReadProblems
 from rloop_lightning.data.readable import refusals
 from rloop_lightning.data.render import overlap_count, token_count
 from rloop_lightning.data.text import normalised_problem
+from rloop_lightning.model.adapter_folder import base_of
 from rloop_lightning.model.config import model_source
 from rloop_lightning.model.loading import load_tokenizer
 from rloop_lightning.rewards.base import Reward
@@ -212,7 +213,7 @@ def _repeated(problems: Sequence[Problem]) -> int:
 
 def _tokenizer(model: str) -> Any:
     try:
-        return load_tokenizer(model_source(model))
+        return load_tokenizer(base_of(model_source(model)))
     except ValueError as error:
         raise ValueError(f"--policy.model {model}: {error}") from error
 

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_type_hints
 
 import lightning as L
 from jsonargparse import Namespace
@@ -175,7 +176,7 @@ class RLoopCLI(LightningCLI):
             settings = self.folder.located(self._arguments_of(group))
             settings.pop("name", None)
             try:
-                made[group] = cls(**settings)
+                made[group] = _made(cls, settings)
             except ValueError as error:
                 wrong += printable(str(error) or f"--{group}: {type(error).__name__}").splitlines()
             except (Exception, SystemExit) as error:
@@ -211,7 +212,10 @@ class RLoopCLI(LightningCLI):
         settings = Namespace({group: self.config[group].clone()})
         for name in leave_out:
             settings[group].pop(name, None)
-        return plain(dict(self.parser.instantiate(settings, instantiate_groups=False)[group]))
+        found = vars(self.parser.instantiate(settings, instantiate_groups=False)[group])
+        return plain(
+            {name: value.as_dict() if isinstance(value, Namespace) else value for name, value in found.items()}
+        )
 
     def make_trainer(self, **kwargs: Any) -> L.Trainer:
         """A new Trainer with the user's flags. The user's callbacks come before those of the loop."""
@@ -248,6 +252,13 @@ class RLoopCLI(LightningCLI):
         """The defaults of all settings as YAML."""
         defaults = self.parser.get_defaults(skip_validation=True)
         return self.parser.dump(defaults, skip_unset=False, skip_validation=True)
+
+
+def _made(cls: Any, settings: Mapping[str, Any]) -> Any:
+    """An instance of a group's class. An argument that is a dataclass is a group inside of it."""
+    hints = get_type_hints(cls) if is_dataclass(cls) else {}
+    inner = {name: hints[name](**settings[name]) for name in settings if is_dataclass(hints.get(name))}
+    return cls(**{**settings, **inner})
 
 
 def _add_swappable(parser: LightningArgumentParser, group: str, choice: Choice) -> None:

@@ -217,7 +217,7 @@ def _nearest(key: str, known: Iterable[str]) -> str:
 
 
 def _first_field(group: str, known: Sequence[str]) -> str:
-    fields = (key.partition(".")[2] for key in known if key.startswith(f"{group}."))
+    fields = (key.removeprefix(f"{group}.") for key in known if key.startswith(f"{group}."))
     return next((field for field in fields if not field.endswith(".help")), "FIELD")
 
 

@@ -90,7 +90,7 @@ def faults_outside(cli: RLoopCLI, policy: PolicyConfig | None, data: ProblemSour
         if cli.config.restart_from is not None:
             wrong.append("--restart_from needs --resume RUN")
     if policy is not None:
-        wrong += [f"--policy.model {policy.model}: {fault}" for fault in policy_faults(policy)]
+        wrong += _of_policy(policy, policy_faults(policy))
     if data is not None:
         try:
             data.train(), data.evaluation()
@@ -156,8 +156,12 @@ def _load_policy(config: PolicyConfig) -> Policy:
     try:
         return Policy.load(config)
     except (ValueError, OSError) as error:
-        lines = [f"--policy.model {config.model}: {line}" for line in str(error).splitlines()]
-        raise UsageError("\n".join(lines)) from error
+        raise UsageError("\n".join(_of_policy(config, str(error).splitlines()))) from error
+
+
+def _of_policy(config: PolicyConfig, faults: Sequence[str]) -> list[str]:
+    """Errors in a policy with the option that they are about: --policy.model, unless they name another."""
+    return [fault if fault.startswith("--policy.") else f"--policy.model {config.model}: {fault}" for fault in faults]
 
 
 def _dtypes(cli: RLoopCLI, runner: LoopRunner) -> dict[str, str | None]:

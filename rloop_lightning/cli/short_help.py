@@ -16,6 +16,7 @@ from rloop_lightning.system.terminal import one_line
 
 FIXED_PATHS: Mapping[str, str] = {
     "policy": "rloop_lightning.model.config.PolicyConfig",
+    "policy.lora": "rloop_lightning.model.lora.LoraSettings",
     "loop": "rloop_lightning.run.state.LoopConfig",
     "filter": "rloop_lightning.rollouts.filter.FilterConfig",
     "eval": "rloop_lightning.evaluation.evaluator.EvaluationConfig",
@@ -52,6 +53,7 @@ SECTIONS: Sequence[tuple[str, Sequence[str]]] = (
         (
             "policy.max_tokens_per_micro_batch",
             "policy.gradient_checkpointing",
+            "policy.lora.rank",
             "engine.max_rows",
             "trainer.accelerator",
             "trainer.precision",
@@ -202,12 +204,12 @@ def _classes(named: Mapping[str, str]) -> dict[str, DeclaredClass | None]:
 
 def _shown(key: str, classes: Mapping[str, DeclaredClass | None]) -> Shown:
     """The line of an option of `SECTIONS`."""
-    group, dot, field = key.partition(".")
+    group, _, field = key.rpartition(".")
     if key == "config":
         return Shown("--config", CONFIG)
     if key in RUN_OPTIONS:
         return _line(key, Declared(RUN_OPTIONS[key].default, RUN_OPTIONS[key].help))
-    if not dot:
+    if not group:
         return Shown(f"--{key}", f"{SWAPPABLE[key].help} (default: {SWAPPABLE[key].default})")
     if group == "trainer":
         return _line(key, TRAINER[field])

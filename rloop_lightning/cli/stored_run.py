@@ -22,6 +22,7 @@ from rloop_lightning.cli.swappable import SWAPPABLE, expand
 from rloop_lightning.cli.trust import code_faults, strange_paths
 from rloop_lightning.data.base import ProblemSource
 from rloop_lightning.errors import StateError
+from rloop_lightning.model.adapter_folder import base_of
 from rloop_lightning.model.config import model_source
 from rloop_lightning.model.loading import is_folder, load_tokenizer
 from rloop_lightning.run.folder import RunFolder
@@ -113,7 +114,10 @@ class StoredRun:
         Raises:
             ValueError: none of them can be loaded.
         """
-        named = model_source(self.model)
+        try:
+            named = base_of(model_source(self.model))
+        except ValueError as error:
+            raise ValueError(f"the tokenizer of the run's policy, --policy.model {self.model}: {error}") from error
         folders = [self.folder.base, *([Path(named)] if is_folder(named) else []), self.folder.final]
         found = next((str(path) for path in folders if (path / "config.json").is_file()), named)
         try:

@@ -15,13 +15,16 @@ def products_in(model: Any, dtype: torch.dtype) -> Iterator[None]:
     """Compute a model's products in `dtype` in the block. The weights are cast once, not in every call.
 
     Embeddings, norms and the residual stream keep the weights' dtype, as in training under autocast. If `dtype` is
-    wider than the weights' dtype, everything is computed in it.
+    wider than the weights' dtype, everything is computed in it. An adapter may have float32 weights in a model of half
+    precision.
     """
-    if dtype == model.dtype:
+    weights = [weight for weight in _matrices(model) if weight.dtype != dtype]
+    if dtype == model.dtype and not weights:
         yield
         return
-    wider = torch.promote_types(dtype, model.dtype) == dtype
-    weights = list(model.parameters()) if wider else _matrices(model)
+    wider = dtype != model.dtype and torch.promote_types(dtype, model.dtype) == dtype
+    if wider:
+        weights = [weight for weight in model.parameters() if weight.is_floating_point()]
     masters = [weight.data for weight in weights]
     try:
         for weight in weights:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from rloop_lightning.model.folder import model_faults
+from rloop_lightning.model.adapter_folder import base_of, is_adapter, source_faults, target_faults
 from rloop_lightning.model.loading import is_folder, model_type
+from rloop_lightning.model.lora import LoraSettings, missing_peft
+from rloop_lightning.model.lora_targets import ALL_LINEAR
 from rloop_lightning.model.routers import unknown_routers
 from rloop_lightning.system.fields import PositiveInt, check_fields
 
@@ -51,6 +53,7 @@ class PolicyConfig:
         routing_replay: which experts of a mixture of experts the updates of a rollout step use: those that the current
             policy chooses (`none`), those that the old policy chose when its logprobs were computed (`r2`), or those
             that the rollout engine generated with (`r3`).
+        lora: the adapter to train instead of the weights of the model.
     """
 
     model: str = EMBEDDED_MODEL
@@ -60,6 +63,7 @@ class PolicyConfig:
     head_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     gradient_checkpointing: bool = False
     routing_replay: RoutingReplayMode = "none"
+    lora: LoraSettings = field(default_factory=LoraSettings)
 
     def __post_init__(self) -> None:
         check_fields(self, "--policy")
@@ -67,10 +71,30 @@ class PolicyConfig:
 
 def policy_faults(config: PolicyConfig) -> list[str]:
     """Errors found before the policy's weights are read, one message each; for a hub name, only those found offline."""
-    faults = model_faults(model_source(config.model))
-    return faults if faults or not is_folder(model_source(config.model)) else routing_faults(config)
+    name = model_source(config.model)
+    if faults := [*lora_faults(config), *source_faults(name)]:
+        return faults
+    return [*routing_faults(config), *lora_target_faults(config)] if is_folder(base_of(name)) else []
+
+
+def lora_faults(config: PolicyConfig) -> list[str]:
+    """Errors in the settings of an adapter that are seen without its files."""
+    adapter, lora = is_adapter(model_source(config.model)), config.lora
+    if adapter and lora.rank:
+        return [f"is an adapter, which has a rank of its own; leave out --policy.lora.rank {lora.rank}"]
+    if lora.merge and not (adapter or lora.rank):
+        return ["--policy.lora.merge true: there is no adapter to merge; set --policy.lora.rank, or leave it out"]
+    return [missing_peft()] if lora.rank and missing_peft() else []
+
+
+def lora_target_faults(config: PolicyConfig) -> list[str]:
+    """Errors in the names of the layers to adapt, found without weights."""
+    name, lora = model_source(config.model), config.lora
+    return target_faults(name, lora.targets) if lora.rank and lora.targets != ALL_LINEAR else []
 
 
 def routing_faults(config: PolicyConfig) -> list[str]:
     """An error if routing replay is set for a model without known routers."""
-    return [] if config.routing_replay == "none" else unknown_routers(model_type(model_source(config.model)))
+    if config.routing_replay == "none":
+        return []
+    return unknown_routers(model_type(base_of(model_source(config.model))))

@@ -88,12 +88,21 @@ def _special_files(folder: Path) -> Iterator[str]:
 
 
 def _faults_of_files(folder: Path, *, weights: bool) -> list[str]:
-    """Errors in the files of a folder, found in a copy of this process with limits."""
+    """Errors in the files of a folder."""
+    return checked_in_a_copy(lambda: _checks(folder, weights=weights))
+
+
+def checked_in_a_copy(checks: Callable[[], Iterator[tuple[str, Callable[[], Iterator[str]]]]]) -> list[str]:
+    """Errors found by checks, in a copy of this process with limits.
+
+    Args:
+        checks: the files that a check reads, and the check; the first that finds errors is the last.
+    """
 
     def read() -> Iterator[tuple[str, str]]:
         """What is read next, without an error, and the errors found in it."""
         torch.set_num_threads(1)  # the others were not copied
-        for files, check in _checks(folder, weights=weights):
+        for files, check in checks():
             yield files, ""
             with quiet():  # what matters of the libraries' warnings is told here
                 faults = list(check())
@@ -123,7 +132,7 @@ def _settings_faults(folder: Path, *, weights: bool) -> Iterator[str]:
     adapter = (folder / "adapter_config.json").exists()
     read = WeightFiles.read(folder) if weights else None
     if config is None and adapter:
-        yield "contains only an adapter; merge it into its model, save the result and give its folder"
+        yield "contains only an adapter; copy it to a folder (hf download NAME --local-dir FOLDER) and give that"
     elif config is None:
         yield f"contains no {CONFIG}; give a folder written by save_pretrained"
     elif isinstance(config, str):

@@ -17,23 +17,25 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from rloop_lightning.errors import NonFiniteError
+from rloop_lightning.model.adapter_folder import base_of, is_adapter, read_adapter
 from rloop_lightning.model.agreement import small_batch, takes_packed_rows
 from rloop_lightning.model.checkpointing import recomputing
-from rloop_lightning.model.config import PolicyConfig, RoutingReplayMode, model_source, routing_faults
+from rloop_lightning.model.config import PolicyConfig, RoutingReplayMode
 from rloop_lightning.model.context import context_of
-from rloop_lightning.model.folder import hub_faults, model_faults, vocabulary_faults
 from rloop_lightning.model.fused import fuse
 from rloop_lightning.model.head import Head
 from rloop_lightning.model.kept_tokens import KeptTokens
-from rloop_lightning.model.loading import load_model, load_tokenizer
+from rloop_lightning.model.loading import load_model
+from rloop_lightning.model.lora import Adapter, leave_out_frozen
 from rloop_lightning.model.packed_attention import switch_attention
 from rloop_lightning.model.packing import pack, packed_micro_batches
 from rloop_lightning.model.routing_replay import ForwardPass, RoutingReplay
+from rloop_lightning.model.saving import check_finite, write_weights
 from rloop_lightning.model.scores import completion_tokens, packed_states, padded_states
+from rloop_lightning.model.source import load_source
 from rloop_lightning.model.stop_tokens import ends_of_completions
 from rloop_lightning.system.folders import write_folder
 from rloop_lightning.system.terminal import cause, printable
@@ -49,13 +51,14 @@ class Policy(nn.Module):
     """A causal LM and its tokenizer. Dropout stays off: logprobs must depend on the weights only.
 
     Args:
-        model: a Hugging Face causal LM.
+        model: a Hugging Face causal LM, or a PEFT model with one LoRA adapter on it.
         tokenizer: its tokenizer, with an EOS token.
         max_tokens_per_micro_batch: tokens per forward pass, counted as in PolicyConfig.
         source: folder or hub name of the weights.
         routing_replay: as in PolicyConfig.
         head_dtype: dtype of the product with the head; None is `auto` in PolicyConfig.
         gradient_checkpointing: as in PolicyConfig.
+        adapter: the adapter whose layers the model has; None if it has none, or is a PEFT model.
 
     Raises:
         ValueError: the model is not usable as a policy, or its routing can't be replayed.
@@ -70,9 +73,12 @@ class Policy(nn.Module):
         routing_replay: RoutingReplayMode = "none",
         head_dtype: torch.dtype | None = None,
         gradient_checkpointing: bool = False,
+        adapter: Adapter | None = None,
     ) -> None:
         super().__init__()
         self.source = source
+        self.adapter = Adapter(model) if hasattr(model, "peft_config") and adapter is None else adapter
+        model = model if self.adapter is None else self.adapter.base_model
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.max_tokens_per_micro_batch = max_tokens_per_micro_batch
@@ -84,6 +90,9 @@ class Policy(nn.Module):
         self.routing = None if routing_replay == "none" else RoutingReplay(model, routing_replay)
         self.mixed_precision: torch.dtype | None = None  # dtype of the updates, if it differs from the weights'
         self.recomputes = gradient_checkpointing
+        self.merges = False  # whether a run also hands over its final policy with the adapter merged
+        if self.adapter is not None:
+            leave_out_frozen(self)
 
     @classmethod
     def load(cls, config: PolicyConfig) -> Policy:
@@ -92,37 +101,30 @@ class Policy(nn.Module):
         Raises:
             ValueError, OSError: it is not usable as a policy or can't be read; names all errors.
         """
-        name = model_source(config.model)
-        if wrong := model_faults(name) or hub_faults(name) or routing_faults(config):
-            raise ValueError("\n".join(wrong))
-        # None lets transformers choose sdpa, or eager for a model without it. Flash attention runs only on a GPU, so it
-        # is set after the checks.
-        attention = "eager" if config.attn_implementation == "eager" else None
-        model = load_model(name, dtype=getattr(torch, config.dtype), attn_implementation=attention)
-        tokenizer = load_tokenizer(name)
-        if wrong := vocabulary_faults(tokenizer, model.config.get_text_config()):  # the first check for a hub name
-            raise ValueError("\n".join(wrong))
+        source = load_source(config)
         try:
             policy = cls(
-                model,
-                tokenizer,
+                source.model,
+                source.tokenizer,
                 config.max_tokens_per_micro_batch,
-                name,
+                source.name,
                 config.routing_replay,
                 None if config.head_dtype == "auto" else getattr(torch, config.head_dtype),
                 config.gradient_checkpointing,
+                source.adapter,
             )
-            policy.check_logprobs(small_batch(model))
+            policy.check_logprobs(small_batch(policy.model))
         except NonFiniteError as error:
-            raise ValueError(_NOT_FINITE.format(type(model).__name__, config.dtype)) from error
+            raise ValueError(_NOT_FINITE.format(type(source.model).__name__, config.dtype)) from error
         except ValueError as error:
             raise ValueError(printable(str(error), limit=2000)) from error
         except Exception as error:  # the model's code may raise anything for a config that its weights don't fit
-            what = f"{type(model).__name__} can't be used as a policy"
+            what = f"{type(source.model).__name__} can't be used as a policy"
             raise ValueError(f"{what}: {cause(error)}; correct config.json, or take another model") from error
+        policy.merges = config.lora.merge
         if config.attn_implementation == "flash_attention_2":
             try:
-                switch_attention(model, config.attn_implementation, packs=policy.packs)
+                switch_attention(policy.model, config.attn_implementation, packs=policy.packs)
             except (ImportError, ValueError) as error:
                 raise ValueError(f"--policy.attn_implementation {config.attn_implementation}: {error}") from error
         return policy
@@ -166,7 +168,8 @@ class Policy(nn.Module):
         """
         if batch.routed_experts is not None and self.routing is None:
             raise ValueError("the batch has experts to replay, which a policy of --policy.routing_replay none can't do")
-        with recomputing(self.model) if self.recomputes and torch.is_grad_enabled() else nullcontext():
+        recomputed = recomputing(self.model) if self.recomputes and torch.is_grad_enabled() else nullcontext()
+        with recomputed, nullcontext() if self.adapter is None else self.adapter.products():
             hidden, experts = self._states(batch)  # [N, H]
         temperature = batch.temperature or 1.0
         logprobs, entropy = self.head.scores(
@@ -220,15 +223,6 @@ class Policy(nn.Module):
             return {}
         return self.routing.mismatches(batch, scores.routed_experts)
 
-    @property
-    def has_adapter(self) -> bool:
-        """Whether the policy trains an adapter (LoRA, by PEFT)."""
-        return isinstance(getattr(self.model, "peft_config", None), dict)
-
-    def without_adapter(self) -> AbstractContextManager[None]:
-        """Disable the adapter in the block."""
-        return self.model.disable_adapter()
-
     @torch.no_grad()
     def scores_no_grad(self, batch: RolloutBatch) -> TokenScores:
         """`logprobs` of a batch of any size, without gradients."""
@@ -250,16 +244,25 @@ class Policy(nn.Module):
         return self.mixed_precision or self.model.dtype
 
     def load_weights(self, folder: Path | str) -> None:
-        """Load the weights of a folder with the same architecture."""
-        self.model.load_state_dict(load_model(str(folder), dtype=self.model.dtype).state_dict())
+        """Load the weights of a folder with the same architecture; with an adapter, those of the adapter.
 
-    def save(self, folder: Path, texts: Mapping[str, str] = MappingProxyType({})) -> None:
+        With an adapter, the folder of the model itself sets the adapter to its initial weights.
+        """
+        if self.adapter is None:
+            self.model.load_state_dict(load_model(str(folder), dtype=self.model.dtype).state_dict())
+        elif is_adapter(str(folder)):
+            read_adapter(self.adapter, Path(folder))
+        else:
+            self.adapter.reset()
+
+    def save(self, folder: Path, texts: Mapping[str, str] = MappingProxyType({}), *, merge: bool = False) -> None:
         """Save as a plain Hugging Face folder with checksums. A new folder appears whole or not at all.
 
         In an existing folder, the policy's files are replaced and other files stay (folders.py).
 
         Args:
             texts: further files by name; one replaces the model's or tokenizer's own of that name.
+            merge: with an adapter, save the model with the adapter merged into it; false saves the adapter alone.
 
         Raises:
             NonFiniteError: a weight is not finite.
@@ -267,26 +270,18 @@ class Policy(nn.Module):
         """
         self.check_finite()
         with write_folder(folder) as partial:
-            try:
-                self.model.save_pretrained(partial)
-            except SafetensorError as error:  # raised when the disk is full
-                raise OSError(str(error)) from error
+            write_weights(self.model, self.adapter, partial, base=base_of(self.source), merge=merge)
             self.tokenizer.save_pretrained(partial)
             for name, text in texts.items():
                 (partial / name).write_text(text, encoding="utf-8")
 
-    @torch.no_grad()
     def check_finite(self) -> None:
-        """Check that every weight is finite.
+        """Check that every trained weight is finite.
 
         Raises:
             NonFiniteError: names the first weight that is NaN or infinite.
         """
-        if torch.isfinite(nn.utils.get_total_norm(self.parameters())):  # a single device sync
-            return
-        for name, weight in self.model.named_parameters():
-            if not weight.isfinite().all():
-                raise NonFiniteError(f"the policy's weight {name} holds NaN or infinite values")
+        check_finite(self.model)
 
     @torch.no_grad()
     def check_logprobs(self, batch: RolloutBatch) -> None:

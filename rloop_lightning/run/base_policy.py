@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from rloop_lightning.model.adapter_folder import base_of, is_adapter
 from rloop_lightning.model.config import PolicyConfig, model_source, policy_faults
 from rloop_lightning.run.edits import restart_stage
 from rloop_lightning.run.folder import RunFolder
@@ -23,18 +24,28 @@ _READ = {".json", ".safetensors", ".model", ".txt", ".jinja"}
 
 
 def base_checksums(source: str) -> dict[str, str]:
-    """Checksums of a policy's files by name; none if it is not a local folder."""
+    """Checksums of a policy's files by name, with those of the model under an adapter by path.
+
+    There are none if it is not a local folder.
+    """
     folder = Path(source)
     if not folder.is_dir():
         return {}
-    return {path.name: digest(path) for path in sorted(folder.iterdir()) if path.suffix in _READ and path.is_file()}
+    found = {path.name: digest(path) for path in sorted(folder.iterdir()) if path.suffix in _READ and path.is_file()}
+    if not is_adapter(source):
+        return found
+    under = base_of(source)
+    return found | {str(Path(under).absolute() / name): value for name, value in base_checksums(under).items()}
 
 
 def changed_base(source: str, recorded: Mapping[str, str]) -> list[str]:
     """How a local folder differs from what the run began with, one message each; none for a name on the hub."""
     if not recorded:
         return []
-    now = base_checksums(source)
+    try:
+        now = base_checksums(source)
+    except ValueError as error:
+        return str(error).splitlines()
     if not now:
         return [f"{source} is not there any more, or holds no policy"]
     faults = [f"{Path(source) / name} is missing" for name in recorded.keys() - now.keys()]
@@ -70,14 +81,15 @@ def source_on_resume(
     faults = changed_base(model_source(config.model), newest.base if newest else {}) or policy_faults(config)
     if not faults:
         return Source(config)
-    faults = [f"--policy.model {config.model}: {fault}" for fault in faults]
+    faults = [fault if fault.startswith("--policy.") else f"--policy.model {config.model}: {fault}" for fault in faults]
     if restart_from is None:
         state = resume_point(folder, stages, parts).state
     else:
         state = LoopState.load(folder.state_before(restart_stage(folder, stages, restart_from)))
     policies = (folder.policy(stage) for stage in reversed(stages) if stage.phase != "evaluate")
     intact = next((path for path in policies if path.is_dir() and not damaged_files(path)), None)
-    if state is None or intact is None or _needs_base(stages, state):
+    # Adapters that phases saved are of no use without the model under them.
+    if state is None or intact is None or config.lora.rank or is_adapter(str(intact)) or _needs_base(stages, state):
         advice = f"--resume {folder.out}: the rest of the run needs the base policy; restore it, or start a new run"
         raise ValueError("\n".join([*faults, advice]))
     told = "\n".join(f"{fault}; the rest of the run does not need it" for fault in faults)

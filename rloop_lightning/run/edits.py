@@ -36,6 +36,7 @@ _FREE = (
     "trainer.",
     "engine.max_rows",
     "policy.max_tokens_per_micro_batch",
+    "policy.lora.merge",
 )
 # Settings that are read in every step, so that they take effect where the run resumes.
 _AT_ONCE = (

@@ -13,7 +13,9 @@
       round-0/evaluations/*.parquet                     a row per problem: base, step-000020, explored, consolidated
       round-0/evaluate/*.jsonl                          the records of base, explored and consolidated
       final/                                            the run's final policy, a plain Hugging Face folder
+      final-merged/                                     the final adapter merged into its model (--policy.lora.merge)
 
+With an adapter (--policy.lora.rank), policies are adapter folders.
 Policies that `--loop.keep_policies last` no longer needs are deleted.
 `explore` and `consolidate` also contain `state.json`, the state of the run at the start of the phase.
 """
@@ -111,6 +113,11 @@ class RunFolder:
     @property
     def final(self) -> Path:
         return self.out / "final"
+
+    @property
+    def merged(self) -> Path:
+        """The final policy with its adapter merged, a plain Hugging Face folder."""
+        return self.out / "final-merged"
 
     def round(self, stage: Stage) -> Path:
         return self.out / f"round-{stage.round}"

@@ -168,12 +168,25 @@ def _policy(parts: Parts, policy: Policy, device: torch.device) -> Iterator[tupl
     dtype = str(next(policy.parameters()).dtype).removeprefix("torch.")
     mixed = "" if policy.mixed_precision is None else f", products in {policy.mixed_precision}".replace("torch.", "")
     yield "policy", f"{type(policy.model).__name__}, {_short(count)} parameters, {dtype}{mixed}, on {device}"
+    if policy.adapter is not None:
+        yield from _adapter(parts, policy)
     bytes_needed = sum(size * (_COPIES if trained else 1) for _, size, trained in sizes)
     reference = ""
-    if parts.algorithm.kl.initial_beta > 0:
-        bytes_needed += sum(size for _, size, _ in sizes)
+    if parts.algorithm.kl.has_copy:
+        bytes_needed += sum(size for _, size, trained in sizes if trained)
         reference = ", reference policy"
     yield "memory", f"{_bytes(bytes_needed)} for weights, gradients, optimizer{reference}; activations, KV cache on top"
+
+
+def _adapter(parts: Parts, policy: Policy) -> Iterator[tuple[str, str]]:
+    assert policy.adapter is not None
+    config, layers = policy.adapter.config, len(policy.adapter.parameters) // 2
+    trained = sum(weight.numel() for weight in policy.adapter.parameters.values())
+    yield "adapter", f"LoRA of rank {config.r} in {layers} layers, {_short(trained)} trained weights"
+    rates = f"--algo.lr is {parts.algorithm.lr:g}"
+    if parts.consolidation is not None:
+        rates += f", --consolidate.lr {parts.consolidation.lr:g}"
+    yield "", f"an adapter takes about 10 times the learning rate of full fine-tuning; {rates}"
 
 
 def _short(count: int) -> str:

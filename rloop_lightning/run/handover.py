@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from rloop_lightning.errors import PushError, StateError
 from rloop_lightning.model.generation_config import GENERATION_CONFIG, generation_config
@@ -65,6 +66,8 @@ def select_stage(folder: RunFolder, parts: Parts, done: Sequence[Stage], state: 
 def save_final(policy: Policy, folder: RunFolder, parts: Parts, state: LoopState) -> None:
     """Save the final policy with its model card and with the sampling of training in generation_config.json.
 
+    An adapter is saved merged into its model as well, if the policy's settings say so.
+
     Args:
         policy: holds the weights of `state.selected`.
         folder: the run folder.
@@ -97,8 +100,13 @@ def save_final(policy: Policy, folder: RunFolder, parts: Parts, state: LoopState
         settings=state.settings,
         sampling=sampling,
         seed=parts.seed,
+        adapter=policy.adapter is not None,
     )
-    policy.save(folder.final, {CARD: model_card(facts), GENERATION_CONFIG: generation_config(policy, sampling)})
+    generation = generation_config(policy, sampling)
+    policy.save(folder.final, {CARD: model_card(facts), GENERATION_CONFIG: generation})
+    if policy.merges:
+        merged = replace(facts, adapter=False)
+        policy.save(folder.merged, {CARD: model_card(merged), GENERATION_CONFIG: generation}, merge=True)
 
 
 def push_final(folder: RunFolder, hub: HubConfig) -> None:

@@ -192,7 +192,8 @@ class LoopRunner:
         if selected.which == "base":
             select = self.parts.loop.select
             _log.warning(f"--loop.select {select}: no trained policy is better; the base policy is handed over")
-        if state.selected != selected.name or damaged_files(self.folder.final):
+        merged_lacks = self.policy.merges and bool(damaged_files(self.folder.merged))
+        if state.selected != selected.name or damaged_files(self.folder.final) or merged_lacks:
             self._use(selected)
             state = replace(state, selected=selected.name)
             save_final(self.policy, self.folder, self.parts, state)

@@ -69,6 +69,7 @@ class CardFacts:
         settings: those of config.yaml; empty if the run has none.
         sampling: how the rollouts were sampled.
         seed: seed of all randomness.
+        adapter: whether the weights are those of an adapter.
     """
 
     base: BaseFacts
@@ -82,6 +83,7 @@ class CardFacts:
     settings: Mapping[str, Any]
     sampling: SamplingParams
     seed: int
+    adapter: bool = False
 
 
 def base_facts(source: str) -> BaseFacts:
@@ -101,7 +103,7 @@ def base_facts(source: str) -> BaseFacts:
 def model_card(facts: CardFacts) -> str:
     """The content of README.md. Equal facts give equal text."""
     front_matter = yaml.safe_dump(_metadata(facts), sort_keys=False, allow_unicode=True, width=1000)
-    parts = [_introduction(facts), _use(facts.sampling), _results(facts), _training(facts), _shown_settings(facts)]
+    parts = [_introduction(facts), _use(facts), _results(facts), _training(facts), _shown_settings(facts)]
     return f"---\n{front_matter}---\n\n" + "\n\n".join(filter(None, parts)) + "\n"
 
 
@@ -110,13 +112,14 @@ def _metadata(facts: CardFacts) -> dict[str, Any]:
     dataset = data.get("dataset")
     on_hub = isinstance(dataset, str) and _HUB_NAME.fullmatch(dataset) and not Path(dataset).exists()
     method = ["rloop"] if facts.consolidation else []
+    relation, lora = ("adapter", ["lora"]) if facts.adapter else ("finetune", [])
     return {
-        **({"base_model": facts.base.on_hub, "base_model_relation": "finetune"} if facts.base.on_hub else {}),
+        **({"base_model": facts.base.on_hub, "base_model_relation": relation} if facts.base.on_hub else {}),
         **facts.base.licence,
         **({"datasets": [dataset]} if on_hub else {}),
-        "library_name": "transformers",
+        "library_name": "peft" if facts.adapter else "transformers",
         "pipeline_tag": "text-generation",
-        "tags": ["rloop-lightning", "reinforcement-learning", "rlvr", *method, facts.algorithm.lower()],
+        "tags": ["rloop-lightning", "reinforcement-learning", "rlvr", *method, facts.algorithm.lower(), *lora],
     }
 
 
@@ -140,12 +143,17 @@ def _introduction(facts: CardFacts) -> str:
     )
 
 
-def _use(sampling: SamplingParams) -> str:
-    example = """from transformers import AutoModelForCausalLM, AutoTokenizer
+def _use(facts: CardFacts) -> str:
+    sampling = facts.sampling
+    package, cls = ("peft", "AutoPeftModelForCausalLM") if facts.adapter else ("transformers", "AutoModelForCausalLM")
+    imports = f"from {package} import {cls}\nfrom transformers import AutoTokenizer"
+    if not facts.adapter:
+        imports = f"from {package} import {cls}, AutoTokenizer"
+    example = f"""{imports}
 
 folder = "final"  # this folder, or the name of its repository on the hub
 tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModelForCausalLM.from_pretrained(folder)
+model = {cls}.from_pretrained(folder)
 
 prompt = "..."  # in the form of the training prompts: chat template, instruction
 tokens = tokenizer(prompt, return_tensors="pt", add_special_tokens=False, return_token_type_ids=False)
@@ -154,7 +162,8 @@ print(tokenizer.decode(completion, skip_special_tokens=True))"""
     top_k = sampling.top_k or "off"
     return (
         f"## Use\n\n{fenced(example, 'python')}\n\n"
-        "`generate` samples as training did: "
+        + ("The folder holds an adapter (LoRA); its base model is loaded with it. " if facts.adapter else "")
+        + "`generate` samples as training did: "
         f"temperature {sampling.temperature:g}, top-p {sampling.top_p:g}, top-k {top_k}, at most "
         f"{sampling.max_new_tokens:,} tokens (generation_config.json)."
     )

@@ -149,6 +149,7 @@ class Parts:
         """Conflicts with this policy, one message each. Call it on rendered parts."""
         return [
             *self.algorithm.validate(self.engine.sampling(seed=0)),
+            *self._check_references(policy),
             *self.engine.validate_with(policy),
             *self._check_routing(policy),
             *self._too_few_problems(),
@@ -166,6 +167,15 @@ class Parts:
                 "report the tokens that it kept, so ratios against it would be biased; set --engine.top_k 0 and "
                 "--engine.top_p 1, or take --engine torch"
             )
+
+    def _check_references(self, policy: Policy) -> Iterator[str]:
+        """KL terms against a reference that this policy doesn't have."""
+        if fault := self.algorithm.kl.conflict(policy, self.algorithm.flag):
+            yield fault
+        if self.consolidation is not None and (
+            fault := self.consolidation.kl.conflict(policy, self.consolidation.flag)
+        ):
+            yield fault
 
     def _check_routing(self, policy: Policy) -> Iterator[str]:
         """Parts that can't provide routed experts, which routing replay R3 needs for every rollout."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from rloop_lightning.errors import DamagedError
@@ -9,13 +10,15 @@ from rloop_lightning.model.policy import Policy
 from rloop_lightning.run.damage import check_policy
 from rloop_lightning.run.folder import RunFolder
 from rloop_lightning.system.checksums import damaged_files
+from rloop_lightning.system.folders import write_folder
+from rloop_lightning.system.hub import MODEL_FILES, fetched_folder
 
 
 class Weights:
     """Loads a policy's weights into the model, unless they are loaded already.
 
     The base policy is reloaded from its source folder. If the source is not a folder, such as a name on the hub, the
-    base policy is saved to the run folder once.
+    base policy is saved to the run folder once. With an adapter, that is the model under it.
 
     Args:
         policy: the base policy; its weights are replaced in place.
@@ -28,7 +31,10 @@ class Weights:
         self._base_fault = base_fault
         self._base = Path(policy.source) if Path(policy.source).is_dir() else folder.base
         if self._base == folder.base and not base_fault and damaged_files(folder.base):
-            policy.save(folder.base)
+            if policy.adapter is None:
+                policy.save(folder.base)
+            else:  # its model may be quantised, which can't be undone
+                _copy_from_hub(policy.source, folder.base)
         self._held = None if base_fault else self._base
 
     def use(self, folder: Path | None) -> None:
@@ -51,3 +57,12 @@ class Weights:
         """Save the trained weights as a policy."""
         self._policy.save(folder)
         self._held = folder
+
+
+def _copy_from_hub(name: str, folder: Path) -> None:
+    """Copy the files of a model that were fetched from the hub."""
+    with write_folder(folder) as partial:
+        partial.mkdir(exist_ok=True)
+        for path in fetched_folder(name, MODEL_FILES).iterdir():
+            if path.is_file():
+                shutil.copyfile(path, partial / path.name)

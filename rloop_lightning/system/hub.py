@@ -24,6 +24,8 @@ from rloop_lightning.system.terminal import one_line
 _PATIENCE_S = 3.0
 _ACCOUNT_PATIENCE_S = 10.0
 _REPOSITORY = re.compile(r"\w[\w.-]*/\w([\w.-]{0,94}\w)?", re.ASCII)
+MODEL_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.spm", "*.tiktoken", "*.safetensors")
+"""Patterns of the files that a model and its tokenizer are loaded from."""
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 """Files of an earlier upload that would shadow the new weights, if these are in fewer or other files."""
 

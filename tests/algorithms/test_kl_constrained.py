@@ -1,5 +1,6 @@
 """The reference policy: what it is, in a checkpoint and after a reset; the adaptive weight; adapters."""
 
+import lightning as L
 import pytest
 import torch
 from builders import (
@@ -220,22 +221,47 @@ def lora_policy(**changes):
         return Policy(get_peft_model(make_model(**changes), config), make_tokenizer())
 
 
-def test_with_an_adapter_the_reference_is_the_policy_with_it_off():
+def moved(policy):
+    """The same policy after an update of its adapter."""
+    with torch.no_grad():
+        for weight in policy.adapter.parameters.values():
+            weight.add_(0.1)
+    return policy
+
+
+def test_with_an_adapter_the_reference_is_the_round_s_initial_policy():
     policy, batch = lora_policy(), random_batch()
     reference = Reference(policy)
-    assert not reference.has_copy
+    initial = policy.scores_no_grad(batch).logprobs
+    copied = sum(weight.numel() for weight in policy.adapter.parameters.values())
+    assert sum(weight.numel() for weight in reference.parameters()) == copied
+    moved(policy)
+    now = policy.scores_no_grad(batch).logprobs
+    assert torch.equal(reference.logprobs(batch), initial)
+    # Outside, the adapter is the policy's again.
+    assert torch.equal(policy.scores_no_grad(batch).logprobs, now)
+    assert float((now - initial).abs().max()) > 0.01
+    reference.reset()
+    assert torch.equal(reference.logprobs(batch), now)
+
+
+def test_the_reference_base_is_the_policy_with_its_adapter_off():
+    policy, batch = lora_policy(), random_batch()
+    reference = Reference(policy, "base")
     assert list(reference.parameters()) == []
     assert reference.state_dict() == {}
     base = make_policy().scores_no_grad(batch).logprobs
     torch.testing.assert_close(reference.logprobs(batch), base)
-    # Outside, the adapter is on again.
     assert float((policy.scores_no_grad(batch).logprobs - base).abs().max()) > 0.01
 
 
-def test_with_an_adapter_an_update_trains_it_against_the_base_model():
+@pytest.mark.parametrize("kind", ["round", "base"])
+def test_with_an_adapter_an_update_trains_it_against_the_reference(kind):
     policy, batch = lora_policy(), random_batch()
     batch.advantages.zero_()
-    reference = [row.tolist() for row in slow_logprobs(make_policy(), batch)]
+    against = make_policy() if kind == "base" else policy
+    reference = [row.tolist() for row in slow_logprobs(against, batch)]
+    moved(policy)
 
     def row_loss(i, row):
         terms = [slow_kl(logprob, other, "k3") for logprob, other in zip(row, reference[i], strict=True)]
@@ -243,17 +269,30 @@ def test_with_an_adapter_an_update_trains_it_against_the_base_model():
 
     expected, loss = slow_update(policy, batch, row_loss, int(batch.loss_mask.sum()))
     recorder, metrics = GradientRecorder(), StepMetrics()
-    fit(KLConstrained(kl_beta=0.5, updates_per_step=1), lora_policy(), [step_of(batch)], [recorder, metrics])
+    algorithm = KLConstrained(kl_beta=0.5, updates_per_step=1, kl_reference=kind)
+
+    class Moving(L.Callback):
+        def on_train_start(self, trainer, module):
+            moved(module.policy)
+
+    fit(algorithm, lora_policy(), [step_of(batch)], [Moving(), recorder, metrics])
     assert relative_difference(recorder.gradients[0], expected) < 1e-5
     assert metrics.steps[0]["train/loss"] == pytest.approx(loss, rel=1e-5)
     assert loss > 0.01
 
 
-def test_with_an_adapter_a_reset_is_refused():
-    with pytest.raises(ValueError, match=r"its base model, which does not change"):
-        Reference(lora_policy()).reset()
-    with pytest.raises(ValueError, match=r"--algo.reference_reset_steps 2: with an adapter .* set it to 0"):
-        fit(KLConstrained(reference_reset_steps=2), lora_policy(), steps(1))
+def test_the_reference_base_needs_an_adapter_and_never_changes():
+    with pytest.raises(ValueError, match=r"the base model, which does not change"):
+        Reference(lora_policy(), "base").reset()
+    assert "--algo.reference_reset_steps must be 0 with --algo.kl_reference base, which never changes, got 2" in (
+        KLConstrained(kl_reference="base", reference_reset_steps=2).invalid()
+    )
+    kl = KLConstrained(kl_reference="base").kl
+    assert kl.conflict(lora_policy(), "--algo") == ""
+    assert kl.conflict(make_policy(), "--algo") == (
+        "--algo.kl_reference base: only a policy with an adapter contains its base model; set --policy.lora.rank, or "
+        "take round"
+    )
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------

@@ -173,7 +173,9 @@ CASES = {
         "--policy.model countdwn", ("doesn't answer", "did you mean countdown?"), patches=NO_HUB
     ),
     "model without config": model_case("no_config", "contains no config.json"),
-    "adapter alone": model_case("adapter", "contains only an adapter; merge it"),
+    "adapter of another kind": model_case(
+        "adapter", "adapter_config.json: peft_type must be LORA, the one kind of adapter that is supported, got None"
+    ),
     "broken config": model_case("bad_config", "config.json is not valid JSON"),
     "code of its own": model_case("auto_map", "config.json asks for code of its own (auto_map)"),
     "unknown architecture": model_case("unknown", "knows no model_type 'nonesuch'"),

@@ -12,12 +12,13 @@ from rloop_lightning.run.metrics_csv import read_metrics
 
 
 def assert_same_run(out: Path, expected: Path) -> None:
-    policies = sorted(path.parent.relative_to(expected) for path in expected.rglob("model.safetensors"))
+    policies = sorted(path.relative_to(expected) for path in expected.rglob("*model.safetensors"))
     assert len(policies) >= 2
-    for folder in policies:
-        ours, theirs = (load_file(run / folder / "model.safetensors") for run in (out, expected))
+    assert sorted(path.relative_to(out) for path in out.rglob("*model.safetensors")) == policies
+    for file in policies:
+        ours, theirs = (load_file(run / file) for run in (out, expected))
         assert ours.keys() == theirs.keys()
-        assert all(ours[name].equal(theirs[name]) for name in theirs), f"weights in {folder} differ"
+        assert all(ours[name].equal(theirs[name]) for name in theirs), f"weights in {file} differ"
     assert deterministic_rows(out) == deterministic_rows(expected)
     assert (out / "results.md").read_text() == (expected / "results.md").read_text()
     tables = sorted(path.relative_to(expected) for path in expected.rglob("*.parquet"))

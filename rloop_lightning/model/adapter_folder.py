@@ -1,0 +1,259 @@
+"""Adapter folders, as PEFT writes them: LoRA weights, and the name of the model that they belong to.
+
+    is_adapter("runs/NAME/final")                   adapter_config.json without a config.json
+    source_faults("path/or/name")                   errors in a model, or in an adapter and the model under it
+    AdapterFolder.read(folder)                      the settings of the adapter, checked
+    write_adapter(adapter, folder, base)
+
+PEFT imports modules that some of its settings name, and reads others as regular expressions. So only settings that
+plain LoRA needs are passed on to it, and any other must have a value that changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rloop_lightning.model.config_json import CONFIG, load_config, read_object
+from rloop_lightning.model.folder import checked_in_a_copy, model_faults
+from rloop_lightning.model.libraries import library_errors, quiet
+from rloop_lightning.model.loading import is_folder
+from rloop_lightning.model.lora import Adapter, attach, file_name, missing_peft
+from rloop_lightning.model.lora_targets import LoraTargets
+from rloop_lightning.model.weight_files import WeightFiles
+from rloop_lightning.system.terminal import one_line
+
+ADAPTER = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+_BASE = "base_model_name_or_path"
+_LARGEST_RANK = 4096
+_SHOWN = 5  # weights that a message lists by name
+
+_TAKEN = ("r", "lora_alpha", "use_rslora", "target_modules", "target_parameters", "exclude_modules", "fan_in_fan_out")
+_IGNORED = {
+    *("peft_type", "task_type", "peft_version", "auto_mapping", "revision", "inference_mode", _BASE),
+    *("init_lora_weights", "lora_dropout", "runtime_config", "qalora_group_size", "megatron_core", "loftq_config"),
+    "ensure_weight_tying",
+}
+"""Settings that don't change what a trained adapter computes: where it comes from, and how its training began."""
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a model's name is a folder with an adapter alone."""
+    if not is_folder(name):
+        return False
+    folder = Path(name).expanduser()
+    try:
+        return (folder / ADAPTER).is_file() and not (folder / CONFIG).exists()
+    except OSError:
+        return False
+
+
+def base_of(name: str) -> str:
+    """The folder or hub name of the model under an adapter folder; of any other name, that name.
+
+    Raises:
+        ValueError: adapter_config.json can't be used.
+    """
+    return AdapterFolder.read(Path(name).expanduser()).base if is_adapter(name) else name
+
+
+def source_faults(name: str) -> list[str]:
+    """Errors in a model, or in an adapter folder and the model under it, found before weights are read."""
+    if not is_adapter(name):
+        return model_faults(name)
+    folder = Path(name).expanduser()
+    try:
+        found = AdapterFolder.read(folder)
+    except ValueError as error:
+        return str(error).splitlines()
+    base = f"{ADAPTER} names the base model {one_line(found.base)}"
+    if is_adapter(found.base):
+        return [f"{base}, which is an adapter itself; merge that one into its model, and name the merged folder"]
+    if wrong := model_faults(found.base):
+        return [f"{base}: {fault}; correct {_BASE} in that file, or restore the model" for fault in wrong]
+    if missing := missing_peft():
+        return [missing]
+    return checked_in_a_copy(lambda: iter([(f"{ADAPTER} or the header of {WEIGHTS}", found.faults)]))
+
+
+def target_faults(name: str, targets: Sequence[str]) -> list[str]:
+    """Which of the layers to adapt a model does not have, found without its weights.
+
+    Args:
+        name: folder or hub name of the model.
+    """
+
+    def faults() -> Iterator[str]:
+        try:
+            LoraTargets.of(_without_weights(name), targets)
+        except ValueError as error:
+            yield from str(error).splitlines()
+
+    return checked_in_a_copy(lambda: iter([(CONFIG, faults)]))
+
+
+def _without_weights(name: str) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(load_config(name), trust_remote_code=False)
+
+
+@dataclass(frozen=True)
+class AdapterFolder:
+    """An adapter on disk.
+
+    Args:
+        folder: where it is.
+        base: folder or hub name of the model under it.
+        config: arguments of PEFT's LoraConfig.
+    """
+
+    folder: Path
+    base: str
+    config: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, folder: Path) -> AdapterFolder:
+        """Read and check adapter_config.json.
+
+        Raises:
+            ValueError: names all errors in it.
+        """
+        settings = read_object(folder / ADAPTER)
+        if not isinstance(settings, dict):
+            raise ValueError(settings or f"contains no {ADAPTER}")
+        if wrong := list(_setting_faults(settings)):
+            raise ValueError("\n".join(f"{ADAPTER}: {fault}" for fault in wrong))
+        config = {name: settings[name] for name in _TAKEN if settings.get(name) is not None}
+        base = settings[_BASE]
+        return cls(folder, str(Path(base).expanduser()) if is_folder(base) else base, config)
+
+    def faults(self) -> Iterator[str]:
+        """Why the weights don't fit the model under the adapter, by the headers of its files alone."""
+        files = WeightFiles.read(self.folder)
+        if not (self.folder / WEIGHTS).is_file():
+            yield f"contains no {WEIGHTS}; adapters as pickles are refused, because they can run code"
+            return
+        if files.faults:
+            yield from files.faults
+            return
+        with library_errors(f"{ADAPTER} describes no adapter of its model"), quiet(), torch.device("meta"):
+            expected = attach(_without_weights(self.base), self.config).parameters
+        yield from _mismatches(
+            {file_name(name): tuple(weight.shape) for name, weight in expected.items()}, _shapes(self.folder / WEIGHTS)
+        )
+
+    def attach(self, model: Any) -> Adapter:
+        """Put the adapter on a model.
+
+        Raises:
+            ValueError: it does not fit, or a weight is not finite.
+        """
+        adapter = attach(model, self.config)
+        read_adapter(adapter, self.folder)
+        return adapter
+
+
+@torch.no_grad()
+def read_adapter(adapter: Adapter, folder: Path) -> None:
+    """Set the weights of an adapter to those of a folder.
+
+    Raises:
+        ValueError: they don't fit, or one is NaN or infinite.
+    """
+    with library_errors(f"{WEIGHTS} can't be read"):
+        held = load_file(folder / WEIGHTS)
+    own = {file_name(name): weight for name, weight in adapter.parameters.items()}
+    wrong = list(_mismatches(_by_shape(own), _by_shape(held)))
+    if not wrong:
+        wrong = [
+            f"NaN or infinite numbers in {one_line(name)}; take another adapter"
+            for name, weight in held.items()
+            if not weight.isfinite().all()
+        ][:_SHOWN]
+    if wrong:
+        raise ValueError("\n".join(wrong))
+    for name, weight in own.items():
+        weight.copy_(held[name])
+
+
+def write_adapter(adapter: Adapter, folder: Path, base: str) -> None:
+    """Write an adapter to a folder.
+
+    Args:
+        base: folder or hub name of the model under it.
+    """
+    weights = {
+        file_name(name): weight.detach().cpu().contiguous().clone() for name, weight in adapter.parameters.items()
+    }
+    folder.mkdir(exist_ok=True)
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    settings = {**adapter.config.to_dict(), _BASE: str(Path(base).absolute()) if is_folder(base) else base}
+    # PEFT keeps names in sets, whose order changes from process to process.
+    settings = {name: sorted(value) if isinstance(value, set) else value for name, value in settings.items()}
+    (folder / ADAPTER).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _setting_faults(settings: Mapping[str, Any]) -> Iterator[str]:
+    kind = settings.get("peft_type")
+    if kind != "LORA":
+        yield f"peft_type must be LORA, the one kind of adapter that is supported, got {_shown(kind)}"
+        return
+    if not isinstance(settings.get(_BASE), str) or not settings[_BASE]:
+        yield f"{_BASE} must name the model under the adapter, got {_shown(settings.get(_BASE))}"
+    rank = settings.get("r")
+    if type(rank) is not int or not 1 <= rank <= _LARGEST_RANK:
+        yield f"r must be an integer from 1 to {_LARGEST_RANK:,}, got {_shown(rank)}"
+    alpha = settings.get("lora_alpha")
+    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not 0 < alpha < float("inf"):
+        yield f"lora_alpha must be a number > 0, got {_shown(alpha)}"
+    for name in ("target_modules", "target_parameters", "exclude_modules"):
+        value = settings.get(name)
+        if value is not None and not (isinstance(value, list) and all(isinstance(one, str) and one for one in value)):
+            yield f"{name} must be a list of names, got {_shown(value)}"
+    for name in ("use_rslora", "fan_in_fan_out"):
+        if not isinstance(settings.get(name, False), bool):
+            yield f"{name} must be true or false, got {_shown(settings[name])}"
+    others = settings.keys() - set(_TAKEN) - _IGNORED
+    changed = sorted(name for name in others if settings[name] not in (None, False, "none", [], {}))
+    for name in changed[:_SHOWN]:
+        yield f"{one_line(name)} {_shown(settings[name])} is not supported; merge this adapter into its model"
+
+
+def _shown(value: Any) -> str:
+    return one_line(repr(value), limit=80)
+
+
+def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as opened:
+        return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118 -- no mapping
+
+
+def _by_shape(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(weight.shape) for name, weight in weights.items()}
+
+
+def _mismatches(expected: Mapping[str, tuple[int, ...]], held: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+    """Weights that the file and the adapter that adapter_config.json describes don't share."""
+    said = {
+        f"{WEIGHTS} lacks {{}}, which {ADAPTER} describes": expected.keys() - held.keys(),
+        f"{WEIGHTS} holds {{}}, which {ADAPTER} has no place for in its model": held.keys() - expected.keys(),
+        f"of another shape in {WEIGHTS} than {ADAPTER} and its model say: {{}}": {
+            name for name in expected.keys() & held.keys() if expected[name] != held[name]
+        },
+    }
+    for message, names in said.items():
+        if names:
+            more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+            yield message.format(", ".join(one_line(name, limit=100) for name in sorted(names)[:_SHOWN]) + more)
