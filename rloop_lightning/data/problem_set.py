@@ -190,11 +190,13 @@ def _read_problem(row: Row, layout: Layout, found: ProblemSet) -> Problem | None
         found.bad_rows.append(f"{row.place}: {one_line(str(error), limit=300)}")
         return None
     name = row.place if identity is None else str(identity)
-    texts = [conversation.problem, *(message.text for message in conversation.context)]
+    problem = layout.preset.clean(conversation.problem)
+    texts = [problem, *(message.text for message in conversation.context)]
     wrong = {
-        "the problem is empty": not conversation.problem.strip(),
+        "the problem is empty": not problem.strip(),
         "the problem is not valid Unicode: it contains lone surrogates": not all(map(_is_text, texts)),
         "the id must be text or an integer": isinstance(identity, (bool, list, dict)) or not _is_text(name),
+        "the id is empty": not name.strip(),
     }
     if any(wrong.values()):
         found.bad_rows += [f"{row.place}: {reason}" for reason, holds in wrong.items() if holds]
@@ -209,7 +211,6 @@ def _read_problem(row: Row, layout: Layout, found: ProblemSet) -> Problem | None
     found.lists += golds.listed
     metadata = {key: value for key in layout.metadata_fields if (value := _first(row, (key,))) is not None}
     answer, *alternatives = golds.texts
-    problem = layout.preset.clean(conversation.problem)
     return Problem(name, problem, answer, metadata, tuple(alternatives), conversation.context)
 
 

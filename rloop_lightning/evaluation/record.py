@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rloop_lightning.rollouts.pool import list_array
-from rloop_lightning.system.checksums import add_checksum
+from rloop_lightning.system.checksums import add_checksum, checksums, keep_checksums
 from rloop_lightning.system.files import atomic_path
 from rloop_lightning.types import Group, SamplingParams
 
@@ -137,13 +137,20 @@ def inside_record(folder: Path, step: int) -> Path:
 
 
 def inside_records(folder: Path) -> list[Path]:
-    """The records of evaluations inside an exploration, in order. Files of other names are not a run's."""
-    return sorted(path for path in folder.glob("*.parquet") if _INSIDE.fullmatch(path.name))
+    """The records of evaluations inside an exploration, in order. Files of other names are not a run's.
+
+    A record that has a checksum but no file is among them.
+    """
+    names = {*(path.name for path in folder.glob("*.parquet")), *checksums(folder)}
+    return [folder / name for name in sorted(names) if _INSIDE.fullmatch(name)]
 
 
 def drop_inside_records(folder: Path, after: int) -> None:
     """Remove the records of evaluations after later rollout steps than `after`, which a resumed exploration repeats."""
-    last = inside_record(folder, after).name
+    last, dropped = inside_record(folder, after).name, set()
     for path in inside_records(folder):
         if path.name > last:
-            path.unlink()
+            path.unlink(missing_ok=True)
+            dropped.add(path.name)
+    if dropped:
+        keep_checksums(folder, checksums(folder).keys() - dropped)

@@ -69,7 +69,8 @@ def _numbers(value: Fraction, reading: GoldReading) -> Iterator[str]:
 
 
 def _lists(value: str) -> Iterator[str]:
-    bare = value.removeprefix("the list ").strip("()[]{}")
+    value = value.removeprefix("the list ")
+    bare = value[1:-1] if value[:1] in ("(", "[", "{") and value[-1:] in (")", "]", "}") else value
     items = bare.split(", ")
     yield from (bare, ", ".join(reversed(items)), rf"\{{{bare}\}}", f"({bare})", f"[{bare}]")
     yield from (items[0], ", ".join([*items, "7"]))

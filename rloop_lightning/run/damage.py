@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rloop_lightning.errors import DamagedError
-from rloop_lightning.evaluation.record import inside_records
+from rloop_lightning.evaluation.record import inside_record, inside_records
 from rloop_lightning.run.folder import RunFolder
 from rloop_lightning.run.handover import select_stage
 from rloop_lightning.run.parts import Parts
@@ -95,8 +95,18 @@ def _maker(evaluation: Stage) -> tuple[Stage, bool]:
     return Stage(evaluation.round, phase, evaluation.which), False
 
 
-def needless_damage(folder: RunFolder, done: Sequence[Stage], parts: Parts, state: LoopState) -> Iterator[str]:
-    """Damaged files of complete stages that the rest of the run does not read, one warning per folder."""
+def needless_damage(folder: RunFolder, stages: Sequence[Stage], parts: Parts, state: LoopState) -> Iterator[str]:
+    """Damaged files that the rest of the run does not read, one warning per folder.
+
+    Args:
+        folder: the run folder.
+        stages: the plan of the run.
+        parts: the parts of the run.
+        state: the state that the run resumes from.
+    """
+    done, later = stages[: state.stages_done], stages[state.stages_done :]
+    if later and later[0].phase == "explore" and state.began:
+        yield from _inside_damage(folder, later[0], upto=folder.steps_done(later[0]))
     for stage in done:
         if stage.phase == "evaluate":
             records, listed = folder.evaluations(stage), [folder.evaluation(stage).name]
@@ -110,9 +120,8 @@ def needless_damage(folder: RunFolder, done: Sequence[Stage], parts: Parts, stat
         if stage.phase == "explore":
             pool = folder.pool(stage)
             yield from _warnings(pool.folder, pool.damaged(), again)
-            records = folder.evaluations(stage)
-            inside = [path.name for path in inside_records(records)]
-            yield from _warnings(records, damaged_files(records, inside) if state.began else {}, again)
+            if state.began:
+                yield from _inside_damage(folder, stage)
         elif state.began:
             expert = folder.expert_set(stage)
             yield from _warnings(expert.parent, damaged_files(expert.parent, [expert.name]), again)
@@ -120,6 +129,15 @@ def needless_damage(folder: RunFolder, done: Sequence[Stage], parts: Parts, stat
             LoopState.load(folder.state_before(stage))
         except DamagedError as error:
             yield f"{error}; the rest of the run does not need it, but --restart_from can't go back to it"
+
+
+def _inside_damage(folder: RunFolder, stage: Stage, upto: int | None = None) -> Iterator[str]:
+    """Damaged records of evaluations inside an exploration, those of later steps than `upto` left out."""
+    records = folder.evaluations(stage)
+    last = "" if upto is None else inside_record(records, upto).name
+    inside = [path.name for path in inside_records(records) if not last or path.name <= last]
+    again = f"; --restart_from {folder.phase(stage).relative_to(folder.out)} makes it again, and all that follows"
+    yield from _warnings(records, damaged_files(records, inside), again)
 
 
 def _warnings(folder: Path, damage: Mapping[str, str], advice: str) -> Iterator[str]:

@@ -105,6 +105,8 @@ class PhaseRecord:
                 _take(_body(line), found)
             except (ValueError, RecursionError) as error:
                 found.faults.append(f"line {number}: {error if isinstance(error, _LineError) else 'not a record'}")
+        if found.end is not None and len(content) > len(whole):  # nothing follows the end of a phase
+            found.faults.append("bytes after its last line")
         return found
 
     def replace(self, recorded: Recorded) -> None:

@@ -17,6 +17,7 @@ from rloop_lightning.errors import DamagedError
 from rloop_lightning.evaluation.record import drop_inside_records
 from rloop_lightning.run.damage import checkpoint_damage, damaged_input, needless_damage
 from rloop_lightning.run.folder import RunFolder
+from rloop_lightning.run.loggers import known_loggers
 from rloop_lightning.run.parts import Parts
 from rloop_lightning.run.state import TRAINS, LoopState, Stage
 
@@ -48,7 +49,9 @@ def resume_point(folder: RunFolder, stages: Sequence[Stage], parts: Parts) -> Re
         warnings.append(str(damage))
         state = _state_to_repeat(folder, stages, maker, state, warnings)
     if state is not None:
-        warnings += needless_damage(folder, stages[: state.stages_done], parts, state)
+        warnings += needless_damage(folder, stages, parts, state)
+        if state.stages_done == len(stages) and (fault := known_loggers(folder).fault):
+            warnings.append(f"{fault}; a complete run does not read it")
     return ResumePoint(state, warnings)
 
 

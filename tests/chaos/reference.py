@@ -56,6 +56,7 @@ def start(tiny: TinyRun, out: Path, log: Path, fault: Fault | None = None) -> in
     return run_fit(["--config", str(tiny.config), "--out", str(out)], log, Within(LIMIT_S, fault), debug=False)
 
 
-def resume(out: Path, log: Path, fault: Fault | None = None) -> int:
-    """Exit code of a resume; -14 if it hangs."""
-    return run_fit(["--resume", str(out)], log, Within(LIMIT_S, fault), debug=False)
+def resume(out: Path, log: Path, fault: Fault | None = None, *, restart_from: str = "") -> int:
+    """Exit code of a resume, from a phase if one is named; -14 if it hangs."""
+    restart = ["--restart_from", restart_from] if restart_from else []
+    return run_fit(["--resume", str(out), *restart], log, Within(LIMIT_S, fault), debug=False)

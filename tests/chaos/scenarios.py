@@ -6,6 +6,7 @@ result = scenario(reference, Random("0 kills 3"), folder)       # raises Lost
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 from collections import Counter
@@ -79,12 +80,14 @@ class Attempt:
         self.injected[what] += 1
         self.story.append(f"{what} {detail}")
 
-    def go_on(self, fault: Fault | None = None, *, begun: bool | None = None) -> tuple[int, str]:
+    def go_on(
+        self, fault: Fault | None = None, *, begun: bool | None = None, restart_from: str = ""
+    ) -> tuple[int, str]:
         """Exit code and log of a resume; of a new run if none has begun, because a kill came before its first state."""
         log = self.folder / f"{len(self.logs):02d}.log"
         log.touch()
         if self.has_state if begun is None else begun:
-            code = resume(self.out, log, fault)
+            code = resume(self.out, log, fault, restart_from=restart_from)
         else:
             shutil.rmtree(self.out, ignore_errors=True)
             code = start(self.reference.tiny, self.out, log, fault)
@@ -162,6 +165,7 @@ def damages(reference: Reference, random: Random, folder: Path) -> Result:
     kind = random.choice(sorted(kinds))
     alone = kind == "the state" and len(kinds[kind]) == 1
     file = random.choice(kinds[kind])
+    before = (attempt.out / file).read_bytes()
     deed, content = damage(attempt.out / file, random)
     attempt.injected = Counter({kind: 1})
     attempt.story.append(f"{file} ({kind}): {deed}")
@@ -170,11 +174,22 @@ def damages(reference: Reference, random: Random, folder: Path) -> Result:
     if alone and code == 2 and file.name in said and str(attempt.out) in said:
         return Result(attempt.injected, named=1, refused=True)
     attempt.require(code == 0, f"{file} was damaged ({deed}), and the run does not resume, exit code {code}")
-    attempt.same()
     path = attempt.out / file
     left = (path.read_bytes() if path.is_file() else None) == content and (reference.out / file).exists()
     attempt.require(named or not left or kind in UNREAD, f"{file} was damaged ({deed}), and nothing is said of it")
+    if left and named:
+        make_again(attempt, said, path, before)
+    attempt.same()
     return Result(attempt.injected, named=int(named))
+
+
+def make_again(attempt: Attempt, said: str, path: Path, before: bytes) -> None:
+    """Do what a run advises for a damaged file that it does not need: repeat a phase, or put the file back."""
+    if advice := re.search(r"--restart_from (\S+) makes it again", said):
+        code, _ = attempt.go_on(begun=True, restart_from=advice[1])
+        attempt.require(code == 0, f"{advice[0]} was advised, and ends with exit code {code}")
+    else:
+        path.write_bytes(before)
 
 
 def _named(said: str, out: Path, file: Path) -> bool:

@@ -106,6 +106,26 @@ def test_the_repeated_rows_of_dapo_are_left_out_and_counted_but_not_what_differs
 
 
 @pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {
+                "prompt": "Solve the following math problem step by step. So.\n\n"
+                'Remember to put your answer on its own line after "Answer:".',
+                "solution": "34",
+                "extra_info": {"index": "x"},
+            },
+            "a.jsonl:1: the problem is empty",
+        ),
+        ({"prompt": "Q", "solution": "34", "extra_info": {"index": " "}}, "a.jsonl:1: the id is empty"),
+    ],
+)
+def test_what_is_empty_once_it_is_read_is_named(tmp_path: Path, row: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ProblemFiles(str(write_rows(tmp_path / "a.jsonl", [row])), preset="dapo-math").train()
+
+
+@pytest.mark.parametrize(
     ("text", "expected"),
     [
         (r"\boxed{1} then \boxed{ \frac{a}{b} }", r"\frac{a}{b}"),

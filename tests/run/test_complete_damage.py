@@ -152,3 +152,46 @@ def test_going_back_to_a_phase_that_needs_a_changed_base_policy_is_refused(
     assert run_fit(["--resume", str(out), "--restart_from", "round-0/consolidate"], log, debug=False) == 2
     assert "the rest of the run needs the base policy" in log.read_text()
     assert before == contents(out)
+
+
+TRAILING = {
+    "the metrics of a phase": ("round-0/evaluate/explored.jsonl", "bytes after its last line"),
+    "the loggers": ("loggers.json", "a complete run does not read it"),
+}
+
+
+@pytest.mark.parametrize("case", TRAILING)
+def test_bytes_after_the_end_of_a_file_are_named(case: str, finished: Path, tmp_path: Path) -> None:
+    file, said = TRAILING[case]
+    out, log = shutil.copytree(finished, tmp_path / "run"), tmp_path / "log"
+    with (out / file).open("ab") as stream:
+        stream.write(b"\x00\xfe7")
+    assert resume(out, log) == 0, log.read_text()
+    assert file in log.read_text()
+    assert said in log.read_text()
+
+
+def test_a_damaged_record_inside_an_exploration_that_goes_on_is_named(tmp_path: Path) -> None:
+    evaluating = {"samples": 2, "k": [1, 2], "max_problems": 2, "sets": ["test"], "sets_inside": ["test"]}
+    tiny = TinyRun.written(tmp_path, eval={**evaluating, "every_n_steps": 1})
+    out, log = tmp_path / "run", tmp_path / "log"
+    assert tiny.fit_apart(out, log, EXPLORING) == -9
+    records = out / "round-0" / "evaluations"
+    flip(records / "step-000001.parquet")
+    (records / "step-000002.parquet").unlink()
+    assert resume(out, log) == 0, log.read_text()
+    assert f"{records / 'step-000001.parquet'} is damaged (its checksum differs)" in log.read_text()
+    assert f"{records / 'step-000002.parquet'} is missing" in log.read_text()
+    assert "--restart_from round-0/explore makes it again" in log.read_text()
+    assert resume(out, log) == 0
+    assert f"{records / 'step-000002.parquet'} is missing" in log.read_text()  # as often as it is looked at
+
+
+def test_a_repeated_exploration_forgets_the_records_that_it_makes_again(tmp_path: Path) -> None:
+    evaluating = {"samples": 2, "k": [1, 2], "max_problems": 2, "sets": ["test"], "sets_inside": ["test"]}
+    tiny = TinyRun.written(tmp_path, eval={**evaluating, "every_n_steps": 1})
+    out, log = tiny.finished(tmp_path / "run"), tmp_path / "log"
+    again = ["--resume", str(out), "--restart_from", "round-0/explore", "--loop.explore_steps", "2"]
+    assert run_fit(again, log, debug=False) == 0, log.read_text()
+    assert resume(out, log) == 0
+    assert "is missing" not in log.read_text()
