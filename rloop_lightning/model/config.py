@@ -40,9 +40,9 @@ class PolicyConfig:
     Args:
         model: `countdown` for the small policy that ships with the package, a Hugging Face folder, or a name on the
             hub.
-        dtype: dtype of the weights and the optimizer state. bfloat16 rounds away updates below 1/256 of a weight, which
-            is most of them at usual learning rates; float32 with --trainer.precision bf16-mixed and --engine.dtype
-            bfloat16 is as fast.
+        dtype: dtype of the weights. Updates of bfloat16 weights are rounded up or down at random, so that small ones
+            are right on average and not lost. float32 with --trainer.precision bf16-mixed and --engine.dtype bfloat16
+            is as fast and exact, in twice the memory. An adapter's weights are float32 in any case.
         max_tokens_per_micro_batch: tokens in one forward and backward pass; bounds the memory of a training step,
             whatever the batch size. A prompt counts once, however many rollouts share it. For a model that needs
             padded rollouts (the log says so), it counts padded tokens of prompt and completion.
