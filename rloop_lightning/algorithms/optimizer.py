@@ -1,4 +1,7 @@
-"""The optimizer of a phase and its learning-rate schedule. Default: AdamW, linear warm-up, then a constant rate."""
+"""The optimizer of a phase and its learning-rate schedule. Default: AdamW, linear warm-up, then a constant rate.
+
+bfloat16 weights are updated with stochastic rounding, whatever the optimizer (bfloat16.py).
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,20 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
+
+from rloop_lightning.algorithms.bfloat16 import rounding
+from rloop_lightning.model.adapter_packages import import_bitsandbytes, missing_bitsandbytes
+
+OPTIMIZERS: Mapping[str, str] = {
+    "adamw": "torch.optim.AdamW",
+    "adamw8bit": "bitsandbytes.optim.AdamW8bit",
+    "paged_adamw8bit": "bitsandbytes.optim.PagedAdamW8bit",
+    "paged_adamw32bit": "bitsandbytes.optim.PagedAdamW32bit",
+}
+"""Class paths by short name."""
 
 LRSchedule = Literal["constant", "linear", "cosine"]
 
@@ -49,7 +64,7 @@ def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) ->
 
 
 def make_optimizer(
-    class_path: str,
+    name: str,
     parameters: Iterable[nn.Parameter],
     *,
     lr: float,
@@ -60,50 +75,62 @@ def make_optimizer(
     """An instance of the optimizer class over `parameter_groups`.
 
     Args:
+        name: a short name of `OPTIMIZERS`, or a class path.
         betas: passed on if the class has the argument `betas`.
         options: further arguments of the class; they override `betas` and `fused`.
     """
-    cls = find_optimizer(class_path)
+    cls = find_optimizer(name)
     own = {"betas": betas, "fused": True}  # fused: one kernel for all weights
     kept = {name: value for name, value in own.items() if name in _arguments(cls)}
-    return cls(parameter_groups(parameters, weight_decay), lr=lr, **{**kept, **options})
+    groups = parameter_groups(parameters, weight_decay)
+    if any(parameter.dtype == torch.bfloat16 for group in groups for parameter in group["params"]):
+        cls = rounding(cls)
+    return cls(groups, lr=lr, **{**kept, **options})
 
 
-def find_optimizer(class_path: str) -> Any:
-    """Import an optimizer class from a path such as `torch.optim.AdamW`.
+def find_optimizer(name: str) -> Any:
+    """The optimizer class of a short name, or of a path such as `torch.optim.AdamW`.
 
     Raises:
         ValueError: it can't be imported, or is not a subclass of `torch.optim.Optimizer`.
     """
-    module, _, name = class_path.rpartition(".")
+    path = OPTIMIZERS.get(name, name)
+    if path.startswith("bitsandbytes."):
+        if missing := missing_bitsandbytes():
+            raise ValueError(f"can't be imported: {missing}")
+        import_bitsandbytes()
+    module, _, cls = path.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), name)
+        found = getattr(importlib.import_module(module), cls)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"can't be imported ({error}); give a class path such as torch.optim.AdamW") from error
+        known = ", ".join(OPTIMIZERS)
+        raise ValueError(
+            f"can't be imported ({error}); take {known}, or give a class path such as torch.optim.AdamW"
+        ) from error
     if not (isinstance(found, type) and issubclass(found, Optimizer)):
         raise ValueError("is not a subclass of torch.optim.Optimizer")
     return found
 
 
 def optimizer_faults(
-    class_path: str, options: Mapping[str, Any], *, betas: tuple[float, float], weight_decay: float
+    name: str, options: Mapping[str, Any], *, betas: tuple[float, float], weight_decay: float
 ) -> Iterator[tuple[str, str, Any]]:
     """Settings that the optimizer does not accept: the field, the error, its value."""
     try:
-        arguments = _arguments(find_optimizer(class_path))
+        arguments = _arguments(find_optimizer(name))
     except ValueError as error:
-        yield "optimizer", str(error), class_path
+        yield "optimizer", str(error), name
         return
     fields = {"lr": "lr", "weight_decay": "weight_decay", "params": "optimizer"}
     for option in options:
         if option in fields:
             yield "optimizer_options", f"must not hold {option}, which the field {fields[option]} sets", options
         elif option not in arguments:
-            yield "optimizer_options", f"must hold arguments of {class_path}, which has no {option}", options
+            yield "optimizer_options", f"must hold arguments of {name}, which has no {option}", options
     if "betas" not in arguments and betas != DEFAULT_BETAS:
-        yield "beta1", f"and beta2 must keep their defaults with {class_path}, which takes no betas", betas
+        yield "beta1", f"and beta2 must keep their defaults with {name}, which takes no betas", betas
     if "weight_decay" not in arguments and weight_decay:
-        yield "weight_decay", f"must be 0 with {class_path}, which takes none", weight_decay
+        yield "weight_decay", f"must be 0 with {name}, which takes none", weight_decay
 
 
 DEFAULT_BETAS = (0.9, 0.999)

@@ -9,7 +9,6 @@ Subclasses compute the loss of each token. This class masks, sums and divides it
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -24,6 +23,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from rloop_lightning.algorithms import totals
 from rloop_lightning.algorithms.aggregation import Aggregation, loss_count, row_weights
+from rloop_lightning.algorithms.bfloat16 import float32_sums
 from rloop_lightning.algorithms.hyperparameters import CheckedHyperparameters
 from rloop_lightning.algorithms.optimizer import (
     LRSchedule,
@@ -42,10 +42,6 @@ from rloop_lightning.system.fields import (
 )
 from rloop_lightning.types import LossOutput, PendingUpdate, RolloutBatch, TokenScores
 
-# Adam changes a weight by about the learning rate. In bfloat16, a change below 1/256 of the weight is lost in rounding,
-# and a typical weight is 0.02.
-_LOST_IN_BFLOAT16 = 1e-4
-
 
 class PolicyModule(CheckedHyperparameters, L.LightningModule, ABC):
     """Trains a policy by optimizer steps on mini-batches of rollouts.
@@ -60,7 +56,8 @@ class PolicyModule(CheckedHyperparameters, L.LightningModule, ABC):
             along half a `cosine`.
         min_lr: final learning rate of `linear` and `cosine`.
         warmup_steps: training steps over which the learning rate rises linearly from 0.
-        optimizer: class path of the optimizer.
+        optimizer: `adamw`; `adamw8bit` with moments in 8 bits, `paged_adamw8bit` and `paged_adamw32bit` with moments
+            that move to the host when a GPU is full (all three need the package bitsandbytes); or a class path.
         optimizer_options: further arguments of the optimizer class, such as {"momentum": 0.9}.
         weight_decay: weight decay of matrices; norms and biases have none.
         beta1: decay rate of the first moment, for an optimizer with betas.
@@ -82,7 +79,7 @@ class PolicyModule(CheckedHyperparameters, L.LightningModule, ABC):
         lr_schedule: LRSchedule = "constant",
         min_lr: NonNegativeFloat = 0.0,
         warmup_steps: NonNegativeInt = 20,
-        optimizer: str = "torch.optim.AdamW",
+        optimizer: str = "adamw",
         optimizer_options: dict[str, Any] | None = None,
         weight_decay: NonNegativeFloat = 0.1,
         beta1: RightOpenUnitInterval = 0.9,
@@ -133,12 +130,6 @@ class PolicyModule(CheckedHyperparameters, L.LightningModule, ABC):
     def configure_optimizers(self) -> Any:
         """The optimizer and its schedule. A subclass may return others, in any form that Lightning accepts."""
         parameters = [p for p in self.policy.parameters() if p.requires_grad]
-        if self.lr < _LOST_IN_BFLOAT16 and any(p.dtype == torch.bfloat16 for p in parameters):
-            warnings.warn(
-                f"{self.flag}.lr {self.lr:g}: most updates are lost in the rounding of --policy.dtype bfloat16; leave "
-                "it at float32, and set --trainer.precision bf16-mixed and --engine.dtype bfloat16",
-                stacklevel=1,
-            )
         optimizer = make_optimizer(
             self.optimizer,
             parameters,
@@ -180,7 +171,7 @@ class PolicyModule(CheckedHyperparameters, L.LightningModule, ABC):
         optimizer = self._optimizer()
         optimizer.zero_grad()
         sums: dict[str, Tensor] = {}
-        with self._gradients_stay_local():
+        with self._gradients_stay_local(), float32_sums(self.policy.parameters()):
             for _, micro in self.policy.micro_batches(batch):
                 with self.policy.replaying(micro):
                     scores = self.scores(micro)

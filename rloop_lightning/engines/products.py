@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
+
+from rloop_lightning.model.quantization import computing_in
 
 
 @contextmanager
@@ -29,7 +31,8 @@ def products_in(model: Any, dtype: torch.dtype) -> Iterator[None]:
     try:
         for weight in weights:
             weight.data = weight.data.to(dtype)
-        with torch.autocast(model.device.type, dtype, enabled=not wider):
+        quantised = computing_in(model, dtype) if wider else nullcontext()
+        with quantised, torch.autocast(model.device.type, dtype, enabled=not wider):
             yield
     finally:
         for weight, master in zip(weights, masters, strict=True):

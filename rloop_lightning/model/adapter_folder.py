@@ -21,12 +21,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from rloop_lightning.model.adapter_packages import missing_peft
 from rloop_lightning.model.config_json import CONFIG, load_config, read_object
 from rloop_lightning.model.folder import checked_in_a_copy, model_faults
 from rloop_lightning.model.libraries import library_errors, quiet
 from rloop_lightning.model.loading import is_folder
-from rloop_lightning.model.lora import Adapter, attach, file_name, missing_peft
+from rloop_lightning.model.lora import Adapter, attach, file_name
 from rloop_lightning.model.lora_targets import LoraTargets
+from rloop_lightning.model.quantization import quantised_share
 from rloop_lightning.model.weight_files import WeightFiles
 from rloop_lightning.system.terminal import one_line
 
@@ -34,6 +36,7 @@ ADAPTER = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 _BASE = "base_model_name_or_path"
 _LARGEST_RANK = 4096
+_LEAST_QUANTISED = 0.3  # of all weights; the embeddings of small models are most of the rest
 _SHOWN = 5  # weights that a message lists by name
 
 _TAKEN = ("r", "lora_alpha", "use_rslora", "target_modules", "target_parameters", "exclude_modules", "fan_in_fan_out")
@@ -93,14 +96,34 @@ def target_faults(name: str, targets: Sequence[str]) -> list[str]:
 
     def faults() -> Iterator[str]:
         try:
-            LoraTargets.of(_without_weights(name), targets)
+            LoraTargets.of(without_weights(name), targets)
         except ValueError as error:
             yield from str(error).splitlines()
 
     return checked_in_a_copy(lambda: iter([(CONFIG, faults)]))
 
 
-def _without_weights(name: str) -> Any:
+def quantization_faults(name: str) -> list[str]:
+    """Why quantising a model would not save memory, found without its weights.
+
+    Args:
+        name: folder or hub name of the model.
+    """
+
+    def faults() -> Iterator[str]:
+        model = without_weights(name)
+        share = quantised_share(model)
+        if share < _LEAST_QUANTISED:
+            yield (
+                f"{type(model).__name__} has only {share:.0%} of its weights in linear layers, which is all that is "
+                "quantised (experts are not); leave it out, or take a dense model"
+            )
+
+    return checked_in_a_copy(lambda: iter([(CONFIG, faults)]))
+
+
+def without_weights(name: str) -> Any:
+    """The model of a folder or hub name without its weights, on the device meta."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
@@ -147,7 +170,7 @@ class AdapterFolder:
             yield from files.faults
             return
         with library_errors(f"{ADAPTER} describes no adapter of its model"), quiet(), torch.device("meta"):
-            expected = attach(_without_weights(self.base), self.config).parameters
+            expected = attach(without_weights(self.base), self.config).parameters
         yield from _mismatches(
             {file_name(name): tuple(weight.shape) for name, weight in expected.items()}, _shapes(self.folder / WEIGHTS)
         )

@@ -21,6 +21,7 @@ from rloop_lightning.model.head import Head
 from rloop_lightning.model.libraries import quiet
 from rloop_lightning.model.packed_attention import install
 from rloop_lightning.model.packing import PackedBatch, pack
+from rloop_lightning.model.quantization import computing_in, count
 from rloop_lightning.model.scores import completion_tokens, packed_states, padded_states
 from rloop_lightning.types import Rollout, RolloutBatch
 
@@ -95,14 +96,15 @@ def small_batch(model: Any) -> RolloutBatch:
 def _in_float32(model: Any) -> Iterator[float]:
     """Cast the weights to float32 in the block, unless there are too many. Yields the rounding tolerance, nats."""
     weights = [weight for weight in model.parameters() if weight.dtype in (torch.bfloat16, torch.float16)]
-    if sum(weight.numel() for weight in model.parameters()) > _FLOAT32_WEIGHTS:
+    if sum(map(count, model.parameters())) > _FLOAT32_WEIGHTS:
         yield 1e-3 if not weights else _ROUNDING_IN_HALF_PRECISION
         return
     dtypes = [weight.dtype for weight in weights]
     try:
         for weight in weights:
             weight.data = weight.data.float()
-        yield 1e-3
+        with computing_in(model, torch.float32):
+            yield 1e-3
     finally:
         for weight, dtype in zip(weights, dtypes, strict=True):
             weight.data = weight.data.to(dtype)  # lossless: the values came from this dtype

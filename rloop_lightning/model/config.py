@@ -6,14 +6,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from rloop_lightning.model.adapter_folder import base_of, is_adapter, source_faults, target_faults
+from rloop_lightning.model.adapter_folder import base_of, is_adapter, quantization_faults, source_faults, target_faults
+from rloop_lightning.model.adapter_packages import missing_bitsandbytes, missing_peft
 from rloop_lightning.model.loading import is_folder, model_type
-from rloop_lightning.model.lora import LoraSettings, missing_peft
+from rloop_lightning.model.lora import LoraSettings
 from rloop_lightning.model.lora_targets import ALL_LINEAR
 from rloop_lightning.model.routers import unknown_routers
 from rloop_lightning.system.fields import PositiveInt, check_fields
 
 RoutingReplayMode = Literal["none", "r2", "r3"]
+Quantization = Literal["none", "nf4"]
 
 EMBEDDED_MODEL = "countdown"
 """`--policy.model countdown` is the small policy that ships with the package."""
@@ -38,9 +40,9 @@ class PolicyConfig:
     Args:
         model: `countdown` for the small policy that ships with the package, a Hugging Face folder, or a name on the
             hub.
-        dtype: dtype of the weights and the optimizer state. bfloat16 rounds away updates below 1/256 of a weight, which
-            is most of them at usual learning rates; float32 with --trainer.precision bf16-mixed and --engine.dtype
-            bfloat16 is as fast.
+        dtype: dtype of the weights. Updates of bfloat16 weights are rounded up or down at random, so that small ones
+            are right on average and not lost. float32 with --trainer.precision bf16-mixed and --engine.dtype bfloat16
+            is as fast and exact, in twice the memory. An adapter's weights are float32 in any case.
         max_tokens_per_micro_batch: tokens in one forward and backward pass; bounds the memory of a training step,
             whatever the batch size. A prompt counts once, however many rollouts share it. For a model that needs
             padded rollouts (the log says so), it counts padded tokens of prompt and completion.
@@ -53,6 +55,8 @@ class PolicyConfig:
         routing_replay: which experts of a mixture of experts the updates of a rollout step use: those that the current
             policy chooses (`none`), those that the old policy chose when its logprobs were computed (`r2`), or those
             that the rollout engine generated with (`r3`).
+        quantization: `nf4` keeps the weights of linear layers in 4 bits (NF4 with doubly quantised scales, QLoRA). It
+            needs an adapter (--policy.lora.rank) and the package bitsandbytes. Products are computed in `dtype`.
         lora: the adapter to train instead of the weights of the model.
     """
 
@@ -63,6 +67,7 @@ class PolicyConfig:
     head_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     gradient_checkpointing: bool = False
     routing_replay: RoutingReplayMode = "none"
+    quantization: Quantization = "none"
     lora: LoraSettings = field(default_factory=LoraSettings)
 
     def __post_init__(self) -> None:
@@ -84,13 +89,23 @@ def lora_faults(config: PolicyConfig) -> list[str]:
         return [f"is an adapter, which has a rank of its own; leave out --policy.lora.rank {lora.rank}"]
     if lora.merge and not (adapter or lora.rank):
         return ["--policy.lora.merge true: there is no adapter to merge; set --policy.lora.rank, or leave it out"]
-    return [missing_peft()] if lora.rank and missing_peft() else []
+    if config.quantization != "none":
+        if not (adapter or lora.rank):
+            return [
+                f"--policy.quantization {config.quantization}: quantised weights can't be trained; train an adapter "
+                "(--policy.lora.rank 32), or leave it out"
+            ]
+        if missing := missing_bitsandbytes():
+            return [f"--policy.quantization {config.quantization}: {missing}"]
+    return [f"--policy.lora.rank {lora.rank}: {missing_peft()}"] if lora.rank and missing_peft() else []
 
 
 def lora_target_faults(config: PolicyConfig) -> list[str]:
-    """Errors in the names of the layers to adapt, found without weights."""
-    name, lora = model_source(config.model), config.lora
-    return target_faults(name, lora.targets) if lora.rank and lora.targets != ALL_LINEAR else []
+    """Layers that the model does not have, or that can't be quantised, found without weights."""
+    base, lora = base_of(model_source(config.model)), config.lora
+    if config.quantization != "none" and (faults := quantization_faults(base)):
+        return [f"--policy.quantization {config.quantization}: {fault}" for fault in faults]
+    return target_faults(base, lora.targets) if lora.rank and lora.targets != ALL_LINEAR else []
 
 
 def routing_faults(config: PolicyConfig) -> list[str]:

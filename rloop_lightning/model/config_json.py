@@ -134,7 +134,8 @@ def architecture_faults(settings: Mapping[str, Any]) -> Iterator[str]:
         if method := part.get("quantization_config") or part.get("compression_config"):
             yield (
                 f"its weights are quantised ({_quantisation(method)}), which can't be trained; take the unquantised "
-                "model, or dequantise it with its library, save the result and give its folder"
+                "model (--policy.quantization nf4 quantises it on loading), or dequantise it with its library, save "
+                "the result and give its folder"
             )
 
 

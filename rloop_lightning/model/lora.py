@@ -19,7 +19,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from rloop_lightning.model.adapter_packages import import_bitsandbytes, missing_peft
 from rloop_lightning.model.lora_targets import ALL_LINEAR, LoraTargets
+from rloop_lightning.model.quantization import dequantised, quantised_layers
 from rloop_lightning.system.fields import NonNegativeFloat, NonNegativeInt, PositiveFloat, check_fields
 
 _NAME = "default"  # PEFT's for the only adapter of a model
@@ -163,6 +165,7 @@ def attach(model: Any, config: Mapping[str, Any]) -> Adapter:
     """
     if wrong := missing_peft():
         raise ValueError(wrong)
+    import_bitsandbytes()
     from peft import LoraConfig, get_peft_model  # an optional package
 
     # PEFT's own numbers, which `reset` replaces, come from the global random state.
@@ -191,13 +194,6 @@ def _expect_trained(policy: Any, keys: Any) -> None:
     keys.missing_keys[:] = [name for name in keys.missing_keys if name.endswith(trained) or not name.endswith(ours)]
 
 
-def missing_peft() -> str:
-    """Why no adapter can be used; empty if peft is installed."""
-    from importlib.util import find_spec
-
-    return "" if find_spec("peft") else "the package peft is not installed; pip install 'rloop-lightning[lora]'"
-
-
 def adapted_layers(model: nn.Module) -> dict[str, Any]:
     """The layers of PEFT in a model, by name."""
     return {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}
@@ -207,13 +203,15 @@ def adapted_layers(model: nn.Module) -> dict[str, Any]:
 def merged(adapter: Adapter) -> dict[str, Tensor]:
     """The weights of the base model plus the adapter's s B A, under the names that the model had before it.
 
-    The sum is computed in float32 and rounded to the dtype of the weights once. The model is not changed.
+    Quantised weights are dequantised. The sum is computed in float32 and rounded to the dtype of the weights once. The
+    model is not changed.
     """
     model = adapter.base_model
+    quantised = {f"{name}.weight" for name in quantised_layers(model)}
     plain = {
-        _plain(name): weight.detach()
+        _plain(name): (dequantised(weight) if name in quantised else weight).detach()
         for name, weight in model.state_dict(keep_vars=True).items()
-        if f".{_NAME}." not in name
+        if f".{_NAME}." not in name and name.rpartition(".weight.")[0] + ".weight" not in quantised
     }
     for name, layer in adapted_layers(model).items():
         own = f"{_plain(name)}.{getattr(layer, 'parameter_name', 'weight')}"

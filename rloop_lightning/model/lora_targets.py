@@ -12,8 +12,13 @@ from torch import nn
 ALL_LINEAR: Literal["all-linear"] = "all-linear"
 
 # The last part of a router's name, or of the gate of an expert that all tokens share.
-_ROUTER = re.compile(r"(gate|router|wg|classifier|shared_expert_gate)$")
+_ROUTER = re.compile(r"(^|\.)(gate|router|wg|classifier|shared_expert_gate)$")
 _SHOWN = 12
+
+
+def is_router(name: str) -> bool:
+    """Whether a linear layer of this name chooses experts, or weighs one that all tokens share."""
+    return _ROUTER.search(name) is not None
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ def _linear_layers(model: Any) -> list[str]:
         for name, module in model.named_modules()
         if (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D")  # GPT-2's linear layer
         and module is not head
-        and not _ROUTER.search(name)
+        and not is_router(name)
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,11 @@ def write_weights(model: Any, adapter: Adapter | None, folder: Path, *, base: st
 def _write_merged(adapter: Adapter, folder: Path) -> None:
     """Write the model with the adapter merged into it, as a model that never had one."""
     model = adapter.base_model
+    config = copy.deepcopy(model.config)
+    if hasattr(config, "quantization_config"):  # the merged weights are not quantised
+        del config.quantization_config
     with torch.device("meta"):  # of this model, no weight is read
-        plain = type(model)(model.config)
+        plain = type(model)(config)
     plain.generation_config = model.generation_config
     plain.save_pretrained(folder, state_dict=merged(adapter))
 

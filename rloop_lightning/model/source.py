@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 
-from rloop_lightning.model.adapter_folder import AdapterFolder, is_adapter, source_faults
+from rloop_lightning.model.adapter_folder import AdapterFolder, is_adapter, source_faults, without_weights
 from rloop_lightning.model.config import PolicyConfig, lora_faults, lora_target_faults, model_source, routing_faults
 from rloop_lightning.model.folder import hub_faults, vocabulary_faults
-from rloop_lightning.model.loading import load_model, load_tokenizer
+from rloop_lightning.model.loading import is_folder, load_model, load_tokenizer
 from rloop_lightning.model.lora import Adapter, add_adapter
+from rloop_lightning.model.quantization import keep_layout, nf4, not_finite_in_files
+from rloop_lightning.system.hub import MODEL_FILES, fetched_folder
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ def load_source(config: PolicyConfig) -> Source:
     # None lets transformers choose sdpa, or eager for a model without it. Flash attention runs only on a GPU, so it is
     # set after the checks.
     attention = "eager" if config.attn_implementation == "eager" else None
-    model = load_model(base, dtype=getattr(torch, config.dtype), attn_implementation=attention)
+    model = _load(base, getattr(torch, config.dtype), config, attn_implementation=attention)
     tokenizer = load_tokenizer(base)
     if wrong := vocabulary_faults(tokenizer, model.config.get_text_config()):  # the first check for a hub name
         raise ValueError("\n".join(wrong))
@@ -58,3 +60,15 @@ def load_source(config: PolicyConfig) -> Source:
     elif config.lora.rank:
         adapter = add_adapter(model, config.lora)
     return Source(name, model, tokenizer, adapter)
+
+
+def _load(base: str, dtype: torch.dtype, config: PolicyConfig, **settings: Any) -> Any:
+    if config.quantization == "none":
+        return load_model(base, dtype=dtype, **settings)
+    local = Path(base) if is_folder(base) else fetched_folder(base, MODEL_FILES)
+    if wrong := not_finite_in_files(local):
+        raise ValueError("\n".join(wrong))
+    quantised = nf4(dtype, without_weights(base))
+    model = load_model(base, dtype=dtype, quantization_config=quantised, **settings)
+    keep_layout(model)
+    return model

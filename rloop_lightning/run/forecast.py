@@ -13,6 +13,7 @@ import torch
 
 from rloop_lightning.engines.base import default_completion_limit
 from rloop_lightning.model.policy import Policy
+from rloop_lightning.model.quantization import count, is_quantised
 from rloop_lightning.rewards.probes import RewardCheck, probe
 from rloop_lightning.run.parts import Parts
 from rloop_lightning.run.state import Stage, plan
@@ -163,11 +164,13 @@ def _named(sets: Sequence[str]) -> str:
 
 
 def _policy(parts: Parts, policy: Policy, device: torch.device) -> Iterator[tuple[str, str]]:
-    sizes = [(p.numel(), p.numel() * p.element_size(), p.requires_grad) for p in policy.parameters()]
-    count = sum(numbers for numbers, _, _ in sizes)
+    sizes = [(count(p), p.numel() * p.element_size(), p.requires_grad) for p in policy.parameters()]
+    total = sum(numbers for numbers, _, _ in sizes)
     dtype = str(next(policy.parameters()).dtype).removeprefix("torch.")
+    if any(map(is_quantised, policy.parameters())):
+        dtype += " and NF4"
     mixed = "" if policy.mixed_precision is None else f", products in {policy.mixed_precision}".replace("torch.", "")
-    yield "policy", f"{type(policy.model).__name__}, {_short(count)} parameters, {dtype}{mixed}, on {device}"
+    yield "policy", f"{type(policy.model).__name__}, {_short(total)} parameters, {dtype}{mixed}, on {device}"
     if policy.adapter is not None:
         yield from _adapter(parts, policy)
     bytes_needed = sum(size * (_COPIES if trained else 1) for _, size, trained in sizes)

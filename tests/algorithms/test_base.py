@@ -271,13 +271,3 @@ def test_gradients_do_not_take_memory_while_the_next_step_generates():
     policy = make_policy()
     fit(DAPO(lr=1e-3, updates_per_step=2), policy, [step_of(random_batch())])
     assert all(parameter.grad is None for parameter in policy.parameters())
-
-
-@pytest.mark.parametrize(
-    ("dtype", "lr", "warned"), [("bfloat16", 1e-6, True), ("bfloat16", 1e-3, False), ("float32", 1e-6, False)]
-)
-def test_updates_that_bfloat16_loses_are_warned_of(dtype, lr, warned, recwarn):
-    fit(RFT(lr=lr), make_policy(dtype=getattr(torch, dtype)), [random_batch()])
-    said = [str(warning.message) for warning in recwarn if "lost in the rounding" in str(warning.message)]
-    assert bool(said) is warned
-    assert all(message.startswith("--consolidate.lr 1e-06: ") for message in said)

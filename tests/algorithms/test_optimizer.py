@@ -206,7 +206,7 @@ def test_betas_go_to_whatever_optimizer_takes_them():
         ({"optimizer_options": {"lr": 0.1}}, "optimizer_options must not hold lr, which the field lr sets, got {"),
         (
             {"optimizer_options": {"momentum": 0.9}},
-            "optimizer_options must hold arguments of torch.optim.AdamW, which has no momentum, got {",
+            "optimizer_options must hold arguments of adamw, which has no momentum, got {",
         ),
         (
             {"optimizer": "torch.optim.SGD", "beta1": 0.8},

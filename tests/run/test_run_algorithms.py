@@ -311,7 +311,7 @@ def test_help_shows_every_field(group: str, registry: str, name: str, capsys: py
                 "--algo.min_lr must be at most --algo.lr 0.001, got 0.1",
                 "--algo.optimizer is not a subclass of torch.optim.Optimizer, got torch.Tensor",
                 "--consolidate.min_lr needs --consolidate.lr_schedule linear or cosine, got 1e-07",
-                "--consolidate.optimizer_options must hold arguments of torch.optim.AdamW, which has no momentum",
+                "--consolidate.optimizer_options must hold arguments of adamw, which has no momentum",
             ),
         ),
         ("--algo kl --algo.kl_estimator k4", ("--algo.kl_estimator: expected k1, k2 or k3, got 'k4'",)),

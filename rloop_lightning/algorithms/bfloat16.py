@@ -1,0 +1,140 @@
+"""Updates of bfloat16 weights that are not lost in rounding.
+
+    optimizer = rounding(torch.optim.AdamW)(parameters, lr=1e-6)
+    with float32_sums(parameters):
+        for micro_batch in ...: backward()
+
+A bfloat16 number has 8 significant bits: to the nearest, an update below 1/512 of a weight is rounded away, and so are
+the gradients of later micro-batches where many are summed. Here an optimizer computes in float32, and the new weight is
+rounded up or down at random with the probabilities that make it right on average (stochastic rounding, arXiv
+1502.02551). Gradients are summed in float32. Other dtypes are left alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+# Numbers that are in float32 at once: 256 MiB of weights, and as much of gradients.
+_AT_ONCE = 2**26
+_STEPS = "rounded_steps"
+"""The number of steps made, in the optimizer's groups, so that a checkpoint has it."""
+
+
+def stochastically_rounded(values: Tensor, generator: torch.Generator) -> Tensor:
+    """Float32 numbers as bfloat16, rounded up with a probability equal to the part that rounding down would drop."""
+    noise = torch.randint(0, 2**16, values.shape, generator=generator, dtype=torch.int32, device=values.device)
+    up = values.view(torch.int32) + noise  # a carry out of the low half rounds the magnitude up
+    kept = (up & -(2**16)).view(torch.float32)
+    return torch.where(values.isfinite(), kept, values).bfloat16()
+
+
+def rounding(cls: Any) -> Any:
+    """The optimizer class with stochastic rounding of bfloat16 weights. Its state is as for float32 weights."""
+
+    class StochasticallyRounding(cls):
+        def step(self, closure: Callable[[], Any] | None = None) -> Any:
+            loss = None
+            if closure is not None:
+                with torch.enable_grad():
+                    loss = closure()
+            steps = self.param_groups[0].get(_STEPS, 0)
+            # Numbers of its own, by the step: the global random state stays as it is, and a resume draws the same ones.
+            generators: dict[torch.device, torch.Generator] = {}
+            trained = [weight for weight in _weights(self) if weight.grad is not None]
+            gradients = {weight: weight.grad for weight in trained}
+            for weight in trained:
+                weight.grad = None
+            for bucket in _buckets(trained):
+                with _in_float32(bucket, gradients):
+                    super().step()
+                    for weight, own in bucket.items():
+                        if own.dtype == torch.bfloat16:
+                            if own.device not in generators:
+                                generators[own.device] = torch.Generator(own.device).manual_seed(steps)
+                            _round_into(own, weight.data, generators[own.device])
+            self.param_groups[0][_STEPS] = steps + 1
+            return loss
+
+        def load_state_dict(self, state_dict: Any) -> None:
+            """Load the state as it is. An optimizer would cast it to the dtype of the weights."""
+            own = {weight: weight.data for weight in _weights(self) if weight.dtype == torch.bfloat16}
+            try:
+                for weight in own:
+                    weight.data = torch.empty(0, device=weight.device)
+                super().load_state_dict(state_dict)
+            finally:
+                for weight, data in own.items():
+                    weight.data = data
+
+    StochasticallyRounding.__name__ = cls.__name__
+    return StochasticallyRounding
+
+
+@contextmanager
+def float32_sums(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Sum the gradients of bfloat16 weights in float32 in the block, over its backward passes."""
+    sums: dict[nn.Parameter, Tensor] = {}
+
+    def add(weight: nn.Parameter) -> None:
+        assert weight.grad is not None
+        if weight in sums:
+            sums[weight] = sums[weight].float().add_(weight.grad)  # float32 from the second one on
+        else:
+            sums[weight] = weight.grad
+        weight.grad = None
+
+    trained = (weight for weight in parameters if weight.requires_grad and weight.dtype == torch.bfloat16)
+    hooks = [weight.register_post_accumulate_grad_hook(add) for weight in trained]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+    while sums:
+        weight, total = sums.popitem()
+        weight.grad = total.to(weight.dtype)
+
+
+def _round_into(own: Tensor, values: Tensor, generator: torch.Generator) -> None:
+    """Round values into a weight, a limited amount at once."""
+    for place, part in zip(own.view(-1).split(_AT_ONCE), values.reshape(-1).split(_AT_ONCE), strict=True):
+        place.copy_(stochastically_rounded(part, generator))
+
+
+def _weights(optimizer: Optimizer) -> list[nn.Parameter]:
+    return [weight for group in optimizer.param_groups for weight in group["params"]]
+
+
+def _buckets(weights: Iterable[nn.Parameter]) -> Iterator[dict[nn.Parameter, Tensor]]:
+    """The weights with their numbers, a limited amount at once."""
+    bucket: dict[nn.Parameter, Tensor] = {}
+    size = 0
+    for weight in weights:
+        if bucket and size + weight.numel() > _AT_ONCE:
+            yield bucket
+            bucket, size = {}, 0
+        bucket[weight] = weight.data
+        size += weight.numel()
+    if bucket:
+        yield bucket
+
+
+@contextmanager
+def _in_float32(bucket: dict[nn.Parameter, Tensor], gradients: dict[nn.Parameter, Any]) -> Iterator[None]:
+    """Give an optimizer bfloat16 weights and their gradients in float32 in the block, and no gradients of others."""
+    try:
+        for weight, own in bucket.items():
+            wide = torch.float32 if own.dtype == torch.bfloat16 else own.dtype
+            weight.data = own.to(wide)
+            weight.grad = gradients.pop(weight).to(wide)
+        yield
+    finally:
+        for weight, own in bucket.items():
+            weight.grad = None
+            weight.data = own
