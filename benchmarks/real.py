@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import gc
 import statistics
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
+from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
@@ -28,12 +30,15 @@ from benchmarks.options import Options
 from benchmarks.report import Result, Table
 from rloop_lightning.batching import collate
 from rloop_lightning.engines.torch_engine import TorchEngine
+from rloop_lightning.model.config import PolicyConfig
 from rloop_lightning.model.lora import LoraSettings, add_adapter
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.types import Problem, Rollout, RolloutBatch
 
 _PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}  # dense bf16, FLOP/s
 _PROMPT = 512  # tokens
+_UNLIMITED = 2**30  # tokens of a micro-batch
+OURS, THEIRS = "TorchEngine", "transformers generate"
 BARS = "Bars: at least 25 % MFU at 16k tokens and 40 % at 65k for the 0.6 B model on one H100."
 
 
@@ -89,10 +94,12 @@ class Update:
     shape: Shape
     checkpointing: bool = False
     lora: int = 0  # rank; 0 trains all weights
+    quantized: bool = False  # NF4, under LoRA
 
     @property
     def name(self) -> str:
-        ways = [f"LoRA {self.lora}"] * bool(self.lora) + ["checkpointing"] * self.checkpointing
+        adapter = f"QLoRA {self.lora}" if self.quantized else f"LoRA {self.lora}"
+        ways = [adapter] * bool(self.lora) + ["checkpointing"] * self.checkpointing
         rows = f"{self.shape.rollouts} x {self.shape.completion:,}"
         return ", ".join([self.model, f"{self.shape.tokens:,} tokens", rows, *ways])
 
@@ -120,9 +127,15 @@ class Cost:
 def run(options: Options) -> Result:
     device = torch.device(options.device)
     peak, peak_from = _peak(device, toy=options.toy)
-    updates = list(_updates(options))
-    measured = {one.name: (one, measure_update(one, device, options.rounds)) for one in updates}
-    decoded = [measure_decoding(name, rows, device, toy=options.toy) for name, rows in _decodings(options)]
+    measured: dict[str, tuple[Update, Cost]] = {}
+    too_large = []
+    for update in _updates(options):
+        try:
+            measured[update.name] = update, measure_update(update, device, options.rounds)
+            print(f"{update.name}: {measured[update.name][1]}", file=sys.stderr, flush=True)
+        except torch.cuda.OutOfMemoryError:
+            too_large.append([update.name, *["out of memory"] * 5])
+    decoded = [measure_decoding(name, rows, device, toy=options.toy, by=by) for name, rows, by in _decodings(options)]
     rows = [
         [
             name,
@@ -133,7 +146,7 @@ def run(options: Options) -> Result:
             f"{cost.peak_bytes / 2**30:.1f}" if device.type == "cuda" else "-",
         ]
         for name, (update, cost) in measured.items()
-    ]
+    ] + too_large
     columns = ["update", "seconds", "tokens/s", "MFU", "forward / backward / optimizer, s", "peak GiB"]
     speeds = [
         [one["name"], f"{one['tokens_s']:,.0f}", f"{1e3 * one['step_s']:.1f}", f"{one['peak_bytes'] / 2**30:.1f}"]
@@ -142,7 +155,7 @@ def run(options: Options) -> Result:
     return Result(
         [
             Table("Update", columns, rows, [f"Median of {options.rounds} updates. MFU of {peak_from}. {BARS}"]),
-            Table("Decoding", ["rows", "tokens/s", "ms a step", "peak GiB"], speeds),
+            Table("Decoding, bfloat16", ["rows", "tokens/s", "ms a step", "peak GiB"], speeds),
         ],
         {
             "peak_flop_s": peak,
@@ -165,43 +178,53 @@ def _updates(options: Options) -> Iterator[Update]:
         yield Update(name, long, checkpointing=True)
         yield Update(name, replace(long, rollouts=16))
         yield Update(name, long, lora=32)
+        yield Update(name, long, checkpointing=True, lora=32)
+        yield Update(name, long, checkpointing=True, lora=32, quantized=True)
         yield Update(name, Shape(65_536, 1), checkpointing=True)
         yield Update(name, Shape(65_536, 64), checkpointing=True)
 
 
-def _decodings(options: Options) -> Iterator[tuple[str, int]]:
-    if options.toy:
-        yield "toy-qwen3", 4
-        return
-    for name in options.sizes_or(cpu=("11.5M",), cuda=("qwen3-0.6B", "qwen3-1.7B")):
-        yield from ((name, rows) for rows in ((64, 512) if options.device == "cuda" else (64,)))
+def _decodings(options: Options) -> Iterator[tuple[str, int, str]]:
+    """Models, rows, and which of `OURS` and `THEIRS` decodes."""
+    for name in ("toy-qwen3",) if options.toy else options.sizes_or(cpu=("11.5M",), cuda=("qwen3-0.6B", "qwen3-1.7B")):
+        rows = 4 if options.toy else 64
+        yield from ((name, rows, by) for by in (OURS, THEIRS))
+        if options.device == "cuda":
+            yield name, 512, OURS
 
 
-def make_policy(name: str, device: torch.device, *, context: int, lora: int = 0, checkpointing: bool = False) -> Policy:
-    """A policy with random weights."""
+def make_policy(name: str, device: torch.device, *, context: int, update: Update | None = None) -> Policy:
+    """A policy with random weights, for generation or for an update."""
     size = SIZES[name]
-    stops = [size.vocabulary - 1]
-    model = make_model(size, stops, context_tokens=context, device=str(device))
-    adapter = None
-    if lora:
-        model = model.to(torch.bfloat16)  # frozen; the adapter's weights are float32
-        adapter = add_adapter(model, LoraSettings(rank=lora))
-    return Policy(
-        model,
-        make_tokenizer(size.vocabulary, EOS),
-        max_tokens_per_micro_batch=2**30,
-        gradient_checkpointing=checkpointing,
-        adapter=adapter,
-    )
+    model = make_model(size, [size.vocabulary - 1], context_tokens=context, device=str(device))
+    tokenizer = make_tokenizer(size.vocabulary, EOS)
+    checkpointing = update is not None and update.checkpointing
+    settings = LoraSettings(rank=0 if update is None else update.lora)
+    if update is None or not update.lora:
+        return Policy(model, tokenizer, _UNLIMITED, gradient_checkpointing=checkpointing)
+    model = model.to(torch.bfloat16)  # frozen; the adapter's weights are float32
+    if not update.quantized:
+        adapter = add_adapter(model, settings)
+        return Policy(model, tokenizer, _UNLIMITED, gradient_checkpointing=checkpointing, adapter=adapter)
+    with TemporaryDirectory() as folder:  # weights are quantised while they are loaded
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        config = PolicyConfig(
+            folder,
+            dtype="bfloat16",
+            max_tokens_per_micro_batch=_UNLIMITED,
+            gradient_checkpointing=checkpointing,
+            lora=settings,
+            quantization="nf4",
+        )
+        return Policy.load(config).to(device)
 
 
 def measure_update(update: Update, device: torch.device, rounds: int) -> Cost:
     """The median cost of an update, after one to warm up."""
     with _fresh(device):
         context = max(4096, update.shape.tokens)
-        policy = make_policy(
-            update.model, device, context=context, lora=update.lora, checkpointing=update.checkpointing
-        )
+        policy = make_policy(update.model, device, context=context, update=update)
         policy.mixed_precision = torch.bfloat16
         batch = update.shape.batch(SIZES[update.model].vocabulary).to(device)
         weights = [weight for weight in policy.parameters() if weight.requires_grad]
@@ -237,41 +260,66 @@ def _step(
     return forward, backward, step
 
 
-def measure_decoding(name: str, rows: int, device: torch.device, *, toy: bool) -> dict[str, Any]:
-    """Tokens a second of `TorchEngine` with `rows` rows of equal length, 8 to a prompt."""
+def measure_decoding(name: str, rows: int, device: torch.device, *, toy: bool, by: str) -> dict[str, Any]:
+    """Tokens a second with `rows` rows of equal length, 8 to a prompt, in bfloat16."""
     prompt, new = (8, 8) if toy else (256, 256 if device.type == "cuda" else 64)
     with _fresh(device):
         policy = make_policy(name, device, context=4096)
-        stops = len(policy.stop_token_ids)
-        engine = TorchEngine(max_new_tokens=new, max_rows=rows, dtype="bfloat16")
-        engine.bind(policy)
-        problems = [Problem(id=f"{i}", prompt="a" * prompt, answer="") for i in range(max(1, rows // 8))]
-        clock, times, generated = _clock(device), [], 0
-        for seed in range(2):  # the first warms up
-            start = clock()
-            rollouts = engine.generate(problems, rows // len(problems), engine.sampling(seed=seed))
-            times.append(clock() - start)
-            generated = sum(rollout.length for rollout in rollouts)
+        if by == OURS:
+            generate = _by_engine(policy, prompt, new, rows)
+        else:
+            generate = _by_transformers(name, device, prompt, new, rows)
+        clock = _clock(device)
+        generate(0)  # warms up
+        start = clock()
+        generated = generate(1)
+        seconds = clock() - start
         peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
-    longest = max(rollout.length for rollout in rollouts)
     return {
-        "name": f"{name}, {rows} rows of {prompt} + {new} tokens",
-        "seconds": times[-1],
-        "tokens_s": generated / times[-1],
-        "step_s": times[-1] / longest,
+        "name": f"{by}: {name}, {rows} rows of {prompt} + {new} tokens",
+        "seconds": seconds,
+        "tokens_s": generated / seconds,
+        "step_s": seconds / new,
         "peak_bytes": peak,
-        "stop_tokens": stops,
     }
+
+
+def _by_engine(policy: Policy, prompt: int, new: int, rows: int) -> Callable[[int], int]:
+    engine = TorchEngine(max_new_tokens=new, max_rows=rows, dtype="bfloat16")
+    engine.bind(policy)
+    problems = [Problem(id=f"{i}", prompt="a" * prompt, answer="") for i in range(max(1, rows // 8))]
+
+    def generate(seed: int) -> int:
+        rollouts = engine.generate(problems, rows // len(problems), engine.sampling(seed=seed))
+        return sum(rollout.length for rollout in rollouts)
+
+    return generate
+
+
+def _by_transformers(name: str, device: torch.device, prompt: int, new: int, rows: int) -> Callable[[int], int]:
+    size = SIZES[name]
+    model = make_model(size, [size.vocabulary - 1], device=str(device)).to(torch.bfloat16).eval()
+    prompts = torch.ones(rows, prompt, dtype=torch.int64, device=device)
+
+    def generate(seed: int) -> int:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            found = model.generate(prompts, do_sample=True, max_new_tokens=new, min_new_tokens=new, top_k=0)
+        return (found.shape[1] - prompt) * rows
+
+    return generate
 
 
 @contextmanager
 def _fresh(device: torch.device) -> Iterator[None]:
     """Free the device's memory around a block."""
-    yield
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
+    try:
+        yield
+    finally:
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
 
 
 def _clock(device: torch.device) -> Callable[[], float]:

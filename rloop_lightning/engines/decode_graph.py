@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
@@ -99,7 +98,7 @@ class DecodeGraph:
             self._step()  # prepares what can't be recorded: libraries' workspaces and plans
         current.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=_memory()):
+        with torch.cuda.graph(graph):
             self._logits = self._step()
         self._graph = graph
 
@@ -115,12 +114,6 @@ class DecodeGraph:
             for layer in self._layers:
                 layer.place = None
             torch.set_autocast_cache_enabled(cached)
-
-
-@cache
-def _memory() -> Any:
-    """The memory of all graphs: at most one exists, and the next takes over what it had."""
-    return torch.cuda.graph_pool_handle()
 
 
 def warn_not_recorded(error: RuntimeError) -> None:

@@ -11,6 +11,7 @@ materialised.
 
 from __future__ import annotations
 
+import logging
 from functools import cache, cached_property
 from typing import Any
 
@@ -23,6 +24,7 @@ from rloop_lightning.model.packing import PackedBatch
 from rloop_lightning.model.product_attention import Sees
 from rloop_lightning.model.square_attention import SquareAttention
 from rloop_lightning.model.varlen_attention import VarlenAttention, installed_kernel, varlen_operations
+from rloop_lightning.system.terminal import cause
 
 # Queries per chunk when the mask is classified, so that the N x N mask is never materialised.
 _QUERIES_AT_ONCE = 1024
@@ -31,6 +33,9 @@ _HALF_PRECISION = (torch.bfloat16, torch.float16)
 _LONGEST_FOR_BLOCKS = 2048
 # Pairs of tokens that dense squares may compute, by those that are needed: about how much faster their kernel is.
 _WASTE = 1.5
+
+_log = logging.getLogger(__name__)
+_flexible_failures: list[Exception] = []
 
 
 class RowAttention:
@@ -56,9 +61,18 @@ class RowAttention:
                 return self._squares(queries, keys, values, scaling)
             if self._varlen is not None:
                 return self._varlen(queries, keys, values, scaling)
-        if self._longest <= _LONGEST_FOR_BLOCKS:
-            return self._blocks(queries, keys, values, scaling, softcap, sinks)
-        return self._flexible(queries, keys, values, scaling, softcap, sinks)
+        if self._longest > _LONGEST_FOR_BLOCKS and not _flexible_failures:
+            try:
+                return self._flexible(queries, keys, values, scaling, softcap, sinks)
+            except torch.cuda.OutOfMemoryError:
+                raise
+            except Exception as error:  # the compiler may raise anything
+                _flexible_failures.append(error)
+                _log.warning(
+                    "FlexAttention does not work here, so attention takes memory with the square of the longest "
+                    f"rollout: {cause(error)}"
+                )
+        return self._blocks(queries, keys, values, scaling, softcap, sinks)
 
     @cached_property
     def _longest(self) -> int:
