@@ -26,7 +26,8 @@ from benchmarks.models import SIZES, RandomPrompts, save_model
 from benchmarks.options import Options
 from benchmarks.report import Result, Table
 from rloop_lightning.cli.fit import RLoopCLI
-from rloop_lightning.model.policy import Policy, load_tokenizer
+from rloop_lightning.model.loading import load_tokenizer
+from rloop_lightning.model.policy import Policy
 from rloop_lightning.types import Problem
 
 ENGINE: Mapping[str, Mapping[str, Any]] = {

@@ -21,7 +21,7 @@ from benchmarks.measure import Gate
 from rloop_lightning.cli.registry import find_class
 from rloop_lightning.data.base import ProblemSource
 from rloop_lightning.model.config import EMBEDDED_MODEL, embedded_model_path
-from rloop_lightning.model.policy import load_tokenizer
+from rloop_lightning.model.loading import load_tokenizer
 from rloop_lightning.rewards.base import Reward
 
 

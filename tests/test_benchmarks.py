@@ -18,6 +18,7 @@ from benchmarks import (
     limit,
     measure,
     options,
+    real,
     report,
     same_gradient,
     step_vs_trl,
@@ -278,3 +279,30 @@ def test_the_coverage_of_intervals_is_written_between_the_marks_of_a_page(tmp_pa
     assert written.endswith("\nafter\n")
     assert "old" not in written
     assert written.count("| typical |") == 2 + 3
+
+
+def test_updates_and_decoding_at_the_shapes_of_real_models(tmp_path: Path) -> None:
+    main(["real", "--toy", "--out", str(tmp_path)])
+    updates = table(tmp_path, "real", "Update")
+    assert list(updates) == [
+        "toy, 64 tokens, 4 x 12",
+        "toy, 64 tokens, 4 x 12, checkpointing",
+        "toy, 64 tokens, 4 x 12, LoRA 4",
+    ]
+    raw = results(tmp_path)["real on cpu"]["raw"]
+    for cost in raw["updates"].values():
+        parts = cost["forward_s"] + cost["backward_s"] + cost["optimizer_s"]
+        assert parts == pytest.approx(cost["seconds"])
+    assert [one["name"].partition(":")[0] for one in raw["decoding"]] == ["TorchEngine", "transformers generate"]
+
+
+def test_the_arithmetic_of_an_update_by_hand() -> None:
+    size = SIZES["toy-qwen3"]  # 2 layers, hidden 32, 4 heads of 16, 2 key heads, MLP 48, 55 tokens
+    assert size.query_width == 64
+    assert size.layer_weights == 2 * (2 * 32 * (64 + 32) + 3 * 32 * 48)
+    shape = real.Shape(tokens=64, rollouts=2)
+    assert (shape.prompt, shape.completion) == (16, 24)
+    assert shape.attended == 16 * 17 // 2 + 2 * (24 * 25 // 2 + 24 * 16)
+    products, attention = 2 * (64 * size.layer_weights + 48 * 32 * 55), 4 * 2 * 64 * shape.attended
+    assert real.Update("toy-qwen3", shape).flop() == 3 * (products + attention)
+    assert real.Update("toy-qwen3", shape, lora=4).flop() == 2 * products + 3 * attention
