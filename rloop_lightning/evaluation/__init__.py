@@ -6,7 +6,7 @@ from rloop_lightning.evaluation.outcomes import RolloutOutcomes, group_shares
 from rloop_lightning.evaluation.pass_at_k import PassAtK, pass_at_k
 from rloop_lightning.evaluation.record_values import pass_at_k_difference, pass_at_k_interval, pass_at_k_values
 from rloop_lightning.evaluation.similarity import Similarity, ngram_similarity
-from rloop_lightning.evaluation.solved import Coverage, coverage, distinct_solutions
+from rloop_lightning.evaluation.solved import Coverage, coverage, distinct_solutions, mean_distinct_solutions
 from rloop_lightning.evaluation.statistics import Difference, Interval, difference, interval
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "group_shares",
     "interval",
     "majority_at_k",
+    "mean_distinct_solutions",
     "ngram_similarity",
     "pass_at_k",
     "pass_at_k_difference",

@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import Callback
 
 from rloop_lightning.callbacks.capture import RolloutCapture
 from rloop_lightning.callbacks.evaluation import InsideEvaluation
+from rloop_lightning.callbacks.rollout_metrics import RolloutMetrics
 from rloop_lightning.callbacks.run_estimate import RunEstimate
 from rloop_lightning.evaluation.evaluator import Evaluator
 from rloop_lightning.evaluation.record import drop_inside_records
@@ -56,7 +57,8 @@ def explore(session: Session, evaluator: Evaluator, stage: Stage, state: LoopSta
             round=stage.round,
             run_id=state.run_id,
             seed=seed,
-        )
+        ),
+        RolloutMetrics(pool, seed),
     ]
     callbacks.append(RunEstimate(*work_left(parts, stage, folder.steps_done(stage))))
     if parts.evaluation.every_n_steps and parts.sets_inside:
