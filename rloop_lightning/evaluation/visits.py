@@ -72,7 +72,7 @@ class Visits:
             self._kept = {problem_id: (step, rollouts) for problem_id, rollouts in kept.items()} | self._kept
 
     def similarity(self, step: int, problem_ids: Sequence[str], completions: Sequence[np.ndarray]) -> Similarity:
-        """Similarity of a step's rollouts: within the step, and between them and the latest visits. Call it before `add`.
+        """Similarity of a step's rollouts: within the step, and with the latest visits. Call it before `add`.
 
         Args:
             step: rollout step of the exploration.

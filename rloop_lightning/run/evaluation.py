@@ -6,6 +6,9 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import pyarrow as pa
+
+from rloop_lightning.evaluation.earlier import earlier_metrics
 from rloop_lightning.evaluation.evaluator import Evaluator
 from rloop_lightning.evaluation.record import EvaluatedPolicy, write_record
 from rloop_lightning.rollouts.sampler import SamplingCost
@@ -58,6 +61,7 @@ class PolicyEvaluation:
                 progress.measured(name, metrics[f"eval/{name}/pass@1"])
         step = result_step(stage)
         if problems:
+            metrics |= earlier_metrics(pa.concat_tables(problems), self.folder.earlier_evaluations(stage))
             policy = EvaluatedPolicy(stage.name, stage.round, stage.phase, step)
             write_record(self.folder.evaluation(stage), policy, problems)
             _log.info(result_line(stage.name, metrics))

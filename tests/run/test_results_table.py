@@ -14,9 +14,20 @@ from rloop_lightning.run.pool_plot import pool_figure
 from rloop_lightning.run.results_table import PolicyResult, results_table
 
 
-def test_the_table_to_the_letter():
+def test_the_tables_to_the_letter():
     results = [
-        PolicyResult("base", {"eval/test/pass@32": 0.7292, "eval/test/pass@1": 0.143, "eval/ood/pass@1": 0.008}),
+        PolicyResult(
+            "base",
+            {
+                "eval/test/pass@32": 0.7292,
+                "eval/test/pass@32_low": 0.7,
+                "eval/test/pass@32_high": 0.7604,
+                "eval/test/pass@1": 0.143,
+                "eval/ood/pass@1": 0.008,
+                "eval/test/maj@8": 0.5,
+                "eval/test/maj@32": 0.25,
+            },
+        ),
         PolicyResult(
             "round 1 explored",
             {"eval/test/pass@1": 0.25, "eval/test/entropy_nats": 0.1, "grad/norm_preclip_max": 51.34},
@@ -25,16 +36,24 @@ def test_the_table_to_the_letter():
         PolicyResult("round 1 consolidated", {"expert/rollouts": 1174.0, "eval/test/pass@1": float("nan")}),
     ]
     assert results_table(results).splitlines() == [
-        "| policy                             | test pass@1 | test pass@32 | ood pass@1 | test entropy, nats "
-        "| largest gradient norm | expert set |",
-        "| ---------------------------------- | ----------: | -----------: | ---------: | -----------------: "
-        "| --------------------: | ---------: |",
-        "| base                               |       0.143 |        0.729 |      0.008 |                  – "  # noqa: RUF001
-        "|                     – |          – |",  # noqa: RUF001
-        "| **round 1 explored** (handed over) |       0.250 |            – |          – |              0.100 "  # noqa: RUF001
-        "|                  51.3 |          – |",  # noqa: RUF001
-        "| round 1 consolidated               |           – |            – |          – |                  – "  # noqa: RUF001
-        "|                     – |      1,174 |",  # noqa: RUF001
+        "| policy                             | test pass@1 |         test pass@32 | test maj@32 |",
+        "| ---------------------------------- | ----------: | -------------------: | ----------: |",
+        "| base                               |       0.143 | 0.729 [0.700, 0.760] |       0.250 |",
+        "| **round 1 explored** (handed over) |       0.250 |                    – |           – |",  # noqa: RUF001
+        "| round 1 consolidated               |           – |                    – |           – |",  # noqa: RUF001
+        "",
+        "| policy | ood pass@1 |",
+        "| ------ | ---------: |",
+        "| base   |      0.008 |",
+        "",
+        "| policy                             | test entropy, nats |",
+        "| ---------------------------------- | -----------------: |",
+        "| **round 1 explored** (handed over) |              0.100 |",
+        "",
+        "| policy                             | largest gradient norm | expert set |",
+        "| ---------------------------------- | --------------------: | ---------: |",
+        "| **round 1 explored** (handed over) |                  51.3 |          – |",  # noqa: RUF001
+        "| round 1 consolidated               |                     – |      1,174 |",  # noqa: RUF001
     ]
 
 
