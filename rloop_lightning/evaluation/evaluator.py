@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from rloop_lightning.evaluation.record import problem_table
+from rloop_lightning.evaluation.samples import SampleCompletion, sample_completions
 from rloop_lightning.evaluation.set_metrics import set_metrics
 from rloop_lightning.rollouts.sampler import GroupSampler, SamplingCost
 from rloop_lightning.seeds import derive_seed
@@ -87,10 +88,12 @@ class SetEvaluation:
     Args:
         metrics: by name, `eval/SET/...`.
         problems: one row per problem (`record.problem_table`).
+        samples: some of its completions, for loggers.
     """
 
     metrics: Mapping[str, float]
     problems: pa.Table
+    samples: Sequence[SampleCompletion] = ()
 
 
 class Evaluator:
@@ -114,4 +117,4 @@ class Evaluator:
         groups = self.sampler.sample(problems, self.config.samples, sampling, cost)
         found = set_metrics(groups, self.sampler.reward, self.config.k)
         metrics = {f"eval/{name}/{key}": value for key, value in found.items()}
-        return SetEvaluation(metrics, problem_table(name, groups, sampling))
+        return SetEvaluation(metrics, problem_table(name, groups, sampling), sample_completions(groups))

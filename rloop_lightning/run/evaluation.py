@@ -52,12 +52,14 @@ class PolicyEvaluation:
         """
         metrics: dict[str, float] = {}
         problems = []
+        samples = {}
         cost = SamplingCost()
         with self.signals.at_once(), evaluation_progress(title, self.parts) as progress:
             for name in self.parts.sets_between:
                 evaluation = self.evaluator(name, cost)
                 metrics |= evaluation.metrics
                 problems.append(evaluation.problems)
+                samples[name] = evaluation.samples
                 progress.measured(name, metrics[f"eval/{name}/pass@1"])
         step = result_step(stage)
         if problems:
@@ -66,5 +68,7 @@ class PolicyEvaluation:
             write_record(self.folder.evaluation(stage), policy, problems)
             _log.info(result_line(stage.name, metrics))
         time = {"time/evaluate_s": cost.generate_s + cost.reward_s}
-        self.loggers.phase(stage)({**known, **metrics, **time}, step)
+        log = self.loggers.phase(stage)
+        log.log_completions(samples, step)
+        log({**known, **metrics, **time}, step)
         return metrics

@@ -64,9 +64,16 @@ def explore(session: Session, evaluator: Evaluator, stage: Stage, state: LoopSta
     if parts.evaluation.every_n_steps and parts.sets_inside:
         records, every = folder.evaluations(stage), parts.evaluation.every_n_steps
         drop_inside_records(records, after=folder.steps_done(stage))
-        earlier = folder.earlier_evaluations(stage)
         callbacks.append(
-            InsideEvaluation(evaluator, parts.sets_inside, every, records=records, round=stage.round, earlier=earlier)
+            InsideEvaluation(
+                evaluator,
+                parts.sets_inside,
+                every,
+                records=records,
+                round=stage.round,
+                earlier=folder.earlier_evaluations(stage),
+                log_completions=session.phases.loggers.log_completions,
+            )
         )
     optimizer_steps, skipped = session.phases.fit(algorithm, stream, stage, progress, callbacks)
     if stream.unused:
