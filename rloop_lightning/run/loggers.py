@@ -92,6 +92,7 @@ class RunLoggers:
 
     def _begin(self, history: History) -> list[_TensorBoard]:
         """Open TensorBoard, give new loggers the settings, and note who the user's loggers are, for a resume."""
+        self._begun = [logger for logger in self._users if begins_run(logger)]
         for logger in self._users:
             name_failed_writes(logger)
         own = []
@@ -111,7 +112,6 @@ class RunLoggers:
                 logger.log_hyperparams(named_for(logger, settings))
             warn_of_missing_tables(logger)
         for logger in (*self._users, *own):
-            self._begun += [logger] if begins_run(logger) else []
             open_files(logger)
         users = [vars(LoggerIdentity.of(logger)) for logger in self._users]
         write_json(self._folder.loggers, {"logged": self._logged, "loggers": users}, version=STATE_VERSION)

@@ -61,15 +61,19 @@ class _Column:
     metric: str
     title: str
     form: str = ".3f"
+    interval: bool = True
 
     def cell(self, metrics: Mapping[str, float]) -> str:
-        """The metric, with its interval if it has one."""
-        value = metrics.get(self.metric, math.nan)
-        if math.isnan(value):
-            return _MISSING
-        ends = [metrics[end] for end in (f"{self.metric}_low", f"{self.metric}_high") if end in metrics]
-        bounds = ", ".join(format(end, self.form) for end in ends)
-        return f"{value:{self.form}} [{bounds}]" if ends else f"{value:{self.form}}"
+        """The metric and the ends of its interval."""
+        value = self._number(metrics, self.metric)
+        if value == _MISSING or not self.interval:
+            return value
+        low, high = (self._number(metrics, f"{self.metric}_{end}") for end in ("low", "high"))
+        return f"{value} [{low}, {high}]"
+
+    def _number(self, metrics: Mapping[str, float], name: str) -> str:
+        value = metrics.get(name, math.nan)
+        return _MISSING if math.isnan(value) else format(value, self.form)
 
 
 def results_table(results: Sequence[PolicyResult]) -> str:
@@ -78,14 +82,14 @@ def results_table(results: Sequence[PolicyResult]) -> str:
     For each set, a table of pass@k and of maj@k at the largest k; then for each set a table of its entropy, problems
     solved, and problems forgotten; then one of the largest gradient norm before clipping and of the expert set. Cells
     have their interval over problems, such as `0.283 [0.251, 0.316]`. A column without any value is left out, and so
-    is a row. An en dash stands for a missing value.
+    is a row. An en dash stands for a missing value, such as the ends of an interval over a single problem.
     """
     names = list(dict.fromkeys(name for result in results for name in result.metrics))
     sets = list(dict.fromkeys(match["set"] for match in map(PASS_AT_K.fullmatch, names) if match))
     tables = [
         *(_success(one, names) for one in sets),
         *(_behaviour(one) for one in sets),
-        [_Column(name, title, form) for name, (title, form) in _OF_THE_RUN.items()],
+        [_Column(name, title, form, interval=False) for name, (title, form) in _OF_THE_RUN.items()],
     ]
     shown = ([column for column in columns if column.metric in names] for columns in tables)
     return "\n\n".join(_table(columns, results) for columns in shown if columns)
