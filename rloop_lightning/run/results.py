@@ -19,7 +19,7 @@ from rloop_lightning.system.files import write_text
 
 _CHANGED_BY: Mapping[Phase | None, Sequence[str]] = {
     "explore": list(PLOTS),
-    "evaluate": ["reward_and_pass.png"],
+    "evaluate": ["reward_and_pass.png", "coverage.png"],
     "consolidate": [],
     None: [],
 }
