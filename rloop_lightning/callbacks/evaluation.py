@@ -66,4 +66,5 @@ class InsideEvaluation(L.Callback):
         for evaluation in found.values():
             pl_module.record(evaluation.metrics)
         pl_module.record(earlier_metrics(pa.concat_tables(tables), self.earlier))
-        pl_module.record({"time/evaluate_s": cost.generate_s + cost.reward_s})
+        metrics_s = sum(evaluation.metrics_s for evaluation in found.values())
+        pl_module.record({"time/evaluate_s": cost.generate_s + cost.reward_s, "time/evaluate_metrics_s": metrics_s})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from time import perf_counter
 from typing import Any
 
 import pyarrow as pa
@@ -89,11 +90,13 @@ class SetEvaluation:
         metrics: by name, `eval/SET/...`.
         problems: one row per problem (`record.problem_table`).
         samples: some of its completions, for loggers.
+        metrics_s: time to compute the metrics, seconds.
     """
 
     metrics: Mapping[str, float]
     problems: pa.Table
     samples: Sequence[SampleCompletion] = ()
+    metrics_s: float = 0.0
 
 
 class Evaluator:
@@ -115,6 +118,8 @@ class Evaluator:
         problems = self.sets[name][: self.config.max_problems or None]
         sampling = self.config.sampling(self.sampler.engine.sampling(derive_seed(self.seed, "evaluate", name)))
         groups = self.sampler.sample(problems, self.config.samples, sampling, cost)
+        started = perf_counter()
         found = set_metrics(groups, self.sampler.reward, self.config.k)
         metrics = {f"eval/{name}/{key}": value for key, value in found.items()}
-        return SetEvaluation(metrics, problem_table(name, groups, sampling), sample_completions(groups))
+        took = perf_counter() - started
+        return SetEvaluation(metrics, problem_table(name, groups, sampling), sample_completions(groups), took)
