@@ -1,7 +1,7 @@
 """Metrics of a policy and its rollouts, as pure functions and as torchmetrics, and their intervals."""
 
 from rloop_lightning.evaluation.forgetting import forgetting_matrix, forgetting_rate, forgetting_rates
-from rloop_lightning.evaluation.majority import MajorityAtK, answer_groups, majority_at_k
+from rloop_lightning.evaluation.majority import MajorityAtK, answer_classes, answer_groups, majority_at_k
 from rloop_lightning.evaluation.outcomes import RolloutOutcomes, group_shares
 from rloop_lightning.evaluation.pass_at_k import PassAtK, pass_at_k
 from rloop_lightning.evaluation.record_values import pass_at_k_difference, pass_at_k_interval, pass_at_k_values
@@ -17,6 +17,7 @@ __all__ = [
     "PassAtK",
     "RolloutOutcomes",
     "Similarity",
+    "answer_classes",
     "answer_groups",
     "coverage",
     "difference",
