@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; the commands that tests start inherit it
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # tests need no network
+os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
 os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="rloop-tests-")  # the tester's own stays as it is
 
 import pytest

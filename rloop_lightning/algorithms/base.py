@@ -237,7 +237,11 @@ class Algorithm(PolicyModule):
         return self.policy.logprobs(batch, entropy_gradient=self.entropy_coef > 0)
 
     def micro_batch_loss(self, scores: TokenScores, batch: RolloutBatch) -> LossOutput:
-        """`loss` with all options applied, and metrics of the gap between the engine's and the trainer's logprobs."""
+        """`loss` with all options applied.
+
+        Its metrics include the gap between the engine's and the trainer's logprobs, and how far the updates of the
+        rollout step have moved the policy: KL(old policy || policy), estimated on the old policy's tokens.
+        """
         if batch.old_logprobs is None:  # no update yet: the policy is still the one that generated
             batch = replace(batch, old_logprobs=batch.recorded_or(scores.logprobs.detach()))
         output = self.importance.apply(self.loss(scores, batch), batch)
@@ -251,7 +255,8 @@ class Algorithm(PolicyModule):
             "policy/engine_kl_nats": kl(sampling_logprobs, old_logprobs, "k3"),
             "policy/engine_gap_nats_max": (old_logprobs - sampling_logprobs).abs(),
         }
-        return LossOutput(loss, {**output.metrics, **gap})
+        moved = kl(old_logprobs, scores.logprobs.detach(), "k3")  # 0 before the first update of a rollout step
+        return LossOutput(loss, {**output.metrics, **gap, "policy/update_kl_nats": moved})
 
     def _mini_batches(self, batch: RolloutBatch) -> Iterator[RolloutBatch]:
         """Equal shares of the rows, once per pass, with their old logprobs.

@@ -63,6 +63,20 @@ def clipped(rho: Tensor, advantages: Tensor, *, clip_eps_low: float, clip_eps_hi
     return ((advantages > 0) & (rho > 1 + clip_eps_high)) | ((advantages < 0) & (rho < 1 - clip_eps_low))
 
 
+def clip_metrics(rho: Tensor, advantages: Tensor, *, clip_eps_low: float, clip_eps_high: float) -> dict[str, Tensor]:
+    """Which tokens are clipped, and which of them by the lower and by the upper bound; bool, the shape of rho.
+
+    Args: rho [B, T] or [B, 1], without gradient; advantages [B].
+    """
+    either = clipped(rho, advantages, clip_eps_low=clip_eps_low, clip_eps_high=clip_eps_high)
+    high = rho > 1  # a clipped ratio lies above or below the range, which contains 1
+    return {
+        "policy/clip_fraction": either,
+        "policy/clip_fraction_low": either & ~high,
+        "policy/clip_fraction_high": either & high,
+    }
+
+
 def policy_gradient(logprobs: Tensor, advantages: Tensor, weights: Tensor) -> Tensor:
     """L_t = -w_t A logp_t, no gradient through w: weighted REINFORCE (MiniRL, arXiv 2512.01374).
 

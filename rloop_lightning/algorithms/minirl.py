@@ -10,7 +10,7 @@ from torch import Tensor
 from rloop_lightning.algorithms.advantages import centred
 from rloop_lightning.algorithms.base import Algorithm
 from rloop_lightning.algorithms.importance import capped, weight_metrics
-from rloop_lightning.algorithms.losses import clipped, policy_gradient, ratio
+from rloop_lightning.algorithms.losses import clip_metrics, policy_gradient, ratio
 from rloop_lightning.system.fields import AtLeastOne, OpenUnitInterval, PositiveFloat
 from rloop_lightning.types import LossOutput, RolloutBatch, TokenScores
 
@@ -56,7 +56,8 @@ class MiniRL(Algorithm):
         ratios = ratio(logprobs, batch.sampling_logprobs)
         ratios = ratios if self.importance_weight else torch.ones_like(ratios)
         weights = capped(ratios, cap=self.importance.cap, mode="truncate")
-        dropped = clipped(ratio(logprobs, batch.old_logprobs), batch.advantages, **self.clip_eps) & self.clip
-        loss = policy_gradient(scores.logprobs, batch.advantages, weights.masked_fill(dropped, 0.0))
-        metrics = weight_metrics(ratios, weights, cap=self.importance.cap)
-        return LossOutput(loss, {**metrics, "policy/clip_fraction": dropped})
+        marked = clip_metrics(ratio(logprobs, batch.old_logprobs), batch.advantages, **self.clip_eps)
+        dropped = {name: mask & self.clip for name, mask in marked.items()}
+        weights_kept = weights.masked_fill(dropped["policy/clip_fraction"], 0.0)
+        loss = policy_gradient(scores.logprobs, batch.advantages, weights_kept)
+        return LossOutput(loss, {**weight_metrics(ratios, weights, cap=self.importance.cap), **dropped})

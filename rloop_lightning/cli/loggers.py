@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,6 +30,8 @@ def user_loggers(parser: ArgumentParser, setting: Any, known: Sequence[LoggerIde
     Raises:
         ValueError: some of them can't be made; one line each.
     """
+    # Lightning's MLFlowLogger writes to a folder by default, which MLflow 3.17 refuses without this.
+    os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     given = setting if isinstance(setting, list) else [setting]
     made, wrong = [], []
     for place, one in enumerate(entry for entry in given if isinstance(entry, Namespace)):

@@ -1,17 +1,17 @@
-"""Evaluates a policy on named problem sets: pass@1, unbiased pass@k, entropy, length."""
+"""Evaluates a policy on named problem sets."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from time import perf_counter
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import torch
 
-from rloop_lightning.evaluation.pass_at_k import PassAtK
 from rloop_lightning.evaluation.record import problem_table
+from rloop_lightning.evaluation.samples import SampleCompletion, sample_completions
+from rloop_lightning.evaluation.set_metrics import set_metrics
 from rloop_lightning.rollouts.sampler import GroupSampler, SamplingCost
 from rloop_lightning.seeds import derive_seed
 from rloop_lightning.system.fields import (
@@ -21,7 +21,7 @@ from rloop_lightning.system.fields import (
     PositiveInt,
     check_fields,
 )
-from rloop_lightning.types import Group, Problem, SamplingParams
+from rloop_lightning.types import Problem, SamplingParams
 
 
 @dataclass(frozen=True)
@@ -89,10 +89,14 @@ class SetEvaluation:
     Args:
         metrics: by name, `eval/SET/...`.
         problems: one row per problem (`record.problem_table`).
+        samples: some of its completions, for loggers.
+        metrics_s: time to compute the metrics, seconds.
     """
 
     metrics: Mapping[str, float]
     problems: pa.Table
+    samples: Sequence[SampleCompletion] = ()
+    metrics_s: float = 0.0
 
 
 class Evaluator:
@@ -109,26 +113,13 @@ class Evaluator:
     def __call__(self, name: str, cost: SamplingCost) -> SetEvaluation:
         """Evaluate on the set `name`. Adds the cost to `cost`.
 
-        The metrics are `eval/SET/pass@K`, `.../entropy_nats`, `.../length_tokens`, `.../truncated_rate`, and
-        `.../pass@1_stderr`, the standard error of pass@1 over problems (absent for a set of one problem).
+        The metrics are those of `set_metrics`, as `eval/SET/NAME`.
         """
         problems = self.sets[name][: self.config.max_problems or None]
         sampling = self.config.sampling(self.sampler.engine.sampling(derive_seed(self.seed, "evaluate", name)))
         groups = self.sampler.sample(problems, self.config.samples, sampling, cost)
-        metrics = {f"eval/{name}/{key}": value for key, value in self._metrics(groups).items()}
-        return SetEvaluation(metrics, problem_table(name, groups, sampling))
-
-    def _metrics(self, groups: Sequence[Group]) -> dict[str, float]:
-        pass_at_k = PassAtK(sorted({1, *self.config.k}))  # progress bars and `--loop.select` use pass@1
-        successes = torch.tensor([group.success_count for group in groups])
-        pass_at_k.update(successes, self.config.samples)
-        rollouts = [rollout for group in groups for rollout in group.rollouts]
-        # The mean surprise of sampled tokens estimates the entropy of the sampling distribution.
-        surprise = -np.concatenate([rollout.sampling_logprobs for rollout in rollouts]).mean(dtype=np.float64)
-        metrics = {key: float(value) for key, value in pass_at_k.compute().items()}
-        if len(groups) > 1:
-            metrics["pass@1_stderr"] = float((successes / self.config.samples).double().std() / len(groups) ** 0.5)
-        metrics["entropy_nats"] = float(surprise)
-        metrics["length_tokens"] = float(np.mean([rollout.length for rollout in rollouts]))
-        metrics["truncated_rate"] = float(np.mean([rollout.finish_reason == "length" for rollout in rollouts]))
-        return metrics
+        started = perf_counter()
+        found = set_metrics(groups, self.sampler.reward, self.config.k)
+        metrics = {f"eval/{name}/{key}": value for key, value in found.items()}
+        took = perf_counter() - started
+        return SetEvaluation(metrics, problem_table(name, groups, sampling), sample_completions(groups), took)

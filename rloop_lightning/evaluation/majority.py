@@ -1,20 +1,26 @@
 """maj@k: the success rate of the most frequent of k answers (self-consistency, arXiv 2203.11171).
 
-groups = np.stack([answer_groups(answers_of_problem, equal=reward_says_equal) for ...])  # [N, n]
+groups = answer_classes(sampled_groups, reward, ks=[8])  # [N, n]
 majority_at_k(groups, right, k=8)  # [N]
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from rloop_lightning.rewards.base import Reward
+from rloop_lightning.types import Group
+
 Answer = TypeVar("Answer")
+
+_RIGHT = object()
+"""The one answer of all successes."""
 
 
 def answer_groups(
@@ -45,6 +51,45 @@ def answer_groups(
     return groups
 
 
+def answer_classes(groups: Sequence[Group], reward: Reward, ks: Sequence[int]) -> np.ndarray | None:
+    """The classes of equal answers within each group of n rollouts, as `answer_groups`, for maj@k at several k.
+
+    All successes with an answer are one class. Other answers are equal if the reward says so. Texts are compared only
+    where it can change a maj@k: in no block of k rollouts whose successes are none, or more than all other answers.
+    A rollout whose check ended without a verdict has a class of its text.
+
+    Args:
+        groups: N groups of n rollouts, scored by `reward`.
+        reward: says what an answer is.
+        ks: the values of k.
+
+    Returns:
+        [N, n] int64, -1 without an answer; None if the reward does not know answers.
+    """
+    texts = reward.answers([rollout.text for group in groups for rollout in group.rollouts])
+    if texts is None:
+        return None
+    rows = np.array(texts, dtype=object).reshape(len(groups), -1)
+    answers = [
+        [
+            _RIGHT if rollout.success and text is not None else text
+            for rollout, text in zip(group.rollouts, row, strict=True)
+        ]
+        for group, row in zip(groups, rows, strict=True)
+    ]
+    comparable = [
+        _comparable(group, of_group) if _undecided(of_group, ks) else []
+        for group, of_group in zip(groups, answers, strict=True)
+    ]
+    heads = _heads(comparable, reward)
+    return np.stack(
+        [
+            answer_groups([head.get(answer, answer) for answer in of_group])
+            for of_group, head in zip(answers, heads, strict=True)
+        ]
+    )
+
+
 def majority_at_k(groups: np.ndarray, right: np.ndarray, k: int) -> np.ndarray:
     """Each problem's maj@k: the share of blocks of k consecutive rollouts whose most frequent answer is right.
 
@@ -71,6 +116,38 @@ def majority_at_k(groups: np.ndarray, right: np.ndarray, k: int) -> np.ndarray:
     chosen_right = np.take_along_axis(right[:, : blocks * k].reshape(-1, k), winner, axis=1)
     wins = chosen_right & (np.take_along_axis(votes, winner, axis=1) > 0)
     return wins.reshape(problems, blocks).mean(axis=1)
+
+
+def _undecided(answers: Sequence[object], ks: Sequence[int]) -> bool:
+    """Whether the classes of wrong answers can change a maj@k."""
+    right = np.array([answer is _RIGHT for answer in answers])
+    wrong = np.array([answer is not _RIGHT and answer is not None for answer in answers])
+    for k in ks:
+        blocks = len(answers) // k
+        rights, wrongs = (mask[: blocks * k].reshape(blocks, k).sum(axis=1) for mask in (right, wrong))
+        if np.any((rights > 0) & (rights <= wrongs)):
+            return True
+    return False
+
+
+def _comparable(group: Group, answers: Sequence[Any]) -> list[str]:
+    """The different wrong answers of a group, in the order in which they first occur."""
+    checked = zip(group.rollouts, answers, strict=True)
+    return list(dict.fromkeys(a for rollout, a in checked if isinstance(a, str) and not rollout.check_fault))
+
+
+def _heads(texts: Sequence[Sequence[str]], reward: Reward) -> list[dict[Any, str]]:
+    """For each group's different texts, the first text that each equals. All groups are compared at once."""
+    heads: list[dict[Any, str]] = [{} for _ in texts]
+    waiting = [list(of_group) for of_group in texts]
+    while any(len(of_group) > 1 for of_group in waiting):
+        pairs = [(of_group[0], other) for of_group in waiting for other in of_group[1:]]
+        equal = iter(reward.equal_answers(pairs))
+        for number, of_group in enumerate(waiting):
+            same = {other for other in of_group[1:] if next(equal)}
+            heads[number] |= dict.fromkeys(same, of_group[0] if of_group else "")
+            waiting[number] = [other for other in of_group[1:] if other not in same]
+    return heads
 
 
 class MajorityAtK(Metric):

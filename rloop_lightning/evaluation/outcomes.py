@@ -80,9 +80,9 @@ class RolloutOutcomes(Metric):
         """Means by name: `length_right_tokens`, `entropy_wrong_nats`, `truncated_rate`, `all_right_rate`, ..."""
         metrics = {}
         for kind, name in enumerate(_KINDS):
-            metrics[f"length_{name}_tokens"] = self.tokens[kind] / self.rollouts[kind]
+            metrics[f"length_{name}_tokens"] = self.tokens[kind].double() / self.rollouts[kind]
             metrics[f"entropy_{name}_nats"] = self.surprise[kind] / self.tokens[kind]
-        metrics["truncated_rate"] = self.truncated / self.rollouts.sum()
-        metrics["all_right_rate"] = self.all_right / self.groups
-        metrics["all_wrong_rate"] = self.all_wrong / self.groups
+        metrics["truncated_rate"] = self.truncated.double() / self.rollouts.sum()
+        metrics["all_right_rate"] = self.all_right.double() / self.groups
+        metrics["all_wrong_rate"] = self.all_wrong.double() / self.groups
         return metrics

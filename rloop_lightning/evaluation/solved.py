@@ -63,3 +63,14 @@ def distinct_solutions(
         if success:
             found[problem_id].add(solution)
     return {problem_id: len(different) for problem_id, different in found.items()}
+
+
+def mean_distinct_solutions(
+    problem_ids: Sequence[str], solutions: Sequence[Hashable], right: Sequence[bool] | np.ndarray
+) -> float:
+    """The mean number of different right solutions over the problems that have one; NaN if none has.
+
+    Arguments and errors are those of `distinct_solutions`.
+    """
+    counts = [count for count in distinct_solutions(problem_ids, solutions, right).values() if count]
+    return float(np.mean(counts)) if counts else float("nan")

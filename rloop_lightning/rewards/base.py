@@ -43,6 +43,17 @@ class Reward(ABC):
         """Why each check ended without a verdict [B], in order. Called with completions that `rewards` has scored."""
         return [""] * len(texts)
 
+    def answers(self, texts: Sequence[str]) -> Sequence[str | None] | None:
+        """The final answer of each completion [B], for maj@k; None for a completion without one.
+
+        None in place of all answers if this reward does not know what an answer is: maj@k is then not measured.
+        """
+        return None
+
+    def equal_answers(self, pairs: Sequence[tuple[str, str]]) -> Sequence[bool]:
+        """Whether the two answers of each pair, of different text, are the same answer, in order."""
+        return [False] * len(pairs)
+
     def metrics(self) -> dict[str, float]:
         """Counts since the last call, under names such as `timed_out`. A rollout step logs them as `reward/NAME`."""
         return {}

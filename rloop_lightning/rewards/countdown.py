@@ -91,6 +91,11 @@ class CountdownReward(Reward):
     def rewards(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:
         return [self._reward(problem, text) for problem, text in zip(problems, texts, strict=True)]
 
+    def answers(self, texts: Sequence[str]) -> Sequence[str | None]:
+        """The expressions in the last boxes, without spaces. Different expressions are different answers."""
+        boxes = map(last_box, texts)
+        return [None if box is None else box.replace(" ", "") for box in boxes]
+
     def unusable(self, problems: Sequence[Problem]) -> Mapping[str, str]:
         found = {}
         for problem in problems:

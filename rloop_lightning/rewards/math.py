@@ -7,6 +7,7 @@ Worker processes (workers.py) parse and compare under a limit on time and memory
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
@@ -20,6 +21,7 @@ from rloop_lightning.system.fields import PositiveFloat, PositiveInt, check_fiel
 from rloop_lightning.types import CheckFault, Problem
 
 _COUNTS = ("checked", "cached", "timed_out", "crashed", "unparsable")
+_INTEGER = re.compile(r"-?[1-9][0-9]{0,17}|0")
 REMEMBERED_PAIRS = 100_000  # about 15 MB
 _SHOWN_CHARACTERS = 80  # of a gold answer in a message
 
@@ -101,6 +103,17 @@ class MathReward(Reward):
         verdicts |= {key: self._verdicts[key] for key in keys if key not in new}
         self._remember(verdicts)
         return verdicts
+
+    def answers(self, texts: Sequence[str]) -> Sequence[str | None]:
+        return [None if (answer := self._answer(text)) is None else answer.strip() for text in texts]
+
+    def equal_answers(self, pairs: Sequence[tuple[str, str]]) -> Sequence[bool]:
+        """As an answer and the gold answer are compared. A pair whose check exceeds a limit is not equal."""
+        # Integers in their usual form need no check; most wrong answers are such.
+        hard = [number for number, pair in enumerate(pairs) if not all(map(_INTEGER.fullmatch, pair))]
+        outcomes = self.pool.map([pairs[number] for number in hard])
+        equal = {number for number, outcome in zip(hard, outcomes, strict=True) if outcome.value == "right"}
+        return [number in equal for number in range(len(pairs))]
 
     def metrics(self) -> dict[str, float]:
         """Counts of completions by outcome since the last call.

@@ -61,6 +61,12 @@ class WeightedSum(Reward):
             rows.append(Scored(total, scored[self.success][i].success, parts, max(faults, key=bool)))
         return rows
 
+    def answers(self, texts: Sequence[str]) -> Sequence[str | None] | None:
+        return self.parts[self.success].answers(texts)
+
+    def equal_answers(self, pairs: Sequence[tuple[str, str]]) -> Sequence[bool]:
+        return self.parts[self.success].equal_answers(pairs)
+
     def metrics(self) -> dict[str, float]:
         counts: Counter[str] = Counter()
         for reward in self.parts.values():

@@ -6,6 +6,9 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import pyarrow as pa
+
+from rloop_lightning.evaluation.earlier import earlier_metrics
 from rloop_lightning.evaluation.evaluator import Evaluator
 from rloop_lightning.evaluation.record import EvaluatedPolicy, write_record
 from rloop_lightning.rollouts.sampler import SamplingCost
@@ -48,19 +51,25 @@ class PolicyEvaluation:
             known: further metrics to log with the policy.
         """
         metrics: dict[str, float] = {}
-        problems = []
+        evaluations = {}
         cost = SamplingCost()
         with self.signals.at_once(), evaluation_progress(title, self.parts) as progress:
             for name in self.parts.sets_between:
-                evaluation = self.evaluator(name, cost)
+                evaluations[name] = evaluation = self.evaluator(name, cost)
                 metrics |= evaluation.metrics
-                problems.append(evaluation.problems)
                 progress.measured(name, metrics[f"eval/{name}/pass@1"])
         step = result_step(stage)
-        if problems:
+        if evaluations:
+            tables = [evaluation.problems for evaluation in evaluations.values()]
+            metrics |= earlier_metrics(pa.concat_tables(tables), self.folder.earlier_evaluations(stage))
             policy = EvaluatedPolicy(stage.name, stage.round, stage.phase, step)
-            write_record(self.folder.evaluation(stage), policy, problems)
+            write_record(self.folder.evaluation(stage), policy, tables)
             _log.info(result_line(stage.name, metrics))
-        time = {"time/evaluate_s": cost.generate_s + cost.reward_s}
-        self.loggers.phase(stage)({**known, **metrics, **time}, step)
+        time = {
+            "time/evaluate_s": cost.generate_s + cost.reward_s,
+            "time/evaluate_metrics_s": sum(evaluation.metrics_s for evaluation in evaluations.values()),
+        }
+        log = self.loggers.phase(stage)
+        log.log_completions({name: evaluation.samples for name, evaluation in evaluations.items()}, step)
+        log({**known, **metrics, **time}, step)
         return metrics

@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import Callback
 
 from rloop_lightning.callbacks.capture import RolloutCapture
 from rloop_lightning.callbacks.evaluation import InsideEvaluation
+from rloop_lightning.callbacks.rollout_metrics import RolloutMetrics
 from rloop_lightning.callbacks.run_estimate import RunEstimate
 from rloop_lightning.evaluation.evaluator import Evaluator
 from rloop_lightning.evaluation.record import drop_inside_records
@@ -56,13 +57,11 @@ def explore(session: Session, evaluator: Evaluator, stage: Stage, state: LoopSta
             round=stage.round,
             run_id=state.run_id,
             seed=seed,
-        )
+        ),
+        RolloutMetrics(pool, seed),
     ]
     callbacks.append(RunEstimate(*work_left(parts, stage, folder.steps_done(stage))))
-    if parts.evaluation.every_n_steps and parts.sets_inside:
-        records, every = folder.evaluations(stage), parts.evaluation.every_n_steps
-        drop_inside_records(records, after=folder.steps_done(stage))
-        callbacks.append(InsideEvaluation(evaluator, parts.sets_inside, every, records=records, round=stage.round))
+    callbacks += _evaluation_inside(session, evaluator, stage)
     optimizer_steps, skipped = session.phases.fit(algorithm, stream, stage, progress, callbacks)
     if stream.unused:
         name = f"unused-{stream.position + 1:06d}"
@@ -77,6 +76,26 @@ def explore(session: Session, evaluator: Evaluator, stage: Stage, state: LoopSta
         results={stage.name: {"grad/norm_preclip_max": max(norms, default=float("nan"))}},
         note="; ".join(filter(None, [_early_end(session, stage, stream), skipped, wrong])),
     )
+
+
+def _evaluation_inside(session: Session, evaluator: Evaluator, stage: Stage) -> list[Callback]:
+    """The evaluation every few rollout steps; none without --eval.every_n_steps. Drops records that it repeats."""
+    folder, parts = session.folder, session.parts
+    records, every = folder.evaluations(stage), parts.evaluation.every_n_steps
+    if not every or not parts.sets_inside:
+        return []
+    drop_inside_records(records, after=folder.steps_done(stage))
+    return [
+        InsideEvaluation(
+            evaluator,
+            parts.sets_inside,
+            every,
+            records=records,
+            round=stage.round,
+            earlier=folder.earlier_evaluations(stage),
+            log_completions=session.phases.loggers.log_completions,
+        )
+    ]
 
 
 def _early_end(session: Session, stage: Stage, stream: RolloutStream) -> str:

@@ -22,6 +22,7 @@ Policies that `--loop.keep_policies last` no longer needs are deleted.
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ from typing import Any
 from rloop_lightning.callbacks.checkpoint import checkpoint_step, checkpoints
 from rloop_lightning.errors import DamagedError, StateError
 from rloop_lightning.rollouts.pool import RolloutPool
-from rloop_lightning.run.state import TRAINS, LoopState, Stage
+from rloop_lightning.run.state import TRAINS, LoopState, Stage, plan
 from rloop_lightning.system.checksums import SUMS
 
 _HERE = "{run}/"
@@ -158,6 +159,11 @@ class RunFolder:
     def evaluation(self, stage: Stage) -> Path:
         """The record of an evaluation between phases."""
         return self.evaluations(stage) / f"{stage.which}.parquet"
+
+    def earlier_evaluations(self, stage: Stage) -> list[Path]:
+        """The records of the evaluations between phases before a stage, in order; some may not exist."""
+        earlier = itertools.takewhile(lambda one: one != stage, plan(stage.round + 1, consolidates=True))
+        return [self.evaluation(one) for one in earlier if one.phase == "evaluate"]
 
     def record(self, stage: Stage) -> Path:
         """The record of the stage's rows of metrics.csv."""

@@ -48,7 +48,7 @@ def open_files(logger: Logger) -> None:
     Raises:
         WriteError: they can't be made.
     """
-    with _naming(logger):
+    with naming(logger):
         getattr(logger, "experiment", None)
 
 
@@ -58,7 +58,7 @@ def _named(logger: Logger, name: str) -> Callable[..., Any]:
     @functools.wraps(call)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         try:
-            with _naming(logger):
+            with naming(logger):
                 return call(*args, **kwargs)
         except WriteError:
             if name == "finalize" and "success" not in (*args, *kwargs.values()):
@@ -69,7 +69,7 @@ def _named(logger: Logger, name: str) -> Callable[..., Any]:
 
 
 @contextmanager
-def _naming(logger: Logger) -> Iterator[None]:
+def naming(logger: Logger) -> Iterator[None]:
     """Raise WriteError for a failed write in the block."""
     try:
         yield

@@ -26,8 +26,10 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams
 
 from rloop_lightning.errors import DamagedError
+from rloop_lightning.evaluation.samples import SampleCompletion
 from rloop_lightning.run.folder import RunFolder
 from rloop_lightning.run.logger_faults import name_failed_writes, open_files
+from rloop_lightning.run.logger_kinds import begins_run, end_run, log_completions, named_for, warn_of_missing_tables
 from rloop_lightning.run.mending import History, mend, rows_on_disk
 from rloop_lightning.run.metrics_csv import KEYS, result_step
 from rloop_lightning.run.run_metrics import RunMetrics
@@ -60,6 +62,8 @@ class RunLoggers:
         self._users = users
         self._wants_tensorboard = tensorboard
         self._own: list[_TensorBoard] | None = None  # until the first phase
+        self._newest: PhaseLog | None = None
+        self._begun: list[Logger] = []
         # metrics.csv has fewer rows if an earlier resume was killed before it had repeated all steps.
         known = max(rows_on_disk(folder), known_loggers(folder).logged)
         self._logged = 0 if repeats_differ else known
@@ -73,10 +77,22 @@ class RunLoggers:
         next_step = result_step(stage) if stage.phase == "evaluate" else self._folder.steps_done(stage) + 1
         run_step = history.steps - next_step
         record = RunMetrics(self._folder, stage, run_step=run_step)
-        return PhaseLog(record, self._own, self._users, stage, run_step=run_step, logged=self._logged)
+        self._newest = PhaseLog(record, self._own, self._users, stage, run_step=run_step, logged=self._logged)
+        return self._newest
+
+    def log_completions(self, samples: Mapping[str, Sequence[SampleCompletion]], step: int) -> None:
+        """Log sample completions of an evaluation, by set, at a step of the newest phase."""
+        assert self._newest is not None
+        self._newest.log_completions(samples, step)
+
+    def close(self) -> None:
+        """End the runs that the user's loggers have begun in this process."""
+        while self._begun:
+            end_run(self._begun.pop())
 
     def _begin(self, history: History) -> list[_TensorBoard]:
         """Open TensorBoard, give new loggers the settings, and note who the user's loggers are, for a resume."""
+        self._begun = [logger for logger in self._users if begins_run(logger)]
         for logger in self._users:
             name_failed_writes(logger)
         own = []
@@ -93,7 +109,8 @@ class RunLoggers:
             if isinstance(logger, CSVLogger):
                 self._replay(logger, history)
             if settings and LoggerIdentity.of(logger) not in known.loggers:
-                logger.log_hyperparams(settings)
+                logger.log_hyperparams(named_for(logger, settings))
+            warn_of_missing_tables(logger)
         for logger in (*self._users, *own):
             open_files(logger)
         users = [vars(LoggerIdentity.of(logger)) for logger in self._users]
@@ -145,10 +162,19 @@ class PhaseLog:
         run_step = self.run_step + step
         for logger, start in self._starts:
             if run_step >= start:
-                logger.log_metrics(_named(metrics, self._stage.round, self._stage.phase), step=run_step)
+                named = _named(metrics, self._stage.round, self._stage.phase)
+                logger.log_metrics(named_for(logger, named), step=run_step)
                 logger.save()
         # Last, so that a step which another logger could not write counts as not logged, and a resume logs it again.
         self._record.log_metrics(metrics, step=run_step)
+
+    def log_completions(self, samples: Mapping[str, Sequence[SampleCompletion]], step: int) -> None:
+        """Log sample completions of an evaluation, by set. Call it before the metrics of the step are logged."""
+        run_step = self.run_step + step
+        for logger, start in self._starts:
+            if run_step >= start:
+                for name, of_set in samples.items():
+                    log_completions(logger, name, of_set, run_step)
 
 
 @dataclass(frozen=True)

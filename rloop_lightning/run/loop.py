@@ -112,6 +112,8 @@ class LoopRunner:
                 return self._run(policy)
             except SIGTERMException as error:  # Lightning's own, after a step that ended the phase
                 raise Stopped(signal.SIGTERM) from error
+            finally:
+                self.loggers.close()
 
     def _run(self, policy: Policy) -> LoopState:
         state = self._state_to_run_from(policy)

@@ -1,4 +1,4 @@
-"""Plots of a run's training: reward_and_pass.png, gradient_norm.png, entropy.png.
+"""Plots of a run's training: reward and pass@k, gradient norm, entropy, similarity, coverage, length.
 
     write_plots(read_metrics(run / "metrics.csv"), run / "plots")
 
@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,7 +24,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from rloop_lightning.run.figures import BLUE, GREEN, GREY, VERMILION, add_legend, label, new_figure, save_figure
+from rloop_lightning.run.figures import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    VERMILION,
+    add_legend,
+    label,
+    new_figure,
+    save_figure,
+)
 from rloop_lightning.run.metrics_csv import PASS_AT_K
 
 Row = Mapping[str, Any]
@@ -101,58 +114,114 @@ class Timeline:
         return number, self.starts[number] + step * self._steps[number]
 
     def eval_metrics(self) -> list[str]:
-        """pass@k on the test set, or else on the first evaluated set, for the smallest and the largest k."""
+        """pass@k on the shown set, for the smallest and the largest k."""
+        chosen = sorted((match for match in self._passes if match["set"] == self.shown_set), key=lambda m: int(m["k"]))
+        return list(dict.fromkeys(match[0] for match in (*chosen[:1], *chosen[-1:])))
+
+    @property
+    def shown_set(self) -> str:
+        """The test set, or else the first evaluated set; empty without one."""
+        sets = [match["set"] for match in self._passes]
+        return "test" if "test" in sets else next(iter(sets), "")
+
+    @cached_property
+    def _passes(self) -> list[re.Match[str]]:
         names = dict.fromkeys(name for row in self.rows for name in row)
-        passes = [match for name in names if (match := PASS_AT_K.fullmatch(name))]
-        if not passes:
-            return []
-        sets = [match["set"] for match in passes]
-        chosen = sorted(
-            (match for match in passes if match["set"] == ("test" if "test" in sets else sets[0])),
-            key=lambda match: int(match["k"]),
-        )
-        return list(dict.fromkeys(match[0] for match in (chosen[0], chosen[-1])))
+        return [match for name in names if (match := PASS_AT_K.fullmatch(name))]
 
 
 def reward_and_pass(timeline: Timeline) -> Figure | None:
-    rewards = timeline.training("rollout/reward_mean")
-    evaluations = {name: timeline.evaluations(name) for name in timeline.eval_metrics()}
-    if not rewards and not any(evaluations.values()):
-        return None
-    figure, axes = _figure(timeline, "mean reward, pass@k")
-    _draw(axes, rewards, "training reward, smoothed", BLUE)
-    for (name, curves), colour, marker in zip(evaluations.items(), (GREEN, VERMILION), ("o", "s"), strict=False):
-        _draw_evaluations(axes, curves, _in_words(name), colour, marker)
-    add_legend(figure, axes)
-    return figure
+    return _plot(
+        timeline,
+        "mean reward, pass@k with 95 % interval",
+        {"training reward, smoothed": ("rollout/reward_mean", BLUE)},
+        {
+            _in_words(metric): (metric, *style)
+            for metric, style in zip(timeline.eval_metrics(), ((GREEN, "o"), (VERMILION, "s")), strict=False)
+        },
+    )
 
 
-def training_curve(timeline: Timeline, metric: str, y_label: str, colour: str, log: bool = False) -> Figure | None:
-    curves = timeline.training(metric)
-    if not curves:
-        return None
-    figure, axes = _figure(timeline, y_label)
-    if log:
-        axes.set_yscale("log")
-    _draw(axes, curves, "smoothed", colour, log=log)
-    add_legend(figure, axes)
-    return figure
+def gradient_norm(timeline: Timeline) -> Figure | None:
+    metrics = {"smoothed": ("grad/norm_preclip_max", VERMILION)}
+    return _plot(timeline, "gradient norm before clipping", metrics, log=True)
 
 
-def _gradient_norm(timeline: Timeline) -> Figure | None:
-    return training_curve(timeline, "grad/norm_preclip_max", "gradient norm before clipping", VERMILION, log=True)
+def entropy(timeline: Timeline) -> Figure | None:
+    return _plot(timeline, "policy entropy (nats)", {"smoothed": ("policy/entropy_nats", BLUE)})
 
 
-def _entropy(timeline: Timeline) -> Figure | None:
-    return training_curve(timeline, "policy/entropy_nats", "policy entropy (nats)", BLUE)
+def similarity(timeline: Timeline) -> Figure | None:
+    metrics = {
+        "within a rollout step, smoothed": ("rollout/similarity_intra_step", BLUE),
+        "with the problem's latest earlier step, smoothed": ("rollout/similarity_inter_step", ORANGE),
+    }
+    return _plot(timeline, "n-gram similarity of a problem's rollouts", metrics)
+
+
+def coverage(timeline: Timeline) -> Figure | None:
+    metrics = {
+        "training, solved in the latest step, smoothed": ("pool/coverage_now", BLUE),
+        "training, ever solved in the round, smoothed": ("pool/coverage_ever", GREEN),
+    }
+    name = timeline.shown_set
+    evaluations = {f"{name}, forgotten since base": (f"eval/{name}/forgetting_base", VERMILION, "s")}
+    return _plot(timeline, "share of problems, with 95 % interval", metrics, evaluations)
+
+
+def length(timeline: Timeline) -> Figure | None:
+    metrics = {
+        "right, smoothed": ("rollout/length_right_tokens", GREEN),
+        "wrong, smoothed": ("rollout/length_wrong_tokens", VERMILION),
+    }
+    return _plot(timeline, "mean completion length (tokens)", metrics)
 
 
 PLOTS: Mapping[str, Callable[[Timeline], Figure | None]] = {
     "reward_and_pass.png": reward_and_pass,
-    "gradient_norm.png": _gradient_norm,
-    "entropy.png": _entropy,
+    "gradient_norm.png": gradient_norm,
+    "entropy.png": entropy,
+    "similarity.png": similarity,
+    "coverage.png": coverage,
+    "length.png": length,
 }
 """The plots by file name. A plot without data is None."""
+
+
+def _plot(
+    timeline: Timeline,
+    y_label: str,
+    training: Mapping[str, tuple[str, str]],
+    evaluations: Mapping[str, tuple[str, str, str]] = MappingProxyType({}),
+    *,
+    log: bool = False,
+) -> Figure | None:
+    """A figure of training metrics as smoothed lines and of evaluations as markers; None without data.
+
+    Args:
+        timeline: the run's rows.
+        y_label: label of the y axis.
+        training: metric and colour by label.
+        evaluations: metric, colour and marker by label.
+        log: whether the y axis is logarithmic.
+    """
+    lines = {name: (timeline.training(metric), colour) for name, (metric, colour) in training.items()}
+    points = {name: timeline.evaluations(metric) for name, (metric, _, _) in evaluations.items()}
+    if not any(curves for curves, _ in lines.values()) and not any(points.values()):
+        return None
+    figure, axes = _figure(timeline, y_label)
+    if log:
+        axes.set_yscale("log")
+    raw = "each rollout step"
+    for name, (curves, colour) in lines.items():
+        _draw(axes, curves, raw, name, colour, log=log)
+        raw = ""
+    for name, (metric, colour, marker) in evaluations.items():
+        _draw_evaluations(axes, points[name], name, colour, marker)
+        lows, highs = (timeline.evaluations(f"{metric}_{end}") for end in ("low", "high"))
+        _draw_intervals(axes, lows, highs, colour)
+    add_legend(figure, axes)
+    return figure
 
 
 def _figure(timeline: Timeline, y_label: str) -> tuple[Figure, Axes]:
@@ -173,13 +242,21 @@ def _figure(timeline: Timeline, y_label: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _draw(axes: Axes, curves: Sequence[_Curve], mean_label: str, colour: str, log: bool = False) -> None:
+def _draw(
+    axes: Axes, curves: Sequence[_Curve], raw_label: str, mean_label: str, colour: str, log: bool = False
+) -> None:
     """Plot each raw curve faintly with a smoothed line over it. Rounds are not joined."""
     for number, curve in enumerate(curves):
         marker = "." if len(curve.x) == 1 else None  # a single point has no line
-        raw, mean = (None, None) if number else ("each rollout step", mean_label)
+        raw, mean = (None, None) if number else (raw_label or None, mean_label)
         axes.plot(curve.x, curve.y, color=colour, alpha=0.25, linewidth=1, label=raw)
         axes.plot(curve.x, smoothed(curve.y, log), color=colour, linewidth=2, marker=marker, label=mean)
+
+
+def _draw_intervals(axes: Axes, lows: Sequence[_Curve], highs: Sequence[_Curve], colour: str) -> None:
+    """Plot the intervals of evaluations as vertical bars."""
+    for low, high in zip(lows, highs, strict=True):
+        axes.vlines(low.x, low.y, high.y, color=colour, alpha=0.4, linewidth=1.5)
 
 
 def _draw_evaluations(axes: Axes, curves: Sequence[_Curve], name: str, colour: str, marker: str) -> None:

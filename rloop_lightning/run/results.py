@@ -13,13 +13,13 @@ from rloop_lightning.run.metrics_csv import read_metrics
 from rloop_lightning.run.parts import Parts
 from rloop_lightning.run.plots import PLOTS, write_plots
 from rloop_lightning.run.pool_plot import write_pool_plot
-from rloop_lightning.run.results_table import PolicyResult, results_table
+from rloop_lightning.run.results_table import INTERVALS, PolicyResult, results_table
 from rloop_lightning.run.state import LoopState, Phase, Stage
 from rloop_lightning.system.files import write_text
 
 _CHANGED_BY: Mapping[Phase | None, Sequence[str]] = {
     "explore": list(PLOTS),
-    "evaluate": ["reward_and_pass.png"],
+    "evaluate": ["reward_and_pass.png", "coverage.png"],
     "consolidate": [],
     None: [],
 }
@@ -54,7 +54,7 @@ def write_results(
 
 
 def policies_table(parts: Parts, state: LoopState) -> str:
-    """The results table of the policies so far, without the sets that it hides."""
+    """The results tables of the policies so far, without the sets that they hide, and what their intervals are over."""
     hidden = tuple(f"eval/{name}/" for name in parts.hidden_sets)
     results = [
         PolicyResult(
@@ -64,7 +64,7 @@ def policies_table(parts: Parts, state: LoopState) -> str:
         )
         for name, metrics in state.results.items()
     ]
-    return results_table(results)
+    return f"{results_table(results)}\n\n{INTERVALS}"
 
 
 def _sampling(parts: Parts) -> str:
@@ -74,8 +74,8 @@ def _sampling(parts: Parts) -> str:
     how += f", top-k {sampling.top_k}" if sampling.top_k else ""
     how += f", top-p {sampling.top_p:g}" if sampling.top_p < 1 else ""
     count = parts.evaluation.samples
-    rollouts = "one rollout" if count == 1 else f"{count} rollouts"
-    return f"Evaluation: {rollouts} per problem, {how}, at most {sampling.max_new_tokens} new tokens."
+    rollouts = "one rollout per problem" if count == 1 else f"{count} rollouts per problem (pass@1 is avg@{count})"
+    return f"Evaluation: {rollouts}, {how}, at most {sampling.max_new_tokens} new tokens."
 
 
 def _write_pool_plot(folder: RunFolder, parts: Parts, stage: Stage) -> None:

@@ -119,8 +119,21 @@ def test_an_update_equals_the_slow_implementation(low, high, dual, mask_truncate
     expected, value, cut = slow_gradient_and_loss(
         policy, old, groups, low=low, high=high, dual=dual, mask_truncated=mask_truncated, buffer=buffer
     )
+    # KL(old || new) by Schulman's k3 on the old policy's tokens, below ratio 10.
+    moves = [
+        logprob - before
+        for new, before_of, in_loss in zip(slow_logprobs(policy, batch), old, batch.loss_mask.any(1), strict=True)
+        for logprob, before in zip(new.tolist(), before_of, strict=True)
+        if in_loss
+    ]
     recorder, metrics = GradientRecorder(), StepMetrics()
     fit(module, policy, [RolloutStep(0, tuple(groups), batch, {})], [recorder, metrics])
+    assert metrics.steps[0]["policy/update_kl_nats"] == pytest.approx(
+        sum(math.exp(d) - d - 1 for d in moves) / len(moves), rel=1e-4
+    )
+    sides = [metrics.steps[0][f"policy/clip_fraction_{side}"] for side in ("low", "high")]
+    assert sum(sides) == pytest.approx(cut)
+    assert min(sides) > 0
     assert relative_difference(recorder.gradients[0], expected) < 1e-5
     assert metrics.steps[0]["train/loss"] == pytest.approx(value, rel=1e-4, abs=1e-5)
     assert metrics.steps[0]["policy/clip_fraction"] == pytest.approx(cut)

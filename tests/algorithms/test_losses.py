@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rloop_lightning.algorithms.aggregation import loss_count
-from rloop_lightning.algorithms.losses import clipped, clipped_surrogate, negative_log_likelihood, ratio
+from rloop_lightning.algorithms.losses import clip_metrics, clipped, clipped_surrogate, negative_log_likelihood, ratio
 
 EPS = {"clip_eps_low": 0.2, "clip_eps_high": 0.28}
 
@@ -101,6 +101,10 @@ def test_clipped_marks_the_tokens_without_gradient():
     advantages = torch.tensor([1.0, -1.0, 0.0], dtype=torch.float64)
     marked = clipped(rhos, advantages, **EPS)
     assert marked.tolist() == [[True, False, False, False], [True, False, False, False], [False] * 4]
+    metrics = clip_metrics(rhos, advantages, **EPS)
+    assert metrics["policy/clip_fraction"].equal(marked)
+    assert metrics["policy/clip_fraction_high"].tolist() == [[True, False, False, False], [False] * 4, [False] * 4]
+    assert metrics["policy/clip_fraction_low"].tolist() == [[False] * 4, [True, False, False, False], [False] * 4]
 
 
 def test_negative_log_likelihood_by_hand():

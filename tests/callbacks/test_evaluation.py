@@ -53,10 +53,6 @@ def test_metrics_equal_slow_ones():
     rollouts = evaluator.sampler.engine.generate(problems, n, sampling)
     surprises = [-float(logprob) for rollout in rollouts for logprob in rollout.sampling_logprobs]
     assert metrics["eval/test/entropy_nats"] == pytest.approx(sum(surprises) / len(surprises))
-    assert set(metrics) == {
-        f"eval/test/{name}"
-        for name in ("pass@1", "pass@2", "pass@5", "pass@1_stderr", "entropy_nats", "length_tokens", "truncated_rate")
-    }
     # Shares of successes 0, 1/5, 2/5, 3/5: variance (0.09 + 0.01 + 0.01 + 0.09) / 3 between four problems.
     assert metrics["eval/test/pass@1_stderr"] == pytest.approx((0.2 / 3 / 4) ** 0.5)
     assert (cost.rollouts, cost.tokens) == (20, 36)

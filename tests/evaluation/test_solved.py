@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rloop_lightning.evaluation import coverage, distinct_solutions
+from rloop_lightning.evaluation import coverage, distinct_solutions, mean_distinct_solutions
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -46,3 +46,9 @@ def test_distinct_solutions_at_the_edges():
     assert distinct_solutions(["p"], ["a"], [False]) == {"p": 0}
     with pytest.raises(ValueError, match="one entry per rollout, got 2, 1 and 2"):
         distinct_solutions(["p", "p"], ["a"], [True, True])
+
+
+def test_the_mean_of_distinct_solutions_is_over_solved_problems():
+    rows = ["p", "p", "p", "q", "r"], ["a", "b", "a", "a", "a"], [True, True, True, False, True]
+    assert mean_distinct_solutions(*rows) == 1.5
+    assert np.isnan(mean_distinct_solutions(["p"], ["a"], [False]))

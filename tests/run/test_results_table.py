@@ -14,9 +14,20 @@ from rloop_lightning.run.pool_plot import pool_figure
 from rloop_lightning.run.results_table import PolicyResult, results_table
 
 
-def test_the_table_to_the_letter():
+def test_the_tables_to_the_letter():
     results = [
-        PolicyResult("base", {"eval/test/pass@32": 0.7292, "eval/test/pass@1": 0.143, "eval/ood/pass@1": 0.008}),
+        PolicyResult(
+            "base",
+            {
+                "eval/test/pass@32": 0.7292,
+                "eval/test/pass@32_low": 0.7,
+                "eval/test/pass@32_high": 0.7604,
+                "eval/test/pass@1": 0.143,
+                "eval/ood/pass@1": 0.008,
+                "eval/test/maj@8": 0.5,
+                "eval/test/maj@32": 0.25,
+            },
+        ),
         PolicyResult(
             "round 1 explored",
             {"eval/test/pass@1": 0.25, "eval/test/entropy_nats": 0.1, "grad/norm_preclip_max": 51.34},
@@ -24,22 +35,30 @@ def test_the_table_to_the_letter():
         ),
         PolicyResult("round 1 consolidated", {"expert/rollouts": 1174.0, "eval/test/pass@1": float("nan")}),
     ]
-    assert results_table(results).splitlines() == [
-        "| policy                             | test pass@1 | test pass@32 | ood pass@1 | test entropy, nats "
-        "| largest gradient norm | expert set |",
-        "| ---------------------------------- | ----------: | -----------: | ---------: | -----------------: "
-        "| --------------------: | ---------: |",
-        "| base                               |       0.143 |        0.729 |      0.008 |                  – "  # noqa: RUF001
-        "|                     – |          – |",  # noqa: RUF001
-        "| **round 1 explored** (handed over) |       0.250 |            – |          – |              0.100 "  # noqa: RUF001
-        "|                  51.3 |          – |",  # noqa: RUF001
-        "| round 1 consolidated               |           – |            – |          – |                  – "  # noqa: RUF001
-        "|                     – |      1,174 |",  # noqa: RUF001
+    assert [line.replace("\u2013", "-") for line in results_table(results).splitlines()] == [
+        "| policy                             |  test pass@1 |         test pass@32 |  test maj@32 |",
+        "| ---------------------------------- | -----------: | -------------------: | -----------: |",
+        "| base                               | 0.143 [-, -] | 0.729 [0.700, 0.760] | 0.250 [-, -] |",
+        "| **round 1 explored** (handed over) | 0.250 [-, -] |                    - |            - |",
+        "| round 1 consolidated               |            - |                    - |            - |",
+        "",
+        "| policy |   ood pass@1 |",
+        "| ------ | -----------: |",
+        "| base   | 0.008 [-, -] |",
+        "",
+        "| policy                             | test entropy, nats |",
+        "| ---------------------------------- | -----------------: |",
+        "| **round 1 explored** (handed over) |       0.100 [-, -] |",
+        "",
+        "| policy                             | largest gradient norm | expert set |",
+        "| ---------------------------------- | --------------------: | ---------: |",
+        "| **round 1 explored** (handed over) |                  51.3 |          - |",
+        "| round 1 consolidated               |                     - |      1,174 |",
     ]
 
 
 def test_columns_that_no_policy_has_are_left_out():
-    assert results_table([PolicyResult("base", {"eval/a/pass@4": 0.5})]).splitlines()[0] == "| policy | a pass@4 |"
+    assert results_table([PolicyResult("base", {"eval/a/pass@4": 0.5})]).splitlines()[0] == "| policy |     a pass@4 |"
 
 
 def make_rows(rounds=2, steps=4):
@@ -117,8 +136,47 @@ def test_figures_carry_labels_rounds_and_units():
     (axes,) = figure.axes
     assert [text.get_text().strip() for text in axes.texts] == ["round 1", "round 2"]
     assert axes.get_xlabel() == "rollout steps, over all rounds"
-    (axes,) = plots.training_curve(timeline, "grad/norm_preclip_max", "gradient norm", "red", log=True).axes
+    (axes,) = plots.gradient_norm(timeline).axes
     assert axes.get_yscale() == "log"
+
+
+def with_diversity():
+    rows = make_rows()
+    for row in rows:
+        if row["phase"] == "explore":
+            row |= {"rollout/similarity_intra_step": 0.3, "rollout/length_wrong_tokens": 40.0}
+            row |= {"pool/coverage_now": 0.4, "pool/coverage_ever": 0.6}
+            row |= (
+                {"rollout/similarity_inter_step": 0.2, "rollout/length_right_tokens": 30.0} if row["step"] > 2 else {}
+            )
+        if row["phase"] == "evaluate":
+            row |= {"eval/test/pass@1_low": 0.05, "eval/test/pass@1_high": 0.35}
+            row |= {"eval/test/forgetting_base": 0.1} if row["step"] else {}
+    return rows
+
+
+def test_what_rollouts_are_like_is_plotted_where_it_was_measured(tmp_path):
+    timeline = plots.Timeline(with_diversity())
+    curves = {"similarity": 2, "coverage": 2, "length": 2}
+    for name, count in curves.items():
+        figure = getattr(plots, name)(timeline)
+        (axes,) = figure.axes
+        assert sum(text.endswith("smoothed") for text in labels(figure)) == count
+        assert labels(figure).count("each rollout step") == 1
+        assert "rollout" in axes.get_xlabel()
+    (axes,) = plots.similarity(timeline).axes
+    inter = [line for line in axes.lines if line.get_label().startswith("with the problem")]
+    assert [line.get_xdata().tolist() for line in inter] == [
+        [3, 4]
+    ]  # of the first round, whose steps 1 and 2 have none
+    assert "test, forgotten since base" in labels(plots.coverage(timeline))
+    assert [path.name for path in write_plots(with_diversity(), tmp_path)] == list(plots.PLOTS)
+
+
+def test_evaluations_have_their_intervals():
+    (axes,) = plots.reward_and_pass(plots.Timeline(with_diversity())).axes
+    bars = [segment.tolist() for collection in axes.collections for segment in collection.get_segments()]
+    assert bars == [[[x, 0.05], [x, 0.35]] for x in (0, 4, 4, 8, 8)]
 
 
 def renamed(rows, name):
@@ -143,7 +201,7 @@ def test_the_legend_and_the_round_labels_fit_and_do_not_overlap(name, rounds):
 def test_a_curve_of_one_point_is_visible_and_values_that_are_not_finite_are_left_out():
     rows = make_rows(rounds=1, steps=1)
     rows[1]["rollout/reward_mean"] = float("nan")
-    (axes,) = plots.training_curve(plots.Timeline(rows), "grad/norm_preclip_max", "norm", "red", log=True).axes
+    (axes,) = plots.gradient_norm(plots.Timeline(rows)).axes
     assert axes.lines[-1].get_marker() == "."
     assert "training reward, smoothed" not in labels(plots.reward_and_pass(plots.Timeline(rows)))
 
