@@ -112,9 +112,17 @@ class Evaluator:
         The metrics are `eval/SET/pass@K`, `.../entropy_nats`, `.../length_tokens`, `.../truncated_rate`, and
         `.../pass@1_stderr`, the standard error of pass@1 over problems (absent for a set of one problem).
         """
-        problems = self.sets[name][: self.config.max_problems or None]
-        sampling = self.config.sampling(self.sampler.engine.sampling(derive_seed(self.seed, "evaluate", name)))
+        problems, sampling = self.request(name)
         groups = self.sampler.sample(problems, self.config.samples, sampling, cost)
+        return self.measured(name, groups, sampling)
+
+    def request(self, name: str) -> tuple[Sequence[Problem], SamplingParams]:
+        """What an evaluation on the set `name` samples: the problems, and how."""
+        sampling = self.config.sampling(self.sampler.engine.sampling(derive_seed(self.seed, "evaluate", name)))
+        return self.sets[name][: self.config.max_problems or None], sampling
+
+    def measured(self, name: str, groups: Sequence[Group], sampling: SamplingParams) -> SetEvaluation:
+        """The evaluation on the set `name`, from the groups that `request` asks for."""
         metrics = {f"eval/{name}/{key}": value for key, value in self._metrics(groups).items()}
         return SetEvaluation(metrics, problem_table(name, groups, sampling))
 
