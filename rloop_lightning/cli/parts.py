@@ -34,9 +34,7 @@ def arguments_of(parser: ArgumentParser, config: Namespace, group: str) -> dict[
     return arguments
 
 
-def constructed(
-    group: str, cls: type, arguments: Mapping[str, Any], choice: Choice | None, wrong: list[str]
-) -> Any | None:
+def constructed(group: str, cls: type, arguments: Mapping[str, Any], choice: Choice | None, wrong: list[str]) -> Any:
     """A part; None, with the errors in `wrong`, if it can't be made.
 
     Args:
