@@ -152,10 +152,13 @@ def _data_options(words: Words) -> tuple[list[str], list[str]]:
     if not words.sets:
         given = any(flag.startswith("--data.sets") for flag in words.options)
         return [], ["--data", SETS_CLASS] if given else []
-    # The sets of other data are not these.
-    sets = ["--data", SETS_CLASS, f"--data.sets={json.dumps(words.sets)}", "--eval.sets=null"]
-    wrong = [f"--data {one_line(name, limit=200)}: it is neither a file nor a data set on the hub" for name in named]
-    return wrong, sets
+    wrong = [
+        f"--data {one_line(name, limit=200)}: it is neither a file nor a data set on the hub, so give it alone"
+        for name in named
+    ]
+    places = [one for one in words.sets if one not in named]
+    # The sets of the data in a settings file are not these.
+    return wrong, ["--data", SETS_CLASS, f"--data.sets={json.dumps(places)}", "--eval.sets=null"]
 
 
 def _is_place(name: str) -> bool:

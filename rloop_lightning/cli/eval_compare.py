@@ -70,7 +70,7 @@ def compare(arguments: Sequence[str]) -> list[str]:
     try:
         found = [compare_records(first.path, second.path, name, options.k) for name in names]
     except ValueError as error:
-        raise UsageError(f"{error}; evaluate both on the same problems (--data, --eval.max_problems)") from error
+        raise UsageError(str(error)) from error
     if options.out is not None:
         sides = {"first": str(first.path), "second": str(second.path)}
         write_json(
@@ -106,7 +106,7 @@ def _parse(arguments: Sequence[str]) -> tuple[EvaluationRecord, EvaluationRecord
         except ValueError as error:
             wrong += str(error).splitlines()
     if settings is None or wrong:
-        raise UsageError("\n".join(wrong))
+        raise UsageError("\n".join(dict.fromkeys(wrong)))
     options = CompareOptions(**{name: settings[name] for name in CompareOptions.__dataclass_fields__})
     if options.out is not None and Path(options.out).suffix != ".json":
         raise UsageError(f"--out {one_line(options.out, limit=200)}: the file must end in .json")

@@ -11,7 +11,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from rloop_lightning.cli.arguments import UsageError
-from rloop_lightning.cli.eval_arguments import EvalArguments
+from rloop_lightning.cli.eval_arguments import SETS_CLASS, EvalArguments
 from rloop_lightning.cli.parse_errors import Context, parse
 from rloop_lightning.cli.parts import add_swappable, arguments_of, constructed
 from rloop_lightning.data.base import ProblemSource
@@ -34,8 +34,8 @@ FIXED: Mapping[str, tuple[type, frozenset[str]]] = {
 }
 """The groups with one class, and the fields that only matter to a training."""
 
-_RESERVED = {
-    "policy.model": "give the policy itself: rloop-eval POLICY --data SET",
+_RESERVED = {"policy.model": "give the policy itself: rloop-eval POLICY --data SET"}
+_RESERVED_WITH_SETS = {
     "data.eval": "give the sets to --data: rloop-eval POLICY --data SET ...",
     "data.path": "give the sets to --data: rloop-eval POLICY --data SET ...",
     "data.validation_size": "it splits a training set, and the sets of --data are evaluated as they are; leave it out",
@@ -90,7 +90,8 @@ class EvalSettings:
     def __init__(self, arguments: EvalArguments, located: Any = lambda settings: settings) -> None:
         self._arguments = arguments
         self._parser = _parser(arguments)
-        context = Context(arguments.file_of, _RESERVED, arguments.undecided, full_help="rloop-eval --help")
+        reserved = {**_RESERVED, **(_RESERVED_WITH_SETS if arguments.choices["data"].name == SETS_CLASS else {})}
+        context = Context(arguments.file_of, reserved, arguments.undecided, full_help="rloop-eval --help")
         config, wrong = parse(self._parser, located(self._configuration()), arguments.flags, context)
         self.wrong = [*arguments.wrong, *wrong]
         if config is None:
@@ -101,10 +102,9 @@ class EvalSettings:
     def _configuration(self) -> dict[str, Any]:
         """The configuration files without fields that only matter to a training."""
         given = dict(self._arguments.configuration)
-        kept = {"trainer": set(DeviceOptions.__dataclass_fields__)}
-        for group, names in kept.items():
-            if isinstance(values := given.get(group), dict):
-                given[group] = {name: value for name, value in values.items() if name in names and value is not None}
+        if isinstance(trainer := given.get("trainer"), dict):
+            device = DeviceOptions.__dataclass_fields__
+            given["trainer"] = {name: value for name, value in trainer.items() if name in device and value is not None}
         for group, (_, left_out) in FIXED.items():
             if isinstance(values := given.get(group), dict):
                 given[group] = {name: value for name, value in values.items() if name not in left_out}

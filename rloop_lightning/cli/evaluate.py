@@ -173,6 +173,8 @@ def _stored(words: Words, folder: EvaluationFolder) -> tuple[EvaluationState, Ev
     wrong = [f"{one_line(one.name, limit=200)}: {fault}" for one in state.policies for fault in changed_policy(one)]
     if wrong:
         raise UsageError("\n".join(wrong))
+    if not folder.config.exists():  # a kill came between the two files
+        write_text(folder.config, settings_text(state.settings))
     if note := other_machine(state.machine, this_machine(parts.device)):
         _log.warning(note)
     return state, parts

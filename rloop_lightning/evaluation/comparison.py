@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from rloop_lightning.evaluation.record import read_record
 from rloop_lightning.evaluation.record_values import pass_at_k_values
 from rloop_lightning.evaluation.statistics import Difference, Interval, difference, interval
+from rloop_lightning.system.terminal import one_line
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,11 @@ def compare_records(first: str | Path, second: str | Path, name: str, ks: Sequen
             their problems.
     """
     right = [_right(Path(path), name) for path in (first, second)]
+    if differing := sorted(right[0].keys() ^ right[1].keys()):
+        raise ValueError(
+            f"set {one_line(name)}: {len(differing):,} problems are in one of {first} and {second} only, such as "
+            f"{one_line(differing[0])}; evaluate both on the same problems (--data, --eval.max_problems)"
+        )
     samples = min((len(one) for found in right for one in found.values()), default=0)
     chosen = [k for k in (1, 8, 32) if k <= samples] if ks is None else sorted(set(ks))
     values = {k: pass_at_k_values([first, second], name, k)[1] for k in chosen}

@@ -73,8 +73,14 @@ def policies_of(words: Sequence[str], which: WhichPolicies) -> FoundPolicies:
     found.wrong += [f"{one_line(name, limit=200)}: it is there twice; give it once" for name in twice]
     for one in found.policies:
         found.wrong += [f"{one_line(one.name, limit=200)}: {fault}" for fault in model_faults(one.source)]
-    found.policies = [replace(one, checksums=base_checksums(one.source) or None) for one in found.policies]
+    found.policies = [_placed(one) for one in found.policies]
     return found
+
+
+def _placed(one: PolicyToEvaluate) -> PolicyToEvaluate:
+    """The policy with an absolute path, so that a resume finds it from any folder, and the checksums of its files."""
+    source = str(Path(one.source).absolute()) if is_folder(one.source) else one.source
+    return replace(one, source=source, checksums=base_checksums(source) or None)
 
 
 def changed_policy(one: PolicyToEvaluate) -> list[str]:
