@@ -122,13 +122,7 @@ class EvalSettings:
             UsageError: names all errors.
         """
         wrong = [*self.wrong, *trainer_faults(self._config.trainer)]
-        made = {
-            group: constructed(group, cls, arguments_of(self._parser, self._config, group), choice, wrong)
-            for group, cls, choice in [
-                *((group, choice.cls, choice) for group, choice in self._arguments.choices.items() if choice.cls),
-                *((group, cls, None) for group, (cls, _) in FIXED.items()),
-            ]
-        }
+        made = {group: self._constructed(group, wrong) for group in (*self._arguments.choices, *FIXED)}
         if wrong or None in made.values():
             raise UsageError("\n".join(dict.fromkeys(wrong)))
         config: EvaluationConfig = made["eval"]
@@ -136,6 +130,7 @@ class EvalSettings:
         on_gpu = trainer.accelerator in ("gpu", "cuda") or (trainer.accelerator == "auto" and torch.cuda.is_available())
         return EvaluationParts(
             engine=made["engine"],
+            make_engine=lambda: self._constructed("engine", []),
             data=_selected(made["data"], config, made["reward"]),
             reward=made["reward"],
             config=config,
@@ -144,6 +139,14 @@ class EvalSettings:
             device=torch.device("cuda", 0) if on_gpu else torch.device("cpu"),
             mixed_precision=torch.bfloat16 if trainer.precision == "bf16-mixed" else None,
         )
+
+    def _constructed(self, group: str, wrong: list[str]) -> Any:
+        """The part of a group; None, with its errors in `wrong`, if it can't be made."""
+        choice = self._arguments.choices.get(group)
+        cls = FIXED[group][0] if choice is None else choice.cls
+        if cls is None:  # its name is wrong
+            return None
+        return constructed(group, cls, arguments_of(self._parser, self._config, group), choice, wrong)
 
 
 def _parser(arguments: EvalArguments) -> ArgumentParser:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any
@@ -47,6 +47,7 @@ from rloop_lightning.system.files import write_text
 from rloop_lightning.system.json_file import read_json, write_json
 from rloop_lightning.system.signals import StopSignals
 from rloop_lightning.system.terminal import one_line
+from rloop_lightning.types import SamplingParams
 
 _log = logging.getLogger(__name__)
 
@@ -56,7 +57,9 @@ class EvaluationParts:
     """All parts of an evaluation except the policies.
 
     Args:
-        engine: generates rollouts.
+        engine: the settings of the engine.
+        make_engine: makes an engine with these settings. Each policy gets its own, so that none keeps an earlier policy
+            in memory.
         data: the evaluation sets, and no others.
         reward: scores completions.
         config: how policies are evaluated.
@@ -67,6 +70,7 @@ class EvaluationParts:
     """
 
     engine: RolloutEngine
+    make_engine: Callable[[], RolloutEngine]
     data: ProblemSource
     reward: Reward
     config: EvaluationConfig
@@ -139,7 +143,6 @@ class OfflineEvaluation:
         for number, one in enumerate(self.state.policies):
             if one.name not in results:
                 results[one.name] = self._evaluate(number)
-                gc.collect()  # before the next policy's weights
             ordered = [results[other.name] for other in self.state.policies if other.name in results]
             write_json(self.folder.results, {**self._about(), "policies": ordered}, version=EVALUATION_VERSION)
             write_text(self.folder.table, self._tables(ordered))
@@ -160,13 +163,14 @@ class OfflineEvaluation:
         """Evaluate a policy on every set, and write its record."""
         one = self.state.policies[number]
         place = self.folder.policy(self.state.policies, number)
-        policy = self._load(one)
+        gc.collect()  # an earlier policy may be in a cycle of references
+        policy, engine = self._load(one)
         shown = rendered(self.parts.data, policy.tokenizer)
         record = self.folder.problems(place)
         if changed := changed_problems(record, self.parts.data, shown, "evaluation"):
             raise PolicyChanged("\n".join(changed))
         keep_record(record, self.parts.data, shown, date.fromisoformat(self.state.began))
-        sampler = GroupSampler(self.parts.engine, self.parts.reward)
+        sampler = GroupSampler(engine, self.parts.reward)
         evaluator = Evaluator(sampler, shown.evaluation(), self.parts.config, self.parts.seed)
         title = f"policy {number + 1}/{len(self.state.policies)} {one_line(one.name)}"
         sizes = {name: len(found) for name, found in _problems(shown.evaluation(), self.parts.config).items()}
@@ -174,7 +178,7 @@ class OfflineEvaluation:
         cost = SamplingCost()
         with (
             self.signals.at_once(),
-            EvaluationProgress(title, self.parts.engine, sizes, self.parts.config.samples) as progress,
+            EvaluationProgress(title, engine, sizes, self.parts.config.samples) as progress,
         ):
             for name in sizes:
                 parts = RolloutParts(self.folder.rollouts(place, list(sizes), name), one.name, name)
@@ -205,8 +209,8 @@ class OfflineEvaluation:
                 done += len(groups)
         return evaluator.measured(name, parts.groups(problems, n), sampling)
 
-    def _load(self, one: PolicyToEvaluate) -> Policy:
-        """Load a policy onto the device, and let the engine generate with it."""
+    def _load(self, one: PolicyToEvaluate) -> tuple[Policy, RolloutEngine]:
+        """Load a policy onto the device, and make an engine that generates with it."""
         try:
             policy = Policy.load(replace(self.parts.policy, model=one.source))
         except ValueError as error:
@@ -220,16 +224,18 @@ class OfflineEvaluation:
             )
         policy.mixed_precision = self.parts.mixed_precision
         policy.to(self.parts.device)
-        engine = self.parts.engine
+        engine = self.parts.make_engine()
         engine.max_new_tokens = one.max_new_tokens
         if wrong := engine.validate_with(policy):
             raise PolicyChanged("\n".join(line.replace("--policy.model", one_line(one.name)) for line in wrong))
         engine.bind(policy)
-        return policy
+        return policy, engine
 
     def _about(self) -> dict[str, Any]:
         """What all results have in common."""
-        config, sampling = self.parts.config, self.parts.config.sampling(self.parts.engine.sampling(seed=0))
+        config, engine = self.parts.config, self.parts.engine
+        of_engine = SamplingParams(1, temperature=engine.temperature, top_k=engine.top_k, top_p=engine.top_p)
+        sampling = config.sampling(of_engine)
         return {
             "seed": self.parts.seed,
             "samples": config.samples,

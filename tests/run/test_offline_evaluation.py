@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -13,17 +12,21 @@ from killing import Fault, FullDisk, Kill, Signal, run_fit
 from safetensors.torch import load_file, save_file
 
 from rloop_lightning.cli.evaluate import main
-from rloop_lightning.evaluation.record import read_record
 from rloop_lightning.system.lock import FolderLock
 
 # Two problems a part, so that there are two parts a set.
-SETTINGS = ["--policies=all", "--eval.sets=[test,ood]", "--eval.max_problems=4", "--engine.max_rows=4"]
+SETTINGS = ["--eval.sets=[test,ood]", "--eval.max_problems=4", "--engine.max_rows=4"]
 UNEQUAL = {"evaluation.lock", "_SHA256SUMS"}  # who holds it; and lines of files that were written twice
 
 
 def evaluate(arguments: list[str], log: Path, kill: Fault | None = None) -> int:
     """Exit code of `rloop-eval` in a process of its own."""
     return run_fit(arguments, log, kill, debug=False, command="rloop_lightning.cli.evaluate")
+
+
+def command(run: Path, out: Path) -> list[str]:
+    """The command line that evaluates two policies of a run with its settings."""
+    return [str(run), str(run / "round-0" / "explore" / "policy"), *SETTINGS, "--out", str(out)]
 
 
 def contents(out: Path) -> dict[str, bytes]:
@@ -35,7 +38,7 @@ def contents(out: Path) -> dict[str, bytes]:
 def whole(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An evaluation that was not disturbed; it is only read."""
     folder = tmp_path_factory.mktemp("whole")
-    assert evaluate([str(finished), *SETTINGS, "--out", str(folder / "out")], folder / "log") == 0
+    assert evaluate(command(finished, folder / "out"), folder / "log") == 0
     return folder / "out"
 
 
@@ -43,7 +46,7 @@ def test_an_evaluation_has_several_parts_a_set(whole: Path) -> None:
     names = sorted(str(path.relative_to(whole)) for path in whole.rglob("part-*.parquet"))
     assert names == [
         f"{policy}/rollouts/{name}/part-{first:06d}.parquet"
-        for policy in ("00-base", "01-round-1-explored", "02-round-1-consolidated")
+        for policy in sorted(path.name for path in whole.iterdir() if path.is_dir())
         for name in ("00-test", "01-ood")
         for first in (0, 2)
     ]
@@ -51,15 +54,14 @@ def test_an_evaluation_has_several_parts_a_set(whole: Path) -> None:
 
 MOMENTS = {
     "between the settings": Kill("os:replace", 1, "config.yaml"),
-    "in the first part": Kill("rloop_lightning.engines.torch_engine:_decode", 1),
     "in the middle of the first set": Kill("rloop_lightning.engines.torch_engine:_decode", 2),
-    "in the middle of the last set": Kill("rloop_lightning.engines.torch_engine:_decode", 12),
+    "in the middle of the last set": Kill("rloop_lightning.engines.torch_engine:_decode", 8),
     "before a part is there": Kill("os:replace", 2, "part-000002"),
     "before a part has its checksum": Kill("rloop_lightning.evaluation.rollout_parts:add_checksum", 4),
     "before the record": Kill("os:replace", 2, "evaluation.parquet"),
     "before the record has its checksum": Kill("rloop_lightning.evaluation.record:add_checksum", 1),
     "before the results": Kill("os:replace", 2, "results.json"),
-    "between the results and the table": Kill("os:replace", 3, "results.md"),
+    "between the results and the table": Kill("os:replace", 2, "results.md"),
 }
 
 
@@ -68,7 +70,7 @@ def test_a_kill_changes_no_bit_and_a_resume_repeats_one_part_only(
     moment: str, finished: Path, whole: Path, tmp_path: Path
 ) -> None:
     out, log = tmp_path / "out", tmp_path / "log"
-    assert evaluate([str(finished), *SETTINGS, "--out", str(out)], log, MOMENTS[moment]) == -9, log.read_text()
+    assert evaluate(command(finished, out), log, MOMENTS[moment]) == -9, log.read_text()
     before = {path: path.stat().st_ino for path in out.rglob("part-*.parquet")}
     assert evaluate(["--resume", str(out)], log) == 0, log.read_text()
     assert contents(out) == contents(whole)
@@ -78,7 +80,7 @@ def test_a_kill_changes_no_bit_and_a_resume_repeats_one_part_only(
 
 def test_a_kill_before_the_first_state_leaves_a_folder_to_begin_in(finished: Path, whole: Path, tmp_path: Path) -> None:
     out, log = tmp_path / "out", tmp_path / "log"
-    arguments = [str(finished), *SETTINGS, "--out", str(out)]
+    arguments = command(finished, out)
     assert evaluate(arguments, log, Kill("os:replace", 1, "evaluation.json")) == -9
     assert evaluate(["--resume", str(out)], log) == 2
     assert "evaluation.json is missing; give the folder of an evaluation, or start a new one" in log.read_text()
@@ -89,7 +91,7 @@ def test_a_kill_before_the_first_state_leaves_a_folder_to_begin_in(finished: Pat
 def test_a_signal_stops_at_once_and_says_how_to_go_on(finished: Path, whole: Path, tmp_path: Path) -> None:
     out, log = tmp_path / "out", tmp_path / "log"
     stop = Signal("rloop_lightning.engines.torch_engine:_decode", 3, number=signal.SIGTERM)
-    assert evaluate([str(finished), *SETTINGS, "--out", str(out)], log, stop) == 143
+    assert evaluate(command(finished, out), log, stop) == 143
     assert f"stopped by SIGTERM; continue with: rloop-eval --resume {out}" in log.read_text()
     assert evaluate(["--resume", str(out)], log) == 0
     assert contents(out) == contents(whole)
@@ -98,7 +100,7 @@ def test_a_signal_stops_at_once_and_says_how_to_go_on(finished: Path, whole: Pat
 def test_a_full_disk_is_told_and_what_is_there_stays_whole(finished: Path, whole: Path, tmp_path: Path) -> None:
     out, log = tmp_path / "out", tmp_path / "log"
     full = FullDisk("rloop_lightning.evaluation.rollout_parts:add_checksum", 3, bytes=100)
-    assert evaluate([str(finished), *SETTINGS, "--out", str(out)], log, full) == 1
+    assert evaluate(command(finished, out), log, full) == 1
     said = log.read_text()
     assert "rloop-eval: error: can't write" in said
     assert f"fix the cause, then continue with: rloop-eval --resume {out}" in said
@@ -109,9 +111,10 @@ def test_a_full_disk_is_told_and_what_is_there_stays_whole(finished: Path, whole
 def test_damage_is_made_good(whole: Path, tmp_path: Path) -> None:
     out, log = tmp_path / "out", tmp_path / "log"
     shutil.copytree(whole, out)
-    os.truncate(out / "00-base" / "rollouts" / "01-ood" / "part-000000.parquet", 100)
-    (out / "00-base" / "evaluation.parquet").unlink()
-    (out / "02-round-1-consolidated" / "evaluation.parquet").write_bytes(b"")
+    first, second = sorted(path for path in out.iterdir() if path.is_dir())
+    os.truncate(first / "rollouts" / "01-ood" / "part-000000.parquet", 100)
+    (first / "evaluation.parquet").unlink()
+    (second / "evaluation.parquet").write_bytes(b"")
     (out / "results.md").unlink()
     (out / "config.yaml").unlink()
     assert evaluate(["--resume", str(out)], log) == 0, log.read_text()
@@ -170,9 +173,3 @@ def test_one_process_at_a_time(finished: Path, whole: Path, tmp_path: Path) -> N
     said = log.read_text()
     assert f"--resume {out} is in use by process {os.getpid()} on host" in said
     assert "wait until it ends, or stop it" in said
-
-
-def test_records_are_read_by_the_functions_for_those_of_runs(whole: Path, finished: Path) -> None:
-    ours = read_record(whole / "01-round-1-explored" / "evaluation.parquet")
-    assert json.loads((whole / "results.json").read_text())["policies"][1]["folder"] == "01-round-1-explored"
-    assert ours["set"].unique().to_pylist() == ["test", "ood"]
