@@ -26,10 +26,12 @@ from rloop_lightning.system.terminal import one_line
 SETS_CLASS = "rloop_lightning.data.evaluation_sets.EvaluationSets"
 """The class of `--data SET ...`, if the sets are files or names on the hub."""
 
-GROUPS = ("engine", "data", "reward", "policy", "eval", "trainer", "seed_everything")
-"""The settings that an evaluation takes from a settings file; those of the training are left out."""
+_OF_TRAINING = ("algo", "consolidate", "loop", "filter", "capture", "gradient", "hub")
+_OF_RUNS = ("out", "restart_from", "dry_run", "debug")
+_LEFT_OUT = (*_OF_TRAINING, *_OF_RUNS)
+"""What an evaluation leaves out of a settings file."""
 
-_SWAPPABLE = {group: SWAPPABLE[group] for group in GROUPS if group in SWAPPABLE}
+_SWAPPABLE = {group: part for group, part in SWAPPABLE.items() if group not in _OF_TRAINING}
 
 
 @dataclass(frozen=True)
@@ -80,9 +82,9 @@ class Words:
                 words.options.append(flag if value is None else f"{flag}={value}")
         return words
 
-    def value(self, option: str) -> str | None:
-        """The last value of an option; None if it is not given."""
-        given = [flag.partition("=")[2] for flag in self.options if flag.partition("=")[0] == option]
+    def value(self, *options: str) -> str | None:
+        """The last value of an option, given by all its names; None if it is not there."""
+        given = [flag.partition("=")[2] for flag in self.options if flag.partition("=")[0] in options]
         return given[-1] if given else None
 
 
@@ -141,7 +143,7 @@ class EvalArguments(Arguments):
 
 
 def _relevant(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {group: values for group, values in settings.items() if group in GROUPS}
+    return {group: values for group, values in settings.items() if group not in _LEFT_OUT}
 
 
 def _data_options(words: Words) -> tuple[list[str], list[str]]:

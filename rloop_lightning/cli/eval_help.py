@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from rloop_lightning.cli.declared import Declared, DeclaredClass, declared_class
+from rloop_lightning.cli.declared import REQUIRED, Declared, DeclaredClass, declared_class
 from rloop_lightning.cli.options import CONFIG, SHOWING
 from rloop_lightning.cli.short_help import Shown, layout, option_line
 
@@ -40,6 +41,7 @@ _EVALUATION = "rloop_lightning.evaluation.evaluator.EvaluationConfig"
 _POLICY = "rloop_lightning.model.config.PolicyConfig"
 _ENGINE = "rloop_lightning.engines.torch_engine.TorchEngine"
 _SETS = "rloop_lightning.data.evaluation_sets.EvaluationSets"
+_SETS_LINE = Shown("--data", "files, folders, data sets on the hub, or a source of sets such as countdown")
 _COMPARE_OPTIONS = "rloop_lightning.cli.eval_compare.CompareOptions"
 
 
@@ -58,7 +60,7 @@ def eval_help(command: str = "", width: int = 0) -> str:
             "Sampling",
             _lines("eval.", _EVALUATION, ("samples", "k", "temperature", "top_k", "top_p", "max_new_tokens")),
         ),
-        ("Problems", [*_lines("eval.", _EVALUATION, ("sets", "max_problems")), *_lines("data.", _SETS)]),
+        ("Problems", [_SETS_LINE, *_lines("eval.", _EVALUATION, ("sets", "max_problems")), *_lines("data.", _SETS)]),
         ("Reward", [Shown("--reward", "the reward, or a function as module.function (default: the data's own)")]),
         (
             "Policy and engine",
@@ -85,7 +87,9 @@ def _lines(prefix: str, path: str, fields: Sequence[str] | None = None) -> list[
     """The lines of a class's fields; None is all."""
     declared: DeclaredClass | None = declared_class(path)
     arguments: dict[str, Declared] = {} if declared is None else dict(declared.arguments)
-    own = declared.own if declared is not None else {}
     hidden = ("eval", "validation_size")  # of problem sets with a training set
-    chosen = [name for name in [*own, *(one for one in arguments if one not in own)] if name not in hidden]
-    return [option_line(f"{prefix}{name}", arguments[name]) for name in (chosen if fields is None else fields)]
+    chosen = [name for name in arguments if name not in hidden] if fields is None else fields
+    return [
+        option_line(f"{prefix}{name}", replace(one, default=None) if one.default is REQUIRED else one)
+        for name, one in ((name, arguments[name]) for name in chosen)
+    ]

@@ -71,29 +71,34 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(arguments: Sequence[str], signals: StopSignals, debug: bool) -> int:
-    go_on = ""
     words = Words.of(arguments)
-    out = words.value("--resume")
+    claim = _claim(words)
     try:
-        with _claim(words) as claim:
-            if out is None:
+        with claim:
+            if words.value("--resume") is None:
                 state, parts = _begin(words, claim)
             else:
                 claim.take(resumes=True)
                 state, parts = _stored(words, claim.folder)
-            go_on = f"rloop-eval --resume {shlex.quote(str(claim.folder.out))}"
             tables = OfflineEvaluation(claim.folder, state, parts, signals).run()
     except Stopped as stopped:
-        saved = f"continue with: {go_on}" if go_on else "nothing was evaluated"
-        print(f"\nrloop-eval: {stopped}; {saved}", file=sys.stderr)
+        print(f"\nrloop-eval: {stopped}; {_go_on(claim) or 'nothing was evaluated'}", file=sys.stderr)
         return stopped.exit_code
     except torch.OutOfMemoryError as error:
         return _complain(error, debug, 1, "evaluate again with a lower --engine.max_rows, in another folder")
     except (RunFault, WorkerStartError, OSError) as error:
-        return _complain(error, debug, 1, f"fix the cause, then continue with: {go_on}" if go_on else "")
+        return _complain(error, debug, 1, _go_on(claim))
     print(f"\n{printable(tables)}")
     print(f"tables, figures and every rollout are in {one_line(str(claim.folder.out), limit=0)}")
     return 0
+
+
+def _go_on(claim: EvaluationClaim) -> str:
+    """How to continue an evaluation; empty if nothing of it is left."""
+    folder = claim.folder
+    if not folder.state.exists():
+        return ""
+    return f"continue with: rloop-eval --resume {shlex.quote(str(folder.out))}"
 
 
 def _claim(words: Words) -> EvaluationClaim:
@@ -115,7 +120,7 @@ def _begin(words: Words, claim: EvaluationClaim) -> tuple[EvaluationState, Evalu
     wrong: list[str] = []
     if not words.policies:
         wrong.append("give a policy: rloop-eval POLICY... --data SET...")
-    run = next(filter(None, map(run_at, words.policies)), None) if words.value("--config") is None else None
+    run = next(filter(None, map(run_at, words.policies)), None) if words.value("--config", "-c") is None else None
     settings = EvalSettings(EvalArguments(words, None if run is None else _settings_of(run)), _located(run))
     found = policies_of(words.policies, settings.options.policies)
     wrong += found.wrong
@@ -170,7 +175,7 @@ def _stored(words: Words, folder: EvaluationFolder) -> tuple[EvaluationState, Ev
     trust = Words(options=[flag for flag in words.options if flag == "--trust"])
     settings = EvalSettings(EvalArguments(trust, stored))
     parts = settings.parts()
-    wrong = [f"{one_line(one.name, limit=200)}: {fault}" for one in state.policies for fault in changed_policy(one)]
+    wrong = [f"{one.name}: {fault}" for one in state.policies for fault in changed_policy(one)]
     if wrong:
         raise UsageError("\n".join(wrong))
     if not folder.config.exists():  # a kill came between the two files

@@ -62,9 +62,9 @@ def policies_of(words: Sequence[str], which: WhichPolicies) -> FoundPolicies:
     runs = [run_at(word) for word in words]
     for word, run in zip(words, runs, strict=True):
         if run is None:
-            found.policies.append(PolicyToEvaluate(word, model_source(word)))
+            found.policies.append(PolicyToEvaluate(one_line(word, limit=0), model_source(word)))
         else:
-            prefix = "" if len(words) == 1 else f"{word}: "
+            prefix = "" if len(words) == 1 else f"{one_line(word, limit=0)}: "
             _find_in_run(run, word, which, prefix, found)
     if which == "all" and not any(runs):
         found.wrong.append("--policies all: none of the policies is a run folder")
@@ -72,7 +72,7 @@ def policies_of(words: Sequence[str], which: WhichPolicies) -> FoundPolicies:
     twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
     found.wrong += [f"{one_line(name, limit=200)}: it is there twice; give it once" for name in twice]
     for one in found.policies:
-        found.wrong += [f"{one_line(one.name, limit=200)}: {fault}" for fault in model_faults(one.source)]
+        found.wrong += [f"{one.name}: {fault}" for fault in model_faults(one.source)]
     found.policies = [_placed(one) for one in found.policies]
     return found
 

@@ -37,7 +37,7 @@ class PolicyToEvaluate:
     """A policy and where it is.
 
     Args:
-        name: its name in tables and files.
+        name: its name in tables and files, printable.
         source: folder or hub name of its weights.
         round, phase, step: of a run's policy, those of its evaluation in metrics.csv.
         checksums: of its files by name, if it is a local folder.
@@ -93,7 +93,8 @@ class EvaluationState:
         counts = [number for one in policies for number in (one.round, one.step, one.max_new_tokens)]
         mappings = [state.settings, state.machine, *(one.checksums for one in policies if one.checksums is not None)]
         kinds = ((texts, str), (counts, int), (mappings, dict))
-        if not policies or not all(isinstance(value, kind) for values, kind in kinds for value in values):
+        typed = all(isinstance(value, kind) for values, kind in kinds for value in values)
+        if not policies or not typed or any(one.name != one_line(one.name, limit=0) for one in policies):
             raise DamagedError(f"{path} is damaged (it has values of wrong types)")
         return state
 
@@ -149,7 +150,7 @@ class EvaluationFolder:
 class EvaluationClaim:
     """One process's right to an evaluation's folder, from `take` to the end of the block.
 
-    If the block ends before the evaluation has a state, nothing of it is left.
+    If the block ends before a policy is sampled, nothing of a new evaluation is left.
 
     Args:
         folder: the folder. `named` says whether the user chose it; otherwise the first free name of NAME, NAME-2 and so
@@ -168,9 +169,9 @@ class EvaluationClaim:
     def __exit__(self, *_: object) -> None:
         if self._lock is None:
             return
-        empty = not self.folder.state.exists() and self._lock.created
-        if empty:
-            self.folder.config.unlink(missing_ok=True)
+        empty = self._lock.created and not any(path.is_dir() for path in self.folder.out.iterdir())
+        for path in (self.folder.state, self.folder.config) if empty else ():
+            path.unlink(missing_ok=True)
         self._lock.release(remove=empty)
         self._lock = None
         for path in self._made if empty else ():

@@ -25,10 +25,10 @@ from rloop_lightning.evaluation.evaluator import EvaluationConfig, Evaluator, Se
 from rloop_lightning.evaluation.record import EvaluatedPolicy, write_record
 from rloop_lightning.evaluation.rollout_parts import RolloutParts
 from rloop_lightning.model.config import PolicyConfig
-from rloop_lightning.model.config_json import load_config
+from rloop_lightning.model.config_json import CONFIG, load_config
 from rloop_lightning.model.context import context_of
 from rloop_lightning.model.folder import hub_faults
-from rloop_lightning.model.loading import load_tokenizer
+from rloop_lightning.model.loading import is_folder, load_tokenizer
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.rewards.base import Reward
 from rloop_lightning.rollouts.sampler import GroupSampler, SamplingCost
@@ -44,9 +44,9 @@ from rloop_lightning.run.problem_record import changed_problems, keep_record
 from rloop_lightning.run.results_table import result_line
 from rloop_lightning.system.checksums import damaged_files
 from rloop_lightning.system.files import write_text
+from rloop_lightning.system.hub import fetched_revision
 from rloop_lightning.system.json_file import read_json, write_json
 from rloop_lightning.system.signals import StopSignals
-from rloop_lightning.system.terminal import one_line
 from rloop_lightning.types import SamplingParams
 
 _log = logging.getLogger(__name__)
@@ -91,24 +91,22 @@ def fitted(one: PolicyToEvaluate, parts: EvaluationParts) -> tuple[PolicyToEvalu
         one: the policy; its files are those of a model (`model_faults`).
         parts: the parts of the evaluation.
     """
-    shown = one_line(one.name, limit=200)
     try:
         if faults := hub_faults(one.source):
-            return one, [f"{shown}: {fault}" for fault in faults]
+            return one, [f"{one.name}: {fault}" for fault in faults]
         config, tokenizer = load_config(one.source), load_tokenizer(one.source)
         problems = _problems(rendered(parts.data, tokenizer).evaluation(), parts.config)
         lengths = [(problem.id, token_count(problem, tokenizer)) for found in problems.values() for problem in found]
         context = context_of(config.get_text_config())
         limit = parts.config.max_new_tokens or parts.engine.max_new_tokens or default_limit(lengths, context.tokens)
     except (ValueError, OSError) as error:
-        return one, [f"{shown}: {line}" for line in str(error).splitlines()]
+        return one, [f"{one.name}: {line}" for line in str(error).splitlines()]
     option = "--eval" if parts.config.max_new_tokens else "--engine"
     faults = [
         *stop_faults(parts.engine.stop, tokenizer),
-        *too_long_prompts(lengths, context, limit, f"{option}.max_new_tokens", shown),
+        *too_long_prompts(lengths, context, limit, f"{option}.max_new_tokens", one.name),
     ]
-    revision = getattr(config, "_commit_hash", None) or ""
-    return replace(one, max_new_tokens=limit, revision=revision), faults
+    return replace(one, max_new_tokens=limit, revision=_revision(one.source)), faults
 
 
 class OfflineEvaluation:
@@ -172,7 +170,7 @@ class OfflineEvaluation:
         keep_record(record, self.parts.data, shown, date.fromisoformat(self.state.began))
         sampler = GroupSampler(engine, self.parts.reward)
         evaluator = Evaluator(sampler, shown.evaluation(), self.parts.config, self.parts.seed)
-        title = f"policy {number + 1}/{len(self.state.policies)} {one_line(one.name)}"
+        title = f"policy {number + 1}/{len(self.state.policies)} {one.name}"
         sizes = {name: len(found) for name, found in _problems(shown.evaluation(), self.parts.config).items()}
         evaluations: dict[str, SetEvaluation] = {}
         cost = SamplingCost()
@@ -214,20 +212,19 @@ class OfflineEvaluation:
         try:
             policy = Policy.load(replace(self.parts.policy, model=one.source))
         except ValueError as error:
-            lines = [f"{one_line(one.name, limit=200)}: {line}" for line in str(error).splitlines()]
+            lines = [f"{one.name}: {line}" for line in str(error).splitlines()]
             raise PolicyChanged("\n".join(lines)) from error
-        revision = getattr(policy.model.config, "_commit_hash", None) or ""
-        if revision != one.revision:
+        if (revision := _revision(one.source)) != one.revision:
             raise PolicyChanged(
-                f"{one_line(one.name)}: the hub now has revision {revision or 'unknown'}, and the evaluation began "
-                f"with {one.revision or 'unknown'}; start a new evaluation"
+                f"{one.name}: the hub now has revision {revision}, and the evaluation began with {one.revision}; start "
+                "a new evaluation"
             )
         policy.mixed_precision = self.parts.mixed_precision
         policy.to(self.parts.device)
         engine = self.parts.make_engine()
         engine.max_new_tokens = one.max_new_tokens
         if wrong := engine.validate_with(policy):
-            raise PolicyChanged("\n".join(line.replace("--policy.model", one_line(one.name)) for line in wrong))
+            raise PolicyChanged("\n".join(line.replace("--policy.model", one.name) for line in wrong))
         engine.bind(policy)
         return policy, engine
 
@@ -249,6 +246,11 @@ class OfflineEvaluation:
         left = len(self.state.policies) - len(results)
         note = f"\nin progress: {len(results)} of {len(self.state.policies)} policies are complete\n" if left else ""
         return evaluation_tables(results, self._about()) + note
+
+
+def _revision(source: str) -> str:
+    """The commit of a policy on the hub; empty for a folder."""
+    return "" if is_folder(source) else fetched_revision(source, CONFIG)
 
 
 def _problems(sets: Mapping[str, Sequence[Any]], config: EvaluationConfig) -> dict[str, Sequence[Any]]:

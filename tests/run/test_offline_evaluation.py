@@ -12,6 +12,7 @@ from killing import Fault, FullDisk, Kill, Signal, run_fit
 from safetensors.torch import load_file, save_file
 
 from rloop_lightning.cli.evaluate import main
+from rloop_lightning.model.config import embedded_model_path
 from rloop_lightning.system.lock import FolderLock
 
 # Two problems a part, so that there are two parts a set.
@@ -103,7 +104,7 @@ def test_a_full_disk_is_told_and_what_is_there_stays_whole(finished: Path, whole
     assert evaluate(command(finished, out), log, full) == 1
     said = log.read_text()
     assert "rloop-eval: error: can't write" in said
-    assert f"fix the cause, then continue with: rloop-eval --resume {out}" in said
+    assert f"continue with: rloop-eval --resume {out}" in said
     assert evaluate(["--resume", str(out)], log) == 0
     assert contents(out) == contents(whole)
 
@@ -173,3 +174,39 @@ def test_one_process_at_a_time(finished: Path, whole: Path, tmp_path: Path) -> N
     said = log.read_text()
     assert f"--resume {out} is in use by process {os.getpid()} on host" in said
     assert "wait until it ends, or stop it" in said
+
+
+def test_a_policy_of_the_hub_is_resumed_from_the_same_revision_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache, out = tmp_path / "hub" / "models--acme--model", tmp_path / "out"
+    for commit in ("a" * 40, "b" * 40):
+        shutil.copytree(embedded_model_path(), cache / "snapshots" / commit)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("a" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for module in ("model.folder", "model.loading", "system.hub"):
+        monkeypatch.setattr(f"rloop_lightning.{module}.hub_answers", lambda: False)
+    sizes = ["--eval.samples=1", "--eval.k=[1]", "--eval.max_problems=2", "--engine.max_new_tokens=4"]
+    sizes += ["--data.test_size=2", "--eval.sets=[test]"]
+    assert main(["acme/model", "--data", "countdown", *sizes, "--out", str(out)]) == 0
+    (out / "00-acme-model" / "evaluation.parquet").unlink()
+    assert main(["--resume", str(out)]) == 0
+    (out / "00-acme-model" / "evaluation.parquet").unlink()
+    (cache / "refs" / "main").write_text("b" * 40)
+    capsys.readouterr()
+    assert main(["--resume", str(out)]) == 2
+    said = capsys.readouterr().err
+    assert f"acme/model: the hub now has revision {'b' * 40}, and the evaluation began with {'a' * 40}" in said
+
+
+def test_what_can_not_be_sampled_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "out"
+    monkeypatch.setattr("rloop_lightning.engines.torch_engine.trial_fault", lambda policy: "--policy.model: it can't")
+    sizes = ["--eval.samples=1", "--eval.k=[1]", "--engine.max_new_tokens=4", "--eval.sets=[test]"]
+    assert main(["countdown", "--data", "countdown", *sizes, "--out", str(out)]) == 2
+    assert "rloop-eval: error: countdown: it can't" in capsys.readouterr().err
+    assert not out.parent.exists()
