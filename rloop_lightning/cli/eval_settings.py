@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import date
 from typing import Any, Literal
 
 import torch
@@ -116,8 +117,11 @@ class EvalSettings:
         settings = yaml.safe_load(self._parser.dump(self._config, skip_unset=False))
         return {name: value for name, value in settings.items() if name not in _OF_THE_COMMAND}
 
-    def parts(self) -> EvaluationParts:
+    def parts(self, today: date) -> EvaluationParts:
         """The parts of the evaluation.
+
+        Args:
+            today: the date that chat templates see.
 
         Raises:
             UsageError: names all errors.
@@ -127,6 +131,7 @@ class EvalSettings:
         if wrong or None in made.values():
             raise UsageError("\n".join(dict.fromkeys(wrong)))
         config: EvaluationConfig = made["eval"]
+        made["data"].today = today
         trainer = self._config.trainer
         on_gpu = trainer.accelerator in ("gpu", "cuda") or (trainer.accelerator == "auto" and torch.cuda.is_available())
         return EvaluationParts(

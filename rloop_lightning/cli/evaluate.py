@@ -36,7 +36,7 @@ from rloop_lightning.run.evaluated_policies import changed_policy, policies_of, 
 from rloop_lightning.run.evaluation_folder import EvaluationClaim, EvaluationFolder, EvaluationState
 from rloop_lightning.run.folder import RunFolder
 from rloop_lightning.run.machine import other_machine, this_machine
-from rloop_lightning.run.offline_evaluation import EvaluationParts, OfflineEvaluation, PolicyChanged, fitted
+from rloop_lightning.run.offline_evaluation import EvaluationParts, OfflineEvaluation, PolicyRefused, fitted
 from rloop_lightning.run.precision import slow_bfloat16
 from rloop_lightning.run.settings import recorded_settings, settings_text
 from rloop_lightning.system.files import write_text
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader has closed the pipe
         sys.stdout = None  # otherwise the interpreter would flush into the pipe again
         return 0
-    except (UsageError, ClaimError, StateError, PolicyChanged) as error:
+    except (UsageError, ClaimError, StateError, PolicyRefused) as error:
         return _complain(error, debug, code=2)
     except OSError as error:
         return _complain(error, debug, code=1)
@@ -128,14 +128,13 @@ def _begin(words: Words, claim: EvaluationClaim) -> tuple[EvaluationState, Evalu
         claim.take(resumes=False)
     except ClaimError as error:
         wrong.append(str(error))
+    began = _date_of(run)
     try:
-        parts = settings.parts()
+        parts = settings.parts(began)
     except UsageError as error:
         raise UsageError("\n".join([*wrong, str(error)])) from error
     if wrong:
         raise UsageError("\n".join(wrong))
-    began = _date_of(run)
-    parts.data.today = began
     fits = [fitted(one, parts) for one in found.policies]
     if wrong := [fault for _, faults in fits for fault in faults]:
         raise UsageError("\n".join(wrong))
@@ -174,7 +173,7 @@ def _stored(words: Words, folder: EvaluationFolder) -> tuple[EvaluationState, Ev
     stored = StoredSettings(folder.out, str(folder.state), state.settings, "--resume ")
     trust = Words(options=[flag for flag in words.options if flag == "--trust"])
     settings = EvalSettings(EvalArguments(trust, stored))
-    parts = settings.parts()
+    parts = settings.parts(date.fromisoformat(state.began))
     wrong = [f"{one.name}: {fault}" for one in state.policies for fault in changed_policy(one)]
     if wrong:
         raise UsageError("\n".join(wrong))

@@ -17,6 +17,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any, Self
 
@@ -87,9 +88,10 @@ class EvaluationState:
         try:
             policies = tuple(PolicyToEvaluate(**one) for one in values.pop("policies"))
             state = cls(policies=policies, **values)
-        except (KeyError, TypeError) as error:
+            date.fromisoformat(state.began)
+        except (KeyError, TypeError, ValueError) as error:
             raise DamagedError(f"{path} is damaged ({one_line(str(error))})") from error
-        texts = [state.began, *(text for one in policies for text in (one.name, one.source, one.phase, one.revision))]
+        texts = [text for one in policies for text in (one.name, one.source, one.phase, one.revision)]
         counts = [number for one in policies for number in (one.round, one.step, one.max_new_tokens)]
         mappings = [state.settings, state.machine, *(one.checksums for one in policies if one.checksums is not None)]
         kinds = ((texts, str), (counts, int), (mappings, dict))

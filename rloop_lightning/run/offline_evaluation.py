@@ -80,8 +80,8 @@ class EvaluationParts:
     mixed_precision: torch.dtype | None
 
 
-class PolicyChanged(ValueError):
-    """A policy or its problems are not those that the evaluation began with, or it can't generate."""
+class PolicyRefused(ValueError):
+    """A policy can't be evaluated: it or its problems are not those that the evaluation began with, for example."""
 
 
 def fitted(one: PolicyToEvaluate, parts: EvaluationParts) -> tuple[PolicyToEvaluate, list[str]]:
@@ -126,13 +126,12 @@ class OfflineEvaluation:
         self.state = state
         self.parts = parts
         self.signals = signals
-        parts.data.today = date.fromisoformat(state.began)
 
     def run(self) -> str:
         """Evaluate what is left, and write the results after each policy. Returns the tables.
 
         Raises:
-            PolicyChanged: a policy or its problems have changed, or the engine can't generate with a policy.
+            PolicyRefused: a policy can't be loaded or generate, or it or its problems have changed.
             RunFault: logits that are not finite, or a damaged file.
             OSError: a file can't be written, or a policy can't be read.
             Stopped: a signal stopped the evaluation.
@@ -166,7 +165,7 @@ class OfflineEvaluation:
         shown = rendered(self.parts.data, policy.tokenizer)
         record = self.folder.problems(place)
         if changed := changed_problems(record, self.parts.data, shown, "evaluation"):
-            raise PolicyChanged("\n".join(changed))
+            raise PolicyRefused("\n".join(changed))
         keep_record(record, self.parts.data, shown, date.fromisoformat(self.state.began))
         sampler = GroupSampler(engine, self.parts.reward)
         evaluator = Evaluator(sampler, shown.evaluation(), self.parts.config, self.parts.seed)
@@ -213,9 +212,9 @@ class OfflineEvaluation:
             policy = Policy.load(replace(self.parts.policy, model=one.source))
         except ValueError as error:
             lines = [f"{one.name}: {line}" for line in str(error).splitlines()]
-            raise PolicyChanged("\n".join(lines)) from error
+            raise PolicyRefused("\n".join(lines)) from error
         if (revision := _revision(one.source)) != one.revision:
-            raise PolicyChanged(
+            raise PolicyRefused(
                 f"{one.name}: the hub now has revision {revision}, and the evaluation began with {one.revision}; start "
                 "a new evaluation"
             )
@@ -224,7 +223,7 @@ class OfflineEvaluation:
         engine = self.parts.make_engine()
         engine.max_new_tokens = one.max_new_tokens
         if wrong := engine.validate_with(policy):
-            raise PolicyChanged("\n".join(line.replace("--policy.model", one.name) for line in wrong))
+            raise PolicyRefused("\n".join(line.replace("--policy.model", one.name) for line in wrong))
         engine.bind(policy)
         return policy, engine
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -199,6 +200,32 @@ def test_a_policy_of_the_hub_is_resumed_from_the_same_revision_only(
     assert main(["--resume", str(out)]) == 2
     said = capsys.readouterr().err
     assert f"acme/model: the hub now has revision {'b' * 40}, and the evaluation began with {'a' * 40}" in said
+
+
+def test_chat_templates_see_the_date_on_which_the_evaluation_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Earlier(date):
+        @classmethod
+        def today(cls) -> date:
+            return date(1999, 8, 7)
+
+    policy, problems, out = tmp_path / "policy", tmp_path / "sums.jsonl", tmp_path / "out"
+    shutil.copytree(embedded_model_path(), policy)
+    (policy / "chat_template.jinja").write_text("{{ strftime_now('%Y %d') }} {{ messages[0].content }}")
+    problems.write_text('{"problem": "1 2=3:", "answer": "3"}\n')
+    sizes = ["--eval.samples=2", "--eval.k=[2]", "--engine.max_new_tokens=8", "--data.instruction="]
+    monkeypatch.setattr("rloop_lightning.cli.evaluate.date", Earlier)
+    assert main([str(policy), "--data", str(problems), *sizes, "--out", str(out)]) == 0
+    monkeypatch.undo()
+    before = contents(out)
+    (prompts,) = out.glob("00-*/problems.parquet")
+    (prompts.parent / "evaluation.parquet").unlink()
+    assert main(["--resume", str(out)]) == 0
+    assert contents(out) == before
+    again = tmp_path / "again"
+    assert main([str(policy), "--data", str(problems), *sizes, "--out", str(again)]) == 0
+    assert next(again.glob("00-*/problems.parquet")).read_bytes() != prompts.read_bytes()
 
 
 def test_what_can_not_be_sampled_leaves_no_folder(
