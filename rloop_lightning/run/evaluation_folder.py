@@ -174,9 +174,12 @@ class EvaluationClaim:
         empty = self._lock.created and not any(path.is_dir() for path in self.folder.out.iterdir())
         for path in (self.folder.state, self.folder.config) if empty else ():
             path.unlink(missing_ok=True)
-        self._lock.release(remove=empty)
+        self._release(self._lock, remove=empty)
+
+    def _release(self, lock: FolderLock, *, remove: bool) -> None:
+        lock.release(remove=remove)
         self._lock = None
-        for path in self._made if empty else ():
+        for path in self._made if remove else ():
             with contextlib.suppress(OSError):  # it is not empty, or gone
                 path.rmdir()
 
@@ -197,7 +200,8 @@ class EvaluationClaim:
         except OSError as error:
             out = one_line(str(self.folder.out), limit=200)
             raise ClaimError(f"{option} {out}: can't write there: {error.strerror or error}; choose another") from error
-        if not resumes and (fault := self._content_fault()):
+        if self._lock is not None and not resumes and (fault := self._content_fault()):
+            self._release(self._lock, remove=self._lock.created)
             raise ClaimError(fault)
 
     def _acquire(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,8 @@ import pytest
 import yaml
 from tiny_run import TinyRun
 
+from rloop_lightning.cli.arguments import UsageError
+from rloop_lightning.cli.eval_help import eval_help
 from rloop_lightning.cli.evaluate import main
 from rloop_lightning.evaluation.record import read_record
 from rloop_lightning.evaluation.statistics import interval
@@ -297,3 +300,24 @@ def test_code_that_a_run_of_somebody_else_names_is_not_imported(
     assert main([*arguments, "--trust"]) == 0
     (record,) = records(tmp_path / "out").values()
     assert set(read_record(record)["successes"].to_pylist()) == {2}
+
+
+def test_the_help_lists_options_that_exist(sums: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command, others in (("", ["countdown", "--data", str(sums)]), ("compare", ["compare", "a", "b"])):
+        listed = re.findall(r"^  (--[\w.]+)", eval_help(command), re.MULTILINE)
+        assert len(listed) > 3
+        own = {"--data", "--config", "--trust", "--version", "--resume", "--reward"}
+        assert main([*others, *(f"{flag}={{wrong" for flag in listed if flag not in own)]) == 2
+        assert "no such option" not in capsys.readouterr().err
+
+
+def test_debug_stands_alone(sums: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such folder"):
+        main(["no/such/policy", "--data", str(sums), "--debug"])
+    assert main(["countdown", "--data", str(sums), *SMALL, "--debug", "--out", str(tmp_path / "out")]) == 0
+
+
+def test_sets_are_named_by_a_mapping(sums: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert main(["countdown", "--data.sets", f"{{a: {sums}, b: {sums}}}", *SMALL, "--out", str(out)]) == 0
+    assert list(json.loads((out / "results.json").read_text())["policies"][0]["sets"]) == ["a", "b"]
