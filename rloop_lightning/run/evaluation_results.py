@@ -34,7 +34,7 @@ def policy_results(name: str, evaluation: SetEvaluation, ks: Sequence[int]) -> d
         evaluation: of the policy on this set.
         ks: the values of k for pass@k; pass@1 is always there.
     """
-    rows = evaluation.problems
+    rows = evaluation.problems.sort_by("problem_id")  # as record_values.py, so that the intervals are the same
     samples = int(rows["samples"][0].as_py())
     successes = torch.tensor(rows["successes"].to_pylist())
     values = {f"pass@{k}": (pass_at_k(successes, samples, k).numpy(), SHARE) for k in sorted({1, *ks})}

@@ -19,7 +19,7 @@ from rloop_lightning.cli.arguments import UsageError
 from rloop_lightning.cli.eval_help import eval_help
 from rloop_lightning.cli.evaluate import main
 from rloop_lightning.evaluation.record import read_record
-from rloop_lightning.evaluation.statistics import interval
+from rloop_lightning.evaluation.record_values import pass_at_k_interval
 from rloop_lightning.run.metrics_csv import read_metrics
 from rloop_lightning.run.state import LoopState
 
@@ -86,15 +86,14 @@ def test_tables_and_json_have_each_figure_with_its_interval(
     results = json.loads((evaluated / "results.json").read_text())
     table = (evaluated / "results.md").read_text()
     for policy in results["policies"]:
-        rows = read_record(evaluated / policy["folder"] / "evaluation.parquet")
-        rate = rows["successes"].to_numpy() / rows["samples"].to_numpy()
-        expected = interval(rate)
+        record = evaluated / policy["folder"] / "evaluation.parquet"
+        expected = pass_at_k_interval([record], "test", k=1)
         found = policy["sets"]["test"]["intervals"]["pass@1"]
         assert (found["estimate"], found["low"], found["high"]) == (expected.estimate, expected.low, expected.high)
         assert found["over"] == "problems"
         (line,) = [line for line in table.splitlines() if line.startswith(f"| {policy['name']} ")]
         assert str(expected) in line
-        assert f"{np.mean(rows['length_mean'].to_numpy()):.1f} [" in line
+        assert f"{np.mean(read_record(record)['length_mean'].to_numpy()):.1f} [" in line
     assert "2 rollouts per problem, temperature 1, at most 24 new tokens, seed 0." in table
     assert "95% intervals over the problems" in table
 
