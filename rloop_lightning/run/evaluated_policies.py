@@ -132,8 +132,13 @@ def _base(run: RunFolder, state: LoopState, shown: str, found: FoundPolicies) ->
         return str(run.base)
     policy: Any = recorded_settings(run).get("policy")
     source = model_source(str(policy.get("model"))) if isinstance(policy, dict) and policy.get("model") else ""
-    fault = next(iter(changed_base(source, state.base) if is_folder(source) else ["is no folder"]), "")
-    if source and not fault:
+    if not source:
+        faults = ["the settings of the run do not name it"]
+    elif not Path(source).is_dir():
+        faults = [f"there is no folder {one_line(source, limit=200)}, nor a copy in the run folder"]
+    else:
+        faults = changed_base(source, state.base)
+    if not faults:
         return source
-    found.notes.append(f"{shown}: the base policy is left out: {fault or 'the settings of the run do not name it'}")
+    found.notes.append(f"{shown}: the base policy is left out: {faults[0]}")
     return None

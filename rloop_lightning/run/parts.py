@@ -121,6 +121,8 @@ class Parts:
         """Errors in the settings and their combination, one message each. Needs no model."""
         modules = [self.algorithm, *([] if self.consolidation is None else [self.consolidation])]
         invalid = [message for module in modules for message in module.invalid()]
+        if not self.problems:
+            return [*invalid, "--data: there is no problem to train on; give a source that has a training set"]
         sizes = [*self._check_sizes(), *self._check_truncation(), *self._check_reach()]
         return [*invalid, *sizes, *self._check_sets()]
 

@@ -18,8 +18,10 @@ from tiny_run import TinyRun
 from rloop_lightning.cli.arguments import UsageError
 from rloop_lightning.cli.eval_help import eval_help
 from rloop_lightning.cli.evaluate import main
+from rloop_lightning.cli.main import main as fit
 from rloop_lightning.evaluation.record import read_record
 from rloop_lightning.evaluation.record_values import pass_at_k_interval
+from rloop_lightning.model.config import embedded_model_path
 from rloop_lightning.run.metrics_csv import read_metrics
 from rloop_lightning.run.state import LoopState
 
@@ -301,6 +303,27 @@ def test_code_that_a_run_of_somebody_else_names_is_not_imported(
     assert set(read_record(record)["successes"].to_pylist()) == {2}
 
 
+def test_a_reward_of_the_users_own_is_resumed_and_that_of_others_needs_trust(
+    sums: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own_reward.py").write_text("def reward(problems, texts):\n    return [1.0 for _ in texts]\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    out = tmp_path / "out"
+    arguments = ["countdown", "--data", str(sums), *SMALL, "--reward", "own_reward.reward", "--out", str(out)]
+    assert main(arguments) == 0
+    (record,) = records(out).values()
+    before = record.read_bytes()
+    record.unlink()
+    assert main(["--resume", str(out)]) == 0
+    assert record.read_bytes() == before
+    theirs = shutil.copytree(out, tmp_path / "theirs")
+    assert main(["--resume", str(theirs)]) == 2
+    said = capsys.readouterr().err
+    assert f"--resume {theirs}: reward.function names own_reward.reward" in said
+    assert "an evaluation runs this code; if you trust it, add --trust" in said
+    assert main(["--resume", str(theirs), "--trust"]) == 0
+
+
 def test_the_help_lists_options_that_exist(sums: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for command, others in (("", ["countdown", "--data", str(sums)]), ("compare", ["compare", "a", "b"])):
         listed = re.findall(r"^  (--[\w.]+)", eval_help(command), re.MULTILINE)
@@ -320,3 +343,26 @@ def test_sets_are_named_by_a_mapping(sums: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert main(["countdown", "--data.sets", f"{{a: {sums}, b: {sums}}}", *SMALL, "--out", str(out)]) == 0
     assert list(json.loads((out / "results.json").read_text())["policies"][0]["sets"]) == ["a", "b"]
+
+
+def test_a_base_policy_that_is_gone_or_changed_is_left_out(
+    finished: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    base = shutil.copytree(embedded_model_path(), tmp_path / "base")
+    state = LoopState.load(run / "state.json")
+    settings = {**state.settings, "policy": {**state.settings["policy"], "model": str(base)}}
+    replace(state, settings=settings, base={"config.json": "0" * 64}).save(run / "state.json")
+    small = ["--policies=all", "--eval.max_problems=1", "--engine.max_new_tokens=4"]
+    assert main([str(run), *small, "--out", str(tmp_path / "changed")]) == 0
+    assert f"{run}: the base policy is left out: {base / 'config.json'} is not what the run began with" in caplog.text
+    assert list(records(tmp_path / "changed")) == ["round 1 explored", "round 1 consolidated"]
+    shutil.rmtree(base)
+    assert main([str(run), *small, "--out", str(tmp_path / "gone")]) == 0
+    assert f"the base policy is left out: there is no folder {base}" in caplog.text
+
+
+def test_evaluation_sets_are_no_training_set(sums: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = ["--data", "rloop_lightning.data.evaluation_sets.EvaluationSets", f"--data.sets={sums}"]
+    assert fit(["--policy.model=countdown", *data, "--out", str(tmp_path / "run")]) == 2
+    assert "rloop-fit: error: --data: there is no problem to train on" in capsys.readouterr().err
