@@ -19,7 +19,7 @@ from jsonargparse import ArgumentParser
 from rloop_lightning.cli.config_files import CLASS_PATH, INIT_ARGS, placed, read_config, with_parts, without_class_path
 from rloop_lightning.cli.printing import config_faults
 from rloop_lightning.cli.registry import NONE, find_class
-from rloop_lightning.cli.swappable import SWAPPABLE, expand
+from rloop_lightning.cli.swappable import SWAPPABLE, Swappable, expand
 from rloop_lightning.cli.trust import chosen_paths, code_faults
 from rloop_lightning.cli.yaml_text import YAMLFault, load_yaml
 from rloop_lightning.data.base import ProblemSource
@@ -67,13 +67,17 @@ class Arguments:
         shows: the option that prints something and ends the program, with its value; None if none is given.
     """
 
+    swappable: Mapping[str, Swappable] = SWAPPABLE  # the swappable groups of the command
+    preset: str | None = DEFAULT_PRESET  # the settings without --config and --policy.model
+    first_names: Sequence[str] = ()  # settings files that those of the command line override
+
     def __init__(self, argv: Sequence[str], objects: Mapping[str, Any] = MappingProxyType({})) -> None:
         self._objects = objects
         self.wrong: list[str] = []
         self.resumable = True
         self.flags: list[str] = []
         self.shows: tuple[str, str] | None = None
-        self._names: list[str] = []
+        self._names = list(self.first_names)
         self._of_runs: dict[str, RunFolder] = {}
         self._named: dict[str, str] = {}
         self._trusts = False
@@ -81,13 +85,13 @@ class Arguments:
             self._take(flag, value)
         if self._trusts and not self._of_runs:
             self.wrong.append(f"{TRUST} needs --resume RUN")
-        if not self._names and not any(flag.startswith("--policy.model") for flag in self.flags):
-            self._names.append(DEFAULT_PRESET)
+        if self.preset and not self._names and not any(flag.startswith("--policy.model") for flag in self.flags):
+            self._names.append(self.preset)
         written = [(name, self._read_config(name)) for name in self._names]
         if not self._trusts:
             self._refuse_strange_code(argv, written)
         self._configs = [self._with_parts(name, settings) for name, settings in written]
-        self.choices = {group: self._choose(group) for group in SWAPPABLE if group != "reward"}
+        self.choices = {group: self._choose(group) for group in self.swappable if group != "reward"}
         source = type(objects["data"]) if "data" in objects else self.choices["data"].cls
         self._named.setdefault("reward", self._named_in("reward") or _reward_of(source))
         self.choices["reward"] = self._choose("reward")
@@ -106,7 +110,7 @@ class Arguments:
 
     def _take(self, flag: str, value: str | None) -> None:
         group, _, field = flag.removeprefix("--").partition(".")
-        in_part = flag.startswith("--") and group in SWAPPABLE
+        in_part = flag.startswith("--") and group in self.swappable
         swaps = in_part and field in ("", "name", CLASS_PATH)
         if not value and (swaps or flag in _NEED_A_VALUE):
             self.wrong.append(f"{flag} needs a value")

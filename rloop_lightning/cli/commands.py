@@ -1,4 +1,4 @@
-"""The entry points of the console commands `rloop-fit`, `rloop-data` and `rloop-reward`.
+"""The entry points of the console commands `rloop-fit`, `rloop-eval`, `rloop-data` and `rloop-reward`.
 
 Importing Lightning, torch and their dependencies takes nearly all of a command's start time. The imports create more
 than half a million permanent objects. Repeated garbage collections over them take a seventh of that time. So garbage
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rloop_lightning.cli.instant import data_answer, fit_answer
+from rloop_lightning.cli.instant import data_answer, eval_answer, fit_answer
 from rloop_lightning.errors import Stopped
 from rloop_lightning.system.signals import StopSignals
 from rloop_lightning.system.working_directory import search_working_directory
@@ -31,6 +31,21 @@ def rloop_fit() -> int:
             return main()
         except Stopped as stopped:
             print(f"\nrloop-fit: {stopped}; no run was started", file=sys.stderr)
+            return stopped.exit_code
+
+
+def rloop_eval() -> int:
+    """The `rloop-eval` command; see `cli.evaluate.main`."""
+    search_working_directory()
+    if (code := eval_answer(sys.argv[1:])) is not None:
+        return code
+    with StopSignals():
+        try:
+            with _no_garbage_among_imports():
+                from rloop_lightning.cli.evaluate import main
+            return main()
+        except Stopped as stopped:
+            print(f"\nrloop-eval: {stopped}; nothing was evaluated", file=sys.stderr)
             return stopped.exit_code
 
 

@@ -12,26 +12,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import is_dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, get_type_hints
+from typing import Any
 
 import lightning as L
-from jsonargparse import Namespace
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from rloop_lightning.algorithms.policy_module import PolicyModule
 from rloop_lightning.callbacks.capture import CaptureConfig
 from rloop_lightning.callbacks.gradient_norm import GradientConfig
-from rloop_lightning.cli.arguments import HELP_ALL, PRINT_CONFIG, Arguments, Choice, UsageError
+from rloop_lightning.cli.arguments import HELP_ALL, PRINT_CONFIG, Arguments, UsageError
 from rloop_lightning.cli.instant import show
 from rloop_lightning.cli.options import RUN_OPTIONS
 from rloop_lightning.cli.parse_errors import Context, parse
+from rloop_lightning.cli.parts import add_swappable, arguments_of, constructed
 from rloop_lightning.cli.prepare import faults_outside, prepare, refuse
 from rloop_lightning.cli.printing import completion, config_text, full_help
 from rloop_lightning.cli.stray_words import about
-from rloop_lightning.cli.swappable import SWAPPABLE
 from rloop_lightning.cli.trainer_flags import (
     REFUSED,
     flags_without_defaults,
@@ -49,9 +47,7 @@ from rloop_lightning.run.loop import LoopRunner
 from rloop_lightning.run.parts import Parts
 from rloop_lightning.run.state import LoopConfig
 from rloop_lightning.run.trainer import trainer_faults
-from rloop_lightning.system.fields import plain
 from rloop_lightning.system.hub import HubConfig, push_faults
-from rloop_lightning.system.terminal import one_line, printable
 
 FIXED = {
     "policy": PolicyConfig,
@@ -160,7 +156,7 @@ class RLoopCLI(LightningCLI):
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         for group, choice in self.choices.items():
-            _add_swappable(parser, group, choice)
+            add_swappable(parser, group, choice)
         for group, config in FIXED.items():
             parser.add_class_arguments(config, group, instantiate=False)
         parser.add_class_arguments(L.Trainer, "trainer", instantiate=False, fail_untyped=False, skip=set(REFUSED))
@@ -173,17 +169,9 @@ class RLoopCLI(LightningCLI):
         self.claim = self._given_claim or self._new_claim()
         chosen = {group: choice.cls for group, choice in self.choices.items() if choice.cls is not None}
         for group, cls in {**chosen, **FIXED}.items():
-            settings = self.folder.located(self._arguments_of(group))
-            settings.pop("name", None)
-            try:
-                made[group] = _made(cls, settings)
-            except ValueError as error:
-                wrong += printable(str(error) or f"--{group}: {type(error).__name__}").splitlines()
-            except (Exception, SystemExit) as error:
-                if group not in self.choices:
-                    raise
-                told = one_line(str(error), limit=300)  # of a part that isn't ours, which may raise anything
-                wrong.append(f"--{group} {self.choices[group].name}: {type(error).__name__}: {told}".removesuffix(": "))
+            settings = self.folder.located(arguments_of(self.parser, self.config, group))
+            if (part := constructed(group, cls, settings, self.choices.get(group), wrong)) is not None:
+                made[group] = part
         wrong += [message for part in made.values() if isinstance(part, PolicyModule) for message in part.invalid()]
         wrong += trainer_faults(self.config.trainer)
         if wrong:
@@ -204,17 +192,6 @@ class RLoopCLI(LightningCLI):
             gradient=made["gradient"],
             evaluation=made["eval"],
             seed=self.config.seed_everything,
-        )
-
-    def _arguments_of(self, group: str, leave_out: Sequence[str] = ()) -> dict[str, Any]:
-        """The arguments of a group's class, with new instances of arguments that are objects themselves."""
-        # With groups, the parser would instantiate the classes of all other groups as well, without arguments.
-        settings = Namespace({group: self.config[group].clone()})
-        for name in leave_out:
-            settings[group].pop(name, None)
-        found = vars(self.parser.instantiate(settings, instantiate_groups=False)[group])
-        return plain(
-            {name: value.as_dict() if isinstance(value, Namespace) else value for name, value in found.items()}
         )
 
     def make_trainer(self, **kwargs: Any) -> L.Trainer:
@@ -252,22 +229,3 @@ class RLoopCLI(LightningCLI):
         """The defaults of all settings as YAML."""
         defaults = self.parser.get_defaults(skip_validation=True)
         return self.parser.dump(defaults, skip_unset=False, skip_validation=True)
-
-
-def _made(cls: Any, settings: Mapping[str, Any]) -> Any:
-    """An instance of a group's class. An argument that is a dataclass is a group inside of it."""
-    hints = get_type_hints(cls) if is_dataclass(cls) else {}
-    inner = {name: hints[name](**settings[name]) for name in settings if is_dataclass(hints.get(name))}
-    return cls(**{**settings, **inner})
-
-
-def _add_swappable(parser: LightningArgumentParser, group: str, choice: Choice) -> None:
-    """Add `--GROUP NAME` and the fields of the chosen class."""
-    swappable = SWAPPABLE[group]
-    what = f"{swappable.help} (default: {swappable.default})"
-    if choice.cls is not None:
-        parser.add_class_arguments(choice.cls, group, instantiate=False)
-        for action in parser._actions:
-            if f"--{group}" in action.option_strings:  # a class without arguments has none
-                action.metavar, action.help = "NAME", what
-    parser.add_argument(f"--{group}.name", type=str, default=choice.name, help=what, metavar="NAME")

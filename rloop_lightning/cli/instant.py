@@ -44,6 +44,19 @@ def data_answer(argv: Sequence[str]) -> int | None:
     return 0
 
 
+def eval_answer(argv: Sequence[str]) -> int | None:
+    """The same for `rloop-eval`."""
+    if "--version" in argv:
+        show(versions("rloop-eval"))
+        return 0
+    if argv and not {"-h", "--help"} & set(argv):
+        return None
+    from rloop_lightning.cli.eval_help import eval_help
+
+    show(eval_help(argv[0] if argv else ""))
+    return 0
+
+
 def versions(command: str) -> str:
     """The line of `--version`."""
     others = ", ".join(f"{name} {_version(name)}" for name in _SHOWN)

@@ -163,11 +163,13 @@ def fit_help(named: Mapping[str, str], width: int = 0) -> str:
         fields = (chosen.own or chosen.arguments) if chosen else {}
         if group == "data" and chosen:  # the fields of files and data sets are those of their common base
             fields = chosen.arguments
-        lines = [_line(f"{group}.{name}", field) for name, field in fields.items() if f"{group}.{name}" not in listed]
+        lines = [
+            option_line(f"{group}.{name}", field) for name, field in fields.items() if f"{group}.{name}" not in listed
+        ]
         summary = f": {one_line(chosen.summary.rstrip('.'), limit=200)}" if chosen else ""
         sections.append((f"--{group} {one_line(part)}{summary}", [line for line in lines if line]))
     sections.append(("Help", [Shown(flag, text) for flag, text in SHOWING.items()]))
-    return "\n".join([_FIT, _DEFAULTS, "", *_layout(sections, width)])
+    return "\n".join([_FIT, _DEFAULTS, "", *layout(sections, width)])
 
 
 def data_help(command: str = "", width: int = 0) -> str:
@@ -175,17 +177,17 @@ def data_help(command: str = "", width: int = 0) -> str:
     if command in OF_RUNS:
         group, classes = OF_RUNS[command]
         declared = filter(None, map(declared_class, classes))
-        options = [_line(f"{group}{name}", field) for one in declared for name, field in one.arguments.items()]
-        return "\n".join([_DATA_OF_RUNS[command], *_layout([("Options", options)], width)])
+        options = [option_line(f"{group}{name}", field) for one in declared for name, field in one.arguments.items()]
+        return "\n".join([_DATA_OF_RUNS[command], *layout([("Options", options)], width)])
     fields = _classes({"data": "files"})["data"]
     assert fields is not None
-    options = [_line(f"data.{name}", field) for name, field in fields.arguments.items() if name != "path"]
+    options = [option_line(f"data.{name}", field) for name, field in fields.arguments.items() if name != "path"]
     others = [
         Shown("--policy.model", "render prompts and count tokens with this model's tokenizer"),
         Shown("--reward", "check that this reward can read the gold answers (default: math)"),
         Shown("--version", SHOWING["--version"]),
     ]
-    return "\n".join([_DATA, *_layout([("Options", [*options, *others])], width)])
+    return "\n".join([_DATA, *layout([("Options", [*options, *others])], width)])
 
 
 def _classes(named: Mapping[str, str]) -> dict[str, DeclaredClass | None]:
@@ -208,16 +210,17 @@ def _shown(key: str, classes: Mapping[str, DeclaredClass | None]) -> Shown:
     if key == "config":
         return Shown("--config", CONFIG)
     if key in RUN_OPTIONS:
-        return _line(key, Declared(RUN_OPTIONS[key].default, RUN_OPTIONS[key].help))
+        return option_line(key, Declared(RUN_OPTIONS[key].default, RUN_OPTIONS[key].help))
     if not group:
         return Shown(f"--{key}", f"{SWAPPABLE[key].help} (default: {SWAPPABLE[key].default})")
     if group == "trainer":
-        return _line(key, TRAINER[field])
+        return option_line(key, TRAINER[field])
     chosen = classes[group]
-    return _line(key, chosen.arguments[field]) if chosen and field in chosen.arguments else Shown(f"--{key}", "")
+    return option_line(key, chosen.arguments[field]) if chosen and field in chosen.arguments else Shown(f"--{key}", "")
 
 
-def _line(key: str, argument: Declared) -> Shown:
+def option_line(key: str, argument: Declared) -> Shown:
+    """The line of an option: the first sentence of its documentation, and its default."""
     default = argument.default
     known = " (required)" if default is REQUIRED else f" (default: {_written(default)})"
     if default is None or "(default: " in argument.help:
@@ -250,7 +253,13 @@ def _written(value: Any) -> str:
     return one_line(str(value), limit=40) or "empty"
 
 
-def _layout(sections: Sequence[tuple[str, Sequence[Shown]]], width: int) -> Iterator[str]:
+def layout(sections: Sequence[tuple[str, Sequence[Shown]]], width: int) -> Iterator[str]:
+    """The lines of a help.
+
+    Args:
+        sections: titles with their options.
+        width: columns; 0 takes the terminal's.
+    """
     columns = width or min(shutil.get_terminal_size((_NO_TERMINAL, 24)).columns, 120)
     indent = 2 + max(len(line.flag) for _, lines in sections for line in lines if len(line.flag) < 36) + 2
     for title, lines in sections:

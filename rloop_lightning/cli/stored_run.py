@@ -126,10 +126,7 @@ class StoredRun:
             raise ValueError(f"the tokenizer of the run's policy, --policy.model {one_line(found)}: {error}") from error
 
     def _code_faults(self) -> list[str]:
-        return [
-            line.replace("a resume runs this code", "reading the problems runs this code").removeprefix("--resume ")
-            for line in code_faults(self.folder.out, self.settings, ())
-        ]
+        return code_faults(self.folder.out, self.settings, (), option="", what="reading the problems")
 
     def _first_day(self) -> date:
         """The date that chat templates saw."""

@@ -57,4 +57,9 @@ def _flag(parser: ArgumentParser, flag: str, value: str | None, lists: Sequence[
     if value is None:
         # An option that is on or off may stand alone.
         return f"{flag}=true" if action is not None and action.default is False else flag
-    return f"{flag}=[{value}]" if flag in lists and value != "null" and not value.startswith("[") else f"{flag}={value}"
+    return f"{flag}={as_list(value) if flag in lists else value}"
+
+
+def as_list(value: str) -> str:
+    """The value of an option that takes a list, which may be written as `0.05,0.1`."""
+    return value if value == "null" or value.startswith("[") else f"[{value}]"

@@ -59,24 +59,33 @@ def chosen_paths(values: Iterable[str], settings: Iterable[Mapping[str, Any]]) -
     }
 
 
-def code_faults(run: Path, settings: Mapping[str, Any], chosen: Container[str]) -> list[str]:
+def code_faults(
+    run: Path,
+    settings: Mapping[str, Any],
+    chosen: Container[str],
+    *,
+    option: str = "--resume ",
+    what: str = "a resume",
+) -> list[str]:
     """The messages that ask for `--trust`; none if the user chose all code himself, now or when the run started.
 
     Args:
         run: the run folder.
         settings: of the run.
         chosen: import paths that the user gives with the resume.
+        option: the option that names the run, for messages.
+        what: what runs the code.
     """
     strange = strange_paths(settings)
     unknown = {key: path for key, path in strange.items() if path not in chosen}
     if not unknown or _remembered(run, strange.values()):
         return []
     lines = [
-        f"--resume {run}: {one_line(key, limit=100)} names {one_line(path, limit=200)}, from "
+        f"{option}{run}: {one_line(key, limit=100)} names {one_line(path, limit=200)}, from "
         f"{module_origin(path) or 'a module that is not installed'}"
         for key, path in unknown.items()
     ]
-    return [*lines, f"--resume {run}: a resume runs this code; if you trust it, add --trust"]
+    return [*lines, f"{option}{run}: {what} runs this code; if you trust it, add --trust"]
 
 
 def _remembered(run: Path, paths: Iterable[str]) -> bool:

@@ -68,6 +68,8 @@ class ReadProblems(ProblemSource):
         chat_template_kwargs: variables of the chat template, such as {enable_thinking: false}.
     """
 
+    _eval_flag = _eval_field = "--data.eval"  # the option that names the evaluation sets, and the one of their mapping
+
     def __init__(
         self,
         *,
@@ -101,14 +103,16 @@ class ReadProblems(ProblemSource):
         self._metadata_fields = tuple(metadata_fields)
         self.skip_unreadable: bool = skip_unreadable
         wrong = wrong_fields(self, "--data")
-        self._origins = {"train": self.origin(wrong), **_evaluation_origins(eval, wrong)}
+        train = self.origin(wrong)
+        self._origins = {} if train is None else {"train": train}
+        self._origins |= _evaluation_origins(eval, wrong, self._eval_flag, self._eval_field)
         wrong += self._invalid()
         if wrong:
             raise ValueError("\n".join(wrong))
 
     @abstractmethod
-    def origin(self, wrong: list[str]) -> Origin:
-        """The source of the training set. Faults are appended to `wrong`."""
+    def origin(self, wrong: list[str]) -> Origin | None:
+        """The source of the training set; None if there is none. Faults are appended to `wrong`."""
 
     @cached_property
     def sets(self) -> Mapping[str, ProblemSet]:
@@ -116,7 +120,7 @@ class ReadProblems(ProblemSource):
         return {name: read_set(name, str(at), _rows(at), self._layout(name)) for name, at in self._origins.items()}
 
     def train(self) -> Sequence[Problem]:
-        return self._sound["train"]
+        return self._sound.get("train", ())
 
     def evaluation(self) -> Mapping[str, Sequence[Problem]]:
         return {name: problems for name, problems in self._sound.items() if name != "train"}
@@ -158,9 +162,9 @@ class ReadProblems(ProblemSource):
     @cached_property
     def _sound(self) -> Mapping[str, Sequence[Problem]]:
         """All sets. Raises ValueError with all faults if there are any."""
-        flags = {name: "--data" if name == "train" else f"--data.eval {name}:" for name in self.sets}
+        flags = {name: "--data" if name == "train" else f"{self._eval_flag} {name}:" for name in self.sets}
         wrong = [f"{flags[name]} {fault}" for name, found in self.sets.items() for fault in found.faults()]
-        size = len(self.sets["train"].problems)
+        size = len(self.sets["train"].problems) if "train" in self.sets else 0
         if (self.validation_size or 0) >= max(size, 1) and not wrong:
             wrong.append(f"--data.validation_size {self.validation_size} must be less than the {size} problems")
         if wrong:
@@ -198,8 +202,9 @@ class ReadProblems(ProblemSource):
                 near = difflib.get_close_matches(preset, PRESETS, n=1)
                 hint = f"did you mean {near[0]}? " if near else ""
                 yield f"{flag} {preset!r} is not known; {hint}Known are {', '.join(PRESETS)}"
-            if name not in self._origins:
-                yield f"{flag} --data.eval has no set {name!r}, it has {', '.join([*self._origins][1:]) or 'none'}"
+            if name not in self._origins and name != "train":
+                known = ", ".join(other for other in self._origins if other != "train") or "none"
+                yield f"{flag} {self._eval_flag} has no set {name!r}, it has {known}"
         if self.validation_size and "validation" in self._origins:
             yield "--data.validation_size: --data.eval has a set named validation already"
         if self.template is not None and self.template.count(PLACE) != 1:
@@ -223,22 +228,34 @@ def file_origin(path: str, flag: str, wrong: list[str]) -> FileRows:
     return origin
 
 
-def _evaluation_origins(given: dict[str, str] | list[str] | str | None, wrong: list[str]) -> dict[str, Origin]:
-    """The evaluation sets by name. A set without a name is named after its file or data set."""
+def _evaluation_origins(
+    given: dict[str, str] | list[str] | str | None, wrong: list[str], flag: str, field: str
+) -> dict[str, Origin]:
+    """The evaluation sets by name. A set without a name is named after its file or data set.
+
+    Args:
+        flag: the option, for messages.
+        field: the option that takes a mapping.
+    """
     if not isinstance(given, dict):
         places = [given] if isinstance(given, str) else given or []
         given = {}
         for place in places:
             name = Path(place.partition(":")[0].partition("@")[0]).stem
             if name in given:
-                wrong.append(f"--data.eval: two sets would be named {name}; name them, as in '{{a: {place}, b: ...}}'")
+                wrong.append(
+                    f"{flag}: two sets would be named {name}; name them, as in {field} '{{a: {place}, b: ...}}'"
+                )
             given[name] = place
     origins: dict[str, Origin] = {}
     for name, place in given.items():
         if name == "train":
-            wrong.append(f"--data.eval: the name train is that of the training set; give {place} another")
+            wrong.append(
+                f"{flag}: the name train is that of the training set; give {place} another, as in {field} "
+                f"'{{other: {place}}}'"
+            )
         hub = None if looks_like_a_file(place) else parse_hub_name(place, "test")
-        origins[name] = hub or file_origin(place, f"--data.eval {name}", wrong)
+        origins[name] = hub or file_origin(place, f"{flag} {name}", wrong)
     return origins
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from rloop_lightning.engines.stops import stop_faults
@@ -114,6 +114,22 @@ class RolloutEngine(ABC):
         top-k or top-p, rollouts carry the tokens that were kept, unless `sampling` does not ask for them. The same
         seed, weights and engine give the same rollouts.
         """
+
+    def generate_parts(
+        self, problems: Sequence[Problem], n: int, sampling: SamplingParams, done: int = 0
+    ) -> Iterator[list[Rollout]]:
+        """The rollouts of `generate`, bit for bit, in parts of whole problems, as soon as each part is there.
+
+        An evaluation writes each part, so that a resume repeats one part only. By default there is a single part.
+
+        Args:
+            problems, n, sampling: as `generate`.
+            done: leave out the first `done` problems, which parts of an earlier call contained.
+
+        Raises:
+            As `generate`.
+        """
+        yield self.generate(problems, n, sampling)[done * n :]
 
 
 def _are_texts(stop: Any) -> bool:

@@ -98,7 +98,6 @@ class TorchEngine(RolloutEngine):
     def sync(self) -> None:
         """Nothing to do: the engine uses the tensors that the optimizer updates."""
 
-    @torch.inference_mode()
     def generate(self, problems: Sequence[Problem], n: int, sampling: SamplingParams) -> list[Rollout]:
         """n rollouts of each problem, problem-major: rollout g of problem p is element p * n + g.
 
@@ -111,6 +110,13 @@ class TorchEngine(RolloutEngine):
             TypeError: the model has no KV cache.
             NonFiniteError: logits are NaN or infinite.
         """
+        return [rollout for part in self.generate_parts(problems, n, sampling) for rollout in part]
+
+    @torch.inference_mode()
+    def generate_parts(
+        self, problems: Sequence[Problem], n: int, sampling: SamplingParams, done: int = 0
+    ) -> Iterator[list[Rollout]]:
+        """The rollouts of `generate`, a wave at a time, or a problem at a time if n exceeds `max_rows`."""
         if self._policy is None:
             raise RuntimeError("TorchEngine.generate needs a policy; call bind(policy) first")
         policy = self._policy
@@ -123,7 +129,10 @@ class TorchEngine(RolloutEngine):
         with products_in(policy.model, dtype):
             for start, end in _waves(len(problems), n, rows_at_once(policy, prompts, n, self.max_rows)):
                 # Drawn on the CPU, row by row, so that a row's numbers depend neither on the waves nor on the device.
-                uniforms = torch.rand(end - start, sampling.max_new_tokens, generator=generator).to(policy.device)
+                drawn = torch.rand(end - start, sampling.max_new_tokens, generator=generator)
+                if end <= done * n:
+                    continue
+                uniforms = drawn.to(policy.device)
                 first, last = start // n, (end - 1) // n
                 prompt_of_row = torch.arange(start, end, device=policy.device) // n - first
                 wave = _decode(
@@ -131,7 +140,9 @@ class TorchEngine(RolloutEngine):
                 )
                 sources = [(problems[row // n], prompt_ids[row // n]) for row in range(start, end)]
                 rollouts += _collect(policy, sources, prompt_of_row, *wave)
-        return rollouts
+                if end % n == 0:
+                    yield rollouts[max(0, done * n - start) :]
+                    rollouts = []
 
     def _stops_of(self, policy: Policy, stop: tuple[str, ...]) -> Stops:
         if stop not in self._stops:

@@ -21,7 +21,7 @@ from rloop_lightning.system.fields import (
     PositiveInt,
     check_fields,
 )
-from rloop_lightning.types import Problem, SamplingParams
+from rloop_lightning.types import Group, Problem, SamplingParams
 
 
 @dataclass(frozen=True)
@@ -115,9 +115,17 @@ class Evaluator:
 
         The metrics are those of `set_metrics`, as `eval/SET/NAME`.
         """
-        problems = self.sets[name][: self.config.max_problems or None]
-        sampling = self.config.sampling(self.sampler.engine.sampling(derive_seed(self.seed, "evaluate", name)))
+        problems, sampling = self.request(name)
         groups = self.sampler.sample(problems, self.config.samples, sampling, cost)
+        return self.measured(name, groups, sampling)
+
+    def request(self, name: str) -> tuple[Sequence[Problem], SamplingParams]:
+        """What an evaluation on the set `name` samples: the problems, and how."""
+        sampling = self.config.sampling(self.sampler.engine.sampling(derive_seed(self.seed, "evaluate", name)))
+        return self.sets[name][: self.config.max_problems or None], sampling
+
+    def measured(self, name: str, groups: Sequence[Group], sampling: SamplingParams) -> SetEvaluation:
+        """The evaluation on the set `name`, from the groups that `request` asks for."""
         started = perf_counter()
         found = set_metrics(groups, self.sampler.reward, self.config.k)
         metrics = {f"eval/{name}/{key}": value for key, value in found.items()}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 
 from rloop_lightning.engines.base import RolloutEngine
 from rloop_lightning.rewards.base import Reward
-from rloop_lightning.types import Group, Problem, SamplingParams
+from rloop_lightning.types import Group, Problem, Rollout, SamplingParams
 
 
 @dataclass
@@ -33,7 +33,29 @@ class GroupSampler:
         started = perf_counter()
         self.engine.sync()
         rollouts = self.engine.generate(problems, n, sampling)
-        generated = perf_counter()
+        cost.generate_s += perf_counter() - started
+        return self._scored(problems, n, rollouts, cost)
+
+    def sample_parts(
+        self, problems: Sequence[Problem], n: int, sampling: SamplingParams, cost: SamplingCost, done: int = 0
+    ) -> Iterator[list[Group]]:
+        """The groups of `sample` in parts, without those of the first `done` problems (`RolloutEngine.generate_parts`).
+
+        Adds the cost of each part to `cost`.
+        """
+        self.engine.sync()
+        started = perf_counter()
+        for rollouts in self.engine.generate_parts(problems, n, sampling, done):
+            cost.generate_s += perf_counter() - started
+            end = done + len(rollouts) // n
+            yield self._scored(problems[done:end], n, rollouts, cost)
+            done, started = end, perf_counter()
+
+    def _scored(
+        self, problems: Sequence[Problem], n: int, rollouts: Sequence[Rollout], cost: SamplingCost
+    ) -> list[Group]:
+        """The rollouts, n of each problem, as groups with rewards."""
+        started = perf_counter()
         owners = [problem for problem in problems for _ in range(n)]
         verdicts = self.reward(owners, [rollout.text for rollout in rollouts])
         scored = [
@@ -48,6 +70,5 @@ class GroupSampler:
         ]
         cost.rollouts += len(scored)
         cost.tokens += sum(rollout.length for rollout in scored)
-        cost.generate_s += generated - started
-        cost.reward_s += perf_counter() - generated
+        cost.reward_s += perf_counter() - started
         return [Group(problem, tuple(scored[i * n : (i + 1) * n])) for i, problem in enumerate(problems)]

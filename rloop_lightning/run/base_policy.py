@@ -38,8 +38,14 @@ def base_checksums(source: str) -> dict[str, str]:
     return found | {str(Path(under).absolute() / name): value for name, value in base_checksums(under).items()}
 
 
-def changed_base(source: str, recorded: Mapping[str, str]) -> list[str]:
-    """How a local folder differs from what the run began with, one message each; none for a name on the hub."""
+def changed_base(source: str, recorded: Mapping[str, str], began: str = "run") -> list[str]:
+    """How a local folder differs from what the run began with, one message each; none for a name on the hub.
+
+    Args:
+        source: the folder.
+        recorded: its checksums by name, when it began.
+        began: what began with it.
+    """
     if not recorded:
         return []
     try:
@@ -50,7 +56,7 @@ def changed_base(source: str, recorded: Mapping[str, str]) -> list[str]:
         return [f"{source} is not there any more, or holds no policy"]
     faults = [f"{Path(source) / name} is missing" for name in recorded.keys() - now.keys()]
     changed = [name for name in recorded.keys() & now.keys() if recorded[name] != now[name]]
-    faults += [f"{Path(source) / name} is not what the run began with (its checksum differs)" for name in changed]
+    faults += [f"{Path(source) / name} is not what the {began} began with (its checksum differs)" for name in changed]
     return sorted(faults)
 
 

@@ -15,6 +15,7 @@ from rloop_lightning.data.readable import readable
 from rloop_lightning.data.render import rendered
 from rloop_lightning.engines.base import LONGEST_DEFAULT_COMPLETION, RolloutEngine, default_completion_limit
 from rloop_lightning.evaluation.evaluator import EvaluationConfig
+from rloop_lightning.model.context import Context
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.rewards.base import Reward
 from rloop_lightning.rollouts.filter import FilterConfig
@@ -120,6 +121,8 @@ class Parts:
         """Errors in the settings and their combination, one message each. Needs no model."""
         modules = [self.algorithm, *([] if self.consolidation is None else [self.consolidation])]
         invalid = [message for module in modules for message in module.invalid()]
+        if not self.problems:
+            return [*invalid, "--data: there is no problem to train on; give a source that has a training set"]
         sizes = [*self._check_sizes(), *self._check_truncation(), *self._check_reach()]
         return [*invalid, *sizes, *self._check_sets()]
 
@@ -142,7 +145,7 @@ class Parts:
         problems = [problem for found in (data.train(), *data.evaluation().values()) for problem in found]
         lengths = [(problem.id, len(policy.prompt_ids(problem))) for problem in problems]
         if self.engine.max_new_tokens is None:
-            self.engine.max_new_tokens = _default_limit(lengths, policy)
+            self.engine.max_new_tokens = default_limit(lengths, policy.context_tokens)
         return replace(self, data=data, prompt_lengths=lengths)
 
     def validate_with(self, policy: Policy) -> list[str]:
@@ -202,14 +205,7 @@ class Parts:
                 ("--eval", self.evaluation.max_new_tokens): self.prompt_lengths[train:],
             }
         for (group, limit), lengths in limits.items():
-            too_long = [name for name, length in lengths if length + limit > policy.context_tokens]
-            if too_long:
-                some = ", ".join(map(one_line, too_long[:_SHOWN]))
-                yield (
-                    f"{len(too_long)} prompts don't fit --policy.model's {policy.context} together with "
-                    f"{group}.max_new_tokens {limit}: {some} ...; lower the limit or leave these problems out by "
-                    "--data.max_prompt_tokens"
-                )
+            yield from too_long_prompts(lengths, policy.context, limit, f"{group}.max_new_tokens", "--policy.model")
 
     def _check_sizes(self) -> Iterator[str]:
         problems, rollouts = self.problems_per_step, self.loop.rollouts_per_problem
@@ -261,19 +257,44 @@ class Parts:
             yield f"--loop.select {self.loop.select} needs a set named validation among --eval.sets"
 
 
-def _default_limit(lengths: Sequence[tuple[str, int]], policy: Policy) -> int:
+def too_long_prompts(
+    lengths: Sequence[tuple[str, int]], context: Context, limit: int, option: str, model: str
+) -> Iterator[str]:
+    """An error if some prompts leave too little of a policy's context.
+
+    Args:
+        lengths: ids and prompt lengths in tokens.
+        context: the policy's.
+        limit: the completion length limit, tokens.
+        option: the option that sets the limit.
+        model: the policy, for the message.
+    """
+    too_long = [name for name, length in lengths if length + limit > context.tokens]
+    if too_long:
+        some = ", ".join(map(one_line, too_long[:_SHOWN]))
+        yield (
+            f"{len(too_long)} prompts don't fit {model}'s {context} together with {option} {limit}: {some} ...; lower "
+            "the limit or leave these problems out by --data.max_prompt_tokens"
+        )
+
+
+def default_limit(lengths: Sequence[tuple[str, int]], context_tokens: int) -> int:
     """The default completion limit, tokens.
 
+    Args:
+        lengths: ids and prompt lengths in tokens.
+        context_tokens: the policy's context.
+
     Raises:
-        ValueError: the longest prompt leaves too little of the policy's context.
+        ValueError: the longest prompt leaves too little of the context.
     """
     longest, length = max(lengths, key=lambda problem: problem[1])
-    limit = default_completion_limit(policy.context_tokens, length)
-    if limit >= _LEAST_SHARE_FOR_COMPLETIONS * min(LONGEST_DEFAULT_COMPLETION, policy.context_tokens):
+    limit = default_completion_limit(context_tokens, length)
+    if limit >= _LEAST_SHARE_FOR_COMPLETIONS * min(LONGEST_DEFAULT_COMPLETION, context_tokens):
         return limit
-    shorter = f"leave long prompts out by --data.max_prompt_tokens {policy.context_tokens // 2}"
+    shorter = f"leave long prompts out by --data.max_prompt_tokens {context_tokens // 2}"
     raise ValueError(
         f"--engine.max_new_tokens: the longest prompt ({one_line(longest)}, {length:,} tokens) leaves "
-        f"{max(0, policy.context_tokens - length):,} of the policy's {policy.context_tokens:,} positions for a "
+        f"{max(0, context_tokens - length):,} of the policy's {context_tokens:,} positions for a "
         "completion; " + (f"set it to at most {limit}, or {shorter}" if limit > 0 else shorter)
     )

@@ -83,10 +83,12 @@ def recorded_date(path: Path) -> date:
         return date.today()
 
 
-def changed_problems(path: Path, source: ProblemSource, rendered: ProblemSource) -> list[str]:
+def changed_problems(path: Path, source: ProblemSource, rendered: ProblemSource, began: str = "run") -> list[str]:
     """How the problem sets differ from the recorded ones, one message each; none without a readable record.
 
-    Args: as `write_record`.
+    Args:
+        path, source, rendered: as `write_record`.
+        began: what began with the recorded ones, for messages.
     """
     recorded = None if _is_damaged(path) else _read(path)
     if recorded is None:  # `keep_record` tells it
@@ -96,8 +98,8 @@ def changed_problems(path: Path, source: ProblemSource, rendered: ProblemSource)
     faults += [f"the set {one_line(name)} is new" for name in now.keys() - before.keys()]
     for name in before.keys() & now.keys():
         faults += [f"{one_line(name)}: {fault}" for fault in _differences(before[name], now[name])]
-    advice = "; restore --data as it was when the run started, or start a new run"
-    return [f"--resume: the problems are not those of the run: {fault}{advice}" for fault in sorted(faults)]
+    advice = f"; restore --data as it was when the {began} started, or start a new {began}"
+    return [f"--resume: the problems are not those of the {began}: {fault}{advice}" for fault in sorted(faults)]
 
 
 def changed_training_problems(

@@ -77,6 +77,14 @@ def hub_file(repository: str, name: str) -> Path | None:
         return None
 
 
+def fetched_revision(repository: str, name: str) -> str:
+    """The commit of a fetched file of a model, in its repository's top folder; empty if it was not fetched."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repository, name)
+    return Path(found).parent.name if isinstance(found, str) else ""
+
+
 def fetched_folder(repository: str, patterns: Sequence[str]) -> Path:
     """A folder with those files of a model on the hub whose names fit a pattern, fetched or fetched earlier.
 

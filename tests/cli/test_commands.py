@@ -41,6 +41,7 @@ print("\\n", code, "lightning" in sys.modules, any(runs), bool(runs), gc.isenabl
             "error: --loop.rounds: expected an integer > 0",
             2,
         ),
+        ("rloop-eval", "rloop_eval", ["countdown"], "rloop-eval: error: --data: give the problem sets", 2),
         ("rloop-data", "rloop_data", ["check"], "rloop-data: error: give a problem set", 2),
         ("rloop-reward", "rloop_reward", ["check"], "rloop-reward: error: give a problem set", 2),
     ],
@@ -61,6 +62,10 @@ def test_a_command_answers_and_its_imports_are_not_searched_for_garbage(
         ("rloop-fit", "rloop_fit", ["--algo", "minirl", "-h"], "--algo.length_normalised", 0),
         ("rloop-fit", "rloop_fit", ["--algo", "minrl", "-h"], "error: --algo: unknown name 'minrl'", 2),
         ("rloop-fit", "rloop_fit", ["--version"], f"rloop-fit {version('rloop-lightning')} (Python 3.", 0),
+        ("rloop-eval", "rloop_eval", [], "usage: rloop-eval POLICY...", 0),
+        ("rloop-eval", "rloop_eval", ["--help"], "--eval.samples", 0),
+        ("rloop-eval", "rloop_eval", ["compare", "-h"], "usage: rloop-eval compare A B", 0),
+        ("rloop-eval", "rloop_eval", ["--version"], f"rloop-eval {version('rloop-lightning')} (Python 3.", 0),
         ("rloop-data", "rloop_data", ["--help"], "--data.answer_field", 0),
         ("rloop-data", "rloop_data", [], "usage: rloop-data check", 0),
         ("rloop-data", "rloop_data", ["--version"], f"torch {version('torch')}", 0),
@@ -114,6 +119,7 @@ def test_the_scripts_of_the_package_are_these() -> None:
     }
     assert {name: function.__name__ for name, function in found.items()} == {
         "rloop-fit": "rloop_fit",
+        "rloop-eval": "rloop_eval",
         "rloop-data": "rloop_data",
         "rloop-reward": "rloop_reward",
     }

@@ -120,10 +120,22 @@ class Pause(Kill):
         os.kill(os.getpid(), signal.SIGSTOP)
 
 
-def run_fit(arguments: list[str], log: Path, kill: Fault | None = None, *, debug: bool = True) -> int:
-    """Exit code of `rloop-fit` in a process of its own, on one thread; -9 where it was killed."""
+def run_fit(
+    arguments: list[str],
+    log: Path,
+    kill: Fault | None = None,
+    *,
+    debug: bool = True,
+    command: str = "rloop_lightning.cli.main",
+) -> int:
+    """Exit code of `rloop-fit` in a process of its own, on one thread; -9 where it was killed.
+
+    Args:
+        command: the module of the command, for another than `rloop-fit`.
+    """
     reader, writer = _CONTEXT.Pipe(duplex=False)  # a full disk does not keep the process from telling of it
-    process = _CONTEXT.Process(target=_fit, args=([*arguments, *(["--debug"] if debug else [])], writer, kill))
+    given = [*arguments, *(["--debug"] if debug else [])]
+    process = _CONTEXT.Process(target=_fit, args=(given, writer, kill, command))
     process.start()
     writer.close()
     with log.open("ab") as file, reader:
@@ -134,7 +146,7 @@ def run_fit(arguments: list[str], log: Path, kill: Fault | None = None, *, debug
     return process.exitcode
 
 
-def _fit(arguments: list[str], output: Connection, kill: Fault | None) -> None:
+def _fit(arguments: list[str], output: Connection, kill: Fault | None, command: str) -> None:
     os.setpgrp()
     torch.set_num_threads(1)
     os.dup2(output.fileno(), 1)
@@ -142,9 +154,7 @@ def _fit(arguments: list[str], output: Connection, kill: Fault | None) -> None:
     output.close()
     if kill is not None:
         kill.arm()
-    from rloop_lightning.cli.main import main
-
-    sys.exit(main(arguments))
+    sys.exit(importlib.import_module(command).main(arguments))
 
 
 def run_main(
