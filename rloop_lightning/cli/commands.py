@@ -1,4 +1,4 @@
-"""The entry points of the console commands `rloop-fit`, `rloop-data` and `rloop-reward`.
+"""The entry points of the console commands `rloop-fit`, `rloop-compare`, `rloop-data` and `rloop-reward`.
 
 Importing Lightning, torch and their dependencies takes nearly all of a command's start time. The imports create more
 than half a million permanent objects. Repeated garbage collections over them take a seventh of that time. So garbage
@@ -31,6 +31,19 @@ def rloop_fit() -> int:
             return main()
         except Stopped as stopped:
             print(f"\nrloop-fit: {stopped}; no run was started", file=sys.stderr)
+            return stopped.exit_code
+
+
+def rloop_compare() -> int:
+    """The `rloop-compare` command; see `cli.compare.main`."""
+    search_working_directory()
+    with StopSignals():
+        try:
+            with _no_garbage_among_imports():
+                from rloop_lightning.cli.compare import main
+            return main()
+        except Stopped as stopped:
+            print(f"\nrloop-compare: {stopped}; no run was started", file=sys.stderr)
             return stopped.exit_code
 
 

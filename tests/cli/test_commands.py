@@ -41,6 +41,7 @@ print("\\n", code, "lightning" in sys.modules, any(runs), bool(runs), gc.isenabl
             "error: --loop.rounds: expected an integer > 0",
             2,
         ),
+        ("rloop-compare", "rloop_compare", ["--seeds", "0"], "rloop-compare: error: give a study file", 2),
         ("rloop-data", "rloop_data", ["check"], "rloop-data: error: give a problem set", 2),
         ("rloop-reward", "rloop_reward", ["check"], "rloop-reward: error: give a problem set", 2),
     ],
@@ -114,6 +115,7 @@ def test_the_scripts_of_the_package_are_these() -> None:
     }
     assert {name: function.__name__ for name, function in found.items()} == {
         "rloop-fit": "rloop_fit",
+        "rloop-compare": "rloop_compare",
         "rloop-data": "rloop_data",
         "rloop-reward": "rloop_reward",
     }

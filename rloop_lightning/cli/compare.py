@@ -1,0 +1,229 @@
+"""`rloop-compare`: runs the same budget with several settings and seeds, and compares the policies.
+
+    rloop-compare --algos dapo,grpo --consolidate none,rft --seeds 0,1,2
+    rloop-compare studies/filter.yaml --jobs 2 --loop.explore_steps 100
+
+Options that are not its own are those of `rloop-fit`, for every run. Exit codes: 0 done, 1 a cell failed, 2 wrong
+input, 130 or 143 stopped by Ctrl-C or SIGTERM. The same command goes on where a study was stopped or killed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+
+from rloop_lightning.cli.arguments import UsageError, pairs
+from rloop_lightning.cli.arms import CheckedArm, checked_arms
+from rloop_lightning.cli.parse_errors import no_option, parse
+from rloop_lightning.cli.quiet import quiet_lightning
+from rloop_lightning.cli.study_file import StudyPlan, plan_of_names, read_plan
+from rloop_lightning.errors import Stopped
+from rloop_lightning.run.cell_runner import CellRunner, Outcome
+from rloop_lightning.run.cells import COMMAND, Launch
+from rloop_lightning.run.study import Budget, Study
+from rloop_lightning.system.fields import PositiveInt, Seed
+from rloop_lightning.system.lock import FolderLock, LockedError
+from rloop_lightning.system.signals import StopSignals
+from rloop_lightning.system.terminal import log_handler, printable, printable_lines
+
+USAGE = "rloop-compare [STUDY.yaml] [--algos NAME,...] [--consolidate NAME,...] [--seeds 0,1,2] [--OPTION VALUE ...]"
+
+_DEFAULT_SEEDS = (0, 1, 2)
+_LISTS = ("--algos", "--consolidate", "--seeds")
+_OWN_IN_A_STUDY = ("--algos",)  # with a study file, --consolidate is the option of rloop-fit
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """The options of `rloop-compare`.
+
+    Args:
+        algos: algorithms, short names or class paths; each is run with each consolidation.
+        consolidate: consolidations, `none` among them.
+        seeds: seeds that every arm runs with; null takes those of the study file, or 0, 1 and 2.
+        out: folder of the study; null takes runs/NAME-OF-THE-FILE, or runs/compare without a study file.
+        jobs: runs at a time, between which the threads of this machine are divided.
+        launcher: a command that starts a run, as in `srun -c 8 {command}`; {command} stands for the script of the run,
+            {cell} for its name, {log} for its log.
+        budget: what all arms have in equal amounts: `rollout_steps`, `tokens`, or nothing (`free`); null takes the
+            study file's, or rollout_steps.
+        dry_run: list the runs and the expected time, and end.
+    """
+
+    algos: list[str] | None = None
+    consolidate: list[str] | None = None
+    seeds: list[Seed] | None = None
+    out: str | None = None
+    jobs: PositiveInt = 1
+    launcher: str = ""
+    budget: Budget | None = None
+    dry_run: bool = False
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The `rloop-compare` command. Returns its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(level=logging.WARNING, handlers=[log_handler()])
+    with quiet_lightning(), StopSignals() as signals:
+        try:
+            return _compare(arguments, signals)
+        except UsageError as error:
+            return _complain(str(error), code=2)
+        except (LockedError, OSError) as error:
+            return _complain(str(error), code=2 if isinstance(error, LockedError) else 1)
+        except Stopped as stopped:
+            print(f"\nrloop-compare: {stopped}; run the same command again to go on", file=sys.stderr)
+            return stopped.exit_code
+
+
+def _compare(arguments: Sequence[str], signals: StopSignals) -> int:
+    options, plan, of_runs = parsed(arguments)
+    seeds = [int(seed) for seed in options.seeds or plan.seeds or _DEFAULT_SEEDS]  # plain, for YAML
+    arms = checked_arms(plan, of_runs, seeds[0])
+    study = Study(
+        Path(options.out or _default_out(plan)),
+        [one.arm for one in arms],
+        seeds,
+        options.budget or plan.budget or "rollout_steps",
+    )
+    if wrong := [*dict.fromkeys(fault for one in arms for fault in study.faults(one.defaults)), *_unequal(study, arms)]:
+        raise UsageError("\n".join(wrong))
+    if options.dry_run:
+        for line in plan_lines(study):
+            print(printable(line))
+        return 0
+    study.out.mkdir(parents=True, exist_ok=True)
+    with FolderLock(study.lock):
+        study.write()
+        return _run(study, options, signals)
+
+
+def _run(study: Study, options: CompareOptions, signals: StopSignals) -> int:
+    launch = Launch(options.launcher, _threads(options.jobs))
+    outcomes = CellRunner(study, launch, options.jobs, tell=_tell, ended=_tell_outcome).run(signals)
+    failed = [outcome for outcome in outcomes if outcome.kind == "failed"]
+    for outcome in failed:
+        _complain(f"{outcome.cell} failed, {outcome.reason}; its log is {outcome.cell.log}", code=1)
+    if failed:
+        _complain(f"{len(failed)} of {len(study.cells)} runs failed; run the same command again to try them", code=1)
+    return 1 if failed else 0
+
+
+def parsed(arguments: Sequence[str]) -> tuple[CompareOptions, StudyPlan, list[str]]:
+    """The options, what the study compares, and the options of its runs.
+
+    Raises:
+        UsageError: names all errors.
+    """
+    rest = list(arguments)
+    file = rest.pop(0) if rest and not rest[0].startswith("-") else None
+    own_names = {f"--{field.name}" for field in fields(CompareOptions)}
+    own_names -= {"--consolidate"} if file else set()
+    own, of_runs, configs, wrong = [], [], [], []
+    for flag, value in pairs(rest):
+        if flag in own_names:
+            own.append(_own_flag(flag, value))
+        elif flag in ("--config", "-c") and value:
+            configs.append(value)
+        elif flag.startswith("--"):
+            of_runs.append(flag if value is None else f"{flag}={value}")
+        else:
+            wrong.append(no_option(flag))
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
+    parser.add_class_arguments(CompareOptions, None)
+    settings, refused = parse(parser, {}, own)
+    wrong += refused
+    if settings is not None:
+        options = CompareOptions(**{field.name: settings[field.name] for field in fields(CompareOptions)})
+        wrong += _faults(options, file)
+    if wrong or settings is None:
+        raise UsageError("\n".join(wrong))
+    plan = read_plan(file) if file else plan_of_names(options.algos or [], options.consolidate or [])
+    return options, replace(plan, configs=[*plan.configs, *configs]), of_runs
+
+
+def _own_flag(flag: str, value: str | None) -> str:
+    if value is None:
+        return f"{flag}=true" if flag == "--dry_run" else flag
+    return f"{flag}=[{value}]" if flag in _LISTS and not value.startswith("[") else f"{flag}={value}"
+
+
+def _faults(options: CompareOptions, file: str | None) -> list[str]:
+    wrong = []
+    if file and options.algos is not None:
+        wrong.append(f"--algos: {file} has its arms; leave one of them out")
+    if not file and not options.algos and not options.consolidate:
+        wrong.append(f"give a study file, or --algos and --consolidate: {USAGE}")
+    if options.seeds is not None and len(set(options.seeds)) < max(1, len(options.seeds)):
+        wrong.append("--seeds: give at least one seed, and each once")
+    if options.launcher and COMMAND not in options.launcher:
+        wrong.append(f"--launcher: it needs {COMMAND}, where the command of a run is to be")
+    return wrong
+
+
+def _default_out(plan: StudyPlan) -> Path:
+    path = Path(plan.source)
+    return Path("runs") / (path.stem if path.suffix else "compare")
+
+
+def _unequal(study: Study, arms: Sequence[CheckedArm]) -> list[str]:
+    """A message if the arms differ in the rollouts that they train on."""
+    planned = {
+        one.arm.name: one.parts.explorations
+        * one.parts.explore_steps
+        * one.parts.problems_per_step
+        * one.parts.loop.rollouts_per_problem
+        for one in arms
+    }
+    if study.budget != "rollout_steps" or len(set(planned.values())) == 1:
+        return []
+    told = ", ".join(f"{name} {count:,}" for name, count in planned.items())
+    return [
+        f"--budget rollout_steps: the arms differ in the rollouts that they train on: {told}; make rounds x "
+        "explore_steps x problems_per_step x rollouts_per_problem equal, or give --budget tokens or free"
+    ]
+
+
+def _threads(jobs: int) -> int | None:
+    """Threads of each run: those of OMP_NUM_THREADS, or of the machine, divided; None leaves one run alone."""
+    if jobs == 1:
+        return None
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    available = int(given) if given.isdecimal() and int(given) > 0 else len(os.sched_getaffinity(0))
+    return max(1, available // jobs)
+
+
+def plan_lines(study: Study) -> list[str]:
+    """The runs of a study."""
+    lines = []
+    for number, cell in enumerate(study.cells, 1):
+        state = cell.state()
+        where = (
+            "to do"
+            if state is None
+            else "complete"
+            if cell.complete
+            else f"begun, round {state.round + 1} {state.phase}"
+        )
+        lines.append(f"[{number}/{len(study.cells)}] {cell}: {where}")
+    return lines
+
+
+def _tell(line: str) -> None:
+    print(printable(line), flush=True)
+
+
+def _tell_outcome(outcome: Outcome) -> None:
+    _tell(f"{outcome.cell}: {outcome.kind}" + (f", {outcome.reason}" if outcome.reason else ""))
+
+
+def _complain(message: str, code: int) -> int:
+    for line in printable_lines(message):
+        print(f"rloop-compare: error: {line}", file=sys.stderr)
+    return code
