@@ -26,6 +26,7 @@ from rloop_lightning.cli.study_file import StudyPlan, plan_of_names, read_plan
 from rloop_lightning.errors import Stopped
 from rloop_lightning.run.cell_runner import CellRunner, Outcome
 from rloop_lightning.run.cells import COMMAND, Launch
+from rloop_lightning.run.comparison_table import write_comparison
 from rloop_lightning.run.study import Budget, Study
 from rloop_lightning.system.fields import PositiveInt, Seed
 from rloop_lightning.system.lock import FolderLock, LockedError
@@ -54,6 +55,7 @@ class CompareOptions:
         budget: what all arms have in equal amounts: `rollout_steps`, `tokens`, or nothing (`free`); null takes the
             study file's, or rollout_steps.
         dry_run: list the runs and the expected time, and end.
+        table_only: compare the runs that are complete, and start none.
     """
 
     algos: list[str] | None = None
@@ -64,6 +66,7 @@ class CompareOptions:
     launcher: str = ""
     budget: Budget | None = None
     dry_run: bool = False
+    table_only: bool = False
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -101,12 +104,20 @@ def _compare(arguments: Sequence[str], signals: StopSignals) -> int:
     study.out.mkdir(parents=True, exist_ok=True)
     with FolderLock(study.lock):
         study.write()
-        return _run(study, options, signals)
+        code = 0 if options.table_only else _run(study, options, signals)
+        print(f"\n{printable(write_comparison(study))}")
+        print(f"the table is in {study.results}, its figures with all digits in {study.results_csv}")
+        return code
 
 
 def _run(study: Study, options: CompareOptions, signals: StopSignals) -> int:
     launch = Launch(options.launcher, _threads(options.jobs))
-    outcomes = CellRunner(study, launch, options.jobs, tell=_tell, ended=_tell_outcome).run(signals)
+
+    def ended(outcome: Outcome) -> None:
+        _tell(f"{outcome.cell}: {outcome.kind}" + (f", {outcome.reason}" if outcome.reason else ""))
+        write_comparison(study)
+
+    outcomes = CellRunner(study, launch, options.jobs, tell=_tell, ended=ended).run(signals)
     failed = [outcome for outcome in outcomes if outcome.kind == "failed"]
     for outcome in failed:
         _complain(f"{outcome.cell} failed, {outcome.reason}; its log is {outcome.cell.log}", code=1)
@@ -150,7 +161,7 @@ def parsed(arguments: Sequence[str]) -> tuple[CompareOptions, StudyPlan, list[st
 
 def _own_flag(flag: str, value: str | None) -> str:
     if value is None:
-        return f"{flag}=true" if flag == "--dry_run" else flag
+        return f"{flag}=true" if flag in ("--dry_run", "--table_only") else flag
     return f"{flag}=[{value}]" if flag in _LISTS and not value.startswith("[") else f"{flag}={value}"
 
 
@@ -217,10 +228,6 @@ def plan_lines(study: Study) -> list[str]:
 
 def _tell(line: str) -> None:
     print(printable(line), flush=True)
-
-
-def _tell_outcome(outcome: Outcome) -> None:
-    _tell(f"{outcome.cell}: {outcome.kind}" + (f", {outcome.reason}" if outcome.reason else ""))
 
 
 def _complain(message: str, code: int) -> int:

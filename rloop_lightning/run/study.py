@@ -32,7 +32,7 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9._=+-]+")
 _SHOWN = 4  # settings that a message lists
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Arm:
     """One of the settings that a study compares.
 
@@ -52,7 +52,7 @@ class Arm:
         return _UNSAFE.sub("-", self.name).strip("-.")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cell:
     """One run of a study.
 
