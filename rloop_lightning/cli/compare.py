@@ -184,7 +184,14 @@ def _default_out(plan: StudyPlan) -> Path:
 
 
 def _unequal(study: Study, arms: Sequence[CheckedArm]) -> list[str]:
-    """A message if the arms differ in the rollouts that they train on."""
+    """A message if the arms can't have the same budget."""
+    if study.budget == "tokens":
+        scheduled = [one.arm.name for one in arms if one.parts.algorithm.lr_schedule != "constant"]
+        return [
+            f"--budget tokens: arm {name}: its learning rate would decay over a number of steps that is not known; set "
+            "--algo.lr_schedule constant"
+            for name in scheduled
+        ]
     planned = {
         one.arm.name: one.parts.explorations
         * one.parts.explore_steps

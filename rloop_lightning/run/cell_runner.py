@@ -94,14 +94,19 @@ class CellRunner:
         while len(self._running) < self.jobs and (cell := self._next()) is not None:
             begun = cell.state() is not None
             number = self.study.cells.index(cell) + 1
-            self._running.append(CellProcess(cell, self.launch, self.study.settings_file(cell.arm)))
+            settings, options = self.study.settings_file(cell.arm), self.study.options(cell)
+            self._running.append(CellProcess(cell, self.launch, settings, options))
             self._waiting.remove(cell)
             what = "goes on" if begun else "begins"
             self._tell(f"[{number}/{len(self.study.cells)}] {cell} {what}; log: {cell.log}")
 
     def _next(self) -> Cell | None:
         """The next cell that can start. A folder in use is another study's, or that of one that was killed."""
-        for cell in self._waiting:
+        for cell in list(self._waiting):
+            reference = self.study.reference(cell)
+            if reference is not None and not reference.complete:
+                self._give_up(cell, reference)
+                continue
             try:
                 FolderLock(cell.run.lock).check()
             except LockedError as error:
@@ -111,6 +116,13 @@ class CellRunner:
                 continue
             return cell
         return None
+
+    def _give_up(self, cell: Cell, reference: Cell) -> None:
+        """Leave a cell out if the one that its budget is taken from has ended without completing."""
+        if any(str(outcome.cell) == str(reference) for outcome in self._outcomes):
+            self._waiting.remove(cell)
+            reason = f"its budget is the tokens of {reference}, which is not complete"
+            self._note(Outcome(cell, "failed", reason))
 
     def _collect(self) -> None:
         """Note the cells that have ended, also those that another process has completed."""

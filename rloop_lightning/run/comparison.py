@@ -10,7 +10,7 @@ difference is a policy's value minus that of the policy which the first arm hand
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -31,6 +31,7 @@ Verdict = Literal["better", "worse", "inconclusive", ""]
 
 ALL_ARMS = "all arms"
 LEVEL = 0.95
+_TOKENS_APART = 0.05  # a budget is overshot by up to one rollout step an exploration
 COSTS = ("rollout_steps", "optimizer_steps", "rollouts", "tokens", "seconds")
 _STAGE = re.compile(r"round (\d+) (explored|consolidated)")
 
@@ -139,6 +140,7 @@ def compare(study: Study) -> Comparison:
     """Compare the complete cells of a study."""
     states = {cell: state for cell in study.cells if (state := _complete_state(cell))}
     notes = [f"{cell}: {note}" for cell, state in states.items() for note in state.notes]
+    notes += _unequal_tokens(study, states)
     found = {
         arm.name: _policies({cell.seed: (cell, states[cell]) for cell in study.cells_of(arm) if cell in states}, notes)
         for arm in study.arms
@@ -232,6 +234,18 @@ def _policies(runs: Mapping[int, tuple[Cell, LoopState]], notes: list[str]) -> d
     if names[0] == names[1]:
         del found["last explored"]
     return {policy: by_seed for policy, by_seed in found.items() if by_seed}
+
+
+def _unequal_tokens(study: Study, states: Mapping[Cell, LoopState]) -> Iterator[str]:
+    """Cells that generated another number of tokens than their budget."""
+    tokens = {(cell.arm.name, cell.seed): state.budget.tokens for cell, state in states.items()}
+    for cell in states:
+        reference = study.reference(cell)
+        if reference is None:
+            continue
+        spent, budget = tokens[cell.arm.name, cell.seed], tokens.get((reference.arm.name, cell.seed), 0)
+        if abs(spent - budget) > _TOKENS_APART * budget:
+            yield f"{cell}: it generated {spent:,} tokens, and its budget was the {budget:,} of {reference}"
 
 
 def _stage(name: str) -> Stage:

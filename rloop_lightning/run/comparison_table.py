@@ -131,7 +131,10 @@ def _over(rows: Sequence[Row], metrics: Sequence[str]) -> str:
     """What the intervals of some metrics are over, and how they were computed."""
     figures = [row.figures[metric] for row in rows for metric in metrics if metric in row.figures]
     problems = sorted({figure.problems for figure in figures})
-    over = sorted({f"over {figure.over} ({figure.method})" for figure in figures if figure.over})
+    methods: dict[str, set[str]] = {}
+    for figure in figures:
+        methods.setdefault(figure.over, set()).add(figure.method)
+    over = [f"over {what} ({', '.join(sorted(used))})" for what, used in sorted(methods.items())]
     counted = f"{' or '.join(map(str, problems))} problems" if problems else ""
     return f" ({counted}), mean with its 95 % interval {', or '.join(over)}"
 

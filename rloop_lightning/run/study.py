@@ -28,6 +28,9 @@ from rloop_lightning.system.files import write_text
 
 Budget = Literal["rollout_steps", "tokens", "free"]
 
+MOST_STEPS = 10
+"""With a budget of tokens, an exploration may take this many times its rollout steps."""
+
 _UNSAFE = re.compile(r"[^A-Za-z0-9._=+-]+")
 _SHOWN = 4  # settings that a message lists
 
@@ -120,6 +123,20 @@ class Study:
     def cells_of(self, arm: Arm) -> list[Cell]:
         """The cells of an arm, by seed."""
         return [cell for cell in self.cells if cell.arm is arm]
+
+    def reference(self, cell: Cell) -> Cell | None:
+        """The cell whose tokens are this one's budget: the first arm's with the same seed."""
+        return None if self.budget != "tokens" or cell.arm is self.arms[0] else self.cell(self.arms[0], cell.seed)
+
+    def options(self, cell: Cell) -> list[str]:
+        """What the run of a cell has besides the settings of its arm. Its `reference` must be complete."""
+        reference = self.reference(cell)
+        if reference is None:
+            return []
+        state, loop = reference.state(), cell.arm.settings["loop"]
+        assert state is not None
+        tokens, steps = max(1, state.budget.tokens // loop["rounds"]), MOST_STEPS * loop["explore_steps"]
+        return [f"--loop.explore_tokens={tokens}", f"--loop.explore_steps={steps}"]
 
     def settings_file(self, arm: Arm) -> Path:
         return self.out / arm.folder_name / "settings.yaml"
