@@ -18,16 +18,18 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
+from rloop_lightning.callbacks.run_estimate import duration
 from rloop_lightning.cli.arguments import UsageError, pairs
 from rloop_lightning.cli.arms import CheckedArm, checked_arms
 from rloop_lightning.cli.parse_errors import no_option, parse
 from rloop_lightning.cli.quiet import quiet_lightning
 from rloop_lightning.cli.study_file import StudyPlan, plan_of_names, read_plan
-from rloop_lightning.errors import Stopped
+from rloop_lightning.errors import RunFault, Stopped
 from rloop_lightning.run.cell_runner import CellRunner, Outcome
 from rloop_lightning.run.cells import COMMAND, Launch
 from rloop_lightning.run.comparison_table import write_comparison
 from rloop_lightning.run.study import Budget, Study
+from rloop_lightning.run.study_time import measured_speed, plan_lines, seconds_by_arm, seconds_left
 from rloop_lightning.system.fields import PositiveInt, Seed
 from rloop_lightning.system.lock import FolderLock, LockedError
 from rloop_lightning.system.signals import StopSignals
@@ -98,7 +100,7 @@ def _compare(arguments: Sequence[str], signals: StopSignals) -> int:
     if wrong := [*dict.fromkeys(fault for one in arms for fault in study.faults(one.defaults)), *_unequal(study, arms)]:
         raise UsageError("\n".join(wrong))
     if options.dry_run:
-        for line in plan_lines(study):
+        for line in _plan(study, arms, options):
             print(printable(line))
         return 0
     study.out.mkdir(parents=True, exist_ok=True)
@@ -114,7 +116,11 @@ def _run(study: Study, options: CompareOptions, signals: StopSignals) -> int:
     launch = Launch(options.launcher, _threads(options.jobs))
 
     def ended(outcome: Outcome) -> None:
-        _tell(f"{outcome.cell}: {outcome.kind}" + (f", {outcome.reason}" if outcome.reason else ""))
+        reason = f", {outcome.reason}" if outcome.reason else ""
+        by_arm = seconds_by_arm(study, None, {})
+        left = sum(seconds_left(cell, by_arm) for cell in study.cells) / options.jobs
+        about = f"; about {duration(left)} left" if left else ""
+        _tell(f"{outcome.cell}: {outcome.kind}{reason}{about}")
         write_comparison(study)
 
     outcomes = CellRunner(study, launch, options.jobs, tell=_tell, ended=ended).run(signals)
@@ -217,20 +223,20 @@ def _threads(jobs: int) -> int | None:
     return max(1, available // jobs)
 
 
-def plan_lines(study: Study) -> list[str]:
-    """The runs of a study."""
-    lines = []
-    for number, cell in enumerate(study.cells, 1):
-        state = cell.state()
-        where = (
-            "to do"
-            if state is None
-            else "complete"
-            if cell.complete
-            else f"begun, round {state.round + 1} {state.phase}"
-        )
-        lines.append(f"[{number}/{len(study.cells)}] {cell}: {where}")
-    return lines
+def _plan(study: Study, arms: Sequence[CheckedArm], options: CompareOptions) -> list[str]:
+    """What `--dry_run` shows."""
+    parts = {one.arm.name: one.parts for one in arms}
+    complete = sum(cell.complete for cell in study.cells)
+    speed, basis = None, f"{complete} complete runs"
+    if options.launcher and not complete:
+        basis = "not known before a run is complete, since a launcher may use other machines"
+    elif not complete:
+        try:
+            speed = measured_speed(study.arms[0], parts[study.arms[0].name], _threads(options.jobs))
+            basis = "a trial of two rollout steps on this machine, without consolidations"
+        except RunFault as error:
+            basis = f"not known, because a trial failed: {error}"
+    return plan_lines(study, seconds_by_arm(study, speed, parts), basis, options.jobs)
 
 
 def _tell(line: str) -> None:

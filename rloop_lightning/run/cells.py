@@ -26,8 +26,10 @@ from rloop_lightning.system.terminal import one_line
 COMMAND = "{command}"
 """Stands for the command of a cell in a launcher."""
 
+FIT = (sys.executable, "-m", "rloop_lightning")
+"""The command `rloop-fit`."""
+
 _LOG_END = 1 << 16  # bytes of a log that are searched for an error
-_FIT = (sys.executable, "-m", "rloop_lightning")
 
 
 @dataclass(frozen=True)
@@ -110,20 +112,25 @@ class CellProcess:
 
     def complaint(self) -> str:
         """What it said of its failure, on one line: its last error, else its last line."""
-        with self.cell.log.open("rb") as log:
-            size = log.seek(0, os.SEEK_END)
-            log.seek(max(self._log_start, size - _LOG_END))
-            text = log.read().decode("utf-8", errors="replace")
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        errors = [line.partition("error: ")[2] for line in lines if "error: " in line]
-        return one_line((errors or lines or ["it said nothing"])[-1], limit=300)
+        return complaint_in(self.cell.log, self._log_start)
+
+
+def complaint_in(log: Path, start: int = 0) -> str:
+    """The last error in a log from a byte on, else its last line; on one line."""
+    with log.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(start, size - _LOG_END))
+        text = file.read().decode("utf-8", errors="replace")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line.partition("error: ")[2] for line in lines if "error: " in line]
+    return one_line((errors or lines or ["it said nothing"])[-1], limit=300)
 
 
 def script(cell: Cell, settings: Path, options: Sequence[str], threads: int | None) -> str:
     """A shell script that begins the run of a cell, or resumes it."""
     out = str(cell.run.out)
-    begin = [*_FIT, "--config", str(settings), "--seed_everything", str(cell.seed), "--out", out, *options]
-    resume = [*_FIT, "--resume", out]
+    begin = [*FIT, "--config", str(settings), "--seed_everything", str(cell.seed), "--out", out, *options]
+    resume = [*FIT, "--resume", out]
     states = (cell.run.state, cell.run.previous_state)
     begun = " || ".join(f"[ -e {shlex.quote(str(state))} ]" for state in states)
     lines = [
