@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rloop_lightning.cli.instant import data_answer, fit_answer
+from rloop_lightning.cli.instant import compare_answer, data_answer, fit_answer
 from rloop_lightning.errors import Stopped
 from rloop_lightning.system.signals import StopSignals
 from rloop_lightning.system.working_directory import search_working_directory
@@ -37,6 +37,8 @@ def rloop_fit() -> int:
 def rloop_compare() -> int:
     """The `rloop-compare` command; see `cli.compare.main`."""
     search_working_directory()
+    if (code := compare_answer(sys.argv[1:])) is not None:
+        return code
     with StopSignals():
         try:
             with _no_garbage_among_imports():

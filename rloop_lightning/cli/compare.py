@@ -97,7 +97,8 @@ def _compare(arguments: Sequence[str], signals: StopSignals) -> int:
         seeds,
         options.budget or plan.budget or "rollout_steps",
     )
-    if wrong := [*dict.fromkeys(fault for one in arms for fault in study.faults(one.defaults)), *_unequal(study, arms)]:
+    wrong = [fault for one in arms if (fault := study.fault(one.arm, one.defaults))]
+    if wrong := [*wrong, *_unequal(study, arms)]:
         raise UsageError("\n".join(wrong))
     if options.dry_run:
         for line in _plan(study, arms, options):

@@ -44,6 +44,19 @@ def data_answer(argv: Sequence[str]) -> int | None:
     return 0
 
 
+def compare_answer(argv: Sequence[str]) -> int | None:
+    """The same for `rloop-compare`, which without arguments shows its help too."""
+    if "--version" in argv:
+        show(versions("rloop-compare"))
+        return 0
+    if argv and not {"-h", "--help"} & set(argv):
+        return None
+    from rloop_lightning.cli.compare_help import compare_help
+
+    show(compare_help())
+    return 0
+
+
 def versions(command: str) -> str:
     """The line of `--version`."""
     others = ", ".join(f"{name} {_version(name)}" for name in _SHOWN)

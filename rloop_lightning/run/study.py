@@ -12,7 +12,7 @@ runs/STUDY/
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +25,7 @@ from rloop_lightning.run.folder import RunFolder
 from rloop_lightning.run.settings import flat, settings_text
 from rloop_lightning.run.state import LoopState
 from rloop_lightning.system.files import write_text
+from rloop_lightning.system.terminal import one_line
 
 Budget = Literal["rollout_steps", "tokens", "free"]
 
@@ -155,27 +156,28 @@ class Study:
         """The comparison as CSV."""
         return self.out / "results.csv"
 
-    def faults(self, defaults: Mapping[str, Any]) -> Iterator[str]:
-        """Why this study can't run in its folder: an arm of the same name has run with other settings.
+    def fault(self, arm: Arm, defaults: Mapping[str, Any]) -> str:
+        """Why an arm can't run in this folder: it has run there with other settings. Empty if it can.
 
         Args:
-            defaults: of all settings, as groups. They stand for settings that did not exist when a cell began.
+            defaults: of all settings, as groups. They stand for settings that did not exist when the arm ran.
         """
-        for arm in self.arms:
-            before = _settings_in(self.settings_file(arm))
-            begun = [path for path in (self.out / arm.folder_name).glob("seed-*") if RunFolder(path).states]
-            if not (before and begun):
-                continue
-            then, now = {**dict(flat(defaults)), **dict(flat(before))}, dict(flat(arm.settings))
-            changed = [key for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key)]
-            changed = [key for key in changed if key in now or key in dict(flat(before))]
-            if changed:
-                told = ", ".join(f"{key} {now.get(key)} (there: {then.get(key)})" for key in changed[:_SHOWN])
-                more = f" and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
-                yield (
-                    f"--out {self.out}: arm {arm.name} has run there with other settings: {told}{more}; give the arm "
-                    "another name, or the study another folder with --out"
-                )
+        before = _settings_in(self.settings_file(arm))
+        begun = [path for path in (self.out / arm.folder_name).glob("seed-*") if RunFolder(path).states]
+        if not (before and begun):
+            return ""
+        then, now = dict(flat(before)), dict(flat(arm.settings))
+        then = {**{key: value for key, value in flat(defaults) if key in now}, **then}
+        changed = [key for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key)]
+        if not changed:
+            return ""
+        told = ", ".join(f"{key} {now.get(key)} (there: {then.get(key)})" for key in changed[:_SHOWN])
+        more = f" and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
+        return one_line(
+            f"--out {self.out}: arm {arm.name} has run there with other settings: {told}{more}; give the arm another "
+            "name, or the study another folder with --out",
+            limit=1000,
+        )
 
     def write(self) -> None:
         """Write study.yaml and the settings of the arms."""
