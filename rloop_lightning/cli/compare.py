@@ -228,7 +228,7 @@ def _plan(study: Study, arms: Sequence[CheckedArm], options: CompareOptions) -> 
     """What `--dry_run` shows."""
     parts = {one.arm.name: one.parts for one in arms}
     complete = sum(cell.complete for cell in study.cells)
-    speed, basis = None, f"{complete} complete runs"
+    speed, basis = None, f"{complete} complete run{'s' if complete > 1 else ''}"
     if options.launcher and not complete:
         basis = "not known before a run is complete, since a launcher may use other machines"
     elif not complete:
