@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -38,8 +39,8 @@ from rloop_lightning.system.terminal import log_handler, printable, printable_li
 USAGE = "rloop-compare [STUDY.yaml] [--algos NAME,...] [--consolidate NAME,...] [--seeds 0,1,2] [--OPTION VALUE ...]"
 
 _DEFAULT_SEEDS = (0, 1, 2)
+_LOOKS_ONLY = ("--dry_run", "--table_only")
 _LISTS = ("--algos", "--consolidate", "--seeds")
-_OWN_IN_A_STUDY = ("--algos",)  # with a study file, --consolidate is the option of rloop-fit
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,12 @@ def _compare(arguments: Sequence[str], signals: StopSignals) -> int:
         [one.arm for one in arms],
         seeds,
         options.budget or plan.budget or "rollout_steps",
+        shlex.join(["rloop-compare", *(word for word in arguments if not word.startswith(_LOOKS_ONLY))]),
     )
-    wrong = [fault for one in arms if (fault := study.fault(one.arm, one.defaults))]
-    if wrong := [*wrong, *_unequal(study, arms)]:
+    wrong = study.place_faults()
+    wrong += [fault for one in arms if (fault := study.fault(one.arm, one.defaults))]
+    wrong += _unequal(study, arms)
+    if wrong:
         raise UsageError("\n".join(wrong))
     if options.dry_run:
         for line in _plan(study, arms, options):
@@ -130,6 +134,8 @@ def _run(study: Study, options: CompareOptions, signals: StopSignals) -> int:
         _complain(f"{outcome.cell} failed, {outcome.reason}; its log is {outcome.cell.log}", code=1)
     if failed:
         _complain(f"{len(failed)} of {len(study.cells)} runs failed; run the same command again to try them", code=1)
+    if submitted := sum(outcome.kind == "submitted" for outcome in outcomes):
+        _tell(f"{submitted} runs were submitted; the same command with --table_only compares those that are complete")
     return 1 if failed else 0
 
 
@@ -142,7 +148,7 @@ def parsed(arguments: Sequence[str]) -> tuple[CompareOptions, StudyPlan, list[st
     rest = list(arguments)
     file = rest.pop(0) if rest and not rest[0].startswith("-") else None
     own_names = {f"--{field.name}" for field in fields(CompareOptions)}
-    own_names -= {"--consolidate"} if file else set()
+    own_names -= {"--consolidate"} if file else set()  # it is the option of rloop-fit then
     own, of_runs, configs, wrong = [], [], [], []
     for flag, value in pairs(rest):
         if flag in own_names:
@@ -168,7 +174,7 @@ def parsed(arguments: Sequence[str]) -> tuple[CompareOptions, StudyPlan, list[st
 
 def _own_flag(flag: str, value: str | None) -> str:
     if value is None:
-        return f"{flag}=true" if flag in ("--dry_run", "--table_only") else flag
+        return f"{flag}=true" if flag in _LOOKS_ONLY else flag
     return f"{flag}=[{value}]" if flag in _LISTS and not value.startswith("[") else f"{flag}={value}"
 
 

@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from rloop_lightning.run.comparison import COSTS, Comparison, Figure, Row, compare
 from rloop_lightning.run.study import Study
 from rloop_lightning.system.files import write_text
-from rloop_lightning.system.markdown import escaped
+from rloop_lightning.system.markdown import code, escaped
 
 _MISSING = "–"  # noqa: RUF001 - an en dash is what a table shows where there is nothing
+_COMMAND_CHARACTERS = 2000
 _CSV_COLUMNS = (
     *("arm", "policy", "metric", "kind"),
     *("mean", "low", "high", "over", "method", "seeds", "problems", "verdict"),
@@ -49,8 +50,9 @@ def comparison_table(study: Study, comparison: Comparison) -> str:
         if k.isdecimal():
             sets.setdefault(name, []).append(metric)
     lines = [
+        *([f"Command: {code(study.command, limit=_COMMAND_CHARACTERS)}", ""] if study.command else []),
         f"Arms: {', '.join(escaped(arm.name) for arm in study.arms)}. "
-        f"Seeds: {', '.join(map(str, study.seeds))}. Budget of the arms: {_BUDGETS[study.budget]}."
+        f"Seeds: {', '.join(map(str, study.seeds))}. Budget of the arms: {_BUDGETS[study.budget]}.",
     ]
     for name, metrics in sets.items():
         metrics.sort(key=lambda metric: int(metric.rpartition("@")[2]))

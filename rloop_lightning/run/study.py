@@ -1,7 +1,7 @@
 """A study: arms that differ in their settings, each run once per seed. A cell is one run of it.
 
 runs/STUDY/
-  study.yaml                    budget, seeds, and what each arm sets
+  study.yaml                    command, budget, seeds, and what each arm sets
   study.lock                    held by the process that runs the study
   ARM/settings.yaml             all settings of an arm, for --config
   ARM/seed-0/                   a cell, an ordinary run folder
@@ -21,6 +21,7 @@ from typing import Any, Literal
 import yaml
 
 from rloop_lightning.errors import StateError
+from rloop_lightning.run.claim import RunClaim
 from rloop_lightning.run.folder import RunFolder
 from rloop_lightning.run.settings import flat, settings_text
 from rloop_lightning.run.state import LoopState
@@ -106,12 +107,14 @@ class Study:
         arms: the first one is the one that the others are compared with.
         seeds: seeds that every arm runs with.
         budget: what the arms have in equal amounts: rollout steps, generated tokens, or nothing (`free`).
+        command: the command line of the study, for readers of its results.
     """
 
     out: Path
     arms: Sequence[Arm]
     seeds: Sequence[int]
     budget: Budget = "rollout_steps"
+    command: str = ""
 
     @cached_property
     def cells(self) -> list[Cell]:
@@ -156,6 +159,10 @@ class Study:
         """The comparison as CSV."""
         return self.out / "results.csv"
 
+    def place_faults(self) -> list[str]:
+        """Why a new study can't have its folder; none if it holds a study already."""
+        return [] if self.lock.is_file() else RunClaim(RunFolder(self.out)).faults()
+
     def fault(self, arm: Arm, defaults: Mapping[str, Any]) -> str:
         """Why an arm can't run in this folder: it has run there with other settings. Empty if it can.
 
@@ -184,6 +191,7 @@ class Study:
         for arm in self.arms:
             write_text(self.settings_file(arm), settings_text(arm.settings))
         content = {
+            "command": self.command,
             "budget": self.budget,
             "seeds": list(self.seeds),
             "arms": {arm.name: dict(arm.sets) for arm in self.arms},

@@ -230,6 +230,19 @@ def test_exploring_ends_with_its_tokens(tiny: TinyRun, tmp_path: Path) -> None:
     assert state["notes"] == []
 
 
+def test_a_study_begins_in_an_empty_folder(
+    tiny: TinyRun, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (finished / "results.md").read_bytes()
+    text = said(capsys, "--config", tiny.config, "--algos", "dapo", "--out", finished, "--table_only", code=2)
+    assert f"--out {finished} already contains a run" in text
+    (tmp_path / "study.yaml").write_text("arms: {a: {}}\n")
+    text = said(capsys, tmp_path / "study.yaml", "--out", tmp_path, "--table_only", code=2)
+    assert f"--out {tmp_path} is not empty, it contains study.yaml" in text
+    assert (tmp_path / "study.yaml").read_text() == "arms: {a: {}}\n"
+    assert (finished / "results.md").read_bytes() == before
+
+
 def test_two_studies_do_not_run_in_one_folder(
     tiny: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
