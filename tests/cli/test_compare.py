@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -104,6 +105,20 @@ def test_arms_have_the_settings_that_a_run_of_theirs_would_have(
         assert not {"out", "resume", "seed_everything", "dry_run"} & arm.keys()
     stored = yaml.safe_load((out / "study.yaml").read_text())
     assert (stored["seeds"], stored["budget"], list(stored["arms"])) == ([0, 1, 2], "rollout_steps", ["dapo", "minirl"])
+
+
+def test_the_studies_of_the_docs_are_accepted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "comparing.md").read_text()
+    found = {}
+    for name, text in re.findall(r"```yaml\n# (\w+\.yaml)\n(.*?)```", page, re.DOTALL):
+        (tmp_path / name).write_text(text)
+        said(capsys, tmp_path / name, "--out", tmp_path / name.removesuffix(".yaml"), "--table_only")
+        found[name] = list(yaml.safe_load((tmp_path / name.removesuffix(".yaml") / "study.yaml").read_text())["arms"])
+    assert found == {
+        "filter.yaml": ["dapo", "random", *(f"rloop max_success_rate={rate}" for rate in (0.05, 0.1, 0.2, 0.5))],
+        "search.yaml": [f"lr={lr}" for lr in (0.0001, 0.0002, 0.0004)],
+    }
+    assert settings(tmp_path / "filter", "random")["filter"]["control"] == "random"
 
 
 def test_the_default_preset_is_that_of_rloop_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
