@@ -22,7 +22,7 @@ from rloop_lightning.cli.prepare import faults_outside
 from rloop_lightning.cli.study_file import StudyPlan
 from rloop_lightning.cli.swappable import SWAPPABLE
 from rloop_lightning.run.parts import Parts
-from rloop_lightning.run.study import Arm
+from rloop_lightning.run.study import Arm, BudgetRule
 from rloop_lightning.system.terminal import one_line
 
 _OF_CELLS = {
@@ -83,6 +83,31 @@ def checked_arms(plan: StudyPlan, options: Sequence[str], seed: int) -> list[Che
     if wrong:
         raise UsageError("\n".join(dict.fromkeys(wrong)))
     return found
+
+
+def budget_faults(rule: BudgetRule, arms: Sequence[CheckedArm]) -> list[str]:
+    """A message if the arms can't have the same budget."""
+    if rule == "tokens":
+        scheduled = [one.arm.name for one in arms if one.parts.algorithm.lr_schedule != "constant"]
+        return [
+            f"--budget tokens: arm {name}: its learning rate would decay over a number of steps that is not known; set "
+            "--algo.lr_schedule constant"
+            for name in scheduled
+        ]
+    planned = {
+        one.arm.name: one.parts.explorations
+        * one.parts.explore_steps
+        * one.parts.problems_per_step
+        * one.parts.loop.rollouts_per_problem
+        for one in arms
+    }
+    if rule != "rollout_steps" or len(set(planned.values())) == 1:
+        return []
+    told = ", ".join(f"{name} {count:,}" for name, count in planned.items())
+    return [
+        f"--budget rollout_steps: the arms differ in the rollouts that they train on: {told}; make rounds x "
+        "explore_steps x problems_per_step x rollouts_per_problem equal, or give --budget tokens or free"
+    ]
 
 
 class _Files:

@@ -21,4 +21,4 @@ Examples:
 
 def compare_help() -> str:
     """The text of `rloop-compare --help`."""
-    return options_help(_TEXT, ["rloop_lightning.cli.compare.CompareOptions"])
+    return options_help(_TEXT, ["rloop_lightning.cli.compare_options.CompareOptions"])

@@ -26,7 +26,7 @@ from typing import Any, get_args
 
 from rloop_lightning.cli.arguments import UsageError
 from rloop_lightning.cli.config_files import settings_in
-from rloop_lightning.run.study import Budget
+from rloop_lightning.run.study import BudgetRule
 from rloop_lightning.system.fields import Seed
 from rloop_lightning.system.terminal import one_line
 
@@ -51,7 +51,7 @@ class StudyPlan:
     configs: Sequence[str] = ()
     base: Mapping[str, Any] = field(default_factory=dict)
     seeds: Sequence[int] | None = None
-    budget: Budget | None = None
+    budget: BudgetRule | None = None
 
 
 def plan_of_names(algos: Sequence[str], consolidate: Sequence[str]) -> StudyPlan:
@@ -94,8 +94,8 @@ class _Reader:
         grid = self._grid("grid", content.get("grid"))
         arms = self._arms(content.get("arms"), grid)
         budget = content.get("budget")
-        if budget is not None and budget not in get_args(Budget):
-            self.wrong.append(f"budget: expected {', '.join(get_args(Budget))}, got {one_line(repr(budget))}")
+        if budget is not None and budget not in get_args(BudgetRule):
+            self.wrong.append(f"budget: expected {', '.join(get_args(BudgetRule))}, got {one_line(repr(budget))}")
         return StudyPlan(
             path,
             arms,

@@ -111,19 +111,19 @@ class CellProcess:
         self._process.wait()
 
     def complaint(self) -> str:
-        """What it said of its failure, on one line: its last error, else its last line."""
+        """What it said of its failure, on one line: its first error, else its last line."""
         return complaint_in(self.cell.log, self._log_start)
 
 
 def complaint_in(log: Path, start: int = 0) -> str:
-    """The last error in a log from a byte on, else its last line; on one line."""
+    """The first error in the end of a log, from a byte on, else its last line; on one line."""
     with log.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(start, size - _LOG_END))
         text = file.read().decode("utf-8", errors="replace")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line.partition("error: ")[2] for line in lines if "error: " in line]
-    return one_line((errors or lines or ["it said nothing"])[-1], limit=300)
+    return one_line(errors[0] if errors else lines[-1] if lines else "it said nothing", limit=300)
 
 
 def script(cell: Cell, settings: Path, options: Sequence[str], threads: int | None) -> str:

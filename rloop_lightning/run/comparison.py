@@ -26,7 +26,7 @@ from rloop_lightning.run.state import LoopState, Stage
 from rloop_lightning.run.study import Arm, Cell, Study
 from rloop_lightning.system.terminal import one_line
 
-Policy = Literal["base", "last explored", "handed over"]
+ComparedPolicy = Literal["base", "last explored", "handed over"]
 Verdict = Literal["better", "worse", "inconclusive", ""]
 
 ALL_ARMS = "all arms"
@@ -98,7 +98,7 @@ class Row:
     """
 
     arm: str
-    policy: Policy
+    policy: ComparedPolicy
     figures: Mapping[str, Figure]
     differences: Mapping[str, Figure]
 
@@ -174,7 +174,9 @@ class _Builder:
         self._reference = reference
         self._notes = notes
 
-    def row(self, arm: str, policy: Policy, by_seed: Mapping[int, _Evaluated], *, is_reference: bool = False) -> Row:
+    def row(
+        self, arm: str, policy: ComparedPolicy, by_seed: Mapping[int, _Evaluated], *, is_reference: bool = False
+    ) -> Row:
         figures: dict[str, Figure] = {}
         differences: dict[str, Figure] = {}
         paired = sorted(by_seed.keys() & self._reference.keys())
@@ -216,12 +218,18 @@ def _complete_state(cell: Cell) -> LoopState | None:
     return state if state is not None and state.phase == "done" and state.selected else None
 
 
-def _policies(runs: Mapping[int, tuple[Cell, LoopState]], notes: list[str]) -> dict[Policy, dict[int, _Evaluated]]:
+def _policies(
+    runs: Mapping[int, tuple[Cell, LoopState]], notes: list[str]
+) -> dict[ComparedPolicy, dict[int, _Evaluated]]:
     """By policy and seed, what was evaluated. The last explored policy is left out where it was handed over."""
-    found: dict[Policy, dict[int, _Evaluated]] = {"base": {}, "last explored": {}, "handed over": {}}
+    found: dict[ComparedPolicy, dict[int, _Evaluated]] = {"base": {}, "last explored": {}, "handed over": {}}
     for seed, (cell, state) in runs.items():
         explored = [name for name in state.results if name.endswith(" explored")]
-        named: dict[Policy, str] = {"base": "base", "last explored": explored[-1], "handed over": state.selected}
+        named: dict[ComparedPolicy, str] = {
+            "base": "base",
+            "last explored": explored[-1],
+            "handed over": state.selected,
+        }
         for policy, name in named.items():
             record = cell.run.evaluation(_stage(name))
             try:

@@ -72,7 +72,7 @@ def comparison_table(study: Study, comparison: Comparison) -> str:
             ]
             lines += _table(["arm", "policy", "seeds", *titles], rows, left=2)
     lines += _costs(comparison)
-    listed = [f"- not complete: {escaped(str(cell))}" for cell in comparison.missing]
+    listed = [f"- not complete: {escaped(f'{cell}; its log is {cell.log}')}" for cell in comparison.missing]
     listed += [f"- {escaped(note)}" for note in comparison.notes]
     return "\n".join([*lines, *([""] if listed else []), *listed]) + "\n"
 

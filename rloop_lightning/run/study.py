@@ -28,7 +28,7 @@ from rloop_lightning.run.state import LoopState
 from rloop_lightning.system.files import write_text
 from rloop_lightning.system.terminal import one_line
 
-Budget = Literal["rollout_steps", "tokens", "free"]
+BudgetRule = Literal["rollout_steps", "tokens", "free"]
 
 MOST_STEPS = 10
 """With a budget of tokens, an exploration may take this many times its rollout steps."""
@@ -113,7 +113,7 @@ class Study:
     out: Path
     arms: Sequence[Arm]
     seeds: Sequence[int]
-    budget: Budget = "rollout_steps"
+    budget: BudgetRule = "rollout_steps"
     command: str = ""
 
     @cached_property

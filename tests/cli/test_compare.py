@@ -136,6 +136,8 @@ def test_the_default_preset_is_that_of_rloop_fit(tmp_path: Path, capsys: pytest.
             ["--algos", "dapo", "--seeds", "0,0", "--launcher", "srun"],
             ["--seeds: give", "--launcher: it needs {command}"],
         ),
+        (["--algos", "dapo", "--launcher", "nohow {command}"], ["--launcher: no program 'nohow' is on this machine"]),
+        (["--algos", "dapo", "--launcher", "sh -c '{command}"], ["--launcher: its quotes don't match"]),
         (["--algos", "dapo", "--seeds", "x"], ["--seeds: expected a list"]),
         (["--algos", "dapo", "grpo"], ["'grpo' is not an option"]),
         (

@@ -23,7 +23,7 @@ from rloop_lightning.run import cells
 from rloop_lightning.run.cell_runner import CellRunner, Outcome
 from rloop_lightning.run.cells import Launch
 from rloop_lightning.run.state import LoopState
-from rloop_lightning.run.study import Arm, Budget, Cell, Study
+from rloop_lightning.run.study import Arm, BudgetRule, Cell, Study
 from rloop_lightning.system.lock import FolderLock
 from rloop_lightning.system.signals import StopSignals
 
@@ -47,7 +47,7 @@ cp -r "$COMPLETE/." "$out"
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Study]:
     """Makes a study whose runs are a script's."""
 
-    def make(*names: str, seeds: tuple[int, ...] = (0,), budget: Budget = "rollout_steps", body: str = "") -> Study:
+    def make(*names: str, seeds: tuple[int, ...] = (0,), budget: BudgetRule = "rollout_steps", body: str = "") -> Study:
         fit = tmp_path / "fit.sh"
         fit.write_text(FIT.replace("{body}", body))
         template = Study(tmp_path / "template", [Arm("one", {}, LOOP)], [0]).cells[0]
