@@ -6,6 +6,7 @@ was cut resumes, and the others begin. A cell that fails does not stop the other
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from rloop_lightning.run.cells import CellProcess, Launch
 from rloop_lightning.run.study import Cell, Study
 from rloop_lightning.system.lock import FolderLock, LockedError
 from rloop_lightning.system.signals import StopSignals
+from rloop_lightning.system.terminal import one_line
 
 _PAUSE_S = 0.2
 
@@ -70,7 +72,6 @@ class CellRunner:
 
         Raises:
             Stopped: a signal has come. The cells that ran have saved their training step.
-            OSError: the files of a cell can't be written, or the launcher can't be started.
         """
         try:
             with signals.deferred():
@@ -95,8 +96,12 @@ class CellRunner:
             begun = cell.state() is not None
             number = self.study.cells.index(cell) + 1
             settings, options = self.study.settings_file(cell.arm), self.study.options(cell)
-            self._running.append(CellProcess(cell, self.launch, settings, options))
             self._waiting.remove(cell)
+            try:
+                self._running.append(CellProcess(cell, self.launch, settings, options))
+            except OSError as error:  # of this cell's files, or of the launcher
+                self._note(Outcome(cell, "failed", one_line(str(error), limit=300)))
+                continue
             what = "goes on" if begun else "begins"
             self._tell(f"[{number}/{len(self.study.cells)}] {cell} {what}; log: {cell.log}")
 
@@ -141,7 +146,8 @@ class CellRunner:
             return Outcome(process.cell, "complete")
         if code == 0:
             return Outcome(process.cell, "submitted")
-        return Outcome(process.cell, "failed", f"exit code {code}: {process.complaint()}")
+        how = f"exit code {code}" if code > 0 else f"killed by {signal.Signals(-code).name}"
+        return Outcome(process.cell, "failed", f"{how}: {process.complaint()}")
 
     def _note(self, outcome: Outcome) -> None:
         self._outcomes.append(outcome)

@@ -116,6 +116,14 @@ def test_a_cell_that_fails_is_named_and_does_not_stop_the_others(made: Callable[
     assert run(study) == ["fails, seed 0: failed exit code 1: no \\x1b[31mluck"]  # and is tried again
 
 
+def test_a_cell_that_was_killed_or_can_not_start_is_named(made: Callable[..., Study]) -> None:
+    study = made("a", "b", "c", body='echo working; case "$out" in */b/*) kill -9 $$ ;; esac')
+    study.cell(study.arms[0], 0).log.mkdir()
+    found = run(study)
+    assert "Is a directory" in found[0]
+    assert found[1:] == ["b, seed 0: failed killed by SIGKILL: working", "c, seed 0: complete"]
+
+
 def test_jobs_run_at_the_same_time_with_their_share_of_the_threads(made: Callable[..., Study], tmp_path: Path) -> None:
     wait = 'echo "$OMP_NUM_THREADS" >> "$RUNS.threads"; while [ ! -e "$RUNS.go" ]; do sleep 0.02; done'
     study = made("a", "b", "c", body=wait)
