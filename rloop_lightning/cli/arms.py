@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,11 @@ from rloop_lightning.run.parts import Parts
 from rloop_lightning.run.study import Arm, BudgetRule
 from rloop_lightning.system.terminal import one_line
 
-_OF_CELLS = {
-    "--out": "it is the folder of the study",
+_OF_SINGLE_RUNS = {
     "--resume": "run the same command again, which goes on with what is missing",
     "--seed_everything": "give --seeds",
     "--restart_from": "restart a cell by rloop-fit",
+    "--debug": "it belongs to rloop-fit",
     "--trust": "it belongs to rloop-fit --resume",
     "--print_config": "the settings of an arm are in its settings.yaml",
     "--print_shtab": "it belongs to rloop-fit",
@@ -62,25 +62,25 @@ def checked_arms(plan: StudyPlan, options: Sequence[str], seed: int) -> list[Che
     Raises:
         UsageError: names all errors.
     """
-    wrong = [
-        f"{flag}: {_OF_CELLS[flag]}; leave it out of rloop-compare" for flag, _ in pairs(options) if flag in _OF_CELLS
-    ]
-    wrong += _set_twice(plan, options)
-    if wrong:
+    if wrong := [*_of_single_runs(options), *_set_twice(plan, options)]:
         raise UsageError("\n".join(dict.fromkeys(wrong)))
+    faults: dict[str, list[str]] = {}
     with tempfile.TemporaryDirectory(prefix="rloop-compare-") as folder:
         writer = _Files(Path(folder), plan, default=not any(flag.startswith("--policy.model") for flag in options))
         files = {name: writer.flags(name, sets) for name, sets in plan.arms.items()}
-        unknown = _fields_of_no_arm(files, options, wrong)
+        unknown = _fields_of_no_arm(files.values(), options)
         found: list[CheckedArm] = []
         for name, flags in files.items():
             try:
                 fitting = _fitting(flags, options, unknown)
                 found.append(_checked(name, plan.arms[name], [*flags, *fitting, f"--seed_everything={seed}"]))
             except UsageError as error:
-                wrong += [f"arm {one_line(name)}: {writer.named(line)}" for line in str(error).splitlines()]
-    wrong += _name_faults([one.arm for one in found])
-    if wrong:
+                for line in str(error).splitlines():
+                    faults.setdefault(writer.named(line), []).append(one_line(name))
+    wrong = [
+        fault if len(names) == len(plan.arms) else f"arm {', '.join(names)}: {fault}" for fault, names in faults.items()
+    ]
+    if wrong := [*wrong, *_name_faults([one.arm for one in found])]:
         raise UsageError("\n".join(dict.fromkeys(wrong)))
     return found
 
@@ -168,6 +168,12 @@ def _settings(text: str) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key not in RUN_OPTIONS and key != "config"}
 
 
+def _of_single_runs(options: Sequence[str]) -> Iterator[str]:
+    for flag, _ in pairs(options):
+        if flag in _OF_SINGLE_RUNS:
+            yield f"{flag}: {_OF_SINGLE_RUNS[flag]}; leave it out of rloop-compare"
+
+
 def _set_twice(plan: StudyPlan, options: Sequence[str]) -> Iterator[str]:
     """Options that would override what an arm sets, and so make arms equal."""
     for flag, _ in pairs(options):
@@ -179,12 +185,9 @@ def _set_twice(plan: StudyPlan, options: Sequence[str]) -> Iterator[str]:
                 yield f"{flag}: the arm {one_line(arm)} sets it too; leave it out, or change {plan.source}"
 
 
-def _fields_of_no_arm(files: Mapping[str, Sequence[str]], options: Sequence[str], wrong: list[str]) -> set[str]:
+def _fields_of_no_arm(files: Iterable[Sequence[str]], options: Sequence[str]) -> set[str]:
     """Options of swappable parts that no arm's part has. They go to every arm, which refuses them."""
-    known: set[str] = set()
-    for flags in files.values():
-        known |= set(_fitting(flags, options, set()))
-    return set(options) - known
+    return set(options).difference(*(_fitting(flags, options, set()) for flags in files))
 
 
 def _fitting(files: Sequence[str], options: Sequence[str], to_all: set[str]) -> list[str]:

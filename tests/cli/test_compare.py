@@ -147,11 +147,14 @@ def test_the_default_preset_is_that_of_rloop_fit(tmp_path: Path, capsys: pytest.
         (["--algos", "dapo,dpao", "--consolidate", "none"], ["arm dpao+none: --algo: unknown name 'dpao'"]),
         (
             ["--algos", "dapo,grpo", "--loop.rounds", "0", "--algo.clip_eps_hihg", "1"],
-            ["arm dapo: --loop.rounds: expected", "arm grpo: --loop.rounds", "did you mean --algo.clip_eps_high"],
+            [
+                "error: --loop.rounds: expected",
+                "error: --algo.clip_eps_hihg: no such option; did you mean --algo.clip_eps_high",
+            ],
         ),
         (["--algos", "dapo", "--algo", "grpo"], ["--algo: the arm dapo sets it too"]),
         (["--algos", "dapo", "--hub.push", "me/model"], ["--hub.push: a study has a policy for each cell"]),
-        (["--algos", "dapo", "--policy.model", "/nowhere"], ["arm dapo: --policy.model /nowhere"]),
+        (["--algos", "dapo", "--policy.model", "/nowhere"], ["error: --policy.model /nowhere"]),
         (["--algos", "dapo", "--budget", "time"], ["--budget: expected rollout_steps, tokens or free or null"]),
         (["nothing.yaml"], ["no study file 'nothing.yaml'"]),
     ],
@@ -181,7 +184,8 @@ def test_a_fault_in_a_study_file_names_the_file_and_the_arm(
     assert "--algos: " in text
     text = said(capsys, file, code=2)
     assert f"arm a: {file}: arms.a: loop.rounds: expected an integer > 0, got 'x'" in text
-    assert f"arm A: {file}: base: engine.temperature" in text
+    assert f"error: {file}: base: engine.temperature" in text  # of all arms
+    assert text.count("engine.temperature") == 1
     file.write_text(f"config: {tiny.config}\narms: {{a: {{}}, A: {{}}, '?': {{}}}}\n")
     text = said(capsys, file, code=2)
     assert "arms a and A: both would be in the folder a" in text
