@@ -72,7 +72,10 @@ def comparison_table(study: Study, comparison: Comparison) -> str:
             ]
             lines += _table(["arm", "policy", "seeds", *titles], rows, left=2)
     lines += _costs(comparison)
-    listed = [f"- not complete: {escaped(f'{cell}; its log is {cell.log}')}" for cell in comparison.missing]
+    missing: dict[str, list[str]] = {}
+    for cell in comparison.missing:
+        missing.setdefault(escaped(cell.arm.name), []).append(str(cell.seed))
+    listed = [f"- not complete: {arm}, seed {', '.join(seeds)}" for arm, seeds in missing.items()]
     listed += [f"- {escaped(note)}" for note in comparison.notes]
     return "\n".join([*lines, *([""] if listed else []), *listed]) + "\n"
 
