@@ -277,7 +277,7 @@ def _merge(configs: Sequence[Mapping[str, Any]], choices: Mapping[str, Choice]) 
                 continue
             choice = choices.get(group)
             if choice is not None and values.get("name", choice.name) != choice.name:
-                forgotten = _fields_of(group, values["name"]) - _fields(choice.cls)
+                forgotten = _fields_of(group, values["name"]) - fields_of(choice.cls)
                 values = {key: value for key, value in values.items() if key not in forgotten}
             merged.setdefault(group, {}).update({key: value for key, value in values.items() if key != "name"})
     return merged
@@ -286,12 +286,12 @@ def _merge(configs: Sequence[Mapping[str, Any]], choices: Mapping[str, Choice]) 
 def _fields_of(group: str, name: str) -> set[str]:
     """The fields of the class of this name; empty if the name is unknown."""
     try:
-        return _fields(find_class(SWAPPABLE[group].registry, name, SWAPPABLE[group].base))
+        return fields_of(find_class(SWAPPABLE[group].registry, name, SWAPPABLE[group].base))
     except ValueError:
         return set()
 
 
-def _fields(cls: type | None) -> set[str]:
+def fields_of(cls: type | None) -> set[str]:
     """The names of a class's arguments, including inherited ones."""
     if cls is None:
         return set()

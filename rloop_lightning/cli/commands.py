@@ -1,4 +1,4 @@
-"""The entry points of the console commands `rloop-fit`, `rloop-eval`, `rloop-data` and `rloop-reward`.
+"""The entry points of the console commands.
 
 Importing Lightning, torch and their dependencies takes nearly all of a command's start time. The imports create more
 than half a million permanent objects. Repeated garbage collections over them take a seventh of that time. So garbage
@@ -10,68 +10,72 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from importlib import import_module
 
-from rloop_lightning.cli.instant import data_answer, eval_answer, fit_answer
+from rloop_lightning.cli import instant
 from rloop_lightning.errors import Stopped
 from rloop_lightning.system.signals import StopSignals
 from rloop_lightning.system.working_directory import search_working_directory
 
 
 def rloop_fit() -> int:
-    """The `rloop-fit` command; see `cli.main.main`. Signals are handled from before the imports on."""
-    search_working_directory()
-    if (code := fit_answer(sys.argv[1:])) is not None:
-        return code
-    with StopSignals():
-        try:
-            with _no_garbage_among_imports():
-                from rloop_lightning.cli.main import main
-            return main()
-        except Stopped as stopped:
-            print(f"\nrloop-fit: {stopped}; no run was started", file=sys.stderr)
-            return stopped.exit_code
+    """The `rloop-fit` command; see `cli.main.main`."""
+    return _signalled("rloop-fit", instant.fit_answer, "main", "no run was started")
 
 
 def rloop_eval() -> int:
     """The `rloop-eval` command; see `cli.evaluate.main`."""
-    search_working_directory()
-    if (code := eval_answer(sys.argv[1:])) is not None:
-        return code
-    with StopSignals():
-        try:
-            with _no_garbage_among_imports():
-                from rloop_lightning.cli.evaluate import main
-            return main()
-        except Stopped as stopped:
-            print(f"\nrloop-eval: {stopped}; nothing was evaluated", file=sys.stderr)
-            return stopped.exit_code
+    return _signalled("rloop-eval", instant.eval_answer, "evaluate", "nothing was evaluated")
+
+
+def rloop_compare() -> int:
+    """The `rloop-compare` command; see `cli.compare.main`."""
+    return _signalled("rloop-compare", instant.compare_answer, "compare", "no run was started")
 
 
 def rloop_data() -> int:
     """The `rloop-data` command; see `cli.data.main`."""
-    search_working_directory()
-    if (code := data_answer(sys.argv[1:])) is not None:
-        return code
-    with _no_garbage_among_imports():
-        from rloop_lightning.cli.data import main
-    return main()
+    return _plain(instant.data_answer, "data")
 
 
 def rloop_reward() -> int:
     """The `rloop-reward` command; see `cli.reward.main`."""
+    return _plain(lambda _: None, "reward")
+
+
+Answer = Callable[[list[str]], "int | None"]
+
+
+def _signalled(command: str, answer: Answer, module: str, undone: str) -> int:
+    """A command that handles signals from before its imports on.
+
+    Args:
+        command: its name.
+        answer: gives the exit code of what is answered before the imports, else None.
+        module: the module of `cli` with its `main`.
+        undone: what did not happen if a signal comes during the imports.
+    """
     search_working_directory()
-    with _no_garbage_among_imports():
-        from rloop_lightning.cli.reward import main
-    return main()
+    if (code := answer(sys.argv[1:])) is not None:
+        return code
+    with StopSignals():
+        try:
+            return _main(module)()
+        except Stopped as stopped:
+            print(f"\n{command}: {stopped}; {undone}", file=sys.stderr)
+            return stopped.exit_code
 
 
-@contextmanager
-def _no_garbage_among_imports() -> Iterator[None]:
+def _plain(answer: Answer, module: str) -> int:
+    search_working_directory()
+    return _main(module)() if (code := answer(sys.argv[1:])) is None else code
+
+
+def _main(module: str) -> Callable[[], int]:
     gc.disable()
     try:
-        yield
+        return import_module(f"rloop_lightning.cli.{module}").main
     finally:
         gc.freeze()
         gc.enable()

@@ -46,6 +46,17 @@ def read_config(name: str, wrong: list[str]) -> dict[str, Any]:
         found = f"{shown!r} is {kind}, not a file" if kind else f"no file {shown!r}"
         wrong.append(f"--config: {found}, and no preset of that name; presets are {known}")
         return {}
+    settings = settings_in(path, f"--config {shown}", wrong)
+    return placed(name, settings, wrong)
+
+
+def settings_in(path: Path, shown: str, wrong: list[str]) -> dict[str, Any]:
+    """The content of a YAML file that holds groups of settings.
+
+    Args:
+        shown: the file, for messages.
+        wrong: takes what is wrong, one message each. If the file can't be read, nothing is returned.
+    """
     try:
         text = _text(path)
         settings = load_settings(text)
@@ -54,14 +65,14 @@ def read_config(name: str, wrong: list[str]) -> dict[str, Any]:
             for key, line in repeated_keys(text)
         ]
     except YAMLFault as fault:
-        wrong.append(f"--config {shown}: {fault}")
+        wrong.append(f"{shown}: {fault}")
         return {}
     if not isinstance(settings, dict):
         got = "nothing" if settings is None else type(settings).__name__
-        wrong.append(f"--config {shown}: expected groups of settings such as `loop:`, got {got}")
+        wrong.append(f"{shown}: expected groups of settings such as `loop:`, got {got}")
         return {}
-    wrong += [f"--config {shown}: {fault}" for fault in faults]
-    return placed(name, settings, wrong)
+    wrong += [f"{shown}: {fault}" for fault in faults]
+    return settings
 
 
 def placed(name: str, settings: dict[str, Any], wrong: list[str]) -> dict[str, Any]:

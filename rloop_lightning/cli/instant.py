@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 from rloop_lightning.system.terminal import printable_lines
@@ -32,28 +32,46 @@ def fit_answer(argv: Sequence[str]) -> int | None:
 
 
 def data_answer(argv: Sequence[str]) -> int | None:
-    """The same for `rloop-data`, which without arguments shows its help too."""
-    if "--version" in argv:
-        show(versions("rloop-data"))
-        return 0
-    if argv and not {"-h", "--help"} & set(argv):
-        return None
-    from rloop_lightning.cli.short_help import data_help
+    """The same for `rloop-data`."""
 
-    show(data_help(argv[0] if argv else ""))
-    return 0
+    def text() -> str:
+        from rloop_lightning.cli.short_help import data_help
+
+        return data_help(argv[0] if argv else "")
+
+    return _answer("rloop-data", argv, text)
 
 
 def eval_answer(argv: Sequence[str]) -> int | None:
     """The same for `rloop-eval`."""
+
+    def text() -> str:
+        from rloop_lightning.cli.eval_help import eval_help
+
+        return eval_help(argv[0] if argv else "")
+
+    return _answer("rloop-eval", argv, text)
+
+
+def compare_answer(argv: Sequence[str]) -> int | None:
+    """The same for `rloop-compare`."""
+
+    def text() -> str:
+        from rloop_lightning.cli.compare_help import compare_help
+
+        return compare_help()
+
+    return _answer("rloop-compare", argv, text)
+
+
+def _answer(command: str, argv: Sequence[str], text: Callable[[], str]) -> int | None:
+    """The same for a command that without arguments shows its help too."""
     if "--version" in argv:
-        show(versions("rloop-eval"))
+        show(versions(command))
         return 0
     if argv and not {"-h", "--help"} & set(argv):
         return None
-    from rloop_lightning.cli.eval_help import eval_help
-
-    show(eval_help(argv[0] if argv else ""))
+    show(text())
     return 0
 
 

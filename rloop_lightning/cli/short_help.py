@@ -176,9 +176,7 @@ def data_help(command: str = "", width: int = 0) -> str:
     """The help of `rloop-data`, or of its command `export` or `refilter`."""
     if command in OF_RUNS:
         group, classes = OF_RUNS[command]
-        declared = filter(None, map(declared_class, classes))
-        options = [option_line(f"{group}{name}", field) for one in declared for name, field in one.arguments.items()]
-        return "\n".join([_DATA_OF_RUNS[command], *layout([("Options", options)], width)])
+        return options_help(_DATA_OF_RUNS[command], classes, group=group, width=width)
     fields = _classes({"data": "files"})["data"]
     assert fields is not None
     options = [option_line(f"data.{name}", field) for name, field in fields.arguments.items() if name != "path"]
@@ -188,6 +186,20 @@ def data_help(command: str = "", width: int = 0) -> str:
         Shown("--version", SHOWING["--version"]),
     ]
     return "\n".join([_DATA, *layout([("Options", [*options, *others])], width)])
+
+
+def options_help(text: str, classes: Sequence[str], *, group: str = "", width: int = 0) -> str:
+    """A text, and the options that the fields of these classes are.
+
+    Args:
+        text: what the command does.
+        classes: import paths.
+        group: prefix of the options, such as `filter.`.
+        width: columns; 0 takes the terminal's.
+    """
+    declared = filter(None, map(declared_class, classes))
+    options = [option_line(f"{group}{name}", field) for one in declared for name, field in one.arguments.items()]
+    return "\n".join([text, *layout([("Options", options)], width)])
 
 
 def _classes(named: Mapping[str, str]) -> dict[str, DeclaredClass | None]:

@@ -69,6 +69,7 @@ class RolloutStream:
         problems_per_step: P, groups in the batch of a step.
         rollouts_per_problem: G, rollouts per group.
         steps: rollout steps in the phase.
+        tokens: generated completion tokens at which the phase ends, after the step that reaches them; None is no limit.
         seed: seed of the problem order and of all sampling.
         on_too_few_groups: what to do if dynamic sampling reaches its limit before it has P groups: end the phase, train
             on the groups it has, or raise an error. With no group at all, `train` ends the phase.
@@ -90,6 +91,7 @@ class RolloutStream:
         rollouts_per_problem: int,
         steps: int,
         seed: int,
+        tokens: int | None = None,
         on_too_few_groups: OnTooFewGroups = "end_phase",
         listeners: Sequence[StreamListener] = (),
     ) -> None:
@@ -99,6 +101,7 @@ class RolloutStream:
         self.problems_per_step = problems_per_step
         self.rollouts_per_problem = rollouts_per_problem
         self.steps = steps
+        self.tokens = tokens
         self.seed = seed
         self.on_too_few_groups = on_too_few_groups
         self.shortage = ""
@@ -113,8 +116,13 @@ class RolloutStream:
     def __len__(self) -> int:
         return self.steps
 
+    @property
+    def tokens_spent(self) -> bool:
+        """Whether the phase has generated its tokens."""
+        return self.tokens is not None and self.cost.tokens >= self.tokens
+
     def __iter__(self) -> Iterator[RolloutStep]:
-        while self.position < self.steps:
+        while self.position < self.steps and not self.tokens_spent:
             step = self._generate_step()
             if step is None:
                 return

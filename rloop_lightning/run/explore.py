@@ -41,6 +41,7 @@ def explore(session: Session, evaluator: Evaluator, stage: Stage, state: LoopSta
         rollouts_per_problem=parts.loop.rollouts_per_problem,
         steps=state.explore_steps[stage.round],
         seed=seed,
+        tokens=parts.explore_tokens,
         on_too_few_groups=parts.loop.on_too_few_groups,
         listeners=[progress, completion_log(progress.title, stage, parts, session.policy)],
     )
@@ -68,7 +69,8 @@ def explore(session: Session, evaluator: Evaluator, stage: Stage, state: LoopSta
         pool.write(name, stream.unused, round=stage.round, rollout_step=stream.position, run_id=state.run_id)
     session.weights.save(folder.policy(stage))
     wrong = watch.note(
-        ended_early=stream.position < stream.steps, too_few_groups=stream.newest if stream.unused else None
+        ended_early=stream.position < stream.steps and not stream.tokens_spent,
+        too_few_groups=stream.newest if stream.unused else None,
     )
     norms = column(folder.metrics, stage.round, stage.phase, "grad/norm_preclip_max")
     return StageOutcome(
@@ -100,7 +102,7 @@ def _evaluation_inside(session: Session, evaluator: Evaluator, stage: Stage) -> 
 
 def _early_end(session: Session, stage: Stage, stream: RolloutStream) -> str:
     """A note on an exploration that ended before its last rollout step, or trained on too few groups."""
-    if stream.position < stream.steps:
+    if stream.position < stream.steps and not (stream.tokens_spent and not stream.unused):
         early = f"{session.title(stage)} ended after {stream.position} of {stream.steps} rollout steps"
         if not stream.unused:
             return early

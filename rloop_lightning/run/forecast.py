@@ -129,10 +129,11 @@ def _training(parts: Parts) -> Iterator[tuple[str, str]]:
     algorithm, rollouts = parts.algorithm, parts.problems_per_step * parts.loop.rollouts_per_problem
     updates = algorithm.updates_per_step * algorithm.passes
     rounds = f"{parts.explorations} x " if parts.explorations > 1 else ""
+    limit = "" if parts.explore_tokens is None else f", or until {parts.explore_tokens:,} tokens are generated"
     yield (
         "exploration",
         f"{rounds}{parts.explore_steps:,} rollout steps of {updates} optimizer steps on "
-        f"{rollouts // algorithm.updates_per_step:,} rollouts",
+        f"{rollouts // algorithm.updates_per_step:,} rollouts{limit}",
     )
     if parts.consolidation is not None:
         per_update, epochs = parts.consolidation.rollouts_per_update, parts.consolidation.epochs

@@ -98,6 +98,12 @@ class Parts:
         return self.loop.explore_steps * self.loop.rounds // self.explorations
 
     @property
+    def explore_tokens(self) -> int | None:
+        """Generated tokens at which an exploration ends, if it has not taken its rollout steps before."""
+        tokens = self.loop.explore_tokens
+        return None if tokens is None else tokens * self.loop.rounds // self.explorations
+
+    @property
     def reach(self) -> Reach:
         """The problems that the hard-problem filter can select from, by the rollouts that each gets."""
         every, chosen = self.capture.every_n_steps, self.capture.extra_problems

@@ -42,6 +42,8 @@ class LoopConfig:
         rounds: rounds of exploration and consolidation. Without consolidation, the run is one uninterrupted exploration
             with the same number of rollout steps. A resume may set more.
         explore_steps: rollout steps of a round's exploration.
+        explore_tokens: completion tokens that a round's exploration generates to train on. It ends after the rollout
+            step that reaches them, or after `explore_steps`; null is no limit.
         problems_per_step: groups that a rollout step trains on; null takes 128, or all training problems if there are
             fewer.
         rollouts_per_problem: rollouts per group. The lowest success rate above 0 of a problem that is visited once is
@@ -66,6 +68,7 @@ class LoopConfig:
 
     rounds: PositiveInt = 3
     explore_steps: PositiveInt = 200
+    explore_tokens: PositiveInt | None = None
     problems_per_step: PositiveInt | None = None
     rollouts_per_problem: PositiveInt = 16
     select: Select = "last"

@@ -42,6 +42,7 @@ print("\\n", code, "lightning" in sys.modules, any(runs), bool(runs), gc.isenabl
             2,
         ),
         ("rloop-eval", "rloop_eval", ["countdown"], "rloop-eval: error: --data: give the problem sets", 2),
+        ("rloop-compare", "rloop_compare", ["--seeds", "0"], "rloop-compare: error: give a study file", 2),
         ("rloop-data", "rloop_data", ["check"], "rloop-data: error: give a problem set", 2),
         ("rloop-reward", "rloop_reward", ["check"], "rloop-reward: error: give a problem set", 2),
     ],
@@ -66,6 +67,9 @@ def test_a_command_answers_and_its_imports_are_not_searched_for_garbage(
         ("rloop-eval", "rloop_eval", ["--help"], "--eval.samples", 0),
         ("rloop-eval", "rloop_eval", ["compare", "-h"], "usage: rloop-eval compare A B", 0),
         ("rloop-eval", "rloop_eval", ["--version"], f"rloop-eval {version('rloop-lightning')} (Python 3.", 0),
+        ("rloop-compare", "rloop_compare", ["--help"], "--launcher", 0),
+        ("rloop-compare", "rloop_compare", [], "usage: rloop-compare", 0),
+        ("rloop-compare", "rloop_compare", ["--version"], f"rloop-compare {version('rloop-lightning')} (Python", 0),
         ("rloop-data", "rloop_data", ["--help"], "--data.answer_field", 0),
         ("rloop-data", "rloop_data", [], "usage: rloop-data check", 0),
         ("rloop-data", "rloop_data", ["--version"], f"torch {version('torch')}", 0),
@@ -120,6 +124,7 @@ def test_the_scripts_of_the_package_are_these() -> None:
     assert {name: function.__name__ for name, function in found.items()} == {
         "rloop-fit": "rloop_fit",
         "rloop-eval": "rloop_eval",
+        "rloop-compare": "rloop_compare",
         "rloop-data": "rloop_data",
         "rloop-reward": "rloop_reward",
     }

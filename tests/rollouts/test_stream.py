@@ -27,7 +27,17 @@ from rloop_lightning.types import Scored
 
 
 def make_stream(
-    write=one_right, *, problems=10, p=4, g=2, steps=3, seed=0, explorer=None, on_too_few_groups="end_phase", **engine
+    write=one_right,
+    *,
+    problems=10,
+    p=4,
+    g=2,
+    steps=3,
+    seed=0,
+    tokens=None,
+    explorer=None,
+    on_too_few_groups="end_phase",
+    **engine,
 ):
     return RolloutStream(
         make_sampler(write, **engine),
@@ -37,6 +47,7 @@ def make_stream(
         rollouts_per_problem=g,
         steps=steps,
         seed=seed,
+        tokens=tokens,
         on_too_few_groups=on_too_few_groups,
     )
 
@@ -318,6 +329,24 @@ def test_a_stream_resumes_with_the_steps_that_it_would_have_given(done):
     counts = [{k: v for k, v in asdict(s.cost).items() if k in ("rollouts", "tokens")} for s in (resumed, whole)]
     assert counts[0] == counts[1]
     assert resumed.drawn == whole.drawn
+
+
+def test_a_phase_ends_with_the_step_that_reaches_its_tokens():
+    whole = make_stream(steps=5)
+    counts = [step.metrics["rollout/generated_tokens"] for step in whole]
+    most = int(counts[0] + counts[1])
+    for tokens, steps in ((1, 1), (most, 2), (most + 1, 3), (10**9, 5)):
+        stream = make_stream(steps=5, tokens=tokens)
+        same_steps(list(stream), list(make_stream(steps=steps)))
+        assert stream.tokens_spent == (tokens < 10**9)
+    first = make_stream(steps=5, tokens=most)
+    next(iter(first))
+    resumed = make_stream(steps=5, tokens=most)
+    resumed.load_state_dict(first.state_dict())
+    assert len(list(resumed)) == 1
+    ended = make_stream(steps=5, tokens=most)
+    ended.load_state_dict(resumed.state_dict())
+    assert list(ended) == []
 
 
 def test_a_state_is_plain_numbers():

@@ -12,6 +12,7 @@ from same_run import assert_same_run, deterministic_rows
 from tiny_run import TinyRun, resume
 
 from rloop_lightning.cli.main import main
+from rloop_lightning.run.state import LoopState
 
 # Two rounds of four rollout steps on the embedded policy; the filter is off so that there is something to consolidate.
 DECODE = "rloop_lightning.engines.torch_engine:sample_tokens"
@@ -77,6 +78,25 @@ def test_plain_reinforcement_learning_resumes_to_the_same_bits(two_rounds: TinyR
     ours, theirs = (load_file(run / "final" / "model.safetensors") for run in (out, expected))
     assert all(ours[name].equal(theirs[name]) for name in theirs)
     assert deterministic_rows(out) == deterministic_rows(expected)
+
+
+def test_an_exploration_that_ends_by_its_tokens_resumes_to_the_same_bits(two_rounds: TinyRun, tmp_path: Path) -> None:
+    limit = (
+        "--consolidate",
+        "none",
+        "--loop.rounds",
+        "1",
+        "--loop.explore_tokens",
+        "800",
+        "--loop.explore_steps",
+        "40",
+    )
+    out, log = tmp_path / "run", tmp_path / "log"
+    expected = two_rounds.finished(tmp_path / "uninterrupted", *limit)
+    assert 2 < LoopState.load(expected / "state.json").budget.rollout_steps < 40
+    assert two_rounds.fit_apart(out, log, Kill(UPDATE, 5), arguments=limit) == -9, log.read_text()
+    assert resume(out, log) == 0, log.read_text()
+    assert_same_run(out, expected)
 
 
 def test_checkpoints_that_a_kill_left_behind_are_removed(

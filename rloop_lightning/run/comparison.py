@@ -1,0 +1,280 @@
+"""What a study says: every arm's policies with intervals, and their differences to the first arm.
+
+comparison = compare(study)
+comparison.rows[1].differences["test/pass@1"].verdict       # better, worse or inconclusive
+
+Three policies of a run are compared: the base policy, the last explored one, and the one that was handed over. A
+difference is a policy's value minus that of the policy which the first arm handed over, paired by seed and problem.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from rloop_lightning.evaluation.record import read_record
+from rloop_lightning.evaluation.record_values import pass_at_k_difference, pass_at_k_interval
+from rloop_lightning.evaluation.resampling import t_quantile
+from rloop_lightning.evaluation.statistics import Difference, Interval
+from rloop_lightning.run.metrics_csv import PASS_AT_K
+from rloop_lightning.run.state import LoopState, Stage
+from rloop_lightning.run.study import Arm, Cell, Study
+from rloop_lightning.system.terminal import one_line
+
+ComparedPolicy = Literal["base", "last explored", "handed over"]
+Verdict = Literal["better", "worse", "inconclusive", ""]
+
+ALL_ARMS = "all arms"
+LEVEL = 0.95
+_TOKENS_APART = 0.05  # a budget is overshot by up to one rollout step an exploration
+COSTS = ("rollout_steps", "optimizer_steps", "rollouts", "tokens", "seconds")
+_STAGE = re.compile(r"round (\d+) (explored|consolidated)")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number of an arm with its interval.
+
+    Args:
+        mean: mean over seeds, and over problems where it is of problems.
+        low: lower end; NaN if there is no interval.
+        high: upper end; NaN if there is no interval.
+        over: what the interval generalises to: "problems", "seeds and problems" or "seeds"; "" if there is none.
+        method: how the interval was computed.
+        seeds: number of seeds.
+        problems: number of problems; 0 if the figure is not of problems.
+        verdict: of a difference in pass@k, what the interval says; empty for other figures.
+    """
+
+    mean: float
+    low: float
+    high: float
+    over: str
+    method: str
+    seeds: int
+    problems: int = 0
+    verdict: Verdict = ""
+
+    @classmethod
+    def of(cls, found: Interval | Difference) -> Figure:
+        """A figure of pass@k."""
+        interval = found.interval if isinstance(found, Difference) else found
+        return cls(
+            interval.estimate,
+            interval.low,
+            interval.high,
+            interval.over,
+            interval.method,
+            interval.seeds,
+            interval.problems,
+            found.verdict if isinstance(found, Difference) else "",
+        )
+
+    @classmethod
+    def over_seeds(cls, values: Sequence[float]) -> Figure:
+        """The mean of one value per seed, with Student's t interval; no interval for a single seed."""
+        found = np.asarray(values, dtype=np.float64)
+        mean, count = float(found.mean()), len(found)
+        if count == 1:
+            return cls(mean, np.nan, np.nan, "", "none", 1)
+        half = t_quantile((1 + LEVEL) / 2, count - 1) * float(found.std(ddof=1)) / count**0.5
+        return cls(mean, mean - half, mean + half, "seeds", "Student's t", count)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One policy of an arm.
+
+    Args:
+        arm: name of the arm; `ALL_ARMS` for a base policy that all share.
+        policy: which policy of its runs.
+        figures: by metric: `SET/pass@K`, then other metrics of the policy, such as `SET/entropy_nats`.
+        differences: by metric, to the policy that the first arm handed over; none for that policy itself.
+    """
+
+    arm: str
+    policy: ComparedPolicy
+    figures: Mapping[str, Figure]
+    differences: Mapping[str, Figure]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The results of a study so far.
+
+    Args:
+        reference: name of the first arm.
+        rows: the policies.
+        costs: by arm, the cost of a run: `tokens`, `seconds` and others of `COSTS`.
+        missing: the cells that are not complete.
+        notes: what a reader must know, such as an arm whose problems differ.
+    """
+
+    reference: str
+    rows: Sequence[Row]
+    costs: Mapping[str, Mapping[str, Figure]]
+    missing: Sequence[Cell]
+    notes: Sequence[str]
+
+    @property
+    def metrics(self) -> list[str]:
+        """The metrics of all rows."""
+        return list(dict.fromkeys(metric for row in self.rows for metric in row.figures))
+
+
+@dataclass(frozen=True)
+class _Evaluated:
+    """A policy of a complete run: the record of its evaluation, and its metrics."""
+
+    name: str
+    record: Path
+    metrics: Mapping[str, float]
+
+
+def compare(study: Study) -> Comparison:
+    """Compare the complete cells of a study."""
+    states = {cell: state for cell in study.cells if (state := _complete_state(cell))}
+    notes = [f"{cell}: {note}" for cell, state in states.items() for note in state.notes]
+    notes += _unequal_tokens(study, states)
+    found = {
+        arm.name: _policies({cell.seed: (cell, states[cell]) for cell in study.cells_of(arm) if cell in states}, notes)
+        for arm in study.arms
+    }
+    reference = study.arms[0]
+    builder = _Builder(found[reference.name].get("handed over", {}), notes)
+    shared_base = all(_same_base(arm, reference) for arm in study.arms)
+    rows = []
+    for arm in study.arms:
+        for policy, by_seed in found[arm.name].items():
+            if policy == "base" and shared_base:
+                if arm is reference:
+                    rows.append(builder.row(ALL_ARMS, policy, by_seed))
+                continue
+            is_reference = policy == "handed over" and arm is reference
+            rows.append(builder.row(arm.name, policy, by_seed, is_reference=is_reference))
+    costs = {arm.name: _costs([states[cell] for cell in study.cells_of(arm) if cell in states]) for arm in study.arms}
+    missing = [cell for cell in study.cells if cell not in states]
+    return Comparison(reference.name, rows, costs, missing, list(dict.fromkeys(notes)))
+
+
+class _Builder:
+    """Makes the rows.
+
+    Args:
+        reference: by seed, the policies that the first arm handed over.
+        notes: takes what a reader must know.
+    """
+
+    def __init__(self, reference: Mapping[int, _Evaluated], notes: list[str]) -> None:
+        self._reference = reference
+        self._notes = notes
+
+    def row(
+        self, arm: str, policy: ComparedPolicy, by_seed: Mapping[int, _Evaluated], *, is_reference: bool = False
+    ) -> Row:
+        figures: dict[str, Figure] = {}
+        differences: dict[str, Figure] = {}
+        paired = sorted(by_seed.keys() & self._reference.keys())
+        records = {seed: one.record for seed, one in by_seed.items()}
+        references = {seed: self._reference[seed].record for seed in paired}
+        for name, k in _passes(by_seed.values()):
+            metric = f"{name}/pass@{k}"
+            try:
+                figures[metric] = Figure.of(pass_at_k_interval([records[seed] for seed in sorted(records)], name, k))
+                if paired and not is_reference:
+                    shared = {seed: records[seed] for seed in paired}
+                    differences[metric] = Figure.of(pass_at_k_difference(shared, references, name, k))
+            except ValueError as error:
+                self._notes.append(f"{arm}, {policy}: no comparison of {one_line(metric)}: {error}")
+        self._add_others(by_seed, [] if is_reference else paired, figures, differences)
+        return Row(arm, policy, figures, differences)
+
+    def _add_others(
+        self,
+        by_seed: Mapping[int, _Evaluated],
+        paired: Sequence[int],
+        figures: dict[str, Figure],
+        differences: dict[str, Figure],
+    ) -> None:
+        """Add the metrics of which a run has one value each."""
+        for metric in dict.fromkeys(metric for one in by_seed.values() for metric in one.metrics):
+            name = metric.removeprefix("eval/")
+            values = {seed: one.metrics[metric] for seed, one in by_seed.items() if metric in one.metrics}
+            if "/pass@" in metric or not np.isfinite(list(values.values())).all():
+                continue
+            figures[name] = Figure.over_seeds(list(values.values()))
+            before = {seed: self._reference[seed].metrics.get(metric, np.nan) for seed in paired if seed in values}
+            if before and np.isfinite(list(before.values())).all():
+                differences[name] = Figure.over_seeds([values[seed] - before[seed] for seed in before])
+
+
+def _complete_state(cell: Cell) -> LoopState | None:
+    state = cell.state()
+    return state if state is not None and state.phase == "done" and state.selected else None
+
+
+def _policies(
+    runs: Mapping[int, tuple[Cell, LoopState]], notes: list[str]
+) -> dict[ComparedPolicy, dict[int, _Evaluated]]:
+    """By policy and seed, what was evaluated. The last explored policy is left out where it was handed over."""
+    found: dict[ComparedPolicy, dict[int, _Evaluated]] = {"base": {}, "last explored": {}, "handed over": {}}
+    for seed, (cell, state) in runs.items():
+        explored = [name for name in state.results if name.endswith(" explored")]
+        named: dict[ComparedPolicy, str] = {
+            "base": "base",
+            "last explored": explored[-1],
+            "handed over": state.selected,
+        }
+        for policy, name in named.items():
+            record = cell.run.evaluation(_stage(name))
+            try:
+                read_record(record)
+            except ValueError as error:
+                notes.append(f"{cell}: {error}")
+                continue
+            found[policy][seed] = _Evaluated(name, record, state.results.get(name, {}))
+    names = [{seed: one.name for seed, one in found[policy].items()} for policy in ("last explored", "handed over")]
+    if names[0] == names[1]:
+        del found["last explored"]
+    return {policy: by_seed for policy, by_seed in found.items() if by_seed}
+
+
+def _unequal_tokens(study: Study, states: Mapping[Cell, LoopState]) -> Iterator[str]:
+    """Cells that generated another number of tokens than their budget."""
+    tokens = {(cell.arm.name, cell.seed): state.budget.tokens for cell, state in states.items()}
+    for cell in states:
+        reference = study.reference(cell)
+        if reference is None:
+            continue
+        spent, budget = tokens[cell.arm.name, cell.seed], tokens.get((reference.arm.name, cell.seed), 0)
+        if abs(spent - budget) > _TOKENS_APART * budget:
+            yield f"{cell}: it generated {spent:,} tokens, and its budget was the {budget:,} of {reference}"
+
+
+def _stage(name: str) -> Stage:
+    """The evaluation of the policy of this name in the results."""
+    match = _STAGE.fullmatch(name)
+    if match is None:
+        return Stage(0, "evaluate", "base")
+    return Stage(int(match[1]) - 1, "evaluate", "explored" if match[2] == "explored" else "consolidated")
+
+
+def _passes(policies: Iterable[_Evaluated]) -> list[tuple[str, int]]:
+    """Each set with each k that some policy was evaluated with."""
+    found = [match for one in policies for metric in one.metrics if (match := PASS_AT_K.fullmatch(metric))]
+    return list(dict.fromkeys((match["set"], int(match["k"])) for match in found))
+
+
+def _same_base(arm: Arm, other: Arm) -> bool:
+    """Whether both arms begin with the same policy and evaluate it in the same way."""
+    return all(arm.settings.get(group) == other.settings.get(group) for group in ("policy", "data", "engine", "eval"))
+
+
+def _costs(states: Sequence[LoopState]) -> dict[str, Figure]:
+    budgets = [asdict(state.budget) for state in states]
+    return {name: Figure.over_seeds([budget[name] for budget in budgets]) for name in COSTS} if budgets else {}
