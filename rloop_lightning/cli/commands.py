@@ -1,4 +1,4 @@
-"""The entry points of the console commands `rloop-fit`, `rloop-data` and `rloop-reward`.
+"""The entry points of the console commands `rloop-fit`, `rloop-data`, `rloop-report` and `rloop-reward`.
 
 Importing Lightning, torch and their dependencies takes nearly all of a command's start time. The imports create more
 than half a million permanent objects. Repeated garbage collections over them take a seventh of that time. So garbage
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rloop_lightning.cli.instant import data_answer, fit_answer
+from rloop_lightning.cli.instant import data_answer, fit_answer, report_answer
 from rloop_lightning.errors import Stopped
 from rloop_lightning.system.signals import StopSignals
 from rloop_lightning.system.working_directory import search_working_directory
@@ -41,6 +41,16 @@ def rloop_data() -> int:
         return code
     with _no_garbage_among_imports():
         from rloop_lightning.cli.data import main
+    return main()
+
+
+def rloop_report() -> int:
+    """The `rloop-report` command; see `cli.report.main`."""
+    search_working_directory()
+    if (code := report_answer(sys.argv[1:])) is not None:
+        return code
+    with _no_garbage_among_imports():
+        from rloop_lightning.cli.report import main
     return main()
 
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
+from rloop_lightning.cli.report_usage import HELP
 from rloop_lightning.system.terminal import printable_lines
 
 _SHOWN = ("torch", "lightning", "transformers")
@@ -41,6 +42,17 @@ def data_answer(argv: Sequence[str]) -> int | None:
     from rloop_lightning.cli.short_help import data_help
 
     show(data_help(argv[0] if argv else ""))
+    return 0
+
+
+def report_answer(argv: Sequence[str]) -> int | None:
+    """The same for `rloop-report`, which without arguments shows its help too."""
+    if "--version" in argv:
+        show(versions("rloop-report"))
+        return 0
+    if argv and not {"-h", "--help"} & set(argv):
+        return None
+    show(HELP)
     return 0
 
 

@@ -27,6 +27,8 @@ from rloop_lightning.run.report.tables import Table
 from rloop_lightning.system.files import write_text
 
 _ASSETS = Path(rloop_lightning.__file__).parent / "assets" / "report"
+GENERATOR = '<meta name="generator" content="rloop-lightning">'
+_HEAD = 2000  # characters in which it stands
 _LIBRARIES = ("vendor/d3.min.js", "vendor/plot.umd.min.js")
 _FLAG = re.compile(r"(--[a-z][\w.]*)")
 _FOR_SCRIPTS = {ord(one): f"\\u{ord(one):04x}" for one in "<>&\u2028\u2029"}
@@ -87,6 +89,7 @@ class Page:
             .get_template("page.html.j2")
             .render(
                 page=self,
+                generator=Markup(GENERATOR),
                 policy=_policy(scripts),
                 style=Markup(_asset("report.css")),
                 scripts=[Markup(script) for script in scripts],
@@ -103,6 +106,15 @@ def write_page(path: Path, page: Page) -> None:
         OSError: it can't be written.
     """
     write_text(path, page.html())
+
+
+def is_page(path: Path) -> bool:
+    """Whether a file is a page that this module wrote."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return GENERATOR in file.read(_HEAD)
+    except OSError:
+        return False
 
 
 def script_json(value: Any) -> Markup:

@@ -18,6 +18,8 @@ from rloop_lightning.run.state import LoopState, Stage, plan
 ReadProblems = Callable[[Collection[str]], Mapping[str, tuple[str, str]]]
 """Gives prompt and gold answers, as text, of problems by id."""
 
+_NONE = "none"
+"""The name of no consolidation in the settings."""
 _HELD_BACK = "validation"
 
 
@@ -84,7 +86,7 @@ class ReportedRun:
     def consolidates(self) -> bool:
         """Whether the rounds end with a consolidation."""
         if self.settings:
-            return bool(self.group("consolidate"))
+            return self.setting("consolidate", "name", _NONE) != _NONE
         return any("consolidated" in name for name in self.state.results)
 
     @property
