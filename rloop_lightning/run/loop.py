@@ -161,9 +161,11 @@ class LoopRunner:
         point = resume_point(self.folder, self.stages, self.parts)
         for warning in (*point.warnings, *config_faults(self.folder)):
             _log.warning(warning)
-        state = point.state or LoopState(uuid.uuid4().hex, began=date.today().isoformat(), versions=running_versions())
+        state = point.state or LoopState(uuid.uuid4().hex, began=date.today().isoformat())
         if state.stages_done == 0 and not state.base:
             state = replace(state, base=base_checksums(policy.source))
+        if state.stages_done == 0 and not state.versions:
+            state = replace(state, versions=running_versions())
         if state.stopped and self.parts.loop.on_empty_expert_set == "continue":
             state = replace(state, stopped=False)
         if self.resumed.settings is not None:

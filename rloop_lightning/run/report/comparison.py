@@ -23,7 +23,7 @@ from rloop_lightning.run.report.comparison_tables import (
 )
 from rloop_lightning.run.report.facts import data_name, model_name
 from rloop_lightning.run.report.page import Page, Section, write_page
-from rloop_lightning.run.report.tables import Table
+from rloop_lightning.run.report.tables import Table, signed
 from rloop_lightning.system.terminal import one_line, printable
 
 _FOOTER = "Written by rloop-lightning from what the runs store. The page needs no network and sends nothing."
@@ -83,11 +83,8 @@ def sentence(comparison: Comparison) -> str:
         ks = comparison.ks(name)
         for k in dict.fromkeys((ks[0], ks[-1])) if ks else ():
             for arm, found in differences(comparison, lambda arm: arm.final, name, k).items():
-                interval = found.interval
-                told.append(
-                    f"{one_line(arm)} is {_VERDICTS[found.verdict]} {one_line(arms[0].name)} "
-                    f"in {one_line(name)} pass@{k} ({interval.estimate:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}])"
-                )
+                relation = f"{one_line(arm)} is {_VERDICTS[found.verdict]} {one_line(arms[0].name)}"
+                told.append(f"{relation} in {one_line(name)} pass@{k} ({signed(found.interval)})")
     return f"{what}{': ' if told else ''}{'; '.join(told)}."
 
 

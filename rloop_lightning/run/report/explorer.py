@@ -128,6 +128,4 @@ def _note(shown: int, totals: PoolTotals, samples: Samples, prompts: bool) -> st
     text = " ".join(parts) + "."
     if samples.shards_read < samples.shards:
         text += f" Rollouts were read from {samples.shards_read:,} of {samples.shards:,} rollout steps."
-    return (
-        text if prompts else f"{text} The prompts are not stored in a run; they are shown where its data can be read."
-    )
+    return text if prompts else f"{text} Prompts are shown where the data of the run can be read."

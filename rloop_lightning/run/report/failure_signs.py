@@ -14,9 +14,9 @@ import numpy as np
 
 from rloop_lightning.callbacks.trends import surge
 from rloop_lightning.evaluation.record import read_record
-from rloop_lightning.evaluation.statistics import Interval
 from rloop_lightning.run.report.policies import measured_difference
 from rloop_lightning.run.report.stored import EvaluatedStage, ReportedRun
+from rloop_lightning.run.report.tables import signed
 from rloop_lightning.system.terminal import one_line
 
 _TRUNCATED = 0.1
@@ -91,8 +91,8 @@ def pass_at_k_falls(run: ReportedRun) -> Sign:
             if first.verdict == "better" and last.verdict == "worse":
                 found = True
                 seen.append(
-                    f"{one_line(set_name)}, {before.name} to {after.name}: pass@1 {_signed(first.interval)}, "
-                    f"pass@{ks[-1]} {_signed(last.interval)}"
+                    f"{one_line(set_name)}, {before.name} to {after.name}: pass@1 {signed(first.interval)}, "
+                    f"pass@{ks[-1]} {signed(last.interval)}"
                 )
             elif set_name == run.sets[0] and not found:
                 seen.append(
@@ -124,7 +124,7 @@ def falls_between_rounds(run: ReportedRun) -> Sign:
         except ValueError:
             continue
         falls += difference.verdict == "worse"
-        seen.append(f"{one_line(set_name)}, {before.name} to {after.name}: pass@1 {_signed(difference.interval)}")
+        seen.append(f"{one_line(set_name)}, {before.name} to {after.name}: pass@1 {signed(difference.interval)}")
     if not seen:
         return Sign(name, None, "the records of the rounds can't be compared")
     advice = (
@@ -218,7 +218,3 @@ def _last_mean(run: ReportedRun, number: int, metric: str) -> float | None:
     rows = [row for row in run.rows if (row["round"], row["phase"]) == (number, "explore") and metric in row]
     last = rows[-max(1, math.ceil(_LAST_SHARE * len(rows))) :]
     return float(np.mean([row[metric] for row in last])) if last else None
-
-
-def _signed(interval: Interval) -> str:
-    return f"{interval.estimate:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"

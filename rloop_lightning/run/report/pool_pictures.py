@@ -79,6 +79,8 @@ def expert_origins(run: ReportedRun, totals: PoolTotals) -> Iterator[Heat]:
     Raises:
         DamagedError: an expert set can't be read; the message names it.
     """
+    if not totals.index:  # nothing tells the success rates
+        return
     rounds = [stage.round for stage in run.done if stage.phase == "consolidate"]
     for number in rounds[-_MOST_ROUNDS:]:
         path = run.folder.expert_set(Stage(number, "consolidate"))
@@ -112,7 +114,7 @@ def _origin(run: ReportedRun, totals: PoolTotals, number: int, table: pa.Table) 
         f"{len(table):,} rollouts of {kinds:,} problems; {half:.0%} of them were sampled in the first half of the "
         "exploration."
     )
-    columns = [f"{int(low) + 1}-{int(high)}" for low, high in itertools.pairwise(step_edges)]
+    columns = [_range(int(low) + 1, int(high)) for low, high in itertools.pairwise(step_edges)]
     rows = [f"{100 * low:.3g}-{100 * high:.3g} %" for low, high in itertools.pairwise(rate_edges)]
     return Heat(
         f"origin-{number + 1}",

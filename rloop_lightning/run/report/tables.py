@@ -68,6 +68,11 @@ def interval_cell(interval: Interval, *, signed: bool = False) -> Cell:
     return Cell(format(interval.estimate, form), f"[{interval.low:{form}}, {interval.high:{form}}]")
 
 
+def signed(interval: Interval) -> str:
+    """A difference with its interval, for a sentence."""
+    return f"{interval.estimate:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
+
+
 def number_cell(value: float | None, form: str = ".3f") -> Cell:
     """A number, or a dash if there is none."""
     return Cell(MISSING if value is None or not math.isfinite(value) else format(value, form))
