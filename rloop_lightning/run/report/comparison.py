@@ -65,7 +65,7 @@ def comparison_page(comparison: Comparison, path: Path, notes: Sequence[str] = (
         title=" against ".join(one_line(arm.name) for arm in comparison.arms[:3]) + _more(comparison.arms[3:]),
         sentence=sentence(comparison),
         sections=[section for section in sections if section.tables or section.pictures],
-        notes=[printable(note) for note in (*notes, *_unfinished(comparison), *faults)],
+        notes=[printable(note) for note in (*notes, *_single(comparison), *_unfinished(comparison), *faults)],
         footer=_FOOTER,
     )
 
@@ -95,6 +95,16 @@ def _tables(id: str, what: str, comparison: Comparison, policies: Policies, faul
     table = arms_table(id, what, comparison, policies, faults)
     against = differences_table(f"{id}-differences", what, comparison, policies, faults)
     return [table, *([against] if against else [])]
+
+
+def _single(comparison: Comparison) -> list[str]:
+    """What a comparison of single runs can't say."""
+    if all(len(arm.runs) > 1 for arm in comparison.arms):
+        return []
+    return [
+        "An arm has one seed, so intervals are over problems alone: they compare these policies, and can't tell what "
+        "other seeds would give."
+    ]
 
 
 def _unfinished(comparison: Comparison) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -21,6 +21,7 @@ from rloop_lightning.system.terminal import one_line
 
 MOST_POLICIES = 24
 """Policies of a forgetting matrix."""
+_MOST_SETS = 2
 
 _OF_A_SET = re.compile(r"eval/(?P<set>.+)/(?P<name>[^/]+)", re.DOTALL)
 _OF_RUN: Sequence[tuple[str, str, str]] = (
@@ -65,18 +66,21 @@ def further_table(run: ReportedRun) -> Table | None:
     return Table("further", caption, ["policy", *(title for _, title, _ in columns)], lines)
 
 
-def forgetting(run: ReportedRun) -> Heat | None:
-    """Forgetting rates between the policies of a run on the first shown set.
+def forgetting(run: ReportedRun) -> Iterator[Heat]:
+    """Forgetting rates between the policies of a run, on the first shown sets.
 
     Raises:
         ValueError: a record is damaged.
     """
     policies = run.policies
-    if not run.sets or len(policies) < 2:
-        return None
-    name = run.sets[0]
     if len(policies) > MOST_POLICIES:
         policies = [policies[int(place)] for place in np.linspace(0, len(policies) - 1, MOST_POLICIES).round()]
+    if len(policies) > 1:
+        for name in run.sets[:_MOST_SETS]:
+            yield _forgetting(name, policies, f"forgetting-{run.sets.index(name) + 1}")
+
+
+def _forgetting(name: str, policies: Sequence[EvaluatedStage], id: str) -> Heat:
     names = [policy.name for policy in policies]
     rates = forgetting_matrix([policy.record for policy in policies], name)
     first, last = rates[0, -1], rates[-1, 0]
@@ -85,8 +89,8 @@ def forgetting(run: ReportedRun) -> Heat | None:
         f"the policy of the column does not solve, in percent. {_told(names, first, last)}"
     )
     return Heat(
-        "forgetting",
-        "Forgetting between policies",
+        id,
+        f"Forgetting on {one_line(name)}",
         caption,
         "fails",
         "solved by",

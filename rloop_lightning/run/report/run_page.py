@@ -66,7 +66,7 @@ def report_page(run: ReportedRun) -> Page:
 
 def _sections(run: ReportedRun, pools: Pools, signs: Sequence[Sign], faults: list[str]) -> list[Section | None]:
     totals, samples = pools.totals, pools.samples
-    forgot = _tried(lambda: forgetting(run), faults)
+    forgot = _tried(lambda: list(forgetting(run)), faults) or []
     origins = _tried(lambda: list(pool_pictures.expert_origins(run, totals)), faults) or []
     right, wrong = totals.length_curves(True), totals.length_curves(False)
     return [
@@ -76,8 +76,8 @@ def _sections(run: ReportedRun, pools: Pools, signs: Sequence[Sign], faults: lis
             "stability", "Gradient norm and entropy", pictures=[training.gradient_norm(run), training.entropy(run)]
         ),
         _section("diversity", "Similarity", pictures=[pool_pictures.similarity(samples) if samples else None]),
-        _section("forgetting-section", "Forgetting", pictures=[forgot]),
-        _section("coverage-section", "Coverage", pictures=[pool_pictures.coverage(run, totals)]),
+        _section("forgetting", "Forgetting", pictures=forgot),
+        _section("solved", "Coverage", pictures=[pool_pictures.coverage(run, totals)]),
         _section("expert", "Expert sets and pools", pictures=_pool_pictures(run, totals, origins)),
         _section(
             "completions",

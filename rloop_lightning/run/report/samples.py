@@ -25,7 +25,7 @@ MOST_STEPS = 12
 """Steps of a problem."""
 MOST_OF_A_KIND = 2
 """Right rollouts of a problem in a step, and wrong ones."""
-MOST_BYTES = 1 << 30
+MOST_BYTES = 1 << 29
 
 _COMPARED_PROBLEMS = 64
 _COMPARED_OF_A_STEP = 2

@@ -144,7 +144,7 @@ def test_validation_is_shown_only_where_a_run_is_judged_by_it(tmp_path: Path) ->
 
 
 def test_the_forgetting_matrix_is_that_of_the_records(finished: Path) -> None:
-    values = embedded(finished / "report.html", "pictures")["forgetting"]["values"]
+    values = embedded(finished / "report.html", "pictures")["forgetting-1"]["values"]
     records = [
         finished / "round-0" / "evaluations" / f"{name}.parquet" for name in ("base", "explored", "consolidated")
     ]
