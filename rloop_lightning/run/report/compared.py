@@ -80,13 +80,13 @@ class Comparison:
 
     @property
     def sets(self) -> list[str]:
-        """The sets that every run shows."""
-        shared = [set(one.run.sets) for one in self.runs]
-        return [name for name in self.runs[0].run.sets if all(name in known for known in shared)]
+        """The sets that every evaluated run shows."""
+        measured = [one.run.sets for one in self.runs if one.run.sets]
+        return [name for name in measured[0] if all(name in known for known in measured)] if measured else []
 
     def ks(self, name: str) -> list[int]:
-        """The values of k that every run measured on a set."""
-        return sorted(set.intersection(*(set(one.run.ks(name)) for one in self.runs)))
+        """The values of k that every evaluated run measured on one of `sets`."""
+        return sorted(set.intersection(*(set(one.run.ks(name)) for one in self.runs if one.run.sets)))
 
     def differing_settings(self) -> dict[str, list[str]]:
         """Settings that differ between arms: their values, one for each arm."""

@@ -38,14 +38,16 @@ def write_comparison(comparison: Comparison, path: Path, notes: Sequence[str] = 
         notes: remarks at the top, such as on runs that failed.
 
     Raises:
-        ValueError: two runs of an arm have the same seed.
+        ValueError: there is no run, or two runs of an arm have the same seed.
         OSError: it can't be written.
     """
     write_page(path, comparison_page(comparison, path, notes))
 
 
 def comparison_page(comparison: Comparison, path: Path, notes: Sequence[str] = ()) -> Page:
-    """The page. Args: as `write_comparison`."""
+    """The page. Args and errors: as `write_comparison`."""
+    if not comparison.runs:
+        raise ValueError("there is no run to compare")
     faults: list[str] = []
     final = _tables("final", "Policies that the runs hand over", comparison, lambda arm: arm.final, faults)
     explored = []

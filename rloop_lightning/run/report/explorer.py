@@ -1,6 +1,6 @@
 """The problems of a run and some of their rollouts, as data for the page's explorer, within a budget of characters.
 
-Texts are of others: every character that is not printable is escaped, and of a long text the middle is left out.
+Texts are of others, so every character that is not printable is escaped.
 """
 
 from __future__ import annotations
@@ -11,14 +11,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from rloop_lightning.run.report.pool_totals import PoolTotals
-from rloop_lightning.run.report.samples import MOST_OF_A_KIND, MOST_STEPS, Samples, Step, Visit, spread_steps
+from rloop_lightning.run.report.samples import (
+    MOST_CHARACTERS,
+    MOST_OF_A_KIND,
+    MOST_STEPS,
+    Samples,
+    Step,
+    Visit,
+    cut,
+    spread_steps,
+)
 from rloop_lightning.system.terminal import one_line, printable
 
 BUDGET = 2_000_000
 """Characters of all data."""
 
-_TEXT = 4000  # characters of a completion
-_PROMPT = 4000
 _GOLD = 300
 _ID = 200
 _LEVELS = ((MOST_STEPS, MOST_OF_A_KIND), (8, 1), (4, 1), (2, 1))
@@ -31,12 +38,10 @@ class Explorer:
 
     Args:
         problems: one entry for each problem.
-        all_problems: problems of the pools.
         note: what is left out, in words.
     """
 
     problems: Sequence[Mapping[str, Any]]
-    all_problems: int
     note: str
 
 
@@ -66,16 +71,7 @@ def explorer(
             shown.append(entry)
         if len(shown) == len(chosen):
             break
-    return Explorer(sorted(shown, key=_order), len(totals.index), _note(len(shown), totals, samples, bool(prompts)))
-
-
-def shortened(text: str, limit: int) -> str:
-    """A text of others, printable, without its middle if it is longer than `limit` characters."""
-    rest = len(text) - limit
-    if rest <= 0:
-        return printable(text)
-    head = limit // 3
-    return f"{printable(text[:head])}\n[... {rest:,} characters left out ...]\n{printable(text[head - limit :])}"
+    return Explorer(sorted(shown, key=_order), _note(len(shown), totals, samples, bool(prompts)))
 
 
 def _entry(
@@ -84,7 +80,7 @@ def _entry(
     taken = [(step, visits[step]) for step in spread_steps(visits, steps)]
     entry: dict[str, Any] = {"id": one_line(problem, limit=_ID)}
     if prompt is not None:
-        entry |= {"prompt": shortened(prompt[0], _PROMPT), "gold": one_line(prompt[1], limit=_GOLD)}
+        entry |= {"prompt": printable(cut(prompt[0], MOST_CHARACTERS)), "gold": one_line(prompt[1], limit=_GOLD)}
     entry["steps"] = [
         [number + 1, step, visit.rollouts, visit.right, _shown(visit, of_a_kind)] for (number, step), visit in taken
     ]
@@ -101,7 +97,7 @@ def _shown(visit: Visit, of_a_kind: int) -> list[list[Any]]:
             f"{one.reward:.4g}",
             one.length,
             int(one.finish_reason == "length"),
-            shortened(one.text, _TEXT),
+            printable(one.text),
         ]
         for one in rollouts
     ]

@@ -25,8 +25,11 @@ def sentence(run: ReportedRun) -> str:
     algo, consolidation = method(run)
     how = f"{algo} with {consolidation} consolidation" if run.consolidates else algo
     loop = run.group("loop")
-    rounds, steps = loop.get("rounds", 1), loop.get("explore_steps", 0)
-    length = f"{rounds} rounds of {steps} rollout steps" if run.consolidates else _steps(rounds, steps)
+    rounds, steps = (one_line(str(loop.get(name, default))) for name, default in (("rounds", 1), ("explore_steps", 0)))
+    if not run.consolidates and rounds.isdecimal() and steps.isdecimal():  # one exploration
+        length = f"{int(rounds) * int(steps):,} rollout steps"
+    else:
+        length = f"{rounds} round{'' if rounds == '1' else 's'} of {steps} rollout steps"
     where = f"{data_name(run)} problems" if data_name(run) else "its problems"
     parts = [f"{how} trained {model_name(run)} on {where} for {length} (seed {seed(run)})"]
     if outcome := _outcome(run):
@@ -133,14 +136,8 @@ def _outcome(run: ReportedRun) -> str:
             told.append(f"pass@{k} is {end[metric]:.3f}")
         elif metric in end:
             told.append(f"pass@{k} goes from {base[metric]:.3f} to {end[metric]:.3f}")
-    name = f"{last}, which is handed over" if last == run.state.selected else last
+    name = f"{one_line(last)}, which is handed over" if last == run.state.selected else one_line(last)
     return f"on {one_line(sets[0])}, {' and '.join(told)} ({name})" if told else ""
-
-
-def _steps(rounds: object, steps: object) -> str:
-    if isinstance(rounds, int) and isinstance(steps, int):
-        return f"{rounds * steps} rollout steps"
-    return f"{rounds} x {steps} rollout steps"
 
 
 def _seconds(value: float) -> Cell:

@@ -42,7 +42,8 @@ def policies_table(run: ReportedRun) -> Table | None:
         record = run.policy(policy)
         cells = [_pass_cell(record, name, k, metrics.get(f"eval/{name}/pass@{k}")) for name, k in columns]
         handed_over = policy == run.state.selected
-        lines.append(Line(f"{policy} (handed over)" if handed_over else policy, cells, handed_over))
+        name = one_line(policy)
+        lines.append(Line(f"{name} (handed over)" if handed_over else name, cells, handed_over))
     caption = (
         "Estimate and 95 % interval. The intervals are over problems: they say what other problems like these would "
         "give for the same policy, not what another seed would give."
@@ -59,7 +60,11 @@ def further_table(run: ReportedRun) -> Table | None:
     if not columns:
         return None
     lines = [
-        Line(policy, [number_cell(metrics.get(name), form) for name, _, form in columns], policy == run.state.selected)
+        Line(
+            one_line(policy),
+            [number_cell(metrics.get(name), form) for name, _, form in columns],
+            policy == run.state.selected,
+        )
         for policy, metrics in results.items()
     ]
     caption = "Entropy in nats per token, lengths in tokens. Gradient norms and expert sets are of the phase before."

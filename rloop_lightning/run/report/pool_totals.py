@@ -80,9 +80,8 @@ class PoolTotals:
 
     def _sum(self, by_round: Mapping[int, np.ndarray], rounds: range) -> np.ndarray:
         total = np.zeros(len(self.index), dtype=np.int64)
-        for number in rounds:
-            if number in by_round:
-                counts = by_round[number]
+        for number, counts in by_round.items():
+            if number in rounds:
                 total[: len(counts)] += counts
         return total
 

@@ -25,6 +25,8 @@ MOST_STEPS = 12
 """Steps of a problem."""
 MOST_OF_A_KIND = 2
 """Right rollouts of a problem in a step, and wrong ones."""
+MOST_CHARACTERS = 4000
+"""Characters of a text."""
 MOST_BYTES = 1 << 29
 
 _COMPARED_PROBLEMS = 64
@@ -95,7 +97,17 @@ def sample(totals: PoolTotals, *, parts: int = 12, most_bytes: int = MOST_BYTES)
         table = _rows_of(shard, visits)
         compared.add(shard, table)
         _add_visits(visits, shard, table)
-    return Samples(visits, len(shards), len(totals.shards), compared.similarity(), compared.parts)
+    spread = {
+        problem: {step: steps[step] for step in spread_steps(steps, MOST_STEPS)} for problem, steps in visits.items()
+    }
+    return Samples(spread, len(shards), len(totals.shards), compared.similarity(), compared.parts)
+
+
+def cut(text: str, most: int) -> str:
+    """A text without its middle, if it has more than `most` characters."""
+    rest = len(text) - most
+    head = most // 3
+    return f"{text[:head]}\n[... {rest:,} characters left out ...]\n{text[head - most :]}" if rest > 0 else text
 
 
 def chosen_problems(totals: PoolTotals, most: int = MOST_PROBLEMS) -> list[str]:
@@ -146,16 +158,16 @@ def _add_visits(visits: dict[str, dict[Step, Visit]], shard: PoolShard, table: p
         zip(np.bincount(codes, minlength=len(ids)), np.bincount(codes, success, len(ids)), strict=True)
     ):
         steps = visits[ids[place]]
-        if len(steps) >= 3 * MOST_STEPS and key not in steps:
-            steps = visits[ids[place]] = {step: steps[step] for step in spread_steps(steps, 2 * MOST_STEPS)}
+        if len(steps) >= 2 * MOST_STEPS and key not in steps:
+            steps = visits[ids[place]] = {step: steps[step] for step in spread_steps(steps, MOST_STEPS + 2)}
         visit = steps.setdefault(key, Visit())
         visit.rollouts += int(count)
         visit.right += int(right)
     shown = table.take(pa.array(_first(2 * codes + success, MOST_OF_A_KIND)))
     columns = [shown[name].to_pylist() for name in (*_SHORT_COLUMNS, "text")]
-    for problem, *rollout in zip(*columns, strict=True):
+    for problem, reward, right, finish_reason, length, text in zip(*columns, strict=True):
         visit = visits[problem][key]
-        one = SampledRollout(*rollout)
+        one = SampledRollout(reward, right, finish_reason, length, cut(text, MOST_CHARACTERS))
         if sum(other.success == one.success for other in visit.shown) < MOST_OF_A_KIND:
             visit.shown.append(one)
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from rloop_lightning.errors import StateError
-from rloop_lightning.evaluation.record import inside_records
 from rloop_lightning.run.folder import RunFolder
 from rloop_lightning.run.metrics_csv import PASS_AT_K, Row, read_table
 from rloop_lightning.run.settings import recorded_settings
@@ -18,6 +17,7 @@ from rloop_lightning.run.state import LoopState, Stage, plan
 ReadProblems = Callable[[Collection[str]], Mapping[str, tuple[str, str]]]
 """Gives prompt and gold answers, as text, of problems by id."""
 
+_MOST_ROUNDS = 10_000  # the settings of somebody else may say anything
 _NONE = "none"
 """The name of no consolidation in the settings."""
 _HELD_BACK = "validation"
@@ -28,14 +28,12 @@ class EvaluatedStage:
     """A policy with the record of its evaluation.
 
     Args:
-        name: its name, such as "round 1 explored" or "round 1 step 20".
+        name: its name, such as "round 1 explored".
         record: the record, which exists.
-        place: rollout steps of the run before the evaluation.
     """
 
     name: str
     record: Path
-    place: int
 
 
 @dataclass(frozen=True)
@@ -92,8 +90,9 @@ class ReportedRun:
     @property
     def stages(self) -> list[Stage]:
         """The plan of the run."""
-        rounds = self.setting("loop", "rounds", self.state.round + 1)
-        return plan(rounds if isinstance(rounds, int) else self.state.round + 1, consolidates=self.consolidates)
+        rounds = self.setting("loop", "rounds")
+        known = rounds if isinstance(rounds, int) else self.state.round + 1
+        return plan(min(known, _MOST_ROUNDS), consolidates=self.consolidates)
 
     @property
     def done(self) -> list[Stage]:
@@ -143,21 +142,7 @@ class ReportedRun:
         for stage in self.done:
             path = self.folder.evaluation(stage)
             if stage.phase == "evaluate" and path.exists():
-                found.append(EvaluatedStage(stage.name, path, self._place(stage)))
-        return found
-
-    @property
-    def all_policies(self) -> list[EvaluatedStage]:
-        """The same, and those that were evaluated inside explorations, in order of training."""
-        found: list[EvaluatedStage] = []
-        for stage in self.done:
-            if stage.phase == "explore":
-                start = self.starts.get(stage.round, 0)
-                for path in inside_records(self.folder.evaluations(stage)):
-                    step = int(path.stem.removeprefix("step-"))
-                    found.append(EvaluatedStage(f"round {stage.round + 1} step {step}", path, start + step))
-            elif stage.phase == "evaluate" and (path := self.folder.evaluation(stage)).exists():
-                found.append(EvaluatedStage(stage.name, path, self._place(stage)))
+                found.append(EvaluatedStage(stage.name, path))
         return found
 
     def policy(self, name: str) -> EvaluatedStage | None:
@@ -168,10 +153,6 @@ class ReportedRun:
     def last_policy(self) -> str:
         """The policy that the run hands over; until then, the last evaluated one; empty if there is none."""
         return self.state.selected or next(reversed(list(self.state.results)), "")
-
-    def _place(self, stage: Stage) -> int:
-        start = self.starts.get(stage.round, 0)
-        return start if stage.which == "base" else start + self.explorations.get(stage.round, 0)
 
 
 def read_run(path: Path, read_problems: ReadProblems | None = None) -> ReportedRun:

@@ -117,7 +117,9 @@ def lengths(run: ReportedRun, right: Sequence[np.ndarray], wrong: Sequence[np.nd
 def truncation(run: ReportedRun) -> Lines | None:
     """Share of rollouts that were cut at the length limit."""
     limit = run.setting("engine", "max_new_tokens")
-    caption = "Share of rollouts that reached the length limit" + (f" of {limit:,} tokens." if limit else ".")
+    caption = "Share of rollouts that reached the length limit" + (
+        f" of {limit:,} tokens." if isinstance(limit, int) else "."
+    )
     return _single(
         run, "truncation", "Truncated share", caption, "rollout/truncated_rate", "share of rollouts", 3, share=True
     )

@@ -56,7 +56,7 @@ def test_a_run_ends_with_its_report(finished: Path) -> None:
         "Settings and versions",
         "Warnings",
     ]
-    assert "dapo with rft consolidation trained countdown on countdown problems for 1 rounds of 4 rollout steps" in text
+    assert "dapo with rft consolidation trained countdown on countdown problems for 1 round of 4 rollout steps" in text
     interval = pass_at_k_interval([finished / "round-0" / "evaluations" / "explored.parquet"], "test", 2)
     assert f"{interval.estimate:.3f} " in text
     assert f"[{interval.low:.3f}, {interval.high:.3f}]" in text
