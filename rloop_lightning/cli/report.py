@@ -77,7 +77,7 @@ def _report(arguments: Sequence[str]) -> list[str]:
         wrong.append("--data and --trust belong to the report of one run; leave them out")
     if wrong:
         raise UsageError("\n".join(wrong))
-    if single and options.arms is None:
+    if single:
         problems = _Problems(paths[0], reading)
         write_report(ReportedRun(runs[0].folder, runs[0].state, problems.read), out)
         return [f"{out}: the report of {paths[0]}, {_size(out)}", *problems.told]
@@ -95,9 +95,9 @@ def _options(words: Sequence[str]) -> tuple[ReportOptions, ProblemOptions]:
     for flag, value in pairs(words):
         if flag == "--arms" and value is not None:
             value = f"[{', '.join(_quoted(name) for name in value.split(','))}]"
-        flags.append(
-            "--trust=true" if flag == "--trust" and value is None else flag if value is None else f"{flag}={value}"
-        )
+        if flag == "--trust" and value is None:
+            value = "true"
+        flags.append(flag if value is None else f"{flag}={value}")
     settings, wrong = parse(parser, {}, flags)
     if settings is None or wrong:
         raise UsageError("\n".join(wrong))
@@ -131,8 +131,10 @@ def _place_faults(out: Path) -> list[str]:
 
 
 def _arm_faults(arms: Sequence[str] | None, paths: Sequence[str]) -> list[str]:
-    if arms is None or len(arms) == len(paths):
+    if arms is None or len(arms) == len(paths) > 1:
         return []
+    if len(paths) == 1:
+        return ["--arms belongs to the report of several runs; leave it out"]
     return [f"--arms names {len(arms)} arms for {len(paths)} runs; give one name for each run, in order"]
 
 

@@ -90,6 +90,7 @@ def test_all_errors_are_told_at_once(run: Path, tmp_path: Path, capsys: pytest.C
         (["{run}", "--out", "x.htm"], "--out x.htm: the name must end in .html"),
         (["{run}", "--out", "{run}/a.html"], "--out {run}/a.html: it is a folder; give a file"),
         (["{run}", "--colour", "red"], "--colour"),
+        (["{run}", "--arms", "a"], "--arms belongs to the report of several runs; leave it out"),
         (["{run}", "{copy}"], "are both seed 0 of dapo + rft"),
         (["a\x1b[31mb"], "a\\x1b[31mb: no state.json there; give the folder of a run"),
         (["{run}", "--out", "/proc/nothing/x.html"], "/proc/nothing"),

@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Any
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
-_SECONDS = 60  # until an answer counts as lost
+_SECONDS = 120  # until an answer counts as lost
 
 
 def chromium() -> str | None:

@@ -41,7 +41,7 @@ def write_report(run: ReportedRun, path: Path) -> None:
 
 def report_page(run: ReportedRun) -> Page:
     """The page of a run. A part that can't be read is told on it."""
-    faults: list[str] = [f"metrics.csv: {run.metrics_fault}"] if run.metrics_fault else []
+    faults: list[str] = [f"metrics.csv: {run.metrics.fault}"] if run.metrics.fault else []
     pools = _tried(lambda: read_pools(run), faults) or Pools(PoolTotals(), None)
     signs = failure_signs(run)
     sections = [section for section in _sections(run, pools, signs, faults) if section is not None]
@@ -65,30 +65,25 @@ def report_page(run: ReportedRun) -> Page:
 
 
 def _sections(run: ReportedRun, pools: Pools, signs: Sequence[Sign], faults: list[str]) -> list[Section | None]:
+    """The sections from top to bottom. What can't be read is told among `faults`."""
     totals, samples = pools.totals, pools.samples
     forgot = _tried(lambda: list(forgetting(run)), faults) or []
     origins = _tried(lambda: list(pool_pictures.expert_origins(run, totals)), faults) or []
     right, wrong = totals.length_curves(True), totals.length_curves(False)
+    stability = [training.gradient_norm(run), training.entropy(run)]
+    completions = [training.lengths(run, right, wrong), training.truncation(run)]
     return [
         _section("policies", "Policies", tables=[policies_table(run), further_table(run)]),
         _section("rewards", "Reward and pass@k", pictures=[training.reward_and_pass(run)]),
-        _section(
-            "stability", "Gradient norm and entropy", pictures=[training.gradient_norm(run), training.entropy(run)]
-        ),
+        _section("stability", "Gradient norm and entropy", pictures=stability),
         _section("diversity", "Similarity", pictures=[pool_pictures.similarity(samples) if samples else None]),
         _section("forgetting", "Forgetting", pictures=forgot),
         _section("solved", "Coverage", pictures=[pool_pictures.coverage(run, totals)]),
         _section("expert", "Expert sets and pools", pictures=_pool_pictures(run, totals, origins)),
-        _section(
-            "completions",
-            "Lengths and truncation",
-            pictures=[training.lengths(run, right, wrong), training.truncation(run)],
-        ),
+        _section("completions", "Lengths and truncation", pictures=completions),
         Section("problems", "Problems and rollouts") if samples and samples.visits else None,
         _section("cost", "Time and tokens", tables=[time_table(run)]),
-        Section(
-            "settings-section", "Settings and versions", tables=[origin_table(run), settings_table(run)], folded=True
-        ),
+        Section("setup", "Settings and versions", tables=[origin_table(run), settings_table(run)], folded=True),
         Section("warnings", "Warnings", tables=[_signs_table(signs)]),
     ]
 
@@ -107,10 +102,7 @@ def _section(
 
 
 def _signs_table(signs: Sequence[Sign]) -> Table:
-    lines = [
-        Line(sign.name, [_VERDICTS[sign.found], Cell(printable(sign.seen)), Cell(sign.advice)], chosen=False)
-        for sign in signs
-    ]
+    lines = [Line(sign.name, [_VERDICTS[sign.found], Cell(printable(sign.seen)), Cell(sign.advice)]) for sign in signs]
     caption = "Failure signatures of RL with verifiable rewards (RLoop, arXiv 2511.04285), and what to do about them."
     return Table("signs", caption, ["signature", "verdict", "what the run shows", "what to do"], lines, text=True)
 

@@ -8,9 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from rloop_lightning.errors import StateError
 from rloop_lightning.run.folder import RunFolder
-from rloop_lightning.run.metrics_csv import PASS_AT_K, Row, read_table
+from rloop_lightning.run.metrics_csv import PASS_AT_K, Row, Table, read_table
 from rloop_lightning.run.settings import recorded_settings
 from rloop_lightning.run.state import LoopState, Stage, plan
 
@@ -56,19 +58,22 @@ class ReportedRun:
         return self.folder.out.resolve().name
 
     @cached_property
-    def rows(self) -> Sequence[Row]:
-        """The rows of metrics.csv that can be read."""
-        return read_table(self.folder.metrics).rows
+    def metrics(self) -> Table:
+        """What can be read of metrics.csv."""
+        return read_table(self.folder.metrics) if self.folder.metrics.exists() else Table()
 
     @property
-    def metrics_fault(self) -> str:
-        """What is wrong with metrics.csv; empty if nothing is."""
-        return read_table(self.folder.metrics).fault if self.folder.metrics.exists() else ""
+    def rows(self) -> Sequence[Row]:
+        """The rows of metrics.csv that can be read."""
+        return self.metrics.rows
 
     @cached_property
     def settings(self) -> Mapping[str, Any]:
-        """The settings of the run by group."""
-        found = self.state.settings or recorded_settings(self.folder)
+        """The settings of the run by group; none if they can't be read."""
+        try:
+            found = self.state.settings or recorded_settings(self.folder)
+        except (yaml.YAMLError, RecursionError):  # a run of version 0 has them in config.yaml alone
+            return {}
         return found if isinstance(found, Mapping) else {}
 
     def setting(self, group: str, name: str, default: Any = None) -> Any:
