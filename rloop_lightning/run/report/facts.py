@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from rloop_lightning.run.report.stored import ReportedRun
@@ -10,7 +11,8 @@ from rloop_lightning.run.settings import flat
 from rloop_lightning.system.terminal import one_line
 
 _TEXT = 300  # characters of a value
-_TIMES: Mapping[str, str] = {
+_TIME = re.compile(r"time/.+_s", re.DOTALL)
+_PARTS: Mapping[str, str] = {
     "time/generate_s": "generate rollouts",
     "time/reward_s": "score rollouts",
     "time/update_s": "update the policy",
@@ -77,7 +79,9 @@ def settings_table(run: ReportedRun) -> Table:
         Line(one_line(name, limit=_TEXT), [Cell(one_line(_value(value), limit=_TEXT))])
         for name, value in flat(run.settings)
     ]
-    return Table("settings", "Every setting of the run, as in config.yaml.", ["setting", "value"], lines, text=True)
+    return Table(
+        "settings", "Every setting of the run, as in config.yaml", ["setting", "value"], lines, text=True, folded=True
+    )
 
 
 def origin_table(run: ReportedRun) -> Table:
@@ -91,7 +95,7 @@ def origin_table(run: ReportedRun) -> Table:
         **{name: str(value) for name, value in state.machine.items()},
     }
     lines = [Line(one_line(name), [Cell(one_line(value, limit=_TEXT))]) for name, value in known.items() if value]
-    return Table("origin", "Where the numbers of this page come from.", ["what", "value"], lines, text=True)
+    return Table("origin", "Where the numbers of this page come from", ["what", "value"], lines, text=True, folded=True)
 
 
 def time_table(run: ReportedRun) -> Table | None:
@@ -99,10 +103,10 @@ def time_table(run: ReportedRun) -> Table | None:
     times: dict[str, dict[str, float]] = {}
     tokens = dict.fromkeys(_PHASES, 0.0)
     for row in run.rows:
-        for metric, part in _TIMES.items():
-            if metric in row:
-                of_part = times.setdefault(part, dict.fromkeys(_PHASES, 0.0))
-                of_part[row["phase"]] += row[metric]
+        for metric in filter(_TIME.fullmatch, row):
+            part = _PARTS.get(metric) or one_line(metric.removeprefix("time/").removesuffix("_s").replace("_", " "))
+            of_part = times.setdefault(part, dict.fromkeys(_PHASES, 0.0))
+            of_part[row["phase"]] += row[metric]
         tokens[row["phase"]] += row.get("rollout/generated_tokens", 0)
     if not times:
         return None

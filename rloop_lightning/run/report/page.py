@@ -44,7 +44,6 @@ class Section:
         notes: paragraphs below the heading.
         tables: its tables.
         pictures: its pictures; they stand side by side where there is room.
-        folded: whether its tables are hidden until a reader opens them.
     """
 
     id: str
@@ -52,7 +51,6 @@ class Section:
     notes: Sequence[str] = ()
     tables: Sequence[Table] = ()
     pictures: Sequence[Picture] = ()
-    folded: bool = False
 
 
 @dataclass(frozen=True)

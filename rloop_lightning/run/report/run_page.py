@@ -13,7 +13,8 @@ from rloop_lightning.run.report.facts import origin_table, progress, sentence, s
 from rloop_lightning.run.report.failure_signs import Sign, failure_signs
 from rloop_lightning.run.report.page import Page, Section, write_page
 from rloop_lightning.run.report.pictures import Picture
-from rloop_lightning.run.report.policies import forgetting, further_table, policies_table
+from rloop_lightning.run.report.policies import forgetting
+from rloop_lightning.run.report.policy_tables import INTERVALS, policy_tables
 from rloop_lightning.run.report.pool_totals import PoolTotals
 from rloop_lightning.run.report.pools import Pools, read_pools
 from rloop_lightning.run.report.stored import ReportedRun
@@ -73,7 +74,7 @@ def _sections(run: ReportedRun, pools: Pools, signs: Sequence[Sign], faults: lis
     stability = [training.gradient_norm(run), training.entropy(run)]
     completions = [training.lengths(run, right, wrong), training.truncation(run)]
     return [
-        _section("policies", "Policies", tables=[policies_table(run), further_table(run)]),
+        _section("policies", "Policies", tables=policy_tables(run), notes=[INTERVALS]),
         _section("rewards", "Reward and pass@k", pictures=[training.reward_and_pass(run)]),
         _section("stability", "Gradient norm and entropy", pictures=stability),
         _section("diversity", "Similarity", pictures=[pool_pictures.similarity(samples) if samples else None]),
@@ -83,7 +84,7 @@ def _sections(run: ReportedRun, pools: Pools, signs: Sequence[Sign], faults: lis
         _section("completions", "Lengths and truncation", pictures=completions),
         Section("problems", "Problems and rollouts") if samples and samples.visits else None,
         _section("cost", "Time and tokens", tables=[time_table(run)]),
-        Section("setup", "Settings and versions", tables=[origin_table(run), settings_table(run)], folded=True),
+        Section("setup", "Settings and versions", tables=[origin_table(run), settings_table(run)]),
         Section("warnings", "Warnings", tables=[_signs_table(signs)]),
     ]
 
@@ -93,12 +94,16 @@ def _pool_pictures(run: ReportedRun, totals: PoolTotals, origins: Sequence[Pictu
 
 
 def _section(
-    id: str, title: str, tables: Iterable[Table | None] = (), pictures: Iterable[Picture | None] = ()
+    id: str,
+    title: str,
+    tables: Iterable[Table | None] = (),
+    pictures: Iterable[Picture | None] = (),
+    notes: Sequence[str] = (),
 ) -> Section | None:
     """A section of what there is; None if there is nothing."""
     kept = [one for one in tables if one is not None]
     drawn = [one for one in pictures if one is not None]
-    return Section(id, title, tables=kept, pictures=drawn) if kept or drawn else None
+    return Section(id, title, notes, tables=kept, pictures=drawn) if kept or drawn else None
 
 
 def _signs_table(signs: Sequence[Sign]) -> Table:

@@ -51,6 +51,7 @@ class Table:
         header: titles of the columns.
         lines: the rows.
         text: whether cells are text, set flush left.
+        folded: whether it is hidden until a reader opens it.
     """
 
     id: str
@@ -58,6 +59,7 @@ class Table:
     header: Sequence[str]
     lines: Sequence[Line] = field(default_factory=list)
     text: bool = False
+    folded: bool = False
 
 
 def interval_cell(interval: Interval, *, signed: bool = False) -> Cell:

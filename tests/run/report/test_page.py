@@ -243,3 +243,28 @@ def test_a_long_run_has_bounded_curves(tmp_path: Path) -> None:
     curves = [curve for one in reward.data()["series"] for curve in one["curves"]]
     assert {len(curve) for curve in curves} == {1, 250}  # an evaluation, and steps
     assert max(point[0] for curve in curves for point in curve) == 2 * steps
+
+
+def test_the_tables_show_every_metric_of_a_set_once_with_its_interval(tmp_path: Path) -> None:
+    of_base = {
+        **{"maj@4": 0.3, "maj@8": 0.5, "maj@8_low": 0.4, "maj@8_high": 0.6, "pass@1_low": 0.1, "pass@1_high": 0.2},
+        **{"pass@1_stderr": 0.1, "entropy_nats": 0.25, "entropy_nats_low": 0.2, "entropy_nats_high": 0.3},
+        **{"length_right_tokens": 12.34, "forgetting_base": 0.125},
+    }
+    metrics = {
+        "base": {f"eval/test/{name}": value for name, value in of_base.items()},
+        "round 1 explored": {"grad/norm_preclip_max": 1.5},
+    }
+    run = read_run(write_run(tmp_path, successes={"base": [1, 2], "round 1 explored": [2, 3]}, metrics=metrics))
+    success, training, rest = report_page(run).sections[0].tables
+    assert success.header == ["policy", "pass@1", "pass@8", "maj@8"]
+    interval = pass_at_k_interval([tmp_path / "round-0" / "evaluations" / "base.parquet"], "test", 1)
+    assert success.lines[0].cells[0].remark == f"[{interval.low:.3f}, {interval.high:.3f}]"
+    assert (success.lines[0].cells[2].text, success.lines[0].cells[2].remark) == ("0.500", "[0.400, 0.600]")
+    assert [line.name for line in success.lines] == ["base", "round 1 explored (handed over)"]
+    assert [(line.name, line.cells[0].text) for line in training.lines] == [("round 1 explored (handed over)", "1.5")]
+    assert [(line.name, line.cells[0].text, line.cells[0].remark) for line in rest.lines] == [
+        ("entropy, nats per token", "0.250", "[0.200, 0.300]"),
+        ("length right, tokens", "12.3", ""),
+        ("forgetting base", "0.125", ""),
+    ]
