@@ -115,7 +115,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert "rloop_lightning/py.typed" in names
     assert any(re.fullmatch(r"rloop_lightning/configs/[^/]+\.yaml", name) for name in names)
     assert "rloop_lightning/assets/countdown-policy/config.json" in names
-    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
+    licences = {name.rpartition("/")[2] for name in names if ".dist-info/licenses/" in name}
+    assert licences == {"LICENSE", "LICENSE-d3.txt", "LICENSE-plot.txt"}
 
 
 def test_the_source_distribution_holds_the_project_once(source: Path) -> None:

@@ -39,6 +39,11 @@ def rloop_data() -> int:
     return _plain(instant.data_answer, "data")
 
 
+def rloop_report() -> int:
+    """The `rloop-report` command; see `cli.report.main`."""
+    return _plain(instant.report_answer, "report")
+
+
 def rloop_reward() -> int:
     """The `rloop-reward` command; see `cli.reward.main`."""
     return _plain(lambda _: None, "reward")

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
+from rloop_lightning.cli.report_usage import HELP
 from rloop_lightning.system.terminal import printable_lines
 
 _SHOWN = ("torch", "lightning", "transformers")
@@ -62,6 +63,11 @@ def compare_answer(argv: Sequence[str]) -> int | None:
         return compare_help()
 
     return _answer("rloop-compare", argv, text)
+
+
+def report_answer(argv: Sequence[str]) -> int | None:
+    """The same for `rloop-report`."""
+    return _answer("rloop-report", argv, lambda: HELP)
 
 
 def _answer(command: str, argv: Sequence[str], text: Callable[[], str]) -> int | None:

@@ -79,6 +79,38 @@ def ngram_similarity(
     return Similarity(intra, inter, int(counts[0]), int(counts[1]))
 
 
+def step_similarity(
+    problem_ids: Sequence[str], steps: Sequence[int], completions: Sequence[np.ndarray], count: int, *, n: int = 4
+) -> np.ndarray:
+    """Similarity between every two of some steps: mean Jaccard similarity over all pairs of rollouts of a problem.
+
+    The diagonal is over pairs within a step. All pairs are compared, so pass a few rollouts of each problem.
+
+    Args:
+        problem_ids: [R].
+        steps: [R], numbers from 0 to `count` - 1, of rollout steps or of parts of a run.
+        completions: R arrays of token ids.
+        count: number of steps.
+        n: length of an n-gram, tokens.
+
+    Returns:
+        [count, count], symmetric; NaN where there is no pair.
+    """
+    rows_of: dict[str, list[int]] = defaultdict(list)
+    for row, problem_id in enumerate(problem_ids):
+        rows_of[problem_id].append(row)
+    sums, pairs = np.zeros((count, count)), np.zeros((count, count))
+    for rows in rows_of.values():
+        both = list(itertools.combinations(range(len(rows)), 2))
+        values = _jaccard([completions[row] for row in rows], both, n)
+        of = np.array([steps[row] for row in rows])[np.array(both, dtype=np.int64).reshape(-1, 2)]
+        low, high = of.min(axis=1), of.max(axis=1)
+        np.add.at(sums, (low, high), values)
+        np.add.at(pairs, (low, high), 1)
+    mean = np.divide(sums, pairs, out=np.full((count, count), np.nan), where=pairs > 0)
+    return np.where(np.tri(count, k=-1, dtype=bool), mean.T, mean)
+
+
 def _jaccard(completions: Sequence[np.ndarray], pairs: Pairs, n: int) -> np.ndarray:
     """|A and B| / |A or B| of the n-gram sets of each pair of rows [pairs]."""
     if not pairs:

@@ -1,7 +1,7 @@
 """The layout of a run folder.
 
     runs/NAME/
-      config.yaml  state.json  state.previous.json  metrics.csv  results.md  plots/*.png
+      config.yaml  state.json  state.previous.json  metrics.csv  results.md  report.html  plots/*.png
       run.lock                                          held by the process that runs; empty when none does
       tensorboard/  loggers.json                        the run as TensorBoard shows it; the user's own loggers
       data/*.jsonl                                      problem sets passed as Python objects
@@ -88,6 +88,11 @@ class RunFolder:
     def results(self) -> Path:
         """The results table of all policies."""
         return self.out / "results.md"
+
+    @property
+    def report(self) -> Path:
+        """The page of the run."""
+        return self.out / "report.html"
 
     @property
     def plots(self) -> Path:

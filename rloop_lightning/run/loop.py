@@ -41,12 +41,14 @@ from rloop_lightning.run.machine import other_machine, this_machine
 from rloop_lightning.run.mending import complete_record, mend
 from rloop_lightning.run.parts import Parts
 from rloop_lightning.run.policies import drop_policies
+from rloop_lightning.run.report.renewed import renew_report
 from rloop_lightning.run.results import write_results
 from rloop_lightning.run.resume import clear, drop_checkpoints, restart, resume_point
 from rloop_lightning.run.session import Session
 from rloop_lightning.run.settings import config_faults, write_config
 from rloop_lightning.run.state import Budget, LoopState, Stage, StageOutcome, plan
 from rloop_lightning.run.trainer import MakeTrainer, PhaseTrainer, new_trainer
+from rloop_lightning.run.versions import running_versions
 from rloop_lightning.run.weights import Weights
 from rloop_lightning.seeds import derive_seed
 from rloop_lightning.system.checksums import damaged_files
@@ -90,7 +92,7 @@ class LoopRunner:
         self.mixed_precision = torch.bfloat16 if trainer.precision == "bf16-mixed" else None
 
     def run(self, policy: Policy, signals: StopSignals | None = None, claim: RunClaim | None = None) -> LoopState:
-        """Run all remaining stages, save the final policy, and write results table and plots.
+        """Run all remaining stages, save the final policy, and write results table, plots and report.
 
         Args:
             policy: the base policy. The run trains its weights in place.
@@ -148,6 +150,7 @@ class LoopRunner:
             outcome = replace(outcome, spent=outcome.spent + Budget(seconds=perf_counter() - started))
             state = state.after(self.stages, outcome)
             write_results(self.folder, self.parts, self.stages, state, after=stage.phase)
+            renew_report(self.folder, self.parts, state)
             self.folder.save_state(state)
             drop_checkpoints(self.folder, stage, consolidates=self.parts.consolidation is not None)
             drop_policies(self.folder, self.parts, self.stages[: state.stages_done], state)
@@ -163,6 +166,8 @@ class LoopRunner:
         state = point.state or LoopState(uuid.uuid4().hex, began=date.today().isoformat())
         if state.stages_done == 0 and not state.base:
             state = replace(state, base=base_checksums(policy.source))
+        if state.stages_done == 0 and not state.versions:
+            state = replace(state, versions=running_versions())
         if state.stopped and self.parts.loop.on_empty_expert_set == "continue":
             state = replace(state, stopped=False)
         if self.resumed.settings is not None:
@@ -189,7 +194,7 @@ class LoopRunner:
         return StageOutcome(results={stage.name: metrics})
 
     def _hand_over(self, state: LoopState) -> LoopState:
-        """Save the selected policy to final/, and write the results table and the plots."""
+        """Save the selected policy to final/, and write the results table, the plots and the report."""
         selected = select_stage(self.folder, self.parts, self.stages[: state.stages_done], state)
         if selected.which == "base":
             select = self.parts.loop.select
@@ -202,6 +207,7 @@ class LoopRunner:
             self.folder.save_state(state)
         drop_policies(self.folder, self.parts, self.stages[: state.stages_done], state)
         write_results(self.folder, self.parts, self.stages, state)
+        renew_report(self.folder, self.parts, state)
         self.signals.check("the run is complete")
         return state
 

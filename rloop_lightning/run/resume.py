@@ -112,7 +112,7 @@ def _state_to_repeat(
         warnings.append(f"round {stage.round + 1} {stage.phase} is repeated")
         return before
     warnings.append("the run is repeated from its beginning")
-    return LoopState(state.run_id, began=state.began, base=state.base)
+    return LoopState(state.run_id, began=state.began, base=state.base, versions=state.versions)
 
 
 def _drop_bad_checkpoints(folder: RunFolder, stage: Stage) -> None:

@@ -164,6 +164,7 @@ class LoopState:
         began: the date of the run's start, which chat templates see; ISO format.
         machine: what decides the rounding of results (machine.py).
         base: checksums of the base policy's files by name, if it is a local folder.
+        versions: the software that the run began with (versions.py).
     """
 
     run_id: str
@@ -180,6 +181,7 @@ class LoopState:
     began: str = ""
     machine: Mapping[str, Any] = field(default_factory=dict)
     base: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Write the state atomically."""
@@ -267,5 +269,6 @@ _HOLDS: Mapping[str, Callable[[Any], bool]] = {
     "began": _is_text,
     "machine": _is_mapping,
     "base": lambda value: _is_mapping(value, _is_text),
+    "versions": lambda value: _is_mapping(value, _is_text),
 }
 """By field of `LoopState`: whether a value from a file can be one of it."""

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from rloop_lightning.evaluation import ngram_similarity
+from rloop_lightning.evaluation.similarity import step_similarity
 
 
 def slow(problem_ids, steps, completions, n):
@@ -102,3 +103,15 @@ def test_bad_arguments_are_refused():
     for bad in ({"n": 0}, {"max_pairs": 0}):
         with pytest.raises(ValueError, match="at least 1"):
             ngram_similarity(["p"], [0], [np.arange(5)], **bad)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_matrix_of_steps_is_what_the_slow_implementation_says(seed):
+    problem_ids, steps, completions = make_rollouts(seed)
+    matrix = step_similarity(problem_ids, steps, completions, 5, n=3)
+    for first, second in itertools.product(range(5), repeat=2):
+        rows = [row for row, step in enumerate(steps) if step in (first, second)]
+        chosen = [[values[row] for row in rows] for values in (problem_ids, steps, completions)]
+        (intra, inter), _ = slow(*chosen, n=3)
+        assert matrix[first, second] == pytest.approx(intra if first == second else inter, nan_ok=True)
+    assert np.isnan(matrix[4]).all()  # no rollout is of that step

@@ -1,0 +1,106 @@
+"""The pictures of a comparison: curves of the arms, of every seed faintly and their mean in front."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+
+from rloop_lightning.run.plots import smoothed
+from rloop_lightning.run.report.compared import Comparison
+from rloop_lightning.run.report.pictures import Lines, Series, thinned
+from rloop_lightning.run.report.stored import ReportedRun
+from rloop_lightning.run.report.training import STEPS, evaluation_curves, metric_curves
+from rloop_lightning.system.terminal import one_line
+
+_MOST_POINTS = 120
+"""Points of a faint curve."""
+_MOST_FAINT = 40
+"""Faint curves of a picture."""
+
+Curves = Callable[[ReportedRun], list[np.ndarray]]
+
+_METRICS: Sequence[tuple[str, str, str, str, bool, bool]] = (
+    # id, title, metric, unit, logarithmic, from zero
+    ("reward", "Training reward", "rollout/reward_mean", "mean reward", False, True),
+    ("gradient", "Gradient norm before clipping", "grad/norm_preclip_max", "gradient norm", True, False),
+    ("entropy", "Policy entropy", "policy/entropy_nats", "entropy, nats", False, True),
+    ("lengths", "Completion length", "rollout/length_tokens", "tokens", False, True),
+    ("solved", "Training problems solved in the round's pool", "pool/problems_solved", "problems", False, True),
+)
+
+
+def training_pictures(comparison: Comparison) -> list[Lines]:
+    """Metrics of the rollout steps that at least one run has."""
+    found = []
+    for id, title, metric, unit, log, zero in _METRICS:
+        series = _series(comparison, partial(_training, metric=metric, log=log), log=log, smooth=True)
+        if series:
+            found.append(Lines(id, title, _caption(comparison, "smoothed"), STEPS, unit, series, log=log, zero=zero))
+    return found
+
+
+def evaluation_pictures(comparison: Comparison) -> list[Lines]:
+    """pass@1 and pass@k of the shown sets."""
+    found = []
+    for place, name in enumerate(comparison.sets):
+        ks = comparison.ks(name)
+        for k in dict.fromkeys((ks[0], ks[-1])) if ks else ():
+            metric = f"eval/{name}/pass@{k}"
+            series = _series(comparison, partial(evaluation_curves, metric=metric), points=True)
+            title = f"{one_line(name)} pass@{k}"
+            caption = _caption(comparison, "a curve starts anew with each round's initial policy")
+            if series:
+                found.append(Lines(f"pass-{place}-{k}", title, caption, STEPS, title, series, zero=True))
+    return found
+
+
+def _series(
+    comparison: Comparison, curves: Curves, *, log: bool = False, smooth: bool = False, points: bool = False
+) -> list[Series]:
+    many = sum(len(arm.runs) for arm in comparison.arms) > _MOST_FAINT
+    found: list[Series] = []
+    fronts: list[Series] = []
+    for colour, arm in enumerate(comparison.arms):
+        each = [parts for run in arm.runs.values() if (parts := curves(run))]
+        mean = mean_curves(each)
+        if not mean:
+            continue
+        if smooth:
+            mean = [np.column_stack([curve[:, 0], smoothed(curve[:, 1], log)]) for curve in mean]
+        fronts.append(Series(one_line(arm.name), colour, mean, "points" if points else "line"))
+        if not many and (smooth or len(each) > 1):
+            faint = [thinned(curve, _MOST_POINTS) for parts in each for curve in parts]
+            found.append(Series(one_line(arm.name), colour, faint, "faint"))
+    return [*found, *fronts]
+
+
+def mean_curves(each: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
+    """The mean of several runs' curves [N, 2], round by round, at the places that all of the runs have.
+
+    Args:
+        each: of each run, one curve for each round.
+    """
+    found = []
+    for parts in zip(*each, strict=False):
+        shared = parts[0][:, 0]
+        for part in parts[1:]:
+            shared = np.intersect1d(shared, part[:, 0])
+        values = [part[np.isin(part[:, 0], shared), 1] for part in parts]
+        if len(shared):
+            found.append(np.column_stack([shared, np.mean(values, axis=0)]))
+    return found
+
+
+def _training(run: ReportedRun, *, metric: str, log: bool) -> list[np.ndarray]:
+    """A metric of rollout steps, without the values that a logarithmic axis can't show."""
+    curves = metric_curves(run, metric)
+    kept = [curve[curve[:, 1] > 0] for curve in curves] if log else curves
+    return [curve for curve in kept if len(curve)]
+
+
+def _caption(comparison: Comparison, more: str) -> str:
+    several = any(len(arm.runs) > 1 for arm in comparison.arms)
+    what = "Mean over the seeds of each arm, with every seed behind it" if several else "One run of each arm"
+    return f"{what}; {more}."

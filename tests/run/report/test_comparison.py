@@ -1,0 +1,130 @@
+"""The comparison of runs: arms by settings, intervals over seeds, paired differences and their verdicts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from reported import training_rows, with_seed, write_run
+
+from rloop_lightning.evaluation.statistics import difference, interval
+from rloop_lightning.run.report.compared import ComparedRun, Comparison, in_arms
+from rloop_lightning.run.report.comparison import comparison_page, write_comparison
+from rloop_lightning.run.report.comparison_pictures import mean_curves
+from rloop_lightning.run.report.page import Page
+from rloop_lightning.run.report.stored import ReportedRun, read_run
+from rloop_lightning.run.report.tables import Table
+
+LOW = [[1] * 20, [1] * 19 + [2], [1] * 20]  # successes of 8 rollouts, three seeds
+HIGH = [[4] * 20, [4] * 19 + [5], [4] * 20]
+
+
+def make(out: Path, successes: Sequence[int], seed: int, consolidation: str = "none", **settings: dict) -> ReportedRun:
+    last = "round 1 explored" if consolidation == "none" else "round 1 consolidated"
+    counts = {"base": [1] * 20, "round 1 explored": [2] * 20, last: successes}
+    rows = training_rows(rollout__reward_mean=np.linspace(0.1, 0.1 + seed, 10).tolist())
+    write_run(out, successes=counts, rows=rows, consolidate={"name": consolidation}, **settings)
+    return read_run(with_seed(out, seed))
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[ReportedRun]:
+    plain = [make(tmp_path / f"plain-{seed}", LOW[seed], seed) for seed in (0, 1, 2)]
+    return plain + [make(tmp_path / f"rloop-{seed}", HIGH[seed], seed, "rft") for seed in (0, 1, 2)]
+
+
+def table(page: Page, id: str) -> Table:
+    (found,) = [one for section in page.sections for one in section.tables if one.id == id]
+    return found
+
+
+def test_arms_are_runs_of_equal_settings_but_for_the_seed(runs: list[ReportedRun]) -> None:
+    arms = in_arms([runs[3], runs[0], runs[4], runs[1]]).arms
+    assert [(arm.name, list(arm.runs)) for arm in arms] == [("dapo + rft", [0, 1]), ("dapo", [0, 1])]
+    assert [policy.name for policy in arms[0].final.values()] == ["round 1 consolidated"] * 2
+    assert [policy.name for policy in arms[0].explored.values()] == ["round 1 explored"] * 2
+
+
+def test_arms_of_one_method_are_named_by_the_settings_that_differ(tmp_path: Path) -> None:
+    runs = [make(tmp_path / f"{lr}", LOW[0], 0, algo={"lr": lr}) for lr in (0.1, 0.2)]
+    comparison = in_arms(runs)
+    assert [arm.name for arm in comparison.arms] == ["dapo, algo.lr 0.1", "dapo, algo.lr 0.2"]
+    assert comparison.differing_settings() == {"algo.lr": ["0.1", "0.2"]}
+
+
+def test_a_seed_twice_in_an_arm_is_refused(runs: list[ReportedRun]) -> None:
+    with pytest.raises(ValueError, match="are both seed 0 of dapo; leave one out"):
+        _ = in_arms([runs[0], runs[0]]).arms
+    given = Comparison([ComparedRun(runs[0], "a", 0), ComparedRun(runs[0], "b", 0)])
+    assert [arm.name for arm in given.arms] == ["a", "b"]
+
+
+def test_intervals_are_over_seeds_and_problems_and_differences_paired(runs: list[ReportedRun], tmp_path: Path) -> None:
+    page = comparison_page(in_arms(runs), tmp_path / "page.html")
+    low, high = np.array(LOW) / 8, np.array(HIGH) / 8
+    for line, values in zip(table(page, "final").lines, (low, high), strict=True):
+        found = interval(values)
+        assert found.over == "seeds and problems"
+        assert (line.cells[0].text, line.cells[1].text) == ("0, 1, 2", f"{found.estimate:.3f}")
+        assert line.cells[1].remark == f"[{found.low:.3f}, {found.high:.3f}]"
+    (line,) = table(page, "final-differences").lines
+    found = difference(high, low).interval
+    assert (line.name, line.cells[0].text) == ("dapo + rft", "problems and seeds")
+    assert line.cells[1].text == f"{found.estimate:+.3f}"
+    assert line.cells[1].remark == f"[{found.low:+.3f}, {found.high:+.3f}]\nbetter"
+    (line,) = table(page, "explored-differences").lines
+    assert line.cells[1].remark.endswith("better")
+    assert "2 arms with 3 seeds each, countdown on countdown problems: dapo + rft is better than dapo" in page.sentence
+
+
+def test_a_difference_whose_interval_contains_zero_is_no_verdict(tmp_path: Path) -> None:
+    runs = [make(tmp_path / "a", [1, 2, 3, 4] * 5, 0), make(tmp_path / "b", [2, 1, 4, 3] * 5, 0, "rft")]
+    page = comparison_page(in_arms(runs), tmp_path / "page.html")
+    (line,) = table(page, "final-differences").lines
+    assert line.cells[0].text == "problems"
+    assert line.cells[1].remark.endswith("\ninconclusive")
+    assert (line.cells[1].text, line.cells[1].kind) == ("+0.000", "")
+    assert "dapo + rft is not distinguishable from dapo in test pass@1" in page.sentence
+    assert "better" not in page.sentence
+
+
+def test_runs_on_other_problems_are_told_to_be_not_comparable(tmp_path: Path) -> None:
+    runs = [make(tmp_path / "a", [1] * 20, 0), make(tmp_path / "b", [1] * 19, 0, "rft")]
+    page = comparison_page(in_arms(runs), tmp_path / "page.html")
+    (line,) = table(page, "final-differences").lines
+    assert [cell.remark for cell in line.cells[1:]] == ["not comparable"] * 2
+    assert any("set test: 1 problems are in one of" in note for note in page.notes)
+
+
+def test_a_page_names_runs_that_are_not_complete_and_given_failures(runs: list[ReportedRun], tmp_path: Path) -> None:
+    out = tmp_path / "page.html"
+    write_comparison(in_arms(runs), out, ["dapo seed 2 failed: exit code 1 <b>"])
+    text = out.read_text(encoding="utf-8")
+    assert "dapo seed 2 failed: exit code 1 &lt;b&gt;" in text
+    assert "<td>plain-0</td>" in text
+    assert re.search(r"<h1>dapo against dapo \+ rft</h1>", text)
+    assert len(text) < 700_000
+
+
+def test_one_arm_alone_has_no_differences(runs: list[ReportedRun], tmp_path: Path) -> None:
+    page = comparison_page(in_arms(runs[:3]), tmp_path / "page.html")
+    assert [one.id for section in page.sections for one in section.tables if "differences" in one.id] == []
+    assert page.sentence == "1 arm with 3 seeds each, countdown on countdown problems."
+
+
+def test_curves_are_averaged_where_all_seeds_have_them() -> None:
+    first = [np.array([[1.0, 2.0], [2.0, 4.0], [3.0, 6.0]]), np.array([[4.0, 1.0]])]
+    second = [np.array([[2.0, 0.0], [3.0, 2.0]]), np.array([[4.0, 2.0]])]
+    assert [curve.tolist() for curve in mean_curves([first, second])] == [[[2, 2], [3, 4]], [[4, 1.5]]]
+    assert mean_curves([]) == []
+
+
+def test_arms_are_overlaid_in_every_picture(runs: list[ReportedRun], tmp_path: Path) -> None:
+    page = comparison_page(in_arms(runs), tmp_path / "page.html")
+    pictures = {one.id: one for section in page.sections for one in section.pictures}
+    assert {"reward", "pass-0-1", "pass-0-8"} <= pictures.keys()
+    for picture in pictures.values():
+        assert [name for name, _ in picture.legend] == ["dapo", "dapo + rft"]
