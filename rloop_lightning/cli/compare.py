@@ -25,6 +25,7 @@ from rloop_lightning.errors import RunFault, Stopped
 from rloop_lightning.run.cell_runner import CellRunner, Outcome
 from rloop_lightning.run.cells import Launch
 from rloop_lightning.run.comparison_table import write_comparison
+from rloop_lightning.run.report.study_page import write_study_page
 from rloop_lightning.run.study import Study
 from rloop_lightning.run.study_time import measured_speed, plan_lines, seconds_by_arm, seconds_left
 from rloop_lightning.system.lock import FolderLock, LockedError
@@ -74,6 +75,8 @@ def _compare(arguments: Sequence[str], signals: StopSignals) -> int:
         code = 0 if options.table_only else _run(study, options, signals)
         print(f"\n{printable(write_comparison(study))}")
         print(f"the table is in {study.results}, its figures with all digits in {study.results_csv}")
+        if write_study_page(study):
+            print(f"the page is {study.page}")
         return code
 
 
@@ -90,6 +93,7 @@ def _run(study: Study, options: CompareOptions, signals: StopSignals) -> int:
         about = f"; about {duration(left)} left" if left else ""
         _tell(f"{outcome.cell}: {outcome.kind}{reason}{about}")
         write_comparison(study)
+        write_study_page(study)
 
     outcomes = CellRunner(study, launch, options.jobs, tell=_tell, ended=ended).run(signals)
     failed = [outcome for outcome in outcomes if outcome.kind == "failed"]

@@ -7,6 +7,7 @@ runs/STUDY/
   ARM/seed-0/                   a cell, an ordinary run folder
   ARM/seed-0.sh  ARM/seed-0.log    begins or resumes it; its output
   results.md  results.csv       the comparison (comparison.py)
+  comparison.html               the comparison as a page (report/comparison.py)
 """
 
 from __future__ import annotations
@@ -158,6 +159,11 @@ class Study:
     def results_csv(self) -> Path:
         """The comparison as CSV."""
         return self.out / "results.csv"
+
+    @property
+    def page(self) -> Path:
+        """The comparison as a page."""
+        return self.out / "comparison.html"
 
     def place_faults(self) -> list[str]:
         """Why a new study can't have its folder; none if it holds a study already."""

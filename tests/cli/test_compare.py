@@ -71,6 +71,9 @@ def test_a_study_that_was_killed_ends_as_one_that_was_not(
     found = next(row for row in rows if row["metric"] == "test/pass@2")
     assert (float(found["mean"]), float(found["low"])) == (told.interval.estimate, told.interval.low)
     assert (study / "results.md").read_text().strip() in text
+    page = (study / "comparison.html").read_text()
+    assert f"the page is {study / 'comparison.html'}" in text
+    assert all(f">{arm}<" in page for arm in ("rft", "none"))
     states = {run: (run / "state.json").read_bytes() for run in study.glob("*/seed-0")}
     assert (study / "results.md").read_text().strip() in said(capsys, *arguments)
     assert states == {run: (run / "state.json").read_bytes() for run in study.glob("*/seed-0")}
