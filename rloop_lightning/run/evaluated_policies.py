@@ -73,7 +73,8 @@ def policies_of(words: Sequence[str], which: WhichPolicies) -> FoundPolicies:
     found.wrong += [f"{one_line(name, limit=200)}: it is there twice; give it once" for name in twice]
     for one in found.policies:
         found.wrong += [f"{one.name}: {fault}" for fault in model_faults(one.source)]
-    found.policies = [_placed(one) for one in found.policies]
+    if not found.wrong:
+        found.policies = [_placed(one) for one in found.policies]
     return found
 
 
