@@ -191,7 +191,7 @@ def test_a_rank_beside_an_adapter_folder_is_refused(
 ) -> None:
     tiny = TinyRun.written(tmp_path, policy={"model": str(finished_lora / "final"), "lora": {"rank": 8}})
     assert tiny.fit(tmp_path / "run") == 2
-    assert "is an adapter, which has a rank of its own; leave out --policy.lora.rank 8" in capfd.readouterr().err
+    assert "is an adapter of rank 4; leave out --policy.lora.rank 8" in capfd.readouterr().err
 
 
 def test_the_base_as_a_reference_needs_an_adapter(
@@ -295,6 +295,17 @@ def test_a_killed_run_resumes_to_the_same_bits_with_every_optimizer(
     assert tiny.fit_apart(out, log, Kill(function, 3)) == -9, log.read_text()
     assert resume(out, log) == 0, log.read_text()
     assert_same_run(out, expected)
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "lightning.pytorch.strategies.ModelParallelStrategy"])
+def test_what_can_not_be_sharded_is_refused_by_name(
+    strategy: str, tiny: TinyRun, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("--policy.lora.rank=4", "--policy.quantization=nf4", "--algo.optimizer=paged_adamw8bit")
+    assert tiny.fit(tmp_path / "run", *arguments, "--trainer.strategy", strategy) == 2
+    error = capfd.readouterr().err
+    assert "--policy.quantization nf4: weights in 4 bits can't be sharded" in error
+    assert "--algo.optimizer paged_adamw8bit: moments in 8 bits can't be sharded (--trainer.strategy " in error
 
 
 @pytest.mark.parametrize(
