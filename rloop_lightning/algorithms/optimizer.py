@@ -103,10 +103,9 @@ def find_optimizer(name: str) -> Any:
     try:
         found = getattr(importlib.import_module(module), cls)
     except (ImportError, AttributeError, ValueError) as error:
+        why = f"can't be imported ({error})" if module else "is not known"
         known = ", ".join(OPTIMIZERS)
-        raise ValueError(
-            f"can't be imported ({error}); take {known}, or give a class path such as torch.optim.AdamW"
-        ) from error
+        raise ValueError(f"{why}; take {known}, or give a class path such as torch.optim.AdamW") from error
     if not (isinstance(found, type) and issubclass(found, Optimizer)):
         raise ValueError("is not a subclass of torch.optim.Optimizer")
     return found

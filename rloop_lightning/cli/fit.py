@@ -46,7 +46,7 @@ from rloop_lightning.run.folder import RunFolder
 from rloop_lightning.run.loop import LoopRunner
 from rloop_lightning.run.parts import Parts
 from rloop_lightning.run.state import LoopConfig
-from rloop_lightning.run.trainer import trainer_faults
+from rloop_lightning.run.trainer import sharding_faults, trainer_faults
 from rloop_lightning.system.hub import HubConfig, push_faults
 
 FIXED = {
@@ -174,6 +174,9 @@ class RLoopCLI(LightningCLI):
                 made[group] = part
         wrong += [message for part in made.values() if isinstance(part, PolicyModule) for message in part.invalid()]
         wrong += trainer_faults(self.config.trainer)
+        if "policy" in made:
+            modules = [part for part in made.values() if isinstance(part, PolicyModule)]
+            wrong += sharding_faults(self.config.trainer.strategy, made["policy"], modules)
         if wrong:
             if "hub" in made:
                 wrong += push_faults(made["hub"])

@@ -14,6 +14,7 @@ import re
 from argparse import Action, ArgumentError
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Literal, get_args, get_origin
 
 from jsonargparse import ArgumentParser, Namespace
@@ -97,7 +98,7 @@ class _Diagnosis:
             else:
                 taken[key] = value
         kept: list[str] = []
-        for flag in flags:
+        for flag in chain.from_iterable(map(self._spread, flags)):
             name, equals, value = flag.partition("=")
             key = name.removeprefix("--").removesuffix("+")
             if self._undecided(key):
@@ -115,6 +116,20 @@ class _Diagnosis:
             return self.parser.parse_args([*_as_flag(taken.as_dict()), *kept]), wrong
         except ArgumentError as error:
             return None, [*wrong, *self._missing(str(error), refused)]
+
+    def _spread(self, flag: str) -> list[str]:
+        """The flags of the options in a group that is given as one JSON object, as in --policy.lora={"rank": 8}."""
+        key, _, value = flag.removeprefix("--").partition("=")
+        if key not in (self.parser.groups or {}) or not value.startswith("{"):
+            return [flag]
+        try:
+            settings = json.loads(value)
+        except ValueError:
+            return [flag]
+        return [
+            f"--{name}={item if isinstance(item, str) else json.dumps(item)}"
+            for name, item in self._leaves(settings, f"{key}.")
+        ]
 
     def _leaves(self, settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
         """Flatten settings to dotted keys, down to keys that are one option of the parser, or unknown to it."""

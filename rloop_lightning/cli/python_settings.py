@@ -51,7 +51,7 @@ class PythonSettings:
         """Add groups of settings, given as dicts of fields or as dataclass instances."""
         for group, value in values.items():
             if dataclasses.is_dataclass(value) and not isinstance(value, type):
-                value = {item.name: getattr(value, item.name) for item in dataclasses.fields(value)}
+                value = {item.name: _unfolded(getattr(value, item.name)) for item in dataclasses.fields(value)}
             if value is not None and not isinstance(value, Mapping):
                 self.wrong.append(f"{group}: expected a dict of its fields, got {_shown(value)}")
             elif value is not None:
@@ -118,6 +118,11 @@ def _made(group: str, thing: Any, fields: Mapping[str, Any]) -> Any:
         f"can't take {_shown(thing)}; expected a short name, an import path{_ALSO.get(group, '')}, or a "
         f"{base.__name__} or its class"
     )
+
+
+def _unfolded(value: Any) -> Any:
+    """A group of settings inside of a group as a dict."""
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
 
 
 def _text(value: Any) -> str:

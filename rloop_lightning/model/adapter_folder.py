@@ -68,6 +68,14 @@ def base_of(name: str) -> str:
     return AdapterFolder.read(Path(name).expanduser()).base if is_adapter(name) else name
 
 
+def rank_of(name: str) -> int:
+    """The rank of an adapter folder; 0 of any other name, or if adapter_config.json can't be used."""
+    try:
+        return AdapterFolder.read(Path(name).expanduser()).config["r"] if is_adapter(name) else 0
+    except ValueError:
+        return 0
+
+
 def source_faults(name: str) -> list[str]:
     """Errors in a model, or in an adapter folder and the model under it, found before weights are read."""
     if not is_adapter(name):

@@ -6,7 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from rloop_lightning.model.adapter_folder import base_of, is_adapter, quantization_faults, source_faults, target_faults
+from rloop_lightning.model.adapter_folder import (
+    base_of,
+    is_adapter,
+    quantization_faults,
+    rank_of,
+    source_faults,
+    target_faults,
+)
 from rloop_lightning.model.adapter_packages import missing_bitsandbytes, missing_peft
 from rloop_lightning.model.loading import is_folder, model_type
 from rloop_lightning.model.lora import LoraSettings
@@ -84,9 +91,10 @@ def policy_faults(config: PolicyConfig) -> list[str]:
 
 def lora_faults(config: PolicyConfig) -> list[str]:
     """Errors in the settings of an adapter that are seen without its files."""
-    adapter, lora = is_adapter(model_source(config.model)), config.lora
-    if adapter and lora.rank:
-        return [f"is an adapter, which has a rank of its own; leave out --policy.lora.rank {lora.rank}"]
+    name, lora = model_source(config.model), config.lora
+    adapter, rank = is_adapter(name), rank_of(name)
+    if rank and lora.rank not in (0, rank):
+        return [f"is an adapter of rank {rank}; leave out --policy.lora.rank {lora.rank}"]
     if lora.merge and not (adapter or lora.rank):
         return ["--policy.lora.merge true: there is no adapter to merge; set --policy.lora.rank, or leave it out"]
     if config.quantization != "none":

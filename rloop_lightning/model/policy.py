@@ -77,7 +77,7 @@ class Policy(nn.Module):
     ) -> None:
         super().__init__()
         self.source = source
-        self.adapter = Adapter(model) if hasattr(model, "peft_config") and adapter is None else adapter
+        self.adapter = Adapter(model) if adapter is None and hasattr(model, "get_base_model") else adapter
         model = model if self.adapter is None else self.adapter.base_model
         self.model = model.eval()
         self.tokenizer = tokenizer

@@ -275,4 +275,5 @@ def _belongs_to_run(out: Path, folder: RunFolder) -> bool:
     except ValueError:
         return False
     first = re.sub(r"^round-\d+$", "round", parts[0]) if parts else ""
-    return first in ("round", "final", "base", "data", "tensorboard", "plots", folder.problems.name)
+    names = (folder.final, folder.merged, folder.base, folder.data, folder.tensorboard, folder.plots, folder.problems)
+    return first == "round" or first in {path.name for path in names}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from rloop_lightning.callbacks.faulty_rollouts import FaultyRollouts
 from rloop_lightning.callbacks.gradient_norm import GradientNormMonitor
 from rloop_lightning.callbacks.phase_record import RunSteps, StepRecord
 from rloop_lightning.callbacks.progress import PhaseProgress
+from rloop_lightning.model.config import PolicyConfig
 from rloop_lightning.rollouts.stream import ExpertStream, RolloutStream
 from rloop_lightning.run.folder import RunFolder
 from rloop_lightning.run.loggers import RunLoggers
@@ -47,6 +49,7 @@ MakeTrainer = Callable[..., L.Trainer]
 
 
 _STRATEGIES = ("auto", "ddp")
+_SHARDS = re.compile(r"fsdp|ModelParallel|deepspeed", re.IGNORECASE)
 _PRECISIONS = (None, 32, "32", "32-true", "bf16", "bf16-mixed")
 _PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
 
@@ -109,6 +112,21 @@ def callback_faults(callbacks: Sequence[Callback]) -> list[str]:
 def profiler_of(name: str, folder: Path) -> Profiler:
     """The profiler of a short name. It writes to a folder, as Lightning's own log is not shown."""
     return _PROFILERS[name](dirpath=folder, filename="profile")
+
+
+def sharding_faults(strategy: Any, policy: PolicyConfig, modules: Sequence[PolicyModule]) -> list[str]:
+    """What bitsandbytes can't shard, one message each, if the strategy would shard weights."""
+    name = strategy if isinstance(strategy, str) else str(getattr(strategy, "class_path", type(strategy).__name__))
+    if not _SHARDS.search(name):
+        return []
+    advice = f"can't be sharded (--trainer.strategy {one_line(name)}); leave --trainer.strategy at auto"
+    wrong = []
+    if policy.quantization != "none":
+        wrong.append(f"--policy.quantization {policy.quantization}: weights in 4 bits {advice}")
+    for module in modules:
+        if "8bit" in module.optimizer:
+            wrong.append(f"{module.flag}.optimizer {module.optimizer}: moments in 8 bits {advice}")
+    return wrong
 
 
 def new_trainer(make_trainer: MakeTrainer, **kwargs: Any) -> L.Trainer:

@@ -200,7 +200,7 @@ def test_betas_go_to_whatever_optimizer_takes_them():
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"optimizer": "AdamW"}, "optimizer can't be imported ("),
+        ({"optimizer": "AdamW"}, "optimizer is not known; take adamw, adamw8bit, "),
         ({"optimizer": "torch.optim.AdamX"}, "optimizer can't be imported ("),
         ({"optimizer": "torch.nn.Linear"}, "optimizer is not a subclass of torch.optim.Optimizer, got torch.nn.Linear"),
         ({"optimizer_options": {"lr": 0.1}}, "optimizer_options must not hold lr, which the field lr sets, got {"),

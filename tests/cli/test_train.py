@@ -26,7 +26,8 @@ from rloop_lightning.cli.arguments import UsageError
 from rloop_lightning.cli.main import main
 from rloop_lightning.cli.train import TrainResult, train
 from rloop_lightning.errors import RunFault
-from rloop_lightning.model.config import embedded_model_path
+from rloop_lightning.model.config import PolicyConfig, embedded_model_path
+from rloop_lightning.model.lora import LoraSettings
 from rloop_lightning.run.state import LoopConfig, LoopState
 from rloop_lightning.types import Problem
 
@@ -289,3 +290,18 @@ def test_ctrl_c_saves_the_step_and_raises_keyboard_interrupt(finished: TrainResu
     assert len(list((tmp_path / "run" / "round-0" / "explore" / "checkpoints").glob("*.ckpt"))) == 1
     assert main(["--resume", str(tmp_path / "run"), "--reward", "reward_functions.boxed"]) == 0
     assert_same_run(tmp_path / "run", finished.folder)
+
+
+@pytest.mark.parametrize("policy", [{"lora": {"rank": 3}}, PolicyConfig(lora=LoraSettings(rank=3))])
+def test_a_group_of_settings_inside_of_a_group(policy: Any, tmp_path: Path) -> None:
+    tiny(tmp_path / "run", policy=policy, consolidate=None)
+    assert json.loads((tmp_path / "run/final/adapter_config.json").read_text())["r"] == 3
+
+
+def test_every_error_of_a_group_inside_of_a_group_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as error:
+        tiny(tmp_path / "run", policy={"lora": {"rank": -3, "rnk": 3, "dropout": 0.1}})
+    said = str(error.value)
+    assert "--policy.lora.rank: expected an integer >= 0, got -3" in said
+    assert "--policy.lora.rnk: no such option; did you mean --policy.lora.rank?" in said
+    assert "--policy.lora.dropout 0.1: must be 0, because" in said

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from killing import Kill
+from moe import make_moe_policy
 from peft import AutoPeftModelForCausalLM
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from same_run import assert_same_run
 from tiny_run import TinyRun, resume
 from transformers import AutoModelForCausalLM
 
 from rloop_lightning.cli.main import main
-from rloop_lightning.model.config import embedded_model_path
+from rloop_lightning.model import adapter_packages, loading
+from rloop_lightning.model import folder as folder_checks
+from rloop_lightning.model.config import PolicyConfig, embedded_model_path
+from rloop_lightning.model.policy import Policy
 from rloop_lightning.run.metrics_csv import read_metrics
+from rloop_lightning.system import hub
 from rloop_lightning.system.checksums import damaged_files
 
 UPDATE = "torch.optim:AdamW.step"
@@ -164,6 +170,10 @@ def test_a_run_whose_adapter_folder_or_base_changed_is_not_resumed(
             {"lora": {"rank": 4, "targets": ["lm_head"]}},
             "--policy.lora.targets: lm_head is no linear layer that may be adapted; it takes",
         ),
+        (
+            {"quantization": "nf4"},
+            "--policy.quantization nf4: quantised weights can't be trained; train an adapter (--policy.lora.rank 32)",
+        ),
         ({"lora": {"rank": -1}}, "policy.lora.rank: expected an integer >= 0, got -1"),
     ],
 )
@@ -181,7 +191,7 @@ def test_a_rank_beside_an_adapter_folder_is_refused(
 ) -> None:
     tiny = TinyRun.written(tmp_path, policy={"model": str(finished_lora / "final"), "lora": {"rank": 8}})
     assert tiny.fit(tmp_path / "run") == 2
-    assert "is an adapter, which has a rank of its own; leave out --policy.lora.rank 8" in capfd.readouterr().err
+    assert "is an adapter of rank 4; leave out --policy.lora.rank 8" in capfd.readouterr().err
 
 
 def test_the_base_as_a_reference_needs_an_adapter(
@@ -213,3 +223,155 @@ def test_the_settings_name_the_adapter(finished_lora: Path) -> None:
         "dropout": 0.0,
         "merge": True,
     }
+
+
+def test_an_adapter_of_a_hub_s_model_keeps_a_copy_of_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resume then needs the hub no more, and what is handed over names the model on the hub."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "cache" / "models--acme--model"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    shutil.copytree(embedded_model_path(), repository / "snapshots" / commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for module in (folder_checks, loading, hub):
+        monkeypatch.setattr(module, "hub_answers", lambda: False)
+    tiny = TinyRun.written(tmp_path, policy={"model": "acme/model", "lora": {"rank": 4}}, loop={"explore_steps": 1})
+    out = tmp_path / "run"
+    assert tiny.fit(out, "--consolidate", "none") == 0
+    assert not damaged_files(out / "base")
+    assert (
+        load_file(out / "base/model.safetensors").keys()
+        == load_file(embedded_model_path() / "model.safetensors").keys()
+    )
+    config = json.loads((out / "final" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "acme/model"
+    shutil.rmtree(tmp_path / "cache")
+    assert main(["--resume", str(out)]) == 0
+
+
+# --- 4-bit weights and optimizers -------------------------------------------------------------------------------------
+
+
+def quantised(folder: Path, **changes: dict[str, object]) -> TinyRun:
+    policy = {"lora": {"rank": 4, "merge": True}, "quantization": "nf4"}
+    return TinyRun.written(folder, policy=policy, algo={**HIGH, "kl_beta": 0.1}, consolidate=HIGH, **changes)
+
+
+def test_a_killed_run_on_4_bit_weights_resumes_to_the_same_bits(tmp_path: Path) -> None:
+    tiny = quantised(tmp_path)
+    expected = tiny.finished(tmp_path / "uninterrupted")
+    out, log = tmp_path / "run", tmp_path / "log"
+    assert tiny.fit_apart(out, log, Kill(UPDATE, 3)) == -9, log.read_text()
+    assert resume(out, log, Kill(RENAME, 1, "round-0/policy")) == -9, log.read_text()
+    assert resume(out, log) == 0, log.read_text()
+    assert_same_run(out, expected)
+    # The merged folder computes what was trained, on dequantised weights. Quantised anew, it would be another policy.
+    merged = Policy.load(PolicyConfig(model=str(expected / "final-merged")))
+    trained = Policy.load(PolicyConfig(model=str(expected / "final"), quantization="nf4"))
+    assert merged.adapter is None
+    assert "quantization_config" not in json.loads((expected / "final-merged" / "config.json").read_text())
+    torch.testing.assert_close(logits(merged.model), logits(trained.model), rtol=1e-3, atol=1e-3)
+    unquantised = Policy.load(PolicyConfig(model=str(expected / "final")))
+    assert float((logits(unquantised.model) - logits(trained.model)).abs().max()) > 0.01
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "function", "dtype"),
+    [
+        ("adamw8bit", "bitsandbytes.optim.optimizer:Optimizer8bit.step", "float32"),
+        ("paged_adamw32bit", "bitsandbytes.optim.optimizer:Optimizer8bit.step", "bfloat16"),
+        ("adamw", UPDATE, "bfloat16"),
+    ],
+)
+def test_a_killed_run_resumes_to_the_same_bits_with_every_optimizer(
+    optimizer: str, function: str, dtype: str, tmp_path: Path
+) -> None:
+    options = {"min_8bit_size": 16} if "8bit" in optimizer else {}
+    algo = {"optimizer": optimizer, "optimizer_options": options, **HIGH}
+    tiny = TinyRun.written(tmp_path, policy={"dtype": dtype}, algo=algo, consolidate=algo)
+    expected = tiny.finished(tmp_path / "uninterrupted")
+    out, log = tmp_path / "run", tmp_path / "log"
+    assert tiny.fit_apart(out, log, Kill(function, 3)) == -9, log.read_text()
+    assert resume(out, log) == 0, log.read_text()
+    assert_same_run(out, expected)
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "lightning.pytorch.strategies.ModelParallelStrategy"])
+def test_what_can_not_be_sharded_is_refused_by_name(
+    strategy: str, tiny: TinyRun, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("--policy.lora.rank=4", "--policy.quantization=nf4", "--algo.optimizer=paged_adamw8bit")
+    assert tiny.fit(tmp_path / "run", *arguments, "--trainer.strategy", strategy) == 2
+    error = capfd.readouterr().err
+    assert "--policy.quantization nf4: weights in 4 bits can't be sharded" in error
+    assert "--algo.optimizer paged_adamw8bit: moments in 8 bits can't be sharded (--trainer.strategy " in error
+
+
+@pytest.mark.parametrize(
+    ("package", "arguments", "message"),
+    [
+        ("peft", ["--policy.lora.rank=4"], "--policy.lora.rank 4: the package peft is not installed; pip install"),
+        (
+            "bitsandbytes",
+            ["--policy.lora.rank=4", "--policy.quantization=nf4"],
+            "--policy.quantization nf4: the package bitsandbytes is not installed; pip install",
+        ),
+        (
+            "bitsandbytes",
+            ["--algo.optimizer=adamw8bit"],
+            "--algo.optimizer can't be imported: the package bitsandbytes is not installed; pip install",
+        ),
+    ],
+)
+def test_a_missing_package_is_named(
+    package: str,
+    arguments: list[str],
+    message: str,
+    tiny: TinyRun,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(adapter_packages, "find_spec", lambda name: None if name == package else find_spec(name))
+    assert tiny.fit(tmp_path / "run", *arguments) == 2
+    assert message in capfd.readouterr().err
+
+
+def test_4_bit_weights_of_a_mixture_of_experts_are_refused(
+    tiny: TinyRun, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Their experts are no linear layers, and would stay as they are."""
+    make_moe_policy(
+        routing_replay="none", dtype=torch.float32, max_position_embeddings=256, moe_intermediate_size=128
+    ).save(tmp_path / "moe")
+    arguments = ("--policy.model", str(tmp_path / "moe"), "--policy.lora.rank=4", "--policy.quantization=nf4")
+    assert tiny.fit(tmp_path / "run", *arguments) == 2
+    error = capfd.readouterr().err
+    assert "--policy.quantization nf4: Qwen3MoeForCausalLM has only " in error
+    assert "of its weights in linear layers, which is all that is quantised (experts are not)" in error
+
+
+def test_weights_that_are_not_finite_are_refused_before_they_are_quantised(
+    tiny: TinyRun, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = Path(shutil.copytree(embedded_model_path(), tmp_path / "model"))
+    weights = load_file(model / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    weights[name][0, 0] = float("nan")
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    arguments = ("--policy.model", str(model), "--policy.lora.rank=4", "--policy.quantization=nf4")
+    assert tiny.fit(tmp_path / "run", *arguments) == 2
+    assert f"NaN or infinite numbers in {name}; take another checkpoint" in capfd.readouterr().err
+
+
+def test_an_adapter_on_a_mixture_of_experts_trains_with_replayed_routing(tiny: TinyRun, tmp_path: Path) -> None:
+    """Adapted experts, routers as they were, and R3 through the command line."""
+    make_moe_policy(routing_replay="none", dtype=torch.float32, max_position_embeddings=256).save(tmp_path / "moe")
+    arguments = ("--policy.model", str(tmp_path / "moe"), "--policy.lora.rank=2", "--policy.routing_replay=r3")
+    assert tiny.fit(tmp_path / "run", "--consolidate=none", "--loop.explore_steps=2", *arguments) == 0
+    names = load_file(tmp_path / "run/final/adapter_model.safetensors")
+    assert any("experts" in name for name in names)
+    assert not any("mlp.gate." in name for name in names)
+    rows = [row for row in read_metrics(tmp_path / "run" / "metrics.csv") if row["phase"] == "explore"]
+    assert all(float(row["routing/engine_current_mismatch"]) < 0.2 for row in rows)
