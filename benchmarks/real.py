@@ -14,7 +14,6 @@ import gc
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from tempfile import TemporaryDirectory
@@ -222,22 +221,22 @@ def make_policy(name: str, device: torch.device, *, context: int, update: Update
 
 def measure_update(update: Update, device: torch.device, rounds: int) -> Cost:
     """The median cost of an update, after one to warm up."""
-    with _fresh(device):
-        context = max(4096, update.shape.tokens)
-        policy = make_policy(update.model, device, context=context, update=update)
-        policy.mixed_precision = torch.bfloat16
-        batch = update.shape.batch(SIZES[update.model].vocabulary).to(device)
-        weights = [weight for weight in policy.parameters() if weight.requires_grad]
-        optimizer = torch.optim.AdamW(weights, lr=1e-6, fused=True)
-        _step(policy, batch, weights, optimizer, device)
-        resident = torch.cuda.memory_allocated() if device.type == "cuda" else 0
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        turns = [_step(policy, batch, weights, optimizer, device) for _ in range(rounds)]
-        peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
-        forward, backward, step = (statistics.median(part) for part in zip(*turns, strict=True))
-        seconds = statistics.median(map(sum, turns))
-        return Cost(seconds, forward, backward, step, peak, resident)
+    _free(device)
+    context = max(4096, update.shape.tokens)
+    policy = make_policy(update.model, device, context=context, update=update)
+    policy.mixed_precision = torch.bfloat16
+    batch = update.shape.batch(SIZES[update.model].vocabulary).to(device)
+    weights = [weight for weight in policy.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=1e-6, fused=True)
+    _step(policy, batch, weights, optimizer, device)
+    resident = torch.cuda.memory_allocated() if device.type == "cuda" else 0
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    turns = [_step(policy, batch, weights, optimizer, device) for _ in range(rounds)]
+    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
+    forward, backward, step = (statistics.median(part) for part in zip(*turns, strict=True))
+    seconds = statistics.median(map(sum, turns))
+    return Cost(seconds, forward, backward, step, peak, resident)
 
 
 def _step(
@@ -263,18 +262,18 @@ def _step(
 def measure_decoding(name: str, rows: int, device: torch.device, *, toy: bool, by: str) -> dict[str, Any]:
     """Tokens a second with `rows` rows of equal length, 8 to a prompt, in bfloat16."""
     prompt, new = (8, 8) if toy else (256, 256 if device.type == "cuda" else 64)
-    with _fresh(device):
-        policy = make_policy(name, device, context=4096)
-        if by == OURS:
-            generate = _by_engine(policy, prompt, new, rows)
-        else:
-            generate = _by_transformers(name, device, prompt, new, rows)
-        clock = _clock(device)
-        generate(0)  # warms up
-        start = clock()
-        generated = generate(1)
-        seconds = clock() - start
-        peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
+    _free(device)
+    policy = make_policy(name, device, context=4096)
+    if by == OURS:
+        generate = _by_engine(policy, prompt, new, rows)
+    else:
+        generate = _by_transformers(name, device, prompt, new, rows)
+    clock = _clock(device)
+    generate(0)  # warms up
+    start = clock()
+    generated = generate(1)
+    seconds = clock() - start
+    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
     return {
         "name": f"{by}: {name}, {rows} rows of {prompt} + {new} tokens",
         "seconds": seconds,
@@ -310,16 +309,12 @@ def _by_transformers(name: str, device: torch.device, prompt: int, new: int, row
     return generate
 
 
-@contextmanager
-def _fresh(device: torch.device) -> Iterator[None]:
-    """Free the device's memory around a block."""
-    try:
-        yield
-    finally:
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
+def _free(device: torch.device) -> None:
+    """Free what the last measurement left: models hold cycles of references."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
 def _clock(device: torch.device) -> Callable[[], float]:
