@@ -45,8 +45,8 @@ class PolicyConfig:
     """The policy to train.
 
     Args:
-        model: `countdown` for the small policy that ships with the package, a Hugging Face folder, or a name on the
-            hub.
+        model: `countdown` for the small policy that ships with the package, a Hugging Face folder, a folder with an
+            adapter (LoRA), which names its model, or a name on the hub.
         dtype: dtype of the weights. Updates of bfloat16 weights are rounded up or down at random, so that small ones
             are right on average and not lost. float32 with --trainer.precision bf16-mixed and --engine.dtype bfloat16
             is as fast and exact, in twice the memory. An adapter's weights are float32 in any case.

@@ -24,7 +24,8 @@ _log = logging.getLogger(__name__)
 
 _PROBED_PROBLEMS = 16
 _PROMPT_CHARACTERS = 2000
-_COPIES = 4  # a trained weight, its gradient, and AdamW's two moments
+_MOMENTS = 8  # bytes of AdamW's two moments of a trained weight
+_MOMENTS_IN_8_BITS = 2
 _LARGE_SHARE = 0.3  # of all rollouts, for evaluations
 
 _SELECTS = {
@@ -174,7 +175,8 @@ def _policy(parts: Parts, policy: Policy, device: torch.device) -> Iterator[tupl
     yield "policy", f"{type(policy.model).__name__}, {_short(total)} parameters, {dtype}{mixed}, on {device}"
     if policy.adapter is not None:
         yield from _adapter(parts, policy)
-    bytes_needed = sum(size * (_COPIES if trained else 1) for _, size, trained in sizes)
+    moments = _MOMENTS_IN_8_BITS if "8bit" in parts.algorithm.optimizer else _MOMENTS
+    bytes_needed = sum(2 * size + moments * numbers if trained else size for numbers, size, trained in sizes)
     reference = ""
     if parts.algorithm.kl.has_copy:
         bytes_needed += sum(size for _, size, trained in sizes if trained)
