@@ -23,7 +23,7 @@ from rloop_lightning.cli.stored_run import StoredRun
 from rloop_lightning.cli.stored_run_options import made
 from rloop_lightning.run.export_problems import export_problems
 from rloop_lightning.run.report.compared import in_arms
-from rloop_lightning.run.report.comparison import write_comparison
+from rloop_lightning.run.report.comparison_page import write_comparison_page
 from rloop_lightning.run.report.page import is_page
 from rloop_lightning.run.report.run_page import write_report
 from rloop_lightning.run.report.stored import ReportedRun, read_run
@@ -82,7 +82,7 @@ def _report(arguments: Sequence[str]) -> list[str]:
         write_report(ReportedRun(runs[0].folder, runs[0].state, problems.read), out)
         return [f"{out}: the report of {paths[0]}, {_size(out)}", *problems.told]
     comparison = in_arms(runs, options.arms)
-    write_comparison(comparison, out)
+    write_comparison_page(comparison, out)
     arms = ", ".join(f"{arm.name} ({len(arm.runs)})" for arm in comparison.arms)
     return [f"{out}: {len(runs)} runs, arms and their number of runs: {arms}, {_size(out)}"]
 

@@ -22,11 +22,12 @@ KINDS = {
     "the final policy": ("final/*",),
     "loggers.json": ("loggers.json",),
     "the results table": ("results.md",),
+    "the report": ("report.html",),
     "a plot": ("plots/*",),
     "TensorBoard's log": ("tensorboard/**",),
     "the lock": ("run.lock",),
 }
-UNREAD = {"a plot", "TensorBoard's log", "the lock"}
+UNREAD = {"the report", "a plot", "TensorBoard's log", "the lock"}
 """Kinds that neither a resume nor a report reads."""
 
 

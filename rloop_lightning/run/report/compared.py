@@ -55,7 +55,7 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ComparedArms:
     """Arms in the order in which they are first named. The first one is what the others are compared with."""
 
     runs: Sequence[ComparedRun]
@@ -96,7 +96,7 @@ class Comparison:
         return {name: of_arms for name, of_arms in values.items() if len(set(of_arms)) > 1}
 
 
-def in_arms(runs: Sequence[ReportedRun], names: Sequence[str] | None = None) -> Comparison:
+def in_arms(runs: Sequence[ReportedRun], names: Sequence[str] | None = None) -> ComparedArms:
     """Runs of equal settings but for the seed as arms.
 
     Args:
@@ -105,7 +105,7 @@ def in_arms(runs: Sequence[ReportedRun], names: Sequence[str] | None = None) -> 
     """
     if names is None:
         names = _names(runs)
-    return Comparison([ComparedRun(run, name, _seed(run)) for run, name in zip(runs, names, strict=True)])
+    return ComparedArms([ComparedRun(run, name, _seed(run)) for run, name in zip(runs, names, strict=True)])
 
 
 def _names(runs: Sequence[ReportedRun]) -> list[str]:

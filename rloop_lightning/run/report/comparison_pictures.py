@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from rloop_lightning.run.plots import smoothed
-from rloop_lightning.run.report.compared import Comparison
+from rloop_lightning.run.report.compared import ComparedArms
 from rloop_lightning.run.report.pictures import Lines, Series, thinned
 from rloop_lightning.run.report.stored import ReportedRun
 from rloop_lightning.run.report.training import STEPS, evaluation_curves, metric_curves
@@ -31,7 +31,7 @@ _METRICS: Sequence[tuple[str, str, str, str, bool, bool]] = (
 )
 
 
-def training_pictures(comparison: Comparison) -> list[Lines]:
+def training_pictures(comparison: ComparedArms) -> list[Lines]:
     """Metrics of the rollout steps that at least one run has."""
     found = []
     for id, title, metric, unit, log, zero in _METRICS:
@@ -41,7 +41,7 @@ def training_pictures(comparison: Comparison) -> list[Lines]:
     return found
 
 
-def evaluation_pictures(comparison: Comparison) -> list[Lines]:
+def evaluation_pictures(comparison: ComparedArms) -> list[Lines]:
     """pass@1 and pass@k of the shown sets."""
     found = []
     for place, name in enumerate(comparison.sets):
@@ -57,7 +57,7 @@ def evaluation_pictures(comparison: Comparison) -> list[Lines]:
 
 
 def _series(
-    comparison: Comparison, curves: Curves, *, log: bool = False, smooth: bool = False, points: bool = False
+    comparison: ComparedArms, curves: Curves, *, log: bool = False, smooth: bool = False, points: bool = False
 ) -> list[Series]:
     many = sum(len(arm.runs) for arm in comparison.arms) > _MOST_FAINT
     found: list[Series] = []
@@ -100,7 +100,7 @@ def _training(run: ReportedRun, *, metric: str, log: bool) -> list[np.ndarray]:
     return [curve for curve in kept if len(curve)]
 
 
-def _caption(comparison: Comparison, more: str) -> str:
+def _caption(comparison: ComparedArms, more: str) -> str:
     several = any(len(arm.runs) > 1 for arm in comparison.arms)
     what = "Mean over the seeds of each arm, with every seed behind it" if several else "One run of each arm"
     return f"{what}; {more}."

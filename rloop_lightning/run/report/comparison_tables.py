@@ -9,7 +9,7 @@ import numpy as np
 
 from rloop_lightning.evaluation.record_values import pass_at_k_difference, pass_at_k_interval
 from rloop_lightning.evaluation.statistics import Difference
-from rloop_lightning.run.report.compared import Arm, Comparison, place_of
+from rloop_lightning.run.report.compared import Arm, ComparedArms, place_of
 from rloop_lightning.run.report.facts import progress
 from rloop_lightning.run.report.failure_signs import RULES
 from rloop_lightning.run.report.stored import EvaluatedStage
@@ -32,7 +32,7 @@ _COST: Sequence[tuple[str, str]] = (
 )
 
 
-def arms_table(id: str, what: str, comparison: Comparison, policies: Policies, faults: list[str]) -> Table:
+def arms_table(id: str, what: str, comparison: ComparedArms, policies: Policies, faults: list[str]) -> Table:
     """pass@k of each arm with its interval.
 
     Args:
@@ -56,7 +56,7 @@ def arms_table(id: str, what: str, comparison: Comparison, policies: Policies, f
 
 
 def differences_table(
-    id: str, what: str, comparison: Comparison, policies: Policies, faults: list[str]
+    id: str, what: str, comparison: ComparedArms, policies: Policies, faults: list[str]
 ) -> Table | None:
     """Each arm minus the first one, with intervals and verdicts; None without a second arm. Args: as `arms_table`."""
     first, *others = comparison.arms
@@ -81,7 +81,7 @@ def differences_table(
     return Table(id, caption, ["arm", "paired by", *(f"{one_line(name)} pass@{k}" for name, k in columns)], lines)
 
 
-def cost_table(comparison: Comparison) -> Table:
+def cost_table(comparison: ComparedArms) -> Table:
     """What the runs of each arm cost, on average."""
     lines = []
     for arm in comparison.arms:
@@ -93,7 +93,7 @@ def cost_table(comparison: Comparison) -> Table:
     return Table("cost-table", caption, ["arm", *(title for title, _ in _COST), "time"], lines)
 
 
-def settings_table(comparison: Comparison) -> Table | None:
+def settings_table(comparison: ComparedArms) -> Table | None:
     """The settings in which the arms differ; None if there are none."""
     lines = [Line(name, [Cell(value) for value in values]) for name, values in comparison.differing_settings().items()]
     if not lines:
@@ -102,7 +102,7 @@ def settings_table(comparison: Comparison) -> Table | None:
     return Table("settings", caption, ["setting", *(one_line(arm.name) for arm in comparison.arms)], lines, text=True)
 
 
-def runs_table(comparison: Comparison, page: Path) -> Table:
+def runs_table(comparison: ComparedArms, page: Path) -> Table:
     """The runs, where they lie, and how far they are."""
     lines = []
     for arm in comparison.arms:
@@ -122,7 +122,7 @@ def runs_table(comparison: Comparison, page: Path) -> Table:
     )
 
 
-def signs_table(comparison: Comparison) -> Table:
+def signs_table(comparison: ComparedArms) -> Table:
     """In how many runs of each arm a failure signature is found."""
     lines = []
     for rule in RULES:
@@ -139,7 +139,7 @@ def signs_table(comparison: Comparison) -> Table:
     return Table("signs", caption, ["signature", *(one_line(arm.name) for arm in comparison.arms)], lines, text=True)
 
 
-def differences(comparison: Comparison, policies: Policies, name: str, k: int) -> dict[str, Difference]:
+def differences(comparison: ComparedArms, policies: Policies, name: str, k: int) -> dict[str, Difference]:
     """Each arm minus the first one, by arm, as far as they can be computed."""
     first, *others = comparison.arms
     base = _records(policies(first))
@@ -152,7 +152,7 @@ def differences(comparison: Comparison, policies: Policies, name: str, k: int) -
     return found
 
 
-def _columns(comparison: Comparison) -> list[tuple[str, int]]:
+def _columns(comparison: ComparedArms) -> list[tuple[str, int]]:
     return [(name, k) for name in comparison.sets for k in comparison.ks(name)]
 
 

@@ -7,8 +7,8 @@ decoded: of a larger run, evenly spaced shards are read. Memory grows with the n
 from __future__ import annotations
 
 import itertools
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +29,7 @@ MOST_CHARACTERS = 4000
 """Characters of a text."""
 MOST_BYTES = 1 << 29
 
-_COMPARED_PROBLEMS = 64
+_COMPARED = 64  # problems
 _COMPARED_OF_A_STEP = 2
 _COMPARED_OF_A_PART = 4
 _COMPARED_TOKENS = 1024
@@ -89,10 +89,13 @@ def sample(totals: PoolTotals, *, parts: int = 12, most_bytes: int = MOST_BYTES)
     Raises:
         DamagedError: a shard is damaged; the message names it.
     """
-    chosen = chosen_problems(totals)
-    compared = _Compared(set(_spread(sorted(chosen), _COMPARED_PROBLEMS)), totals.shards, parts)
-    visits: dict[str, dict[Step, Visit]] = {problem: {} for problem in chosen}
     shards = _affordable(totals.shards, most_bytes)
+    found = None if len(shards) == len(totals.shards) else _visits(shards)
+    chosen = chosen_problems(totals, found)
+    visits: dict[str, dict[Step, Visit]] = {problem: {} for problem in chosen}
+    # Of a sample, the problems that it visits most often, of which there are rollouts to compare.
+    ordered = sorted(chosen, key=lambda name: (-found[name], name)) if found else _spread(sorted(chosen), _COMPARED)
+    compared = _Compared(set(ordered[:_COMPARED]), totals.shards, parts)
     for shard in shards:
         table = _rows_of(shard, visits)
         compared.add(shard, table)
@@ -110,11 +113,17 @@ def cut(text: str, most: int) -> str:
     return f"{text[:head]}\n[... {rest:,} characters left out ...]\n{text[head - most :]}" if rest > 0 else text
 
 
-def chosen_problems(totals: PoolTotals, most: int = MOST_PROBLEMS) -> list[str]:
-    """At most `most` problems, evenly spread over the success rates of the run, from the lowest to the highest."""
+def chosen_problems(totals: PoolTotals, among: Container[str] | None = None, *, most: int = MOST_PROBLEMS) -> list[str]:
+    """At most `most` problems, evenly spread over the success rates of the run, from the lowest to the highest.
+
+    Args:
+        totals: the counts of the pools.
+        among: problems to choose from; None takes all.
+        most: number of problems.
+    """
     rollouts, successes = totals.counts(totals.rounds)
     rates = successes / np.maximum(rollouts, 1)
-    ids = totals.ids
+    ids = [name for name in totals.ids if among is None or name in among]
     return _spread(sorted(ids, key=lambda name: (rates[totals.index[name]], name)), most)
 
 
@@ -129,6 +138,15 @@ def _affordable(shards: Sequence[PoolShard], most_bytes: int) -> list[PoolShard]
         return list(shards)
     count = max(1, int(len(shards) * most_bytes / total))
     return [shards[int(place)] for place in np.linspace(0, len(shards) - 1, count).round()]
+
+
+def _visits(shards: Sequence[PoolShard]) -> Counter[str]:
+    """In how many of the shards each problem is."""
+    found: Counter[str] = Counter()
+    for shard in shards:
+        with open_shard(shard.path, ["problem_id"]) as file:
+            found.update(file.read(columns=["problem_id"], use_threads=False)["problem_id"].unique().to_pylist())
+    return found
 
 
 def _rows_of(shard: PoolShard, problems: Mapping[str, object]) -> pa.Table:

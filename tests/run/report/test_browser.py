@@ -12,7 +12,7 @@ from browser import Chromium, OpenPage, chromium
 from reported import rollout, training_rows, with_seed, write_pool, write_run
 
 from rloop_lightning.run.report.compared import in_arms
-from rloop_lightning.run.report.comparison import write_comparison
+from rloop_lightning.run.report.comparison_page import write_comparison_page
 from rloop_lightning.run.report.run_page import write_report
 from rloop_lightning.run.report.stored import ReportedRun, read_run
 
@@ -139,7 +139,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed in (0, 1):
         out = write_run(folder / f"dapo-{seed}", successes=plain, rows=rows, consolidate={"name": "none"})
         runs.append(with_seed(out, seed))
-    write_comparison(in_arms([read_run(out) for out in runs]), folder / "comparison.html")
+    write_comparison_page(in_arms([read_run(out) for out in runs]), folder / "comparison.html")
     return folder / "comparison.html"
 
 

@@ -11,8 +11,8 @@ import pytest
 from reported import training_rows, with_seed, write_run
 
 from rloop_lightning.evaluation.statistics import difference, interval
-from rloop_lightning.run.report.compared import ComparedRun, Comparison, in_arms
-from rloop_lightning.run.report.comparison import comparison_page, write_comparison
+from rloop_lightning.run.report.compared import ComparedArms, ComparedRun, in_arms
+from rloop_lightning.run.report.comparison_page import comparison_page, write_comparison_page
 from rloop_lightning.run.report.comparison_pictures import mean_curves
 from rloop_lightning.run.report.page import Page
 from rloop_lightning.run.report.stored import ReportedRun, read_run
@@ -58,7 +58,7 @@ def test_arms_of_one_method_are_named_by_the_settings_that_differ(tmp_path: Path
 def test_a_seed_twice_in_an_arm_is_refused(runs: list[ReportedRun]) -> None:
     with pytest.raises(ValueError, match="are both seed 0 of dapo; leave one out"):
         _ = in_arms([runs[0], runs[0]]).arms
-    given = Comparison([ComparedRun(runs[0], "a", 0), ComparedRun(runs[0], "b", 0)])
+    given = ComparedArms([ComparedRun(runs[0], "a", 0), ComparedRun(runs[0], "b", 0)])
     assert [arm.name for arm in given.arms] == ["a", "b"]
 
 
@@ -101,7 +101,7 @@ def test_runs_on_other_problems_are_told_to_be_not_comparable(tmp_path: Path) ->
 
 def test_a_page_names_runs_that_are_not_complete_and_given_failures(runs: list[ReportedRun], tmp_path: Path) -> None:
     out = tmp_path / "page.html"
-    write_comparison(in_arms(runs), out, ["dapo seed 2 failed: exit code 1 <b>"])
+    write_comparison_page(in_arms(runs), out, ["dapo seed 2 failed: exit code 1 <b>"])
     text = out.read_text(encoding="utf-8")
     assert "dapo seed 2 failed: exit code 1 &lt;b&gt;" in text
     assert "<td>plain-0</td>" in text

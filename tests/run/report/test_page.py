@@ -268,3 +268,14 @@ def test_the_tables_show_every_metric_of_a_set_once_with_its_interval(tmp_path: 
         ("length right, tokens", "12.3", ""),
         ("forgetting base", "0.125", ""),
     ]
+
+
+def test_of_a_sample_of_steps_only_problems_with_rollouts_are_shown(tmp_path: Path) -> None:
+    for step in range(1, 21):
+        names = [f"only {step}", f"every other {step % 2}"]
+        write_pool(tmp_path, 0, step, [rollout(name, right=place > 1, step=0) for name in names for place in range(4)])
+    totals = pool_totals(read_run(write_run(tmp_path, successes={"base": [1, 1]})))
+    samples = sample(totals, most_bytes=sum(shard.long_bytes for shard in totals.shards) * 11 // 40)
+    assert set(samples.visits) == {f"only {step}" for step in (1, 6, 11, 15, 20)} | {"every other 0", "every other 1"}
+    assert all(samples.visits.values())
+    assert np.nanmax(samples.similarity) == 1  # the same tokens in every step

@@ -1,7 +1,7 @@
 """The page that compares several runs.
 
 runs = [ComparedRun(read_run(path), arm="dapo", seed=seed) for seed, path in enumerate(paths)]
-write_comparison(Comparison(runs), Path("comparison.html"))
+write_comparison_page(ComparedArms(runs), Path("comparison.html"))
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rloop_lightning.run.report.compared import Arm, Comparison
+from rloop_lightning.run.report.compared import Arm, ComparedArms
 from rloop_lightning.run.report.comparison_pictures import evaluation_pictures, training_pictures
 from rloop_lightning.run.report.comparison_tables import (
     Policies,
@@ -29,7 +29,7 @@ from rloop_lightning.system.terminal import one_line, printable
 _FOOTER = "Written by rloop-lightning from what the runs store. The page needs no network and sends nothing."
 
 
-def write_comparison(comparison: Comparison, path: Path, notes: Sequence[str] = ()) -> None:
+def write_comparison_page(comparison: ComparedArms, path: Path, notes: Sequence[str] = ()) -> None:
     """Write the page, atomically.
 
     Args:
@@ -44,8 +44,8 @@ def write_comparison(comparison: Comparison, path: Path, notes: Sequence[str] = 
     write_page(path, comparison_page(comparison, path, notes))
 
 
-def comparison_page(comparison: Comparison, path: Path, notes: Sequence[str] = ()) -> Page:
-    """The page. Args and errors: as `write_comparison`."""
+def comparison_page(comparison: ComparedArms, path: Path, notes: Sequence[str] = ()) -> Page:
+    """The page. Args and errors: as `write_comparison_page`."""
     if not comparison.runs:
         raise ValueError("there is no run to compare")
     faults: list[str] = []
@@ -72,7 +72,7 @@ def comparison_page(comparison: Comparison, path: Path, notes: Sequence[str] = (
     )
 
 
-def sentence(comparison: Comparison) -> str:
+def sentence(comparison: ComparedArms) -> str:
     """What was compared, and what came out at the first and the last k on the first set."""
     arms = comparison.arms
     run = comparison.runs[0].run
@@ -93,13 +93,13 @@ def sentence(comparison: Comparison) -> str:
 _VERDICTS = {"better": "better than", "worse": "worse than", "inconclusive": "not distinguishable from"}
 
 
-def _tables(id: str, what: str, comparison: Comparison, policies: Policies, faults: list[str]) -> list[Table]:
+def _tables(id: str, what: str, comparison: ComparedArms, policies: Policies, faults: list[str]) -> list[Table]:
     table = arms_table(id, what, comparison, policies, faults)
     against = differences_table(f"{id}-differences", what, comparison, policies, faults)
     return [table, *([against] if against else [])]
 
 
-def _single(comparison: Comparison) -> list[str]:
+def _single(comparison: ComparedArms) -> list[str]:
     """What a comparison of single runs can't say."""
     if all(len(arm.runs) > 1 for arm in comparison.arms):
         return []
@@ -109,7 +109,7 @@ def _single(comparison: Comparison) -> list[str]:
     ]
 
 
-def _unfinished(comparison: Comparison) -> list[str]:
+def _unfinished(comparison: ComparedArms) -> list[str]:
     waiting = [one for one in comparison.runs if not one.run.state.selected]
     if not waiting:
         return []
