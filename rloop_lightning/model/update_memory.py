@@ -6,7 +6,7 @@
 
 It counts the tensors that autograd stores in a decoder layer with RMSNorm, gated MLP and attention by one of the fused
 kernels (packed_attention.py, fused.py), and those of the head. On an H100 it is within 10 % of the measured peak of
-thirteen updates (tests/model/test_update_memory.py). Other layers, such as experts, are not counted.
+thirteen updates (tests/model/test_update_memory.py).
 """
 
 from __future__ import annotations
@@ -49,9 +49,13 @@ class ModelShape:
     head_weights: int
 
     @classmethod
-    def of(cls, model: Any) -> Self:
-        """The shape of a Hugging Face causal LM."""
+    def of(cls, model: Any) -> Self | None:
+        """The shape of a Hugging Face causal LM; None if it has other layers than those that are counted."""
         config = model.config.get_text_config()
+        if not isinstance(getattr(config, "intermediate_size", None), int) or any(
+            name.endswith(("experts", "linear_attn", "conv")) for name, _ in model.named_modules()
+        ):
+            return None
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         queries = config.num_attention_heads * width
         keys = (getattr(config, "num_key_value_heads", None) or config.num_attention_heads) * width

@@ -15,6 +15,7 @@ from rloop_lightning.engines.base import default_completion_limit
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.model.quantization import count, is_quantised
 from rloop_lightning.rewards.probes import RewardCheck, probe
+from rloop_lightning.run.memory_forecast import memory_lines
 from rloop_lightning.run.parts import Parts
 from rloop_lightning.run.state import Stage, plan
 from rloop_lightning.system.terminal import one_line, printable
@@ -24,8 +25,6 @@ _log = logging.getLogger(__name__)
 
 _PROBED_PROBLEMS = 16
 _PROMPT_CHARACTERS = 2000
-_MOMENTS = 8  # bytes of AdamW's two moments of a trained weight
-_MOMENTS_IN_8_BITS = 2
 _LARGE_SHARE = 0.3  # of all rollouts, for evaluations
 
 _SELECTS = {
@@ -166,8 +165,7 @@ def _named(sets: Sequence[str]) -> str:
 
 
 def _policy(parts: Parts, policy: Policy, device: torch.device) -> Iterator[tuple[str, str]]:
-    sizes = [(count(p), p.numel() * p.element_size(), p.requires_grad) for p in policy.parameters()]
-    total = sum(numbers for numbers, _, _ in sizes)
+    total = sum(map(count, policy.parameters()))
     dtype = str(next(policy.parameters()).dtype).removeprefix("torch.")
     if any(map(is_quantised, policy.parameters())):
         dtype += " and NF4"
@@ -175,13 +173,7 @@ def _policy(parts: Parts, policy: Policy, device: torch.device) -> Iterator[tupl
     yield "policy", f"{type(policy.model).__name__}, {_short(total)} parameters, {dtype}{mixed}, on {device}"
     if policy.adapter is not None:
         yield from _adapter(parts, policy)
-    moments = _MOMENTS_IN_8_BITS if "8bit" in parts.algorithm.optimizer else _MOMENTS
-    bytes_needed = sum(2 * size + moments * numbers if trained else size for numbers, size, trained in sizes)
-    reference = ""
-    if parts.algorithm.kl.has_copy:
-        bytes_needed += sum(size for _, size, trained in sizes if trained)
-        reference = ", reference policy"
-    yield "memory", f"{_bytes(bytes_needed)} for weights, gradients, optimizer{reference}; activations, KV cache on top"
+    yield from memory_lines(parts, policy, device)
 
 
 def _adapter(parts: Parts, policy: Policy) -> Iterator[tuple[str, str]]:
@@ -201,10 +193,3 @@ def _short(count: int) -> str:
         if count >= unit:
             return f"{count / unit:.3g} {name}"
     return f"{count:,}"
-
-
-def _bytes(count: int) -> str:
-    for unit, name in ((2**30, "GiB"), (2**20, "MiB")):
-        if count >= unit:
-            return f"{count / unit:.3g} {name}"
-    return f"{count / 2**10:.3g} KiB"

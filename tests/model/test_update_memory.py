@@ -17,7 +17,9 @@ MEASURED = RESULTS["real on cuda"]["raw"]["updates"]
 
 
 def shape_of(size: str) -> ModelShape:
-    return ModelShape.of(make_model(SIZES[size], [1], device="meta"))
+    shape = ModelShape.of(make_model(SIZES[size], [1], device="meta"))
+    assert shape is not None
+    return shape
 
 
 def slots(tokens: int, rollouts: int) -> int:

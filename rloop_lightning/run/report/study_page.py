@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from rloop_lightning.run.report.compared import ComparedRun, Comparison
-from rloop_lightning.run.report.comparison import write_comparison
+from rloop_lightning.run.report.compared import ComparedArms, ComparedRun
+from rloop_lightning.run.report.comparison_page import write_comparison_page
 from rloop_lightning.run.report.stored import read_run
 from rloop_lightning.run.study import Study
 from rloop_lightning.system.terminal import cause
@@ -22,7 +22,7 @@ def write_study_page(study: Study) -> bool:
         runs = [ComparedRun(read_run(cell.run.out), cell.arm.name, cell.seed) for cell in complete]
         waiting = [str(cell) for cell in study.cells if not cell.complete]
         notes = [f"Not complete yet, and left out: {', '.join(waiting)}."] if waiting else []
-        write_comparison(Comparison(runs), study.page, notes)
+        write_comparison_page(ComparedArms(runs), study.page, notes)
     except Exception as error:  # the study must go on, whatever is wrong with what it shows
         _log.warning(f"{study.page} was not written: {cause(error)}")
         return False
