@@ -24,6 +24,7 @@ class TablePolicy(Policy):
         self.model = None
         self.packs = False
         self.routing = None
+        self.adapter = None
         self.max_tokens_per_micro_batch = max_tokens_per_micro_batch
         self.table = nn.Parameter(table.clone())  # [B, T]
 
