@@ -17,8 +17,8 @@ INK, QUIET = "#1f2328", "#59636e"
 
 # From the top down: (room, what it holds). A room imports only from the rows below it.
 ROOMS: tuple[tuple[tuple[str, str], ...], ...] = (
-    (("cli", "rloop-fit, rloop-data, rloop-reward"),),
-    (("run", "rounds, resume, run folder, table, plots"),),
+    (("cli", "rloop-fit, -eval, -compare, -report, -data, -reward"),),
+    (("run", "rounds, resume, run folder, table, report"),),
     (("callbacks", "rollout capture, evaluation, checkpoints"),),
     (("algorithms", "DAPO, GRPO, ..., RFT"), ("evaluation", "pass@k")),
     (("rollouts", "stream, pool, filter, replay buffer"),),
