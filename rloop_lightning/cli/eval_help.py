@@ -14,7 +14,7 @@ _EVAL = """usage: rloop-eval POLICY... [--data SET...] [--OPTION VALUE ...]
        rloop-eval compare A B [--OPTION VALUE ...]
 
 Evaluates saved policies on problem sets: pass@k with intervals, and every rollout with its reward as Parquet. A POLICY
-is a Hugging Face folder, a name on the hub, or a run folder. A SET is a file or a data set on the hub,
+is a Hugging Face or adapter folder, a name on the hub, or a run folder. A SET is a file or a data set on the hub,
 NAME[@REVISION][:CONFIG[:SPLIT]]; countdown stands for the sets of the built-in problems. Without --config, a run among
 the policies brings its settings along: data, reward, engine, eval and seed. Options override them.
 

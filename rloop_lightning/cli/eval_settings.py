@@ -29,7 +29,7 @@ from rloop_lightning.system.terminal import one_line
 FIXED: Mapping[str, tuple[type, frozenset[str]]] = {
     "policy": (
         PolicyConfig,
-        frozenset({"model", "max_tokens_per_micro_batch", "gradient_checkpointing", "routing_replay"}),
+        frozenset({"model", "max_tokens_per_micro_batch", "gradient_checkpointing", "routing_replay", "lora"}),
     ),
     "eval": (EvaluationConfig, frozenset({"every_n_steps", "sets_inside"})),
 }

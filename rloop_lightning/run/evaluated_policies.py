@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rloop_lightning.errors import StateError
+from rloop_lightning.model.adapter_folder import source_faults
 from rloop_lightning.model.config import model_source
-from rloop_lightning.model.folder import model_faults
 from rloop_lightning.model.loading import is_folder
 from rloop_lightning.run.base_policy import base_checksums, changed_base
 from rloop_lightning.run.evaluation_folder import PolicyToEvaluate
@@ -72,7 +72,7 @@ def policies_of(words: Sequence[str], which: WhichPolicies) -> FoundPolicies:
     twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
     found.wrong += [f"{one_line(name, limit=200)}: it is there twice; give it once" for name in twice]
     for one in found.policies:
-        found.wrong += [f"{one.name}: {fault}" for fault in model_faults(one.source)]
+        found.wrong += [f"{one.name}: {fault}" for fault in source_faults(one.source)]
     if not found.wrong:
         found.policies = [_placed(one) for one in found.policies]
     return found
@@ -86,7 +86,7 @@ def _placed(one: PolicyToEvaluate) -> PolicyToEvaluate:
 
 def changed_policy(one: PolicyToEvaluate) -> list[str]:
     """How a policy's files differ from those that the evaluation began with, one message each."""
-    return changed_base(one.source, one.checksums or {}, "evaluation") or model_faults(one.source)
+    return changed_base(one.source, one.checksums or {}, "evaluation") or source_faults(one.source)
 
 
 def _find_in_run(run: RunFolder, word: str, which: WhichPolicies, prefix: str, found: FoundPolicies) -> None:

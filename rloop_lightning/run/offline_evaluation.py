@@ -24,6 +24,7 @@ from rloop_lightning.errors import DamagedError
 from rloop_lightning.evaluation.evaluator import EvaluationConfig, Evaluator, SetEvaluation
 from rloop_lightning.evaluation.record import EvaluatedPolicy, write_record
 from rloop_lightning.evaluation.rollout_parts import RolloutParts
+from rloop_lightning.model.adapter_folder import base_of
 from rloop_lightning.model.config import PolicyConfig
 from rloop_lightning.model.config_json import CONFIG, load_config
 from rloop_lightning.model.context import context_of
@@ -88,13 +89,14 @@ def fitted(one: PolicyToEvaluate, parts: EvaluationParts) -> tuple[PolicyToEvalu
     """The policy with its completion limit and its revision, and why it can't be evaluated. No weights are read.
 
     Args:
-        one: the policy; its files are those of a model (`model_faults`).
+        one: the policy; its files are those of a model (`source_faults`).
         parts: the parts of the evaluation.
     """
     try:
-        if faults := hub_faults(one.source):
+        base = base_of(one.source)
+        if faults := hub_faults(base):
             return one, [f"{one.name}: {fault}" for fault in faults]
-        config, tokenizer = load_config(one.source), load_tokenizer(one.source)
+        config, tokenizer = load_config(base), load_tokenizer(base)
         problems = _problems(rendered(parts.data, tokenizer).evaluation(), parts.config)
         lengths = [(problem.id, token_count(problem, tokenizer)) for found in problems.values() for problem in found]
         context = context_of(config.get_text_config())
@@ -248,8 +250,9 @@ class OfflineEvaluation:
 
 
 def _revision(source: str) -> str:
-    """The commit of a policy on the hub; empty for a folder."""
-    return "" if is_folder(source) else fetched_revision(source, CONFIG)
+    """The commit of a policy, or of the model under an adapter, on the hub; empty for a folder."""
+    base = base_of(source)
+    return "" if is_folder(base) else fetched_revision(base, CONFIG)
 
 
 def _problems(sets: Mapping[str, Sequence[Any]], config: EvaluationConfig) -> dict[str, Sequence[Any]]:

@@ -114,6 +114,18 @@ def test_by_default_a_run_gives_the_policy_that_it_handed_over(
     assert json.loads((out / "results.json").read_text())["policies"][0]["source"] == str(finished / "final")
 
 
+def test_adapters_of_a_run_give_exactly_what_the_run_measured(tiny: TinyRun, tmp_path: Path) -> None:
+    pytest.importorskip("peft", reason="adapters need it")
+    run, out = tiny.finished(tmp_path / "run", "--policy.lora.rank=4", "--algo.lr=1e-2"), tmp_path / "out"
+    assert main([str(run), "--policies=all", "--out", str(out)]) == 0
+    ours = records(out)
+    for which in ("base", "explored", "consolidated"):
+        theirs = read_record(run / "round-0" / "evaluations" / f"{which}.parquet")
+        assert read_record(ours[str(theirs["policy"][0])]).equals(theirs)
+    rights = [read_record(path)["right"].to_pylist() for path in ours.values()]
+    assert rights[0] != rights[1]
+
+
 def test_options_override_the_settings_of_the_run(finished: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     changes = ["--eval.samples=3", "--eval.k=[3]", "--eval.sets=[ood]", "--eval.temperature=0.5", "--eval.top_p=0.9"]
@@ -213,7 +225,10 @@ BAD = {
             "--data.eval: give the sets to --data",
         ],
     ),
-    "an adapter": (["ADAPTER", "--data", "SUMS"], ["ADAPTER: contains only an adapter; merge it into its model"]),
+    "an adapter of another kind": (
+        ["ADAPTER", "--data", "SUMS"],
+        ["ADAPTER: adapter_config.json: peft_type must be LORA, the one kind of adapter that is supported, got None"],
+    ),
     "an unknown set": (
         ["countdown", "--data", "countdown", "--eval.sets=[tset]"],
         ["--eval.sets: the data has no set 'tset', it has validation, test, ood"],
@@ -251,7 +266,7 @@ def test_bad_input_is_told_before_anything_is_loaded(
     case: str, sums: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("rloop_lightning.model.policy.load_model", lambda *args, **kwargs: pytest.fail("it was loaded"))
+    monkeypatch.setattr("rloop_lightning.model.source.load_model", lambda *args, **kwargs: pytest.fail("it was loaded"))
     (tmp_path / "ADAPTER").mkdir()
     (tmp_path / "ADAPTER" / "adapter_config.json").write_text("{}")
     before = sorted(path.name for path in tmp_path.iterdir())

@@ -130,7 +130,7 @@ def test_a_complete_evaluation_is_told_again_without_loading_a_policy(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = shutil.copytree(whole, tmp_path / "out")
-    monkeypatch.setattr("rloop_lightning.model.policy.load_model", lambda *args, **kwargs: pytest.fail("it was loaded"))
+    monkeypatch.setattr("rloop_lightning.model.source.load_model", lambda *args, **kwargs: pytest.fail("it was loaded"))
     assert main(["--resume", str(out)]) == 0
     assert (whole / "results.md").read_text() in capsys.readouterr().out
 
