@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rloop_lightning.evaluation.set_metrics import with_bounds
+from rloop_lightning.system.checksums import checksums, damaged_files
 
 _log = logging.getLogger(__name__)
 
@@ -62,6 +63,9 @@ Counts = dict[str, tuple[int, int]]
 
 def _read(path: Path) -> pa.Table | None:
     if not path.exists():
+        return None
+    if path.name in checksums(path.parent) and (damage := damaged_files(path.parent, [path.name])):
+        _log.warning(f"{path} {damage[path.name]}; forgetting and coverage leave it out")
         return None
     try:
         return pq.read_table(path, columns=_COLUMNS)

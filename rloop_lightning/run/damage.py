@@ -95,6 +95,23 @@ def _maker(evaluation: Stage) -> tuple[Stage, bool]:
     return Stage(evaluation.round, phase, evaluation.which), False
 
 
+def damaged_records(folder: RunFolder, stages: Sequence[Stage], parts: Parts, state: LoopState) -> list[Stage]:
+    """Evaluations whose records are damaged, and that later evaluations are compared with; their policies exist.
+
+    Args: as for `needless_damage`.
+    """
+    if not parts.sets_between or all(stage.phase != "evaluate" for stage in stages[state.stages_done :]):
+        return []
+    evaluations = (stage for stage in stages[: state.stages_done] if stage.phase == "evaluate")
+    damaged = (stage for stage in evaluations if _record_damage(folder, stage, state))
+    return [stage for stage in damaged if stage.which == "base" or not damaged_files(folder.policy(_maker(stage)[0]))]
+
+
+def _record_damage(folder: RunFolder, stage: Stage, state: LoopState) -> dict[str, str]:
+    """The damage of an evaluation's record. A run of version 0 has no checksums of them."""
+    return damaged_files(folder.evaluations(stage), [folder.evaluation(stage).name]) if state.began else {}
+
+
 def needless_damage(folder: RunFolder, stages: Sequence[Stage], parts: Parts, state: LoopState) -> Iterator[str]:
     """Damaged files that the rest of the run does not read, one warning per folder.
 
@@ -109,9 +126,8 @@ def needless_damage(folder: RunFolder, stages: Sequence[Stage], parts: Parts, st
         yield from _inside_damage(folder, later[0], upto=folder.steps_done(later[0]))
     for stage in done:
         if stage.phase == "evaluate":
-            records, listed = folder.evaluations(stage), [folder.evaluation(stage).name]
-            # A run of version 0 has no checksums of them.
-            yield from _warnings(records, damaged_files(records, listed) if state.began else {}, "")
+            if stage not in damaged_records(folder, stages, parts, state):
+                yield from _warnings(folder.evaluations(stage), _record_damage(folder, stage, state), "")
             continue
         again = f"; --restart_from {folder.phase(stage).relative_to(folder.out)} makes it again, and all that follows"
         policy = folder.policy(stage)

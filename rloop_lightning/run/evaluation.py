@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from rloop_lightning.evaluation.earlier import earlier_metrics
-from rloop_lightning.evaluation.evaluator import Evaluator
+from rloop_lightning.evaluation.evaluator import Evaluator, SetEvaluation
 from rloop_lightning.evaluation.record import EvaluatedPolicy, write_record
 from rloop_lightning.rollouts.sampler import SamplingCost
 from rloop_lightning.run.folder import RunFolder
@@ -50,20 +50,13 @@ class PolicyEvaluation:
             title: title of the progress bar.
             known: further metrics to log with the policy.
         """
-        metrics: dict[str, float] = {}
-        evaluations = {}
         cost = SamplingCost()
-        with self.signals.at_once(), evaluation_progress(title, self.parts) as progress:
-            for name in self.parts.sets_between:
-                evaluations[name] = evaluation = self.evaluator(name, cost)
-                metrics |= evaluation.metrics
-                progress.measured(name, metrics[f"eval/{name}/pass@1"])
+        evaluations = self._evaluate(title, cost)
+        metrics = {name: value for evaluation in evaluations.values() for name, value in evaluation.metrics.items()}
         step = result_step(stage)
         if evaluations:
-            tables = [evaluation.problems for evaluation in evaluations.values()]
+            tables = self._write(stage, step, evaluations)
             metrics |= earlier_metrics(pa.concat_tables(tables), self.folder.earlier_evaluations(stage))
-            policy = EvaluatedPolicy(stage.name, stage.round, stage.phase, step)
-            write_record(self.folder.evaluation(stage), policy, tables)
             _log.info(result_line(stage.name, metrics))
         time = {
             "time/evaluate_s": cost.generate_s + cost.reward_s,
@@ -73,3 +66,23 @@ class PolicyEvaluation:
         log.log_completions({name: evaluation.samples for name, evaluation in evaluations.items()}, step)
         log({**known, **metrics, **time}, step)
         return metrics
+
+    def write_again(self, stage: Stage, title: str) -> None:
+        """Evaluate and write the record of an evaluation that is complete; log nothing."""
+        self._write(stage, result_step(stage), self._evaluate(title, SamplingCost()))
+
+    def _evaluate(self, title: str, cost: SamplingCost) -> dict[str, SetEvaluation]:
+        """The evaluations by set. Adds their cost to `cost`."""
+        evaluations = {}
+        with self.signals.at_once(), evaluation_progress(title, self.parts) as progress:
+            for name in self.parts.sets_between:
+                evaluations[name] = evaluation = self.evaluator(name, cost)
+                progress.measured(name, evaluation.metrics[f"eval/{name}/pass@1"])
+        return evaluations
+
+    def _write(self, stage: Stage, step: int, evaluations: Mapping[str, SetEvaluation]) -> list[pa.Table]:
+        """Write the record of a policy. Returns its rows by set."""
+        tables = [evaluation.problems for evaluation in evaluations.values()]
+        policy = EvaluatedPolicy(stage.name, stage.round, stage.phase, step)
+        write_record(self.folder.evaluation(stage), policy, tables)
+        return tables

@@ -29,6 +29,7 @@ from rloop_lightning.rollouts.sampler import GroupSampler
 from rloop_lightning.run.base_policy import base_checksums
 from rloop_lightning.run.claim import RunClaim
 from rloop_lightning.run.consolidate import consolidate
+from rloop_lightning.run.damage import damaged_records
 from rloop_lightning.run.diagnosis import explaining
 from rloop_lightning.run.edits import Resumption, restart_stage
 from rloop_lightning.run.evaluation import PolicyEvaluation
@@ -134,6 +135,7 @@ class LoopRunner:
         clear(self.folder, self.stages, state)
         done = state.stages_done
         mend(self.folder, self.stages[:done], self.stages[done] if done < len(self.stages) else None)
+        self._make_records_again(state)
         while state.stages_done < len(self.stages) and not state.stopped:
             self.signals.check()
             stage = self.stages[state.stages_done]
@@ -210,6 +212,18 @@ class LoopRunner:
         renew_report(self.folder, self.parts, state)
         self.signals.check("the run is complete")
         return state
+
+    def _make_records_again(self, state: LoopState) -> None:
+        """Repeat evaluations whose records are damaged, since later policies are compared with them."""
+        for stage in damaged_records(self.folder, self.stages, self.parts, state):
+            path = self.folder.evaluation(stage)
+            if stage.which == "base" and self.resumed.base_fault:
+                _log.warning(f"{path} is missing or damaged, and so is the base policy; forgetting leaves it out")
+                continue
+            _log.warning(f"{path} is missing or damaged; its policy is evaluated again")
+            self._use(stage)
+            self.policy.to(self.device)
+            self.evaluation.write_again(stage, f"{self.session.title(stage)} {stage.which}")
 
     def _use(self, stage: Stage) -> None:
         """Load the policy that an evaluation measures."""

@@ -125,6 +125,7 @@ def test_the_scripts_of_the_package_are_these() -> None:
         "rloop-fit": "rloop_fit",
         "rloop-eval": "rloop_eval",
         "rloop-compare": "rloop_compare",
+        "rloop-report": "rloop_report",
         "rloop-data": "rloop_data",
         "rloop-reward": "rloop_reward",
     }

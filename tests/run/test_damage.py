@@ -217,7 +217,8 @@ FINISHED_PHASE = {
     "its policy": ("round-0/explore/policy/model.safetensors", flip, "--restart_from round-0/explore makes it again"),
     "a deleted file of its policy": ("round-0/explore/policy/tokenizer.json", os.unlink, "tokenizer.json is missing"),
     "its rollouts": ("round-0/pool/step-000002.parquet", cut, "--restart_from round-0/explore makes it again"),
-    "its evaluation": ("round-0/evaluations/explored.parquet", flip, "the rest of the run does not need it"),
+    "its evaluation": ("round-0/evaluations/explored.parquet", flip, "its policy is evaluated again"),
+    "a deleted evaluation": ("round-0/evaluations/base.parquet", os.unlink, "its policy is evaluated again"),
     "its expert set": ("round-0/expert.parquet", os.unlink, "--restart_from round-0/consolidate makes it again"),
 }
 
