@@ -67,7 +67,7 @@ def python_files(folders: Iterable[str]) -> list[Path]:
 
 
 def test_the_package_imports_what_it_declares_and_nothing_else() -> None:
-    declared = names([*PROJECT["dependencies"], *EXTRAS["hub"]])
+    declared = names([*PROJECT["dependencies"], *EXTRAS["hub"], *EXTRAS["lora"], *EXTRAS["qlora"]])
     assert imported("rloop_lightning") - UNDECLARED == declared - USED_OTHERWISE.keys()
 
 
@@ -85,7 +85,7 @@ def test_an_extra_is_what_its_folders_import_beside_the_package(
 
 
 def test_the_other_extras_are_made_of_these() -> None:
-    assert set(EXTRAS) == {"test", "lint", "docs", "dev", "hub", "bench"}
+    assert set(EXTRAS) == {"test", "lint", "docs", "dev", "hub", "lora", "qlora", "bench"}
     assert names(EXTRAS["dev"]) == {"pre-commit"}
 
 
