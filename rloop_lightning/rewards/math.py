@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Literal
 
 from rloop_lightning.rewards.base import Reward
@@ -18,7 +18,7 @@ from rloop_lightning.rewards.verdict import GoldReading, Verdict, check, read_go
 from rloop_lightning.rewards.worker import Status
 from rloop_lightning.rewards.workers import Outcome, WorkerPool
 from rloop_lightning.system.fields import PositiveFloat, PositiveInt, check_fields
-from rloop_lightning.types import CheckFault, Problem
+from rloop_lightning.types import CheckFault, Problem, Scored
 
 _COUNTS = ("checked", "cached", "timed_out", "crashed", "unparsable")
 _INTEGER = re.compile(r"-?[1-9][0-9]{0,17}|0")
@@ -34,8 +34,7 @@ class MathReward(Reward):
     """1.0 if the answer is equivalent to the gold answer, else 0.0.
 
     Gold answers and answers may be LaTeX, plain expressions, numbers, sets, intervals, matrices, equations and
-    percentages, with or without units, choices and
-    words. docs/rewards.md tells how each is read.
+    percentages, with or without units, choices and words. docs/rewards.md tells how each is read.
 
     Args:
         extract: where the answer is: `box`, in the last \\boxed{}; `last`, at the end of the last non-empty line, such
@@ -79,30 +78,30 @@ class MathReward(Reward):
         self.pool.close()
 
     def rewards(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:
+        return [scored.reward for scored in self(problems, texts)]
+
+    def __call__(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Scored]:
         pairs = self._pairs(problems, texts)
-        verdicts = self._judge([pair for of_one in pairs for pair in of_one])
         self._counts["unparsable"] += pairs.count([])
-        return [float(any(verdicts[_key(*pair)] == "right" for pair in of_one)) for of_one in pairs]
+        verdicts = iter(self._judge([pair for of_one in pairs for pair in of_one]))
+        return [self._scored({next(verdicts) for _ in of_one}) for of_one in pairs]
 
-    def check_faults(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[CheckFault]:
-        """From the cache of verdicts, which has those of the last 100,000 pairs."""
-        faults: list[CheckFault] = []
-        for of_one in self._pairs(problems, texts):
-            verdicts = {self._verdicts.get(_key(*pair)) for pair in of_one}
-            found: list[CheckFault] = [] if "right" in verdicts else [one for one in _FAULTS if one in verdicts]
-            faults.append(found[0] if found else "")
-        return faults
+    def _scored(self, verdicts: Collection[_Verdict]) -> Scored:
+        """By the verdicts on a completion's answer, one for each gold answer."""
+        reward = float("right" in verdicts)
+        faults: list[CheckFault] = [] if reward else [one for one in _FAULTS if one in verdicts]
+        return Scored(reward, reward >= self.success_threshold, check_fault=faults[0] if faults else "")
 
-    def _judge(self, pairs: Sequence[tuple[str, str]]) -> Mapping[bytes, _Verdict]:
-        """The verdict on each answer, by the pair's key."""
-        keys = {_key(*pair): pair for pair in pairs}
-        new = {key: pair for key, pair in keys.items() if key not in self._verdicts}
+    def _judge(self, pairs: Sequence[tuple[str, str]]) -> list[_Verdict]:
+        """The verdict on each answer, in order."""
+        keys = [_key(*pair) for pair in pairs]
+        new = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in self._verdicts}
         verdicts = dict(zip(new, map(self._verdict, self.pool.map(list(new.values()))), strict=True))
         self._counts["checked"] += len(new)
         self._counts["cached"] += len(pairs) - len(new)
-        verdicts |= {key: self._verdicts[key] for key in keys if key not in new}
+        verdicts |= {key: self._verdicts[key] for key in keys if key not in verdicts}
         self._remember(verdicts)
-        return verdicts
+        return [verdicts[key] for key in keys]
 
     def answers(self, texts: Sequence[str]) -> Sequence[str | None]:
         return [None if (answer := self._answer(text)) is None else answer.strip() for text in texts]

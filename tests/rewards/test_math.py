@@ -288,3 +288,12 @@ def test_it_scores_in_every_process_of_a_distributed_fit(tmp_path, start_method)
     found = [json.loads((tmp_path / f"rewards-{rank}.json").read_text()) for rank in (0, 1)]
     assert [rewards for rewards, _ in found] == [[1, 1, 1, 1, 1, 1], [1, 0, 1, 0, 1, 0]]
     assert [counts["checked"] for _, counts in found] == [6, 6]
+
+
+def test_the_answer_of_a_completion_is_extracted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts, seen = [rf"\boxed{{{number}}}" for number in range(5)], []
+    monkeypatch.setattr(math_reward, "extract", lambda text, how: seen.append(text) or text[7:-1])
+    reward = MathReward(workers=1)
+    problems = [Problem(id=text, prompt="", answer="3") for text in texts]
+    assert [scored.success for scored in reward(problems, texts)] == [False, False, False, True, False]
+    assert seen == texts
