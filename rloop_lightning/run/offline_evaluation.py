@@ -33,6 +33,7 @@ from rloop_lightning.model.loading import is_folder, load_tokenizer
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.rewards.base import Reward
 from rloop_lightning.rollouts.sampler import GroupSampler, SamplingCost
+from rloop_lightning.run.completion_limit import default_limit, too_long_prompts
 from rloop_lightning.run.evaluation_folder import (
     EVALUATION_VERSION,
     EvaluationFolder,
@@ -40,7 +41,6 @@ from rloop_lightning.run.evaluation_folder import (
     PolicyToEvaluate,
 )
 from rloop_lightning.run.evaluation_results import evaluation_tables, policy_results
-from rloop_lightning.run.parts import default_limit, too_long_prompts
 from rloop_lightning.run.problem_record import changed_problems, keep_record
 from rloop_lightning.run.results_table import result_line
 from rloop_lightning.system.checksums import damaged_files
