@@ -35,7 +35,8 @@ USED_OTHERWISE = {
     "mkdocstrings-python": ("mkdocs.yml", "mkdocstrings:"),
 }
 # What is imported where it is there, and can't be an extra: it is built for one GPU and one release of torch.
-UNDECLARED = {"flash-attn"}
+# wandb is imported for a logger that the user made of it.
+UNDECLARED = {"flash-attn", "wandb"}
 # The interpreter of another environment runs this side of a benchmark (`--vllm-python`).
 ELSEWHERE = {"benchmarks/side_vllm.py"}
 

@@ -23,7 +23,6 @@ from rloop_lightning.run.completion_limit import default_limit, too_long_prompts
 from rloop_lightning.run.state import LoopConfig
 from rloop_lightning.types import Problem, SamplingParams
 
-_SHOWN = 5  # problems that a message lists by name
 _DEFAULT_PROBLEMS_PER_STEP = 128
 
 
