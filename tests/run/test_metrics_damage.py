@@ -133,7 +133,7 @@ def test_damaged_plots_and_tables_are_made_again(finished: Path, tmp_path: Path)
     out, log = tmp_path / "run", tmp_path / "log"
     shutil.copytree(finished, out)
     plots = sorted((out / "plots").iterdir())
-    assert len(plots) == 4
+    assert len(plots) == 7
     content = plots[0].read_bytes()
     plots[0].write_bytes(content[: len(content) // 2])
     plots[1].write_bytes(b"")
