@@ -51,9 +51,18 @@ def test_numbers_that_json_has_not_come_back(tmp_path: Path) -> None:
 
 def test_a_half_written_last_line_is_dropped_silently(tmp_path: Path) -> None:
     record = written(tmp_path)
-    whole = record.path.read_bytes()
-    record.path.write_bytes(whole + b'{"crc32": "12')
-    assert record.read() == written(tmp_path / "whole").read()
+    lines = record.path.read_bytes().splitlines(keepends=True)
+    record.path.write_bytes(b"".join(lines[:-1]))  # without the phase's end
+    before = record.read()
+    record.path.write_bytes(b"".join(lines[:-1]) + lines[-1][:13])
+    assert record.read() == before
+    assert (before.end, before.faults) == (None, [])
+
+
+def test_bytes_after_the_end_of_a_phase_are_a_fault(tmp_path: Path) -> None:
+    record = written(tmp_path)
+    record.path.write_bytes(record.path.read_bytes() + b'{"crc32": "12')
+    assert record.read().faults == ["bytes after its last line"]
 
 
 def test_every_changed_byte_is_noticed_or_changes_no_number(tmp_path: Path) -> None:
