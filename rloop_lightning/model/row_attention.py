@@ -29,7 +29,7 @@ from rloop_lightning.system.terminal import cause
 # Queries per chunk when the mask is classified, so that the N x N mask is never materialised.
 _QUERIES_AT_ONCE = 1024
 _HALF_PRECISION = (torch.bfloat16, torch.float16)
-# The largest rollout, in tokens, whose scores are materialised. FlexAttention first compiles for tens of seconds.
+# The largest rollout, in tokens, whose scores are materialised. FlexAttention has to be compiled first.
 _LONGEST_FOR_BLOCKS = 2048
 # Pairs of tokens that dense squares may compute, by those that are needed: about how much faster their kernel is.
 _WASTE = 1.5
