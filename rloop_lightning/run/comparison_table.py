@@ -10,9 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from rloop_lightning.run.comparison import COSTS, Comparison, Figure, Row, compare
 from rloop_lightning.run.study import Study
 from rloop_lightning.system.files import write_text
-from rloop_lightning.system.markdown import code, escaped
+from rloop_lightning.system.markdown import MISSING, code, escaped
 
-_MISSING = "–"  # noqa: RUF001 - an en dash is what a table shows where there is nothing
 _COMMAND_CHARACTERS = 2000
 _CSV_COLUMNS = (
     *("arm", "policy", "metric", "kind"),
@@ -119,12 +118,12 @@ def _names(row: Row) -> list[str]:
 
 
 def _cell(figure: Figure | None) -> str:
-    return _MISSING if figure is None else f"{figure.mean:.3f} {_ends(figure, '.3f')}".rstrip()
+    return MISSING if figure is None else f"{figure.mean:.3f} {_ends(figure, '.3f')}".rstrip()
 
 
 def _difference(figure: Figure | None) -> str:
     if figure is None:
-        return _MISSING
+        return MISSING
     return f"{figure.mean:+.3f} {_ends(figure, '+.3f')} {figure.verdict}".rstrip()
 
 

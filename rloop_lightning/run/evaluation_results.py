@@ -19,9 +19,8 @@ import torch
 from rloop_lightning.evaluation.evaluator import SetEvaluation
 from rloop_lightning.evaluation.pass_at_k import pass_at_k
 from rloop_lightning.evaluation.statistics import SHARE, Interval, interval
-from rloop_lightning.system.markdown import escaped, table
+from rloop_lightning.system.markdown import MISSING, escaped, table
 
-_MISSING = "–"  # noqa: RUF001 - an en dash is what a table shows where there is nothing
 _ENDS = ("estimate", "low", "high")
 _LENGTH, _TRUNCATED = "length_tokens", "truncated_rate"
 
@@ -111,7 +110,7 @@ def with_interval(found: Mapping[str, Any], digits: int, *, signed: bool = False
         signed: whether positive numbers have a sign.
     """
     form = f"{'+' if signed else ''},.{digits}f"
-    estimate, low, high = (_MISSING if found[end] is None else format(found[end], form) for end in _ENDS)
+    estimate, low, high = (MISSING if found[end] is None else format(found[end], form) for end in _ENDS)
     return f"{estimate} [{low}, {high}]"
 
 

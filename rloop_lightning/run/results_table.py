@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rloop_lightning.run.metrics_csv import PASS_AT_K
-from rloop_lightning.system.markdown import escaped
+from rloop_lightning.system.markdown import MISSING, escaped
 from rloop_lightning.system.terminal import one_line
 
 INTERVALS = (
@@ -21,7 +21,6 @@ INTERVALS = (
 """What the intervals of the tables are over."""
 
 _MAJORITY = re.compile(r"eval/(?P<set>.+)/maj@(?P<k>\d+)", re.DOTALL)
-_MISSING = "–"  # noqa: RUF001 - an en dash is what a table shows where there is nothing
 
 _BEHAVIOUR = {
     "entropy_nats": "entropy, nats",
@@ -66,14 +65,14 @@ class _Column:
     def cell(self, metrics: Mapping[str, float]) -> str:
         """The metric and the ends of its interval."""
         value = self._number(metrics, self.metric)
-        if value == _MISSING or not self.interval:
+        if value == MISSING or not self.interval:
             return value
         low, high = (self._number(metrics, f"{self.metric}_{end}") for end in ("low", "high"))
         return f"{value} [{low}, {high}]"
 
     def _number(self, metrics: Mapping[str, float], name: str) -> str:
         value = metrics.get(name, math.nan)
-        return _MISSING if math.isnan(value) else format(value, self.form)
+        return MISSING if math.isnan(value) else format(value, self.form)
 
 
 def results_table(results: Sequence[PolicyResult]) -> str:

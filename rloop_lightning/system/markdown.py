@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from rloop_lightning.system.terminal import one_line, printable
 
+MISSING = "–"  # noqa: RUF001 - an en dash is what a table shows where there is nothing
 _ACTIVE = re.compile(r"[\\`*\[\]<>|&~]|:(?=//)|(?<=www)\.", re.IGNORECASE)  # the last two would make links of addresses
 
 

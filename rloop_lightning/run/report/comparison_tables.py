@@ -13,7 +13,8 @@ from rloop_lightning.run.report.compared import Arm, ComparedArms, place_of
 from rloop_lightning.run.report.facts import progress
 from rloop_lightning.run.report.failure_signs import RULES
 from rloop_lightning.run.report.stored import EvaluatedStage
-from rloop_lightning.run.report.tables import MISSING, Cell, Line, Table, amount, duration, interval_cell
+from rloop_lightning.run.report.tables import Cell, Line, Table, amount, duration, interval_cell
+from rloop_lightning.system.markdown import MISSING
 from rloop_lightning.system.terminal import one_line, printable
 
 Policies = Callable[[Arm], Mapping[int, EvaluatedStage]]

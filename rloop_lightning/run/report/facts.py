@@ -6,8 +6,9 @@ import re
 from collections.abc import Mapping
 
 from rloop_lightning.run.report.stored import ReportedRun
-from rloop_lightning.run.report.tables import MISSING, Cell, Line, Table, amount, duration
+from rloop_lightning.run.report.tables import Cell, Line, Table, amount, duration
 from rloop_lightning.run.settings import flat
+from rloop_lightning.system.markdown import MISSING
 from rloop_lightning.system.terminal import one_line
 
 _TEXT = 300  # characters of a value

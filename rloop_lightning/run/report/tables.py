@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rloop_lightning.evaluation.statistics import Interval
-
-MISSING = "–"  # noqa: RUF001 - an en dash is what a table shows where there is nothing
+from rloop_lightning.system.markdown import MISSING
 
 
 @dataclass(frozen=True)
