@@ -53,8 +53,8 @@ class TorchEngine(RolloutEngine):
             the text. The name of a special token, such as <|im_end|>, stands for that token. Completions end at the
             model's EOS tokens and at the end of a turn in its chat template in any case.
         max_rows: rollouts decoded at once; others enter as these end. Bounds memory: each needs 2 * layers * kv_heads *
-            head_dim numbers of KV cache per token of the longest one's prompt and completion, plus up to half of that in
-            reserve.
+            head_dim numbers of KV cache per token of the longest one's prompt and completion, plus up to half of that
+            in reserve.
         dtype: dtype of the products and the KV cache; `auto` is that of the policy's updates: bfloat16 under
             --trainer.precision bf16-mixed, else that of the weights. If it differs from the weights' dtype, a cast copy
             of them exists during generation. With bfloat16, sampling logprobs differ from those of a float32 update by
