@@ -35,9 +35,10 @@ from rloop_lightning.model.policy import Policy
 from rloop_lightning.system.fields import LeftOpenUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveInt
 from rloop_lightning.types import Problem, Rollout, SamplingParams
 
-# A part of a request is as many rollouts as this many batches: an evaluation that is interrupted repeats one part, and
-# the batch runs empty at the end of each.
-_BATCHES_PER_PART = 4
+# A part of a request is as many rollouts as this many batches. An evaluation that is interrupted repeats one part, and
+# the batch runs empty at the end of each. On a CPU, a part is a batch: the time of a step follows its live rows, and
+# where all rows have the same age, attention computes no column that a row does not see.
+_BATCHES_PER_PART = {"cpu": 1, "cuda": 4}
 
 
 class TorchEngine(RolloutEngine):
@@ -113,7 +114,7 @@ class TorchEngine(RolloutEngine):
     def generate_parts(
         self, problems: Sequence[Problem], n: int, sampling: SamplingParams, done: int = 0
     ) -> Iterator[list[Rollout]]:
-        """The rollouts of `generate`, `4 max_rows` at a time, or a problem at a time if n exceeds that."""
+        """The rollouts of `generate`, a few batches at a time, or a problem at a time if n exceeds that."""
         if self._policy is None:
             raise RuntimeError("TorchEngine.generate needs a policy; call bind(policy) first")
         policy = self._policy
@@ -177,7 +178,7 @@ def _check_prompts(
 def _rows_at_once(policy: Policy, prompts: list[list[int]], n: int, max_rows: int) -> tuple[int, int]:
     """Rows of a batch, and of a part of the request. A batch whose rows can't be replaced is a part."""
     if can_replace(policy):
-        return max_rows, _BATCHES_PER_PART * max_rows
+        return max_rows, _BATCHES_PER_PART.get(policy.device.type, 1) * max_rows
     rows = min(max_rows, n * most_prompts(prompts))
     return rows, rows
 

@@ -14,6 +14,7 @@ from tokenizers.decoders import Fuse
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 
+from rloop_lightning.engines import torch_engine
 from rloop_lightning.model.policy import Policy
 
 ALPHABET = string.ascii_lowercase + string.digits
@@ -62,3 +63,9 @@ def make_policy() -> Callable[..., Policy]:
         return Policy(model, tokenizer())
 
     return make
+
+
+@pytest.fixture
+def rows_enter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU too, as on a GPU."""
+    monkeypatch.setitem(torch_engine._BATCHES_PER_PART, "cpu", 4)

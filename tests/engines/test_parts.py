@@ -25,6 +25,7 @@ def bits(rollouts: Sequence[Rollout]) -> list[tuple[str, bytes, bytes, str]]:
     ]
 
 
+@pytest.mark.usefixtures("rows_enter")
 @pytest.mark.parametrize(("max_rows", "sizes"), [(8, [3, 4]), (3, [1, 2, 2, 2]), (512, [7]), (1, [1] * 7)])
 def test_parts_are_the_rollouts_of_one_request_from_any_problem_on(
     make_policy: MakePolicy, max_rows: int, sizes: list[int]
@@ -40,6 +41,7 @@ def test_parts_are_the_rollouts_of_one_request_from_any_problem_on(
         assert [row for part in rest for row in bits(part)] == whole[done * N :]
 
 
+@pytest.mark.usefixtures("rows_enter")
 def test_what_is_done_is_not_computed_again(make_policy: MakePolicy) -> None:
     policy = make_policy()
     engine = TorchEngine(max_new_tokens=2, max_rows=3)
@@ -51,6 +53,7 @@ def test_what_is_done_is_not_computed_again(make_policy: MakePolicy) -> None:
     assert len(rows) < 2 * 2 * N  # parts are of 1, 2, 2 and 2 problems; two tokens of two of them, and little more
 
 
+@pytest.mark.usefixtures("rows_enter")
 def test_between_parts_gradients_and_the_global_random_state_are_the_callers(make_policy: MakePolicy) -> None:
     engine = TorchEngine(max_new_tokens=4, max_rows=3)
     engine.bind(make_policy())

@@ -49,6 +49,7 @@ def assert_reported_as_trained(policy: Policy, rollouts: list[Rollout]) -> None:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.usefixtures("rows_enter")
 @pytest.mark.parametrize("max_rows", [512, 13, 4], ids=["all at once", "more enter", "inside problems"])
 def test_reported_experts_are_those_of_the_training_forward(
     architecture: str, max_rows: int, monkeypatch: pytest.MonkeyPatch

@@ -105,6 +105,7 @@ def test_tokens_without_text_inside_a_stop_do_not_hide_it() -> None:
     assert text_up_to_the_end(policy, tokens, "qz") == "so qz"
 
 
+@pytest.mark.usefixtures("rows_enter")
 @pytest.mark.parametrize("kind", KINDS)
 def test_stops_do_not_depend_on_the_batch(kind: str) -> None:
     policy = policy_of(kind)

@@ -16,7 +16,7 @@ import transformers
 from torch import Tensor
 
 from rloop_lightning.batching import collate
-from rloop_lightning.engines import ENGINES, decoding, rows
+from rloop_lightning.engines import ENGINES, decoding, rows, torch_engine
 from rloop_lightning.engines.base import RolloutEngine
 from rloop_lightning.engines.row_cache import RowLayer, row_cache
 from rloop_lightning.engines.torch_engine import TorchEngine
@@ -170,6 +170,7 @@ def test_logprobs_are_those_of_the_restricted_distribution(make_policy: MakePoli
 
 
 @pytest.mark.parametrize(("top_k", "top_p"), [(5, 1.0), (0, 0.8), (7, 0.6), (1, 1.0), (1000, 1.0)])
+@pytest.mark.usefixtures("rows_enter")
 @pytest.mark.parametrize("max_rows", [512, 7])
 def test_rollouts_carry_the_tokens_that_each_was_sampled_from(
     make_policy: MakePolicy, top_k: int, top_p: float, max_rows: int
@@ -257,7 +258,11 @@ def test_the_global_random_state_is_neither_read_nor_changed(make_policy: MakePo
 
 @pytest.mark.parametrize("architecture", ["qwen2", "qwen2_sliding"])
 @pytest.mark.parametrize("max_rows", [1, 3, 7, 8, 39])
-def test_rollouts_do_not_depend_on_max_rows(make_policy: MakePolicy, max_rows: int, architecture: str) -> None:
+@pytest.mark.parametrize("batches", [1, 4])
+def test_rollouts_do_not_depend_on_max_rows(
+    make_policy: MakePolicy, max_rows: int, architecture: str, batches: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(torch_engine._BATCHES_PER_PART, "cpu", batches)
     policy = make_policy(architecture)
     together, apart = run(policy), run(policy, max_rows=max_rows)
     assert completions(together) == completions(apart)
@@ -287,6 +292,21 @@ def test_a_prompt_is_computed_once_per_problem(make_policy: MakePolicy) -> None:
     assert all(count <= 6 * len(PROMPTS) for count in seen[1:])
 
 
+@pytest.mark.parametrize(("n", "max_rows", "prefills"), [(4, 8, [2, 2, 2, 2, 2]), (4, 11, [2] * 5), (20, 8, [1] * 30)])
+def test_waves_are_whole_problems_where_they_fit(
+    make_policy: MakePolicy, n: int, max_rows: int, prefills: list[int]
+) -> None:
+    policy = make_policy()
+    policy.stop_token_ids = frozenset()
+    seen = record_tokens(policy)
+    problems = [Problem(id=f"p{i}", prompt="abc"[: i % 2 + 2] + "de"[i % 2 :], answer="") for i in range(len(PROMPTS))]
+    run(policy, problems, n=n, max_rows=max_rows, max_new_tokens=2)
+    # Two tokens, so that one forward pass over the prompts, of four tokens each, and one over single tokens alternate.
+    assert seen[::2] == [4 * count for count in prefills]
+    assert max(seen[1::2]) <= max_rows
+
+
+@pytest.mark.usefixtures("rows_enter")
 @pytest.mark.parametrize(("n", "max_rows"), [(4, 8), (4, 11), (20, 7)])
 def test_the_batch_is_full_while_rows_wait(make_policy: MakePolicy, n: int, max_rows: int) -> None:
     policy = make_policy()
@@ -302,6 +322,7 @@ def test_the_batch_is_full_while_rows_wait(make_policy: MakePolicy, n: int, max_
     assert tokens / max_rows < len(decoded) < waves
 
 
+@pytest.mark.usefixtures("rows_enter")
 def test_a_long_prompt_enters_a_batch_of_short_ones(make_policy: MakePolicy) -> None:
     """Its columns are more than the batch has; then they leave with it."""
     policy = make_policy()
@@ -316,6 +337,7 @@ def test_a_long_prompt_enters_a_batch_of_short_ones(make_policy: MakePolicy) -> 
         assert one.sampling_logprobs == pytest.approx(chosen.numpy(), abs=1e-4)
 
 
+@pytest.mark.usefixtures("rows_enter")
 def test_the_cache_is_no_longer_than_the_rows_need(make_policy: MakePolicy) -> None:
     """However many rows enter one after the other."""
     policy = make_policy()
