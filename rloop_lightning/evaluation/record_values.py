@@ -2,6 +2,7 @@
 
 pass_at_k_interval(["run-0/round-2/evaluations/explored.parquet", "run-1/..."], "test", k=8)
 pass_at_k_difference({0: "rloop-0/...", 1: "rloop-1/..."}, {0: "dapo-0/...", 1: "dapo-1/..."}, "test", k=8)
+pass_at_k_interval([...], ["test", "ood"], k=8)     # the average over both sets
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from rloop_lightning.evaluation.pass_at_k import pass_at_k
 from rloop_lightning.evaluation.record import read_record
 from rloop_lightning.evaluation.statistics import Difference, Interval, difference, interval
 from rloop_lightning.system.terminal import one_line
+
+Sets = str | Sequence[str]
+"""A set, or the average over several: each counts the same, whatever its number of problems."""
 
 
 def pass_at_k_values(records: Sequence[str | Path], name: str, k: int) -> tuple[list[str], np.ndarray]:
@@ -48,13 +52,13 @@ def pass_at_k_values(records: Sequence[str | Path], name: str, k: int) -> tuple[
 
 
 def pass_at_k_interval(
-    records: Sequence[str | Path], name: str, k: int, *, level: float = 0.95, seed: int = 0
+    records: Sequence[str | Path], name: Sets, k: int, *, level: float = 0.95, seed: int = 0
 ) -> Interval:
     """pass@k of the set `name` with its interval, over problems or, for several records, over seeds and problems.
 
     Args:
         records: one record per seed.
-        name: the set.
+        name: the set, or several.
         k: completions.
         level: nominal coverage.
         seed: seed of the bootstrap draws.
@@ -62,13 +66,14 @@ def pass_at_k_interval(
     Raises:
         ValueError: as `pass_at_k_values`.
     """
-    return interval(pass_at_k_values(records, name, k)[1], level=level, seed=seed)
+    values, support = _of_sets(records, name, k)
+    return interval(values, support=support, level=level, seed=seed)
 
 
 def pass_at_k_difference(
     first: Mapping[int, str | Path],
     second: Mapping[int, str | Path],
-    name: str,
+    name: Sets,
     k: int,
     *,
     level: float = 0.95,
@@ -82,7 +87,7 @@ def pass_at_k_difference(
     Args:
         first: records by seed.
         second: records by seed.
-        name: the set.
+        name: the set, or several.
         k: completions.
         level: nominal coverage.
         seed: seed of the bootstrap draws.
@@ -93,10 +98,19 @@ def pass_at_k_difference(
     arms = [[records[key] for key in sorted(records)] for records in (first, second)]
     if not all(arms):
         raise ValueError("each arm needs a record")
-    values = pass_at_k_values([*arms[0], *arms[1]], name, k)[1]
+    values, support = _of_sets([*arms[0], *arms[1]], name, k)
     cut = len(first)
     paired = first.keys() == second.keys()
-    return difference(values[:cut], values[cut:], paired_seeds=paired, level=level, seed=seed)
+    return difference(values[:cut], values[cut:], paired_seeds=paired, support=support, level=level, seed=seed)
+
+
+def _of_sets(records: Sequence[str | Path], name: Sets, k: int) -> tuple[np.ndarray, tuple[float, float] | None]:
+    """Values [S, problems of all sets] whose mean over problems is the average over sets, and their limits."""
+    found = [pass_at_k_values(records, one, k)[1] for one in ([name] if isinstance(name, str) else name)]
+    sizes = [values.shape[1] for values in found]
+    mean = sum(sizes) / len(sizes)
+    values = np.concatenate([one * (mean / size) for one, size in zip(found, sizes, strict=True)], axis=1)
+    return values, (0.0, 1.0) if len(set(sizes)) == 1 else None
 
 
 def _by_problem(path: Path, name: str, k: int) -> dict[str, float]:

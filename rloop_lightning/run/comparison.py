@@ -30,6 +30,7 @@ ComparedPolicy = Literal["base", "last explored", "handed over"]
 Verdict = Literal["better", "worse", "inconclusive", ""]
 
 ALL_ARMS = "all arms"
+AVERAGE = "average over sets"
 LEVEL = 0.95
 _TOKENS_APART = 0.05  # a budget is overshot by up to one rollout step an exploration
 COSTS = ("rollout_steps", "optimizer_steps", "rollouts", "tokens", "seconds")
@@ -49,6 +50,7 @@ class Figure:
         seeds: number of seeds.
         problems: number of problems; 0 if the figure is not of problems.
         verdict: of a difference in pass@k, what the interval says; empty for other figures.
+        relative: of a difference in pass@k, its mean divided by that of the first arm; NaN for other figures.
     """
 
     mean: float
@@ -59,10 +61,11 @@ class Figure:
     seeds: int
     problems: int = 0
     verdict: Verdict = ""
+    relative: float = float("nan")
 
     @classmethod
-    def of(cls, found: Interval | Difference) -> Figure:
-        """A figure of pass@k."""
+    def of(cls, found: Interval | Difference, reference: float = float("nan")) -> Figure:
+        """A figure of pass@k; with a difference, the mean of the arm that it is to."""
         interval = found.interval if isinstance(found, Difference) else found
         return cls(
             interval.estimate,
@@ -73,6 +76,7 @@ class Figure:
             interval.seeds,
             interval.problems,
             found.verdict if isinstance(found, Difference) else "",
+            interval.estimate / reference if reference > 0 else float("nan"),
         )
 
     @classmethod
@@ -182,13 +186,15 @@ class _Builder:
         paired = sorted(by_seed.keys() & self._reference.keys())
         records = {seed: one.record for seed, one in by_seed.items()}
         references = {seed: self._reference[seed].record for seed in paired}
-        for name, k in _passes(by_seed.values()):
-            metric = f"{name}/pass@{k}"
+        for label, sets, k in _figures(_passes(by_seed.values())):
+            metric = f"{label}/pass@{k}"
             try:
-                figures[metric] = Figure.of(pass_at_k_interval([records[seed] for seed in sorted(records)], name, k))
+                figures[metric] = Figure.of(pass_at_k_interval([records[seed] for seed in sorted(records)], sets, k))
                 if paired and not is_reference:
                     shared = {seed: records[seed] for seed in paired}
-                    differences[metric] = Figure.of(pass_at_k_difference(shared, references, name, k))
+                    before = pass_at_k_interval([references[seed] for seed in paired], sets, k)
+                    found = pass_at_k_difference(shared, references, sets, k)
+                    differences[metric] = Figure.of(found, before.estimate)
             except ValueError as error:
                 self._notes.append(f"{arm}, {policy}: no comparison of {one_line(metric)}: {error}")
         self._add_others(by_seed, [] if is_reference else paired, figures, differences)
@@ -268,6 +274,17 @@ def _passes(policies: Iterable[_Evaluated]) -> list[tuple[str, int]]:
     """Each set with each k that some policy was evaluated with."""
     found = [match for one in policies for metric in one.metrics if (match := PASS_AT_K.fullmatch(metric))]
     return list(dict.fromkeys((match["set"], int(match["k"])) for match in found))
+
+
+def _figures(passes: Sequence[tuple[str, int]]) -> Iterator[tuple[str, list[str], int]]:
+    """The sets, then the average over those that nothing was chosen on, as label, sets and k."""
+    for name, k in passes:
+        yield name, [name], k
+    sets = [name for name in dict.fromkeys(name for name, _ in passes) if name != "validation"]
+    if len(sets) > 1:
+        for k in dict.fromkeys(k for _, k in passes):
+            if all((name, k) in passes for name in sets):
+                yield AVERAGE, sets, k
 
 
 def _same_base(arm: Arm, other: Arm) -> bool:

@@ -7,7 +7,7 @@ import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from rloop_lightning.run.comparison import COSTS, Comparison, Figure, Row, compare
+from rloop_lightning.run.comparison import AVERAGE, COSTS, Comparison, Figure, Row, compare
 from rloop_lightning.run.study import Study
 from rloop_lightning.system.files import write_text
 from rloop_lightning.system.markdown import MISSING, code, escaped
@@ -15,7 +15,7 @@ from rloop_lightning.system.markdown import MISSING, code, escaped
 _COMMAND_CHARACTERS = 2000
 _CSV_COLUMNS = (
     *("arm", "policy", "metric", "kind"),
-    *("mean", "low", "high", "over", "method", "seeds", "problems", "verdict"),
+    *("mean", "low", "high", "over", "method", "seeds", "problems", "verdict", "relative"),
 )
 _COST_TITLES = {
     "rollout_steps": "rollout steps",
@@ -57,7 +57,8 @@ def comparison_table(study: Study, comparison: Comparison) -> str:
         metrics.sort(key=lambda metric: int(metric.rpartition("@")[2]))
         titles = [metric.rpartition("/")[2] for metric in metrics]
         rows = [[*_names(row), *(_cell(row.figures.get(metric)) for metric in metrics)] for row in comparison.rows]
-        lines += ["", f"pass@k on {escaped(name)}{_over(comparison.rows, metrics)}:", ""]
+        of_set = f"on {escaped(name)}" if name != AVERAGE else "on average over the sets"
+        lines += ["", f"pass@k {of_set}{_over(comparison.rows, metrics)}:", ""]
         lines += _table(["arm", "policy", "seeds", *titles], rows, left=2)
         compared = [row for row in comparison.rows if any(metric in row.differences for metric in metrics)]
         if compared:
@@ -66,7 +67,7 @@ def comparison_table(study: Study, comparison: Comparison) -> str:
             ]
             lines += [
                 "",
-                f"difference to {reference}, handed over, on {escaped(name)}, paired by seed and problem:",
+                f"difference to {reference}, handed over, {of_set}, paired by seed and problem (and as a share of it):",
                 "",
             ]
             lines += _table(["arm", "policy", "seeds", *titles], rows, left=2)
@@ -109,6 +110,7 @@ def _csv_row(arm: str, policy: str, metric: str, what: str, figure: Figure) -> l
         figure.seeds,
         figure.problems or "",
         figure.verdict,
+        "" if math.isnan(figure.relative) else repr(figure.relative),
     ]
 
 
@@ -124,7 +126,8 @@ def _cell(figure: Figure | None) -> str:
 def _difference(figure: Figure | None) -> str:
     if figure is None:
         return MISSING
-    return f"{figure.mean:+.3f} {_ends(figure, '+.3f')} {figure.verdict}".rstrip()
+    relative = "" if math.isnan(figure.relative) else f" ({figure.relative:+.0%})"
+    return f"{figure.mean:+.3f} {_ends(figure, '+.3f')}{relative} {figure.verdict}".rstrip()
 
 
 def _ends(figure: Figure, form: str) -> str:

@@ -11,13 +11,16 @@ from rloop_lightning.evaluation.record import EvaluatedPolicy, problem_table, wr
 from rloop_lightning.types import Group, SamplingParams
 
 
-def record(path, successes, *, samples=4, name="test", reverse=False):
-    groups = [
-        Group(problem, tuple(make_rollout(problem.id, reward=float(g < solved)) for g in range(samples)))
-        for problem, solved in zip(make_problems(len(successes)), successes, strict=True)
-    ]
-    table = problem_table(name, groups[::-1] if reverse else groups, SamplingParams(8, seed=1))
-    write_record(path, EvaluatedPolicy("base", 0, "evaluate", 0), [table])
+def record(path, successes, *, samples=4, name="test", reverse=False, **others):
+    """A record of one set, and of others by name."""
+    tables = []
+    for label, solved_of in {name: successes, **others}.items():
+        groups = [
+            Group(problem, tuple(make_rollout(problem.id, reward=float(g < solved)) for g in range(samples)))
+            for problem, solved in zip(make_problems(len(solved_of)), solved_of, strict=True)
+        ]
+        tables.append(problem_table(label, groups[::-1] if reverse else groups, SamplingParams(8, seed=1)))
+    write_record(path, EvaluatedPolicy("base", 0, "evaluate", 0), tables)
     return path
 
 
@@ -47,6 +50,19 @@ def test_arms_with_the_same_seeds_are_paired_by_seed(tmp_path):
     assert paired.interval.estimate == pytest.approx(0.25)
     others = {seed + 1: path for seed, path in second.items()}
     assert not pass_at_k_difference(first, others, "test", k=1).paired_seeds
+
+
+def test_the_average_over_sets_counts_each_set_the_same(tmp_path):
+    small, large = [4, 2], [0, 1, 2, 1, 0, 2]
+    paths = [record(tmp_path / str(seed), small, ood=[*large[:5], seed]) for seed in range(3)]
+    expected = (6 / 8 + (4 + 1) / 24) / 2
+    assert pass_at_k_interval(paths, ["test", "ood"], k=1).estimate == pytest.approx(expected)
+    # Where sets are of one size, it is that of all problems together.
+    equal = [record(tmp_path / f"equal-{seed}", [seed, 1, 4], ood=[2, 0, seed]) for seed in range(3)]
+    joined = [record(tmp_path / f"joined-{seed}", [seed, 1, 4, 2, 0, seed]) for seed in range(3)]
+    assert pass_at_k_interval(equal, ["test", "ood"], k=1) == pass_at_k_interval(joined, "test", k=1)
+    first = second = dict(enumerate(paths))
+    assert pass_at_k_difference(first, second, ["test", "ood"], k=1).interval.estimate == 0
 
 
 def test_records_without_the_values_are_refused(tmp_path):

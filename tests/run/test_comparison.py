@@ -11,7 +11,7 @@ import pytest
 from fake_cells import complete
 
 from rloop_lightning.evaluation.statistics import difference, interval
-from rloop_lightning.run.comparison import ALL_ARMS, Comparison, Row, compare
+from rloop_lightning.run.comparison import ALL_ARMS, AVERAGE, Comparison, Row, compare
 from rloop_lightning.run.comparison_table import comparison_csv, comparison_table, write_comparison
 from rloop_lightning.run.study import Arm, Study
 
@@ -77,6 +77,34 @@ def test_every_policy_has_its_interval_and_its_paired_difference_to_the_first_ar
     assert row(comparison, ALL_ARMS, "base").differences["test/pass@1"].mean == pytest.approx(
         np.mean(BASE) / 4 - rates(SOLO).mean()
     )
+
+
+def test_the_average_over_sets_and_differences_as_a_share(tmp_path: Path) -> None:
+    """Validation, on which choices are made, is not part of the average."""
+    made = study(tmp_path)
+    for arm, test, ood in zip(made.arms, ([1, 2, 0, 4, 0, 1], [2, 2, 0, 4, 1, 1]), ([0, 1], [1, 1]), strict=True):
+        for seed in made.seeds:
+            sets = {"validation": {"v": 4}, "test": counted(test), "ood": {"o1": ood[0], "o2": ood[1]}}
+            complete(made.cell(arm, seed), {"base": sets, "round 1 explored": sets}, selected="round 1 explored")
+    comparison = compare(made)
+    solo, rloop = (row(comparison, arm, "handed over") for arm in ("solo", "rloop"))
+    means = [(8 / 24 + 1 / 8) / 2, (10 / 24 + 2 / 8) / 2]
+    assert [one.figures[f"{AVERAGE}/pass@1"].mean for one in (solo, rloop)] == pytest.approx(means)
+    apart = rloop.differences[f"{AVERAGE}/pass@1"]
+    assert apart.mean == pytest.approx(means[1] - means[0])
+    assert apart.relative == pytest.approx(means[1] / means[0] - 1)
+    assert rloop.differences["test/pass@1"].relative == pytest.approx(10 / 8 - 1)
+    table = comparison_table(made, comparison)
+    assert "pass@k on average over the sets (8 problems)" in table
+    assert f"({means[1] / means[0] - 1:+.0%})" in table
+    lines = list(csv.DictReader(io.StringIO(comparison_csv(comparison))))
+    (line,) = [
+        one
+        for one in lines
+        if (one["arm"], one["metric"], one["kind"]) == ("rloop", f"{AVERAGE}/pass@1", "difference")
+        and one["policy"] == "handed over"
+    ]
+    assert float(line["relative"]) == apart.relative
 
 
 def test_pass_at_k_is_the_unbiased_estimate(tmp_path: Path) -> None:
@@ -168,7 +196,9 @@ def test_the_table_and_the_csv_hold_the_same_figures(tmp_path: Path) -> None:
     value = chosen["rloop", "handed over", "test/pass@1", "value"]
     apart = chosen["rloop", "handed over", "test/pass@1", "difference"]
     assert f"{float(value['mean']):.3f} [{float(value['low']):.3f}, {float(value['high']):.3f}]" in text
-    assert f"{float(apart['mean']):+.3f} [{float(apart['low']):+.3f}, {float(apart['high']):+.3f}] better" in text
+    assert (
+        f"{float(apart['mean']):+.3f} [{float(apart['low']):+.3f}, {float(apart['high']):+.3f}] (+163%) better" in text
+    )
     assert chosen["solo", "run", "cost/tokens", "value"]["mean"] == "1001.0"
     assert "- rloop, seed 0: round 1: empty" in text
     assert comparison_csv(compare(made)) == made.results_csv.read_text()
