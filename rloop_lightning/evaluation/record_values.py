@@ -7,7 +7,7 @@ pass_at_k_interval([...], ["test", "ood"], k=8)     # the average over both sets
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,22 @@ from rloop_lightning.system.terminal import one_line
 
 Sets = str | Sequence[str]
 """A set, or the average over several: each counts the same, whatever its number of problems."""
+
+AVERAGE = "average over sets"
+
+
+def with_average(passes: Sequence[tuple[str, int]]) -> Iterator[tuple[str, Sequence[str], int]]:
+    """Sets and their k, then the average over the sets, as label, sets and k.
+
+    `validation` is not in the average, since choices are made on it.
+    """
+    for name, k in passes:
+        yield name, [name], k
+    sets = [name for name in dict.fromkeys(name for name, _ in passes) if name != "validation"]
+    if len(sets) > 1:
+        for k in dict.fromkeys(k for _, k in passes):
+            if all((name, k) in passes for name in sets):
+                yield AVERAGE, sets, k
 
 
 def pass_at_k_values(records: Sequence[str | Path], name: str, k: int) -> tuple[list[str], np.ndarray]:

@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 
 from rloop_lightning.evaluation.record import read_record
-from rloop_lightning.evaluation.record_values import pass_at_k_difference, pass_at_k_interval
+from rloop_lightning.evaluation.record_values import pass_at_k_difference, pass_at_k_interval, with_average
 from rloop_lightning.evaluation.resampling import t_quantile
 from rloop_lightning.evaluation.statistics import Difference, Interval
 from rloop_lightning.run.metrics_csv import PASS_AT_K
@@ -30,7 +30,6 @@ ComparedPolicy = Literal["base", "last explored", "handed over"]
 Verdict = Literal["better", "worse", "inconclusive", ""]
 
 ALL_ARMS = "all arms"
-AVERAGE = "average over sets"
 LEVEL = 0.95
 _TOKENS_APART = 0.05  # a budget is overshot by up to one rollout step an exploration
 COSTS = ("rollout_steps", "optimizer_steps", "rollouts", "tokens", "seconds")
@@ -186,7 +185,7 @@ class _Builder:
         paired = sorted(by_seed.keys() & self._reference.keys())
         records = {seed: one.record for seed, one in by_seed.items()}
         references = {seed: self._reference[seed].record for seed in paired}
-        for label, sets, k in _figures(_passes(by_seed.values())):
+        for label, sets, k in with_average(_passes(by_seed.values())):
             metric = f"{label}/pass@{k}"
             try:
                 figures[metric] = Figure.of(pass_at_k_interval([records[seed] for seed in sorted(records)], sets, k))
@@ -274,17 +273,6 @@ def _passes(policies: Iterable[_Evaluated]) -> list[tuple[str, int]]:
     """Each set with each k that some policy was evaluated with."""
     found = [match for one in policies for metric in one.metrics if (match := PASS_AT_K.fullmatch(metric))]
     return list(dict.fromkeys((match["set"], int(match["k"])) for match in found))
-
-
-def _figures(passes: Sequence[tuple[str, int]]) -> Iterator[tuple[str, list[str], int]]:
-    """The sets, then the average over those that nothing was chosen on, as label, sets and k."""
-    for name, k in passes:
-        yield name, [name], k
-    sets = [name for name in dict.fromkeys(name for name, _ in passes) if name != "validation"]
-    if len(sets) > 1:
-        for k in dict.fromkeys(k for _, k in passes):
-            if all((name, k) in passes for name in sets):
-                yield AVERAGE, sets, k
 
 
 def _same_base(arm: Arm, other: Arm) -> bool:

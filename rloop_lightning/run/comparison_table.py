@@ -7,7 +7,8 @@ import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from rloop_lightning.run.comparison import AVERAGE, COSTS, Comparison, Figure, Row, compare
+from rloop_lightning.evaluation.record_values import AVERAGE
+from rloop_lightning.run.comparison import COSTS, Comparison, Figure, Row, compare
 from rloop_lightning.run.study import Study
 from rloop_lightning.system.files import write_text
 from rloop_lightning.system.markdown import MISSING, code, escaped

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from fake_cells import complete
 
+from rloop_lightning.evaluation.record_values import AVERAGE
 from rloop_lightning.evaluation.statistics import difference, interval
-from rloop_lightning.run.comparison import ALL_ARMS, AVERAGE, Comparison, Row, compare
+from rloop_lightning.run.comparison import ALL_ARMS, Comparison, Row, compare
 from rloop_lightning.run.comparison_table import comparison_csv, comparison_table, write_comparison
 from rloop_lightning.run.study import Arm, Study
 

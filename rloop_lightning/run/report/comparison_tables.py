@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rloop_lightning.evaluation.record_values import pass_at_k_difference, pass_at_k_interval
+from rloop_lightning.evaluation.record_values import pass_at_k_difference, pass_at_k_interval, with_average
 from rloop_lightning.evaluation.statistics import Difference
 from rloop_lightning.run.report.compared import Arm, ComparedArms, place_of
 from rloop_lightning.run.report.facts import progress
@@ -53,7 +53,7 @@ def arms_table(id: str, what: str, comparison: ComparedArms, policies: Policies,
         f"{what}: mean and 95 % interval. Where an arm has several seeds, the interval is over seeds and problems: it "
         "says what other runs with the same settings would give. With one seed it is over problems alone."
     )
-    return Table(id, caption, ["arm", "seeds", *(f"{one_line(name)} pass@{k}" for name, k in columns)], lines)
+    return Table(id, caption, ["arm", "seeds", *(f"{one_line(label)} pass@{k}" for label, _, k in columns)], lines)
 
 
 def differences_table(
@@ -66,8 +66,8 @@ def differences_table(
     if not others or not columns or not base:
         return None
 
-    def cell(records: Records, name: str, k: int) -> Cell:
-        return _difference_cell(pass_at_k_difference(records, base, name, k))
+    def cell(records: Records, sets: Sequence[str], k: int) -> Cell:
+        return _difference_cell(pass_at_k_difference(records, base, sets, k))
 
     lines = []
     for arm in others:
@@ -79,7 +79,7 @@ def differences_table(
         f"{what}: each arm minus {one_line(first.name)}, with its 95 % interval. A difference whose interval "
         "contains 0 is inconclusive."
     )
-    return Table(id, caption, ["arm", "paired by", *(f"{one_line(name)} pass@{k}" for name, k in columns)], lines)
+    return Table(id, caption, ["arm", "paired by", *(f"{one_line(label)} pass@{k}" for label, _, k in columns)], lines)
 
 
 def cost_table(comparison: ComparedArms) -> Table:
@@ -153,8 +153,8 @@ def differences(comparison: ComparedArms, policies: Policies, name: str, k: int)
     return found
 
 
-def _columns(comparison: ComparedArms) -> list[tuple[str, int]]:
-    return [(name, k) for name in comparison.sets for k in comparison.ks(name)]
+def _columns(comparison: ComparedArms) -> list[tuple[str, Sequence[str], int]]:
+    return list(with_average([(name, k) for name in comparison.sets for k in comparison.ks(name)]))
 
 
 def _seeds(records: Records) -> str:
@@ -167,8 +167,8 @@ def _records(policies: Mapping[int, EvaluatedStage]) -> Records:
     return {number: policy.record for number, policy in policies.items()}
 
 
-def _interval_cell(records: Records, name: str, k: int) -> Cell:
-    return interval_cell(pass_at_k_interval(list(records.values()), name, k))
+def _interval_cell(records: Records, sets: Sequence[str], k: int) -> Cell:
+    return interval_cell(pass_at_k_interval(list(records.values()), sets, k))
 
 
 def _difference_cell(difference: Difference) -> Cell:
@@ -178,18 +178,18 @@ def _difference_cell(difference: Difference) -> Cell:
 
 def _cells(
     arm: Arm,
-    columns: Sequence[tuple[str, int]],
+    columns: Sequence[tuple[str, Sequence[str], int]],
     records: Records,
     faults: list[str],
-    cell: Callable[[Records, str, int], Cell],
+    cell: Callable[[Records, Sequence[str], int], Cell],
 ) -> list[Cell]:
     """The cells of an arm. What can't be computed is told among `faults`."""
     if not records:
         return [Cell(MISSING)] * len(columns)
     cells = []
-    for name, k in columns:
+    for _, sets, k in columns:
         try:
-            cells.append(cell(records, name, k))
+            cells.append(cell(records, sets, k))
         except ValueError as error:
             cells.append(Cell(MISSING, "not comparable"))
             if (fault := f"{one_line(arm.name)}: {error}") not in faults:
