@@ -21,8 +21,8 @@ from boxing_model import SYSTEM_MESSAGE, save_boxing_model
 from problem_files import write_rows
 from safetensors.torch import load_file
 
-from rloop_lightning.cli.config_files import preset_folder
 from rloop_lightning.cli.main import main
+from rloop_lightning.cli.presets import preset_folder, preset_names
 from rloop_lightning.data import hub_rows
 from rloop_lightning.data.presets import PRESETS
 from rloop_lightning.data.render import BOXED
@@ -73,10 +73,10 @@ PROBLEMS = {"data.name", "data.dataset", "data.config", "data.eval"}
 
 
 def rows(layout: str, count: int) -> list[dict[str, Any]]:
-    """Problems in the layout in which a set is published. Every third answer is one that the model rarely gives."""
+    """Problems in the layout in which a set is published. Every second answer is one that the model rarely gives."""
     made = []
     for number in range(count):
-        answer = str(number % 3 + 1)
+        answer = "3" if number % 2 else str(number % 4 // 2 + 1)
         text = f"What is {number} - {number - int(answer)}?"
         made.append(
             {
@@ -144,6 +144,8 @@ def test_a_recipe_runs_to_the_files_on_disk(name: str, tmp_path: Path, caplog: p
     explored = [row for row in rows if "rollout/reward_mean" in row]
     assert len(explored) == SMALLER["loop.explore_steps"]
     assert all(0 < float(row["rollout/reward_mean"]) < 1 and float(row["grad/norm_preclip"]) > 0 for row in explored)
+    replays = recipe.get("policy.routing_replay") == "r3"
+    assert all(("routing/engine_old_mismatch" in row) == replays for row in explored)
     largest = f"pass@{max(recipe['eval.k'])}"
     for evaluated in RECIPES[name].eval:
         assert all(f"eval/{evaluated}/{largest}" in results for results in state["results"].values())
@@ -206,7 +208,13 @@ def check_final(out: Path, recipe: Mapping[str, Any]) -> None:
 
 
 def test_every_preset_but_the_embedded_one_is_a_recipe_that_runs_here() -> None:
-    assert {path.stem for path in preset_folder().glob("*.yaml")} == {"countdown", *RECIPES}
+    assert set(preset_names()) == {"countdown", *RECIPES}
+
+
+def test_the_help_names_every_preset(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    shown = " ".join(capfd.readouterr().out.split())
+    assert f"settings file, or preset: {', '.join(sorted(['countdown', *RECIPES]))}; may be repeated" in shown
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -215,6 +223,12 @@ def test_a_recipe_replays_experts_and_quantises_as_its_name_says(name: str) -> N
     assert recipe.get("policy.routing_replay") == ("r3" if name.endswith("-r3") else None)
     assert recipe.get("policy.quantization") == ("nf4" if name.endswith("-qlora") else None)
     assert ("policy.lora.rank" in recipe) == name.endswith(("-r3", "-qlora"))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_filter_of_a_recipe_reaches_a_problem_in_one_visit(name: str) -> None:
+    recipe = dict(leaves(settings_of(name)))
+    assert 1 / recipe["loop.rollouts_per_problem"] < recipe.get("filter.max_success_rate", 0.10)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -231,6 +245,7 @@ def test_a_recipe_without_gpu_and_hub_says_what_to_do(
 ) -> None:
     """In one report, and before anything is written."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     for module in (hub, folder_checks, loading, hub_rows):
         monkeypatch.setattr(module, "hub_answers", lambda: False)
     assert main(["--config", name, "--dry_run"]) == 2

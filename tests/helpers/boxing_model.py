@@ -17,7 +17,7 @@ from builders import make_model
 from problem_files import byte_tokenizer
 
 END, DOCUMENT_END = "<|im_end|>", "<|endoftext|>"
-DRAWN = {r"\boxed{1}": 0.25, r"\boxed{2}": 0.25, r"\boxed{3}": 0.03, "x": 0.17, END: 0.3}
+DRAWN = {r"\boxed{1}": 0.25, r"\boxed{2}": 0.25, r"\boxed{3}": 0.06, "x": 0.14, END: 0.3}
 """Tokens by their probability."""
 
 SYSTEM_MESSAGE = "You solve problems."
