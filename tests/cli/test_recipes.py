@@ -193,6 +193,8 @@ def check_final(out: Path, recipe: Mapping[str, Any]) -> None:
     if "policy.lora.rank" not in recipe:
         weights = load_file(out / "final" / "model.safetensors")
         assert {weight.dtype for weight in weights.values()} == {dtype}
+        base = load_file(out.parent / "model" / "model.safetensors")
+        assert any((weight != base[name].to(dtype)).any() for name, weight in weights.items())
         return
     adapter = load_file(out / "final" / "adapter_model.safetensors")
     config = json.loads((out / "final" / "adapter_config.json").read_text())
