@@ -23,9 +23,9 @@ PAGES = {
     "examples/custom_reward.py": "examples/custom_reward.md",
     "examples/first_run.ipynb": "examples/first_run.ipynb",
     "examples/gsm8k/README.md": "examples/gsm8k.md",
-    "examples/gsm8k/gsm8k.yaml": "examples/gsm8k.yaml",
     "examples/one_file.py": "examples/one_file.md",
     "examples/rloop-lightning-rloo/README.md": "examples/rloop-lightning-rloo.md",
+    **{f"rloop_lightning/configs/{preset.name}": f"configs/{preset.name}" for preset in (ROOT / "configs").iterdir()},
 }
 """Pages and other files of the site, by their path in the repository."""
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from rloop_lightning.algorithms import ALGORITHMS
-from rloop_lightning.cli.config_files import preset_folder
 from rloop_lightning.cli.fit import RLoopCLI
 from rloop_lightning.cli.main import main
+from rloop_lightning.cli.presets import preset_names
 from rloop_lightning.run.metrics_csv import read_metrics
 
 ROOT = Path(__file__).parents[1]
@@ -101,7 +101,7 @@ def test_the_reward_and_the_settings_of_docs_rewards_run(tmp_path: Path, monkeyp
 
 def test_every_preset_is_mentioned_in_the_readme() -> None:
     readme = (ROOT / "README.md").read_text()
-    assert [path.stem for path in preset_folder().glob("*.yaml") if path.stem not in readme] == []
+    assert [name for name in preset_names() if name not in readme] == []
 
 
 def test_the_picture_shows_the_rooms_of_the_package() -> None:

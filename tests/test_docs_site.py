@@ -70,7 +70,10 @@ def test_links_between_files_of_the_repository_lead_between_their_pages(tmp_path
     assert led("index.md", "[a](docs/data.md#rows) ![b](docs/images/x.png)") == "[a](data.md#rows) ![b](images/x.png)"
     assert led("python.md", "[a](../examples/one_file.py) [b](data.md)") == "[a](examples/one_file.md) [b](data.md)"
     assert led("contributing.md", "[a](README.md#why) [b](#c)") == "[a](index.md#why) [b](#c)"
-    assert led("examples/gsm8k.md", "[a](gsm8k.yaml) [b](../../docs/data.md)") == "[a](gsm8k.yaml) [b](../data.md)"
+    preset = "rloop_lightning/configs/countdown.yaml"
+    assert led("examples/gsm8k.md", f"[a](../../{preset}) [b](../../docs/data.md)") == (
+        "[a](../configs/countdown.yaml) [b](../data.md)"
+    )
     assert led("index.md", "[a](https://example.org/docs/x.md) [b](LICENSE)") == (
         "[a](https://example.org/docs/x.md) [b](LICENSE)"
     )

@@ -1,8 +1,7 @@
-"""The examples run as they are: the notebook in a kernel, the reward as a script, GSM8K's settings on a tiny model."""
+"""The examples run as they are: the notebook in a kernel, the reward as a script. cli/test_recipes.py runs GSM8K's."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -11,13 +10,8 @@ from pathlib import Path
 
 import nbformat
 import pytest
-import yaml
-from builders import make_model
 from nbclient import NotebookClient
-from problem_files import byte_tokenizer
-from shared_data import shared
 
-from rloop_lightning.cli.main import main
 from rloop_lightning.run.metrics_csv import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -71,42 +65,3 @@ def test_the_reward_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     wrong, long = "nothing", "x" * 45
     assert right_and_brief([problem, problem], [wrong, long]) == pytest.approx([0.0, -0.25])
     assert right_and_brief([problem], ["x" * 500]) == pytest.approx([-0.4])
-
-
-def test_the_settings_of_gsm8k_run_on_a_tiny_model(tmp_path: Path) -> None:
-    tokenizer = byte_tokenizer()
-    tokenizer.save_pretrained(tmp_path / "model")
-    model = make_model(vocab_size=264, eos_token_id=tokenizer.eos_token_id, max_position_embeddings=2048)
-    model.float().save_pretrained(tmp_path / "model")
-    config = EXAMPLES / "gsm8k" / "gsm8k.yaml"
-    files = {"train": shared("gsm8k_train.jsonl"), "test": shared("gsm8k_test.jsonl")}
-    for name, file in files.items():
-        rows = file.read_text(encoding="utf-8").splitlines()[:40]
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
-    data = ["--data", str(tmp_path / "train.jsonl"), f"--data.eval={{test: {tmp_path / 'test.jsonl'}}}"]
-    sizes = ["--loop.rounds=1", "--loop.explore_steps=1", "--loop.problems_per_step=4", "--loop.rollouts_per_problem=2"]
-    smaller = ["--data.validation_size=4", "--eval.samples=2", "--eval.k=[1,2]", "--eval.max_problems=2"]
-    random = [
-        "--engine.max_new_tokens=16",
-        "--algo.dynamic_sampling=false",
-        "--algo.updates_per_step=2",
-        "--filter.enabled=false",
-    ]
-    out = tmp_path / "run"
-    options = [*data, *sizes, *smaller, *random, "--policy.model", str(tmp_path / "model"), "--out", str(out)]
-    assert main(["--config", str(config), *options]) == 0
-    settings = yaml.safe_load((out / "config.yaml").read_text())
-    theirs = yaml.safe_load(config.read_text())
-    assert settings["data"]["preset"] == theirs["data"]["preset"]
-    assert settings["algo"]["lr"] == float(theirs["algo"]["lr"])
-    assert settings["policy"]["gradient_checkpointing"]
-    assert {"eval/test/pass@1", "eval/validation/pass@1"} <= read_metrics(out / "metrics.csv")[0].keys()
-    assert json.loads((out / "state.json").read_text())["phase"] == "done"
-
-
-def test_the_filter_of_gsm8k_reaches_problems() -> None:
-    """At one visit a problem, one success lies within the filter; a round visits each training problem."""
-    settings = yaml.safe_load((EXAMPLES / "gsm8k" / "gsm8k.yaml").read_text())
-    loop = settings["loop"]
-    assert 1 / loop["rollouts_per_problem"] < settings["filter"]["max_success_rate"]
-    assert loop["explore_steps"] * loop["problems_per_step"] >= 7473 - settings["data"]["validation_size"]

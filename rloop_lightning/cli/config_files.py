@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from rloop_lightning.cli.presets import preset_folder, preset_names
 from rloop_lightning.cli.swappable import SWAPPABLE, expand
 from rloop_lightning.cli.yaml_text import MOST_BYTES, YAMLFault, load_settings, repeated_keys
 from rloop_lightning.run.settings import VERSION_KEY
@@ -23,11 +24,6 @@ from rloop_lightning.system.terminal import one_line
 CLASS_PATH, INIT_ARGS = "class_path", "init_args"
 
 _ON_THE_COMMAND_LINE = ("config", "resume", "trust")
-
-
-def preset_folder() -> Path:
-    """The folder of the packaged presets."""
-    return Path(__file__).parents[1] / "configs"
 
 
 def read_config(name: str, wrong: list[str]) -> dict[str, Any]:
@@ -41,10 +37,9 @@ def read_config(name: str, wrong: list[str]) -> dict[str, Any]:
     path = given if exists(given) and not not_a_file(given) else preset
     shown = one_line(name, limit=200)
     if not exists(path):
-        known = ", ".join(sorted(file.stem for file in preset_folder().glob("*.yaml")))
         kind = not_a_file(given)
         found = f"{shown!r} is {kind}, not a file" if kind else f"no file {shown!r}"
-        wrong.append(f"--config: {found}, and no preset of that name; presets are {known}")
+        wrong.append(f"--config: {found}, and no preset of that name; presets are {', '.join(preset_names())}")
         return {}
     settings = settings_in(path, f"--config {shown}", wrong)
     return placed(name, settings, wrong)

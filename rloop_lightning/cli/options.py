@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from rloop_lightning.cli.presets import preset_names
 from rloop_lightning.system.fields import Seed
 
 
@@ -47,5 +48,5 @@ SHOWING = {
 }
 """Options that print something and end the program."""
 
-CONFIG = "settings file, or preset; may be repeated, later ones override earlier ones"
+CONFIG = f"settings file, or preset: {', '.join(preset_names())}; may be repeated, later ones override earlier ones"
 """The meaning of `--config`."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rloop_lightning.cli.config_files import preset_folder
 from rloop_lightning.cli.parse_errors import no_option
+from rloop_lightning.cli.presets import preset_names
 from rloop_lightning.cli.registry import names
 from rloop_lightning.cli.swappable import SWAPPABLE
 from rloop_lightning.data.rows import looks_like_a_file
@@ -27,7 +27,7 @@ def about(word: str) -> str:
     path = Path(word)
     if RunFolder(path).state.is_file():
         return f"to resume a run, give --resume {shown}"
-    if path.suffix in (".yaml", ".yml") or (preset_folder() / f"{word}.yaml").is_file():
+    if path.suffix in (".yaml", ".yml") or word in preset_names():
         return f"settings are given as --config {shown}"
     for group, part in SWAPPABLE.items():
         if word in names(part.registry):

@@ -69,6 +69,14 @@ class _LoadError(Exception):
     """A data set can't be loaded. The message says why and what to do."""
 
 
+def _elsewhere(name: HubName) -> str:
+    """How to use a data set without the hub."""
+    return (
+        f"get it where the hub answers, by `hf download {name.dataset} --repo-type dataset --local-dir FOLDER`, and "
+        "give the file that holds the problems"
+    )
+
+
 def _load(name: HubName) -> tuple[str, Any]:
     """The split and its table."""
     try:
@@ -77,7 +85,7 @@ def _load(name: HubName) -> tuple[str, Any]:
         raise _LoadError("needs the package datasets: pip install datasets") from error
     datasets.disable_progress_bars()
     local = Path(name.dataset).exists()
-    offline = "" if local or hub_answers() else f" ({unreachable_hub()})"
+    offline = "" if local or hub_answers() else f" ({unreachable_hub()}; {_elsewhere(name)})"
     if offline:
         datasets.config.HF_HUB_OFFLINE = True  # otherwise `datasets` retries for half a minute
     try:

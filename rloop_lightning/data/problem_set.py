@@ -152,7 +152,7 @@ def read_set(name: str, source: str, rows: Iterable[Row | BadRow], layout: Layou
     for row in rows:
         found.rows += 1
         if isinstance(row, BadRow):
-            found.bad_rows.append(": ".join(filter(None, [row.place, one_line(row.reason, limit=300)])))
+            found.bad_rows.append(": ".join(filter(None, [row.place, one_line(row.reason, limit=500)])))
             continue
         found.fields = found.fields or tuple(str(name) for name in row.values)
         problem = _read_problem(row, layout, found)

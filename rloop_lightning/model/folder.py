@@ -70,8 +70,9 @@ def _unreachable(name: str) -> list[str]:
     if hub_answers() or isinstance(try_to_load_from_cache(name, CONFIG), str):
         return []
     near = difflib.get_close_matches(name, ["countdown"], n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return [f"no folder of that name, and not fetched from the hub yet: {unreachable_hub()}{hint}"]
+    elsewhere = f"get it where the hub answers, by `hf download {name} --local-dir FOLDER`, and give the folder"
+    hint = f"did you mean {near[0]}?" if near else elsewhere
+    return [f"no folder of that name, and not fetched from the hub yet: {unreachable_hub()}; {hint}"]
 
 
 def _special_files(folder: Path) -> Iterator[str]:

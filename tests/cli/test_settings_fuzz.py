@@ -11,8 +11,8 @@ from mutating import mutated_bytes, mutated_values, seeds, watchdog
 from tiny_run import TINY
 
 from rloop_lightning.cli.arguments import UsageError
-from rloop_lightning.cli.config_files import preset_folder
 from rloop_lightning.cli.fit import RLoopCLI
+from rloop_lightning.cli.presets import preset_folder
 
 WORDS = (
     *(b"&a ", b"*a", b"<<: *a", b"loop: *a\n", b"!!python/object/apply:os.system [x]"),
