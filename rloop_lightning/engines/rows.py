@@ -11,7 +11,7 @@ All rows end in the same column: shorter prompts are padded on the left, and the
 from __future__ import annotations
 
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,8 +24,10 @@ from rloop_lightning.model.policy import Policy
 _PREFILL_TOKENS = 16384
 
 
-def rows_at_once(policy: Policy, prompts: list[list[int]], n: int, max_rows: int) -> int:
+def rows_at_once(policy: Policy, prompts: list[list[int]], n: int, max_rows: int | Literal["auto"]) -> int:
     """How many rows, n per prompt, to decode at once: `max_rows`, or fewer if the prefill needs too much memory."""
+    if max_rows == "auto":
+        raise RuntimeError("TorchEngine: max_rows is auto, which a run replaces by a figure; give it a number")
     if joins(row_cache(policy.model.config, policy.model.dtype)):
         return max_rows  # the prefill is computed in pieces
     return min(max_rows, n * max(1, _PREFILL_TOKENS // max(map(len, prompts))))

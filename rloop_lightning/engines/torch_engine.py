@@ -57,7 +57,8 @@ class TorchEngine(RolloutEngine):
             the text. The name of a special token, such as <|im_end|>, stands for that token. Completions end at the
             model's EOS tokens and at the end of a turn in its chat template in any case.
         max_rows: rollouts decoded at once. Bounds memory: each needs 2 * layers * kv_heads * head_dim numbers of KV
-            cache per token of prompt and completion, plus up to half of that in reserve.
+            cache per token of prompt and completion, plus up to half of that in reserve. `auto` takes the figure of the
+            memory plan (rloop-fit --plan).
         dtype: dtype of the products and the KV cache; `auto` is that of the policy's updates: bfloat16 under
             --trainer.precision bf16-mixed, else that of the weights. If it differs from the weights' dtype, a cast copy
             of them exists during generation. With bfloat16, sampling logprobs differ from those of a float32 update by
@@ -72,7 +73,7 @@ class TorchEngine(RolloutEngine):
         top_k: NonNegativeInt = 0,
         top_p: LeftOpenUnitInterval = 1.0,
         stop: tuple[str, ...] = (),
-        max_rows: PositiveInt = 512,
+        max_rows: PositiveInt | Literal["auto"] = 512,
         dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     ) -> None:
         self.max_rows = max_rows
