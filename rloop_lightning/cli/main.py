@@ -29,7 +29,7 @@ from rloop_lightning.system.terminal import log_handler, printable, printable_li
 
 _MEMORY_ADVICE = (
     "lower --engine.max_rows, if it was generating, or --policy.max_tokens_per_micro_batch, if it was updating, and "
-    "resume with: {go_on} --engine.max_rows N --policy.max_tokens_per_micro_batch N"
+    "resume with: {go_on} --engine.max_rows N --policy.max_tokens_per_micro_batch N (rloop-fit --plan says what fits)"
 )
 
 

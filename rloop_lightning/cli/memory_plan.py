@@ -32,7 +32,7 @@ def plan_lines(cli: RLoopCLI) -> Iterator[str]:
     wrong = of_policy(policy, wrong)
     device = _device_to_plan_for(cli, wrong)
     refuse(wrong)
-    yield from _planned(cli, policy, parts, device).lines()
+    yield from _planned(cli, policy, parts, device, knows_problems=False).lines()
 
 
 def planned(cli: RLoopCLI, policy: PolicyConfig, parts: Parts, device: torch.device) -> PlannedRun:
@@ -42,12 +42,15 @@ def planned(cli: RLoopCLI, policy: PolicyConfig, parts: Parts, device: torch.dev
         UsageError: the model's files can't be used.
     """
     refuse(of_policy(policy, hub_faults(_base(policy))))
-    return _planned(cli, policy, parts, device)
+    return _planned(cli, policy, parts, device, knows_problems=True)
 
 
-def _planned(cli: RLoopCLI, policy: PolicyConfig, parts: Parts, device: torch.device) -> PlannedRun:
+def _planned(
+    cli: RLoopCLI, policy: PolicyConfig, parts: Parts, device: torch.device, *, knows_problems: bool
+) -> PlannedRun:
+    precision = cli.config.trainer.precision
     try:
-        return PlannedRun.of(parts, policy, cli.plan, precision=cli.config.trainer.precision, device=device)
+        return PlannedRun.of(parts, policy, cli.plan, precision=precision, device=device, knows_problems=knows_problems)
     except ValueError as error:
         raise UsageError("\n".join(of_policy(policy, str(error).splitlines()))) from error
 

@@ -20,7 +20,6 @@ FIXED_PATHS: Mapping[str, str] = {
     "loop": "rloop_lightning.run.state.LoopConfig",
     "filter": "rloop_lightning.rollouts.filter.FilterConfig",
     "eval": "rloop_lightning.evaluation.evaluator.EvaluationConfig",
-    "plan": "rloop_lightning.run.plan_config.PlanConfig",
     "hub": "rloop_lightning.system.hub.HubConfig",
 }
 """The classes of the groups whose options are shown, by import path."""
@@ -56,7 +55,6 @@ SECTIONS: Sequence[tuple[str, Sequence[str]]] = (
             "policy.gradient_checkpointing",
             "policy.lora.rank",
             "engine.max_rows",
-            "plan.memory",
             "trainer.accelerator",
             "trainer.precision",
         ),

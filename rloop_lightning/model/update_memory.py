@@ -25,7 +25,7 @@ _FULL = 4  # bytes of a number in float32
 # float32, its exponential, its gradient, and a temporary copy.
 _LOGIT_BYTES = {"cuda": 8, "cpu": 16}
 # Tensors of an MLP's width that its backward pass makes, less those that it frees.
-_MLP_TENSORS = {"cuda": 2, "cpu": 4}
+_MLP_TENSORS = {"cuda": 2, "cpu": 3}
 _SMALL_HEAD = 2**20  # weights of a head that is computed in float32 (head.py)
 
 

@@ -54,7 +54,7 @@ def _setup(parts: Parts, policy: Policy, weights: PolicyWeights, device: torch.d
     most = max(parts.problems_per_step * parts.loop.rollouts_per_problem, parts.evaluation.samples)
     return Setup(
         products=products,
-        phases=tuple(phases(parts)),
+        phases=tuple(phases(parts, parts.problems_per_step)),
         tokens=policy.max_tokens_per_micro_batch,
         rows=min(getattr(parts.engine, "max_rows", most), most),
         prompt=max(length for _, length in parts.prompt_lengths),

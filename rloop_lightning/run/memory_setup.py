@@ -31,7 +31,9 @@ PROMPT_TOKENS = 512
 """Tokens of the longest prompt that a plan counts with if nothing says more."""
 
 AUTO = "auto"
-_PROBLEMS = 128  # of a rollout step before the problems are known; run/parts.py takes no more by default
+PROBLEMS = 128
+"""Problems of a rollout step as long as they are not read; run/parts.py takes no more by default."""
+
 _LARGE, _SMALL = 2**18, 1024  # numbers in the tensors by which an optimizer's state is measured
 
 
@@ -45,7 +47,7 @@ def model_of(policy: PolicyConfig) -> Any:
 
 
 def memory_plan(
-    model: Any, policy: PolicyConfig, parts: Parts, plan: PlanConfig, *, precision: Any, device: str
+    model: Any, policy: PolicyConfig, parts: Parts, plan: PlanConfig, *, precision: Any, device: str, problems: int
 ) -> MemoryPlan | None:
     """The plan before anything is loaded; None if the model has layers that are not counted.
 
@@ -55,6 +57,7 @@ def memory_plan(
         model: the model without its weights.
         precision: --trainer.precision.
         device: `cuda` or `cpu`.
+        problems: of a rollout step.
     """
     shape = ModelShape.of(model)
     if shape is None:
@@ -65,11 +68,13 @@ def memory_plan(
     prompt = max(1, min(prompt, context - (completion or 1)))
     completion = completion or max(1, default_completion_limit(context, prompt))
     weights = PolicyWeights.planned(model, policy)
-    setup = _setup(policy, parts, weights, precision=precision, device=device)
+    setup = _setup(policy, parts, weights, precision=precision, device=device, problems=problems)
     return MemoryPlan(shape, weights, replace(setup, prompt=prompt, completion=completion))
 
 
-def _setup(policy: PolicyConfig, parts: Parts, weights: PolicyWeights, *, precision: Any, device: str) -> Setup:
+def _setup(
+    policy: PolicyConfig, parts: Parts, weights: PolicyWeights, *, precision: Any, device: str, problems: int
+) -> Setup:
     dtype: torch.dtype = getattr(torch, policy.dtype)
     products = torch.bfloat16 if str(precision).startswith("bf16") else dtype
     tokens: Any = policy.max_tokens_per_micro_batch
@@ -87,7 +92,7 @@ def _setup(policy: PolicyConfig, parts: Parts, weights: PolicyWeights, *, precis
             quantised=policy.quantization != "none",
             head=None if policy.head_dtype == AUTO else getattr(torch, policy.head_dtype),
         ),
-        phases=tuple(phases(parts)),
+        phases=tuple(phases(parts, problems)),
         tokens=1 if tokens == AUTO else tokens,
         rows=1 if rows == AUTO else rows,
         prompt=1,
@@ -96,10 +101,13 @@ def _setup(policy: PolicyConfig, parts: Parts, weights: PolicyWeights, *, precis
     )
 
 
-def phases(parts: Parts) -> Iterator[Phase]:
-    """The phases of a run that train."""
+def phases(parts: Parts, problems: int) -> Iterator[Phase]:
+    """The phases of a run that train.
+
+    Args:
+        problems: of a rollout step.
+    """
     rollouts = parts.loop.rollouts_per_problem
-    problems = parts.loop.problems_per_step or _PROBLEMS
     algorithm, consolidation = parts.algorithm, parts.consolidation
     per_update = max(1, -(-problems * rollouts // algorithm.updates_per_step))
     yield Phase("exploration", moments(algorithm), algorithm.kl.has_copy, per_update, rollouts)

@@ -19,7 +19,7 @@ from rloop_lightning.model.libraries import library_errors
 from rloop_lightning.run.memory_advice import advices
 from rloop_lightning.run.memory_forecast import ROWS, TOKENS
 from rloop_lightning.run.memory_plan import MemoryPlan
-from rloop_lightning.run.memory_setup import AUTO, PROMPT_TOKENS, memory_plan, model_of
+from rloop_lightning.run.memory_setup import AUTO, PROBLEMS, PROMPT_TOKENS, memory_plan, model_of
 from rloop_lightning.run.parts import Parts
 from rloop_lightning.run.plan_config import PlanConfig
 from rloop_lightning.run.plan_text import SHARE, plan_blocks, size_text
@@ -39,6 +39,7 @@ class PlannedRun:
         plan: None if the model has layers that are not counted.
         limit: bytes at hand.
         source: where the limit is from, for messages.
+        knows_problems: whether the problems are read, so that no more rollouts count than are asked for at once.
     """
 
     policy: PolicyConfig
@@ -47,25 +48,41 @@ class PlannedRun:
     plan: MemoryPlan | None
     limit: int
     source: str
+    knows_problems: bool = False
 
     @classmethod
-    def of(cls, parts: Parts, policy: PolicyConfig, plan: PlanConfig, *, precision: Any, device: torch.device) -> Self:
+    def of(
+        cls,
+        parts: Parts,
+        policy: PolicyConfig,
+        plan: PlanConfig,
+        *,
+        precision: Any,
+        device: torch.device,
+        knows_problems: bool,
+    ) -> Self:
         """Plan a run.
 
         Args:
             precision: --trainer.precision.
             device: the device to plan for, which need not exist if `plan.memory` is given.
+            knows_problems: whether the problems may be read.
 
         Raises:
             ValueError: the model's config can't be used; names all errors.
         """
         with library_errors("config.json describes no model that can be made"):
             model = model_of(policy)
-        found = memory_plan(model, policy, parts, plan, precision=precision, device=device.type)
-        if plan.limit is not None:
-            return cls(policy, parts, model, found, plan.limit, f"{plan.memory} (--plan.memory)")
-        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
-        return cls(policy, parts, model, found, free, f"{size_text(free)} free on {device.type}")
+        problems = parts.problems_per_step if knows_problems else parts.loop.problems_per_step or PROBLEMS
+        found = memory_plan(model, policy, parts, plan, precision=precision, device=device.type, problems=problems)
+        limit, source = plan.limit, f"{plan.memory} (--plan.memory)"
+        if limit is None:
+            limit = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
+            source = f"{size_text(limit)} free on {device.type}"
+        planned = cls(policy, parts, model, found, limit, source, knows_problems)
+        if found is None or not knows_problems:
+            return planned
+        return replace(planned, plan=found.with_(rows=min(found.setup.rows, planned._most_rows())))
 
     def with_parts(self, parts: Parts) -> Self:
         """The same for rendered parts, with the lengths of their prompts and completions."""
@@ -143,7 +160,7 @@ class PlannedRun:
 
     def _what_fits(self, plan: MemoryPlan) -> Iterator[str]:
         limit = SHARE * self.limit
-        tokens, rows = plan.tokens_within(limit), plan.rows_within(limit, self._most_rows())
+        tokens, rows = plan.tokens_within(limit), plan.rows_within(limit)
         yield f"What fits {self.source} with {1 - SHARE:.0%} in reserve:"
         most = " (all rollouts of an optimizer step)" if tokens == plan.most_tokens else ""
         yield f"  {TOKENS} {tokens}{most}" if tokens else f"  {TOKENS}: not one rollout fits"
@@ -160,11 +177,12 @@ class PlannedRun:
     def _most_rows(self) -> int:
         """The rollouts of the largest request: of a rollout step, or of an evaluation if the problems are known."""
         parts = self.parts
-        step = (parts.loop.problems_per_step or 128) * parts.loop.rollouts_per_problem
-        if not parts.prompt_lengths:
-            return step
-        samples = parts.evaluation.samples
-        return max([step, *(samples * len(problems) for problems in parts.evaluation_sets.values())])
+        if not self.knows_problems:
+            return (parts.loop.problems_per_step or PROBLEMS) * parts.loop.rollouts_per_problem
+        samples, most = parts.evaluation.samples, parts.evaluation.max_problems
+        sizes = [len(problems) for problems in parts.evaluation_sets.values()]
+        evaluated = [samples * (min(size, most) if most else size) for size in sizes]
+        return max([parts.problems_per_step * parts.loop.rollouts_per_problem, *evaluated])
 
     def _figure(self, flag: str, fitting: Any) -> int:
         if self.plan is None:
