@@ -77,14 +77,15 @@ def with_figures(cli: RLoopCLI, plan: PlannedRun) -> PolicyConfig:
 
 
 def set_rows(cli: RLoopCLI, plan: PlannedRun) -> None:
-    """Set the engine's `max_rows` to what `auto` stands for; config.yaml then has it.
+    """Check the plan of rendered parts, and set the engine's `max_rows` to what `auto` stands for.
 
-    Args:
-        plan: with the lengths of the prompts.
+    config.yaml then has the figure.
 
     Raises:
-        UsageError: not one rollout fits.
+        UsageError: the run does not fit.
     """
+    if not cli.config.resume:
+        refuse(plan.faults())
     engine = plan.parts.engine
     if getattr(engine, "max_rows", None) == AUTO:
         engine.max_rows = _figure(plan.rows)  # type: ignore[attr-defined]  # of engines that have it

@@ -34,6 +34,7 @@ AUTO = "auto"
 PROBLEMS = 128
 """Problems of a rollout step as long as they are not read; run/parts.py takes no more by default."""
 
+_TEMPLATE_TOKENS = 64  # that a chat template adds to a short problem
 _LARGE, _SMALL = 2**18, 1024  # numbers in the tensors by which an optimizer's state is measured
 
 
@@ -47,7 +48,14 @@ def model_of(policy: PolicyConfig) -> Any:
 
 
 def memory_plan(
-    model: Any, policy: PolicyConfig, parts: Parts, plan: PlanConfig, *, precision: Any, device: str, problems: int
+    model: Any,
+    policy: PolicyConfig,
+    parts: Parts,
+    plan: PlanConfig,
+    *,
+    precision: Any,
+    device: str,
+    knows_problems: bool,
 ) -> MemoryPlan | None:
     """The plan before anything is loaded; None if the model has layers that are not counted.
 
@@ -57,19 +65,29 @@ def memory_plan(
         model: the model without its weights.
         precision: --trainer.precision.
         device: `cuda` or `cpu`.
-        problems: of a rollout step.
+        knows_problems: whether the problems may be read.
     """
     shape = ModelShape.of(model)
     if shape is None:
         return None
     context = context_of(model.config.get_text_config()).tokens
     completion = parts.engine.max_new_tokens
-    prompt = plan.prompt_tokens or parts.data.max_prompt_tokens or PROMPT_TOKENS
+    prompt = plan.prompt_tokens or parts.data.max_prompt_tokens or _prompt_tokens(parts, knows_problems)
     prompt = max(1, min(prompt, context - (completion or 1)))
     completion = completion or max(1, default_completion_limit(context, prompt))
     weights = PolicyWeights.planned(model, policy)
+    problems = parts.problems_per_step if knows_problems else parts.loop.problems_per_step or PROBLEMS
     setup = _setup(policy, parts, weights, precision=precision, device=device, problems=problems)
     return MemoryPlan(shape, weights, replace(setup, prompt=prompt, completion=completion))
+
+
+def _prompt_tokens(parts: Parts, knows_problems: bool) -> int:
+    """Tokens of the longest prompt. Before they are rendered, no more than the default, and than there are bytes."""
+    if not knows_problems:
+        return PROMPT_TOKENS
+    sets = (parts.problems, *parts.evaluation_sets.values())
+    longest = max(len(problem.prompt.encode()) for problems in sets for problem in problems)
+    return min(PROMPT_TOKENS, longest + _TEMPLATE_TOKENS)
 
 
 def _setup(

@@ -73,8 +73,9 @@ class PlannedRun:
         """
         with library_errors("config.json describes no model that can be made"):
             model = model_of(policy)
-        problems = parts.problems_per_step if knows_problems else parts.loop.problems_per_step or PROBLEMS
-        found = memory_plan(model, policy, parts, plan, precision=precision, device=device.type, problems=problems)
+        found = memory_plan(
+            model, policy, parts, plan, precision=precision, device=device.type, knows_problems=knows_problems
+        )
         limit, source = plan.limit, f"{plan.memory} (--plan.memory)"
         if limit is None:
             limit = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
