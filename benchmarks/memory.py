@@ -100,12 +100,16 @@ def run(options: Options) -> Result:
 
 
 def _cases(options: Options) -> Iterator[Case]:
-    rows = _TOY if options.toy else _CARD if options.device == "cuda" else _SHORT
+    if options.toy:
+        yield Case("full", _TOY)
+        yield Case("LoRA", _TOY, checkpointing=True)
+        return
+    on_gpu = options.device == "cuda"
     for kind in _KINDS:
-        yield from (Case(kind, rows, checkpointing) for checkpointing in (False, True))
-    if not options.toy:
-        long = _CARD if options.device == "cuda" else _LONG
-        yield from (Case("full", long, mixed=mixed) for mixed in (False, True) if mixed or options.device == "cpu")
+        yield from (Case(kind, _CARD if on_gpu else _SHORT, checkpointing) for checkpointing in (False, True))
+    if not on_gpu:
+        yield Case("full", _LONG)
+    yield Case("full", _CARD if on_gpu else _LONG, mixed=True)
 
 
 def save_model(folder: Path, kind: str, options: Options) -> Path:

@@ -7,16 +7,16 @@ from collections.abc import Iterator
 from rloop_lightning.run.memory_plan import Bar, MemoryPlan
 
 _WIDTH = 40  # characters of a bar
+_UNITS = ((40, "TiB"), (30, "GiB"), (20, "MiB"))
 SHARE = 0.9
 """The part of the memory that is planned with. The rest is for the driver, fragmentation and temporary tensors."""
 
 
 def size_text(size: float) -> str:
     """A number of bytes as text: 1.5 GiB."""
-    for unit, name in ((2**30, "GiB"), (2**20, "MiB")):
-        if size >= unit:
-            return f"{size / unit:.3g} {name}"
-    return f"{size / 2**10:.3g} KiB"
+    factor, name = next(((2**power, name) for power, name in _UNITS if size >= 2**power), (2**10, "KiB"))
+    number = size / factor
+    return f"{number:.3g} {name}" if number < 999.5 else f"{number:,.0f} {name}"
 
 
 def plan_blocks(plan: MemoryPlan, limit: float) -> Iterator[str]:

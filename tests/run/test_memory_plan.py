@@ -23,6 +23,7 @@ from rloop_lightning.model.update_memory import Products
 from rloop_lightning.run.memory_advice import advices
 from rloop_lightning.run.memory_plan import MemoryPlan, Moments, Phase, Setup, cache_columns
 from rloop_lightning.run.plan_config import PlanConfig, memory_bytes
+from rloop_lightning.run.plan_text import size_text
 
 GIB = 2**30
 
@@ -188,6 +189,14 @@ def test_rollouts_within_a_token_budget() -> None:
 def test_sizes(text: str, size: float) -> None:
     assert memory_bytes(text) == size
     assert math.isclose(PlanConfig(memory=text).limit or 0, size)
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(1.5 * GIB, "1.5 GiB"), (1023 * 2**20, "1,023 MiB"), (123_456 * GIB, "121 TiB"), (512, "0.5 KiB"), (0, "0 KiB")],
+)
+def test_sizes_as_text(size: float, text: str) -> None:
+    assert size_text(size) == text
 
 
 @pytest.mark.parametrize("text", ["", "24 gigs", "-1GiB", "0", "GiB", "1e3GiB"])
