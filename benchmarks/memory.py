@@ -94,9 +94,8 @@ def run(options: Options) -> Result:
         for name, one in measured.items()
     ]
     note = "Beyond the loaded weights. Bar: within 20 %."
-    return Result(
-        [Table("The memory plan of updates", ["update", "measured", "planned", "off by"], rows, [note])], measured
-    )
+    table = Table("The memory plan of updates", ["update", "measured", "planned", "off by"], rows, [note])
+    return Result([table], {"updates": measured})
 
 
 def _cases(options: Options) -> Iterator[Case]:
