@@ -51,7 +51,7 @@ def _planned(
     precision = cli.config.trainer.precision
     try:
         return PlannedRun.of(parts, policy, cli.plan, precision=precision, device=device, knows_problems=knows_problems)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise UsageError("\n".join(of_policy(policy, str(error).splitlines()))) from error
 
 
