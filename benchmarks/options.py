@@ -22,7 +22,7 @@ PARTS = (
     "reward_throughput",
 )
 COMPARISONS = ("step_vs_checkout",)  # which need another side that only the user knows
-MECHANICS = ("real",)  # made for a GPU
+MECHANICS = ("real", "memory")  # made for a GPU, and smaller on a CPU
 STUDIES = ("learning", "precision", "minirl_on_experts")
 _RESPONSES = Path(os.environ.get("RLOOP_SHARED", ROOT.parent / "shared")) / "data" / "gsm8k_responses.jsonl"
 

@@ -306,3 +306,12 @@ def test_the_arithmetic_of_an_update_by_hand() -> None:
     products, attention = 2 * (64 * size.layer_weights + 48 * 32 * 55), 4 * 2 * 64 * shape.attended
     assert real.Update("toy-qwen3", shape).flop() == 3 * (products + attention)
     assert real.Update("toy-qwen3", shape, lora=4).flop() == 2 * products + 3 * attention
+
+
+def test_the_memory_plan_is_compared_with_peaks(tmp_path: Path) -> None:
+    main(["memory", "--toy", "--out", str(tmp_path)])
+    updates = results(tmp_path)["memory on cpu"]["raw"]["updates"]
+    assert list(updates) == ["full, 2 x 8 + 12 tokens", "LoRA, 2 x 8 + 12 tokens, checkpointing"]
+    for update in updates.values():
+        assert update["peak_bytes"] > update["loaded_bytes"] > update["planned_bytes"] > 0
+    assert list(table(tmp_path, "memory", "The memory plan of updates")) == list(updates)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
@@ -25,6 +26,8 @@ OPTIMIZERS: Mapping[str, str] = {
     "paged_adamw32bit": "bitsandbytes.optim.PagedAdamW32bit",
 }
 """Class paths by short name."""
+
+_STATE_BYTES = 8  # of a number: two moments in float32
 
 LRSchedule = Literal["constant", "linear", "cosine"]
 
@@ -86,6 +89,29 @@ def make_optimizer(
     if any(parameter.dtype == torch.bfloat16 for group in groups for parameter in group["params"]):
         cls = rounding(cls)
     return cls(groups, lr=lr, **{**kept, **options})
+
+
+def state_bytes(name: str, options: Mapping[str, Any], numbers: int) -> float:
+    """Bytes of an optimizer's state for each number of a trained tensor, seen in one step on a tensor of zeros.
+
+    Args:
+        name: as in `make_optimizer`.
+        options: further arguments of the class.
+        numbers: size of the tensor, a multiple of 64; 8-bit optimizers keep small ones in float32.
+    """
+    weight = nn.Parameter(torch.zeros(numbers // 64, 64))
+    weight.grad = torch.ones_like(weight)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")
+            optimizer = make_optimizer(name, [weight], lr=1e-3, weight_decay=0.0, betas=DEFAULT_BETAS, options=options)
+            optimizer.step()
+    except Exception:  # a class of the user may need more than a gradient, such as a closure
+        return _STATE_BYTES
+    tensors = [
+        value for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)
+    ]
+    return sum(tensor.nbytes for tensor in tensors) / numbers
 
 
 def find_optimizer(name: str) -> Any:

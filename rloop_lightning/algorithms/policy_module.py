@@ -186,6 +186,7 @@ class PolicyModule(CheckedHyperparameters, L.LightningModule, ABC):
         sums = totals.over_ranks(sums)
         self.pending = PendingUpdate(batch, sums["train/loss"])
         optimizer.step()
+        optimizer.zero_grad()  # generation, which comes next, needs the memory
         pending, self.pending = self.pending, None
         return {} if pending is None else sums
 

@@ -125,7 +125,7 @@ class Arguments:
         elif swaps:
             self._choose_part(group, value or "")
         elif value is None:
-            self.flags.append(flag)
+            self.flags.append("--plan.only=true" if flag == "--plan" else flag)
         else:
             if flag == "--resume":
                 self._resume(RunFolder(Path(value)))

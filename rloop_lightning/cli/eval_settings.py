@@ -128,6 +128,8 @@ class EvalSettings:
         """
         wrong = [*self.wrong, *trainer_faults(self._config.trainer)]
         made = {group: self._constructed(group, wrong) for group in (*self._arguments.choices, *FIXED)}
+        if getattr(made["engine"], "max_rows", None) == "auto":
+            wrong.append("--engine.max_rows auto: only rloop-fit has a memory plan; give a number")
         if wrong or None in made.values():
             raise UsageError("\n".join(dict.fromkeys(wrong)))
         config: EvaluationConfig = made["eval"]

@@ -27,8 +27,9 @@ from rloop_lightning.cli.instant import show
 from rloop_lightning.cli.options import RUN_OPTIONS
 from rloop_lightning.cli.parse_errors import Context, parse
 from rloop_lightning.cli.parts import add_swappable, arguments_of, constructed
-from rloop_lightning.cli.prepare import faults_outside, prepare, refuse
+from rloop_lightning.cli.prepare import faults_outside, prepare
 from rloop_lightning.cli.printing import completion, config_text, full_help
+from rloop_lightning.cli.refusal import refuse
 from rloop_lightning.cli.stray_words import about
 from rloop_lightning.cli.trainer_flags import (
     REFUSED,
@@ -45,6 +46,7 @@ from rloop_lightning.run.claim import RunClaim
 from rloop_lightning.run.folder import RunFolder
 from rloop_lightning.run.loop import LoopRunner
 from rloop_lightning.run.parts import Parts
+from rloop_lightning.run.plan_config import PlanConfig
 from rloop_lightning.run.state import LoopConfig
 from rloop_lightning.run.trainer import sharding_faults, trainer_faults
 from rloop_lightning.system.hub import HubConfig, push_faults
@@ -57,6 +59,7 @@ FIXED = {
     "gradient": GradientConfig,
     "eval": EvaluationConfig,
     "hub": HubConfig,
+    "plan": PlanConfig,
 }
 
 _USAGE = "rloop-fit [--config FILE_OR_PRESET] [--algo NAME] [--consolidate NAME] [--GROUP.FIELD VALUE ...] [--out RUN]"
@@ -173,7 +176,7 @@ class RLoopCLI(LightningCLI):
             if (part := constructed(group, cls, settings, self.choices.get(group), wrong)) is not None:
                 made[group] = part
         wrong += [message for part in made.values() if isinstance(part, PolicyModule) for message in part.invalid()]
-        wrong += trainer_faults(self.config.trainer)
+        wrong += trainer_faults(self.config.trainer, plans=self.config.plan.only)
         if "policy" in made:
             modules = [part for part in made.values() if isinstance(part, PolicyModule)]
             wrong += sharding_faults(self.config.trainer.strategy, made["policy"], modules)
@@ -183,6 +186,7 @@ class RLoopCLI(LightningCLI):
             refuse([*wrong, *faults_outside(self, made.get("policy"), made.get("data"))])
         self.policy_config: PolicyConfig = made["policy"]
         self.hub: HubConfig = made["hub"]
+        self.plan: PlanConfig = made["plan"]
         self.parts = Parts(
             engine=made["engine"],
             data=made["data"],

@@ -15,7 +15,8 @@ import torch
 from rloop_lightning.cli.arguments import UsageError
 from rloop_lightning.cli.dry_run import dry_run
 from rloop_lightning.cli.fit import RLoopCLI
-from rloop_lightning.cli.instant import fit_answer
+from rloop_lightning.cli.instant import fit_answer, show
+from rloop_lightning.cli.memory_plan import plan_lines
 from rloop_lightning.cli.quiet import quiet_lightning
 from rloop_lightning.errors import DiagnosedError, PushError, RunFault, StateError, Stopped
 from rloop_lightning.model.policy import Policy
@@ -28,7 +29,7 @@ from rloop_lightning.system.terminal import log_handler, printable, printable_li
 
 _MEMORY_ADVICE = (
     "lower --engine.max_rows, if it was generating, or --policy.max_tokens_per_micro_batch, if it was updating, and "
-    "resume with: {go_on} --engine.max_rows N --policy.max_tokens_per_micro_batch N"
+    "resume with: {go_on} --engine.max_rows N --policy.max_tokens_per_micro_batch N (rloop-fit --plan says what fits)"
 )
 
 
@@ -50,6 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _fit(arguments: Sequence[str], debug: bool, signals: StopSignals) -> int:
     try:
         cli = RLoopCLI(arguments)
+        if cli.plan.only:
+            show("\n".join(printable(line) for line in plan_lines(cli)))
+            return 0
         with cli.claim:
             runner, policy = cli.prepare()
             if cli.config.dry_run:

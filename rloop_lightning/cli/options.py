@@ -42,6 +42,8 @@ SHOWING = {
     "-h, --help": "show the options that people use; with --algo NAME, --data NAME and so on, those of that part",
     "--help_all": "show all options of the chosen parts, with types and defaults",
     "--version": "show the versions of rloop-lightning, Python, torch, lightning and transformers",
+    "--plan": "show the memory that training and generation need, by arithmetic, and what fits; nothing is loaded. "
+    "--plan.memory 24GiB plans for a GPU of that size, which need not be here",
     "--print_config[=FLAGS]": "check the settings and print them as a file for --config; FLAGS are skip_default, "
     "skip_null and comments, separated by commas",
     "--print_shtab SHELL": "print a completion script for bash, zsh or tcsh (needs the package shtab)",

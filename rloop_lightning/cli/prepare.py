@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from datetime import date
 from typing import TYPE_CHECKING
 
 from rloop_lightning.cli.arguments import UsageError
 from rloop_lightning.cli.loggers import user_loggers
+from rloop_lightning.cli.memory_plan import planned, set_rows, with_figures
+from rloop_lightning.cli.refusal import of_policy, refuse
 from rloop_lightning.cli.trust import remember, strange_paths
 from rloop_lightning.cli.yaml_text import load_yaml
 from rloop_lightning.data.base import ProblemSource
@@ -58,7 +59,8 @@ def prepare(cli: RLoopCLI) -> tuple[LoopRunner, Policy]:
             raise UsageError(str(error)) from error
         for line in source.base_fault.splitlines():
             _log.warning(line)
-    policy = _load_policy(source.config)
+    plan = planned(cli, source.config, parts, runner.device)
+    policy = _load_policy(with_figures(cli, plan))
     policy.source = model_source(cli.policy_config.model)
     runner.resumed = Resumption(
         edits.note, config.restart_from, edits.settings if config.resume else None, source.base_fault
@@ -67,6 +69,7 @@ def prepare(cli: RLoopCLI) -> tuple[LoopRunner, Policy]:
         runner.parts = parts.rendered(policy)
     except ValueError as error:
         raise UsageError(str(error)) from error
+    set_rows(cli, plan.with_parts(runner.parts))
     refuse(runner.parts.validate_with(policy))
     _resolve_defaults(cli, runner.parts)
     if warning := slow_bfloat16(_dtypes(cli, runner), runner.device.type):
@@ -90,7 +93,7 @@ def faults_outside(cli: RLoopCLI, policy: PolicyConfig | None, data: ProblemSour
         if cli.config.restart_from is not None:
             wrong.append("--restart_from needs --resume RUN")
     if policy is not None:
-        wrong += _of_policy(policy, policy_faults(policy))
+        wrong += of_policy(policy, policy_faults(policy))
     if data is not None:
         try:
             data.train(), data.evaluation()
@@ -119,12 +122,6 @@ def _claim_faults(cli: RLoopCLI) -> list[str]:
             raise UsageError(str(error)) from error
         return str(error).splitlines()
     return []
-
-
-def refuse(wrong: Sequence[str]) -> None:
-    """Raise UsageError if there are errors."""
-    if wrong:
-        raise UsageError("\n".join(dict.fromkeys(wrong)))
 
 
 def _edits(cli: RLoopCLI) -> Edits:
@@ -156,12 +153,7 @@ def _load_policy(config: PolicyConfig) -> Policy:
     try:
         return Policy.load(config)
     except (ValueError, OSError) as error:
-        raise UsageError("\n".join(_of_policy(config, str(error).splitlines()))) from error
-
-
-def _of_policy(config: PolicyConfig, faults: Sequence[str]) -> list[str]:
-    """Errors in a policy with the option that they are about: --policy.model, unless they name another."""
-    return [fault if fault.startswith("--policy.") else f"--policy.model {config.model}: {fault}" for fault in faults]
+        raise UsageError("\n".join(of_policy(config, str(error).splitlines()))) from error
 
 
 def _dtypes(cli: RLoopCLI, runner: LoopRunner) -> dict[str, str | None]:

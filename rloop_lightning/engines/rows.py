@@ -26,7 +26,7 @@ from rloop_lightning.model.shapes import rounded_up
 _PREFILL_TOKENS = 16384
 
 # Columns that no row needs are dropped once they are so large a part of all. Dropping copies the others.
-_DROPPED_PART = 0.25
+_DROPPED_PART = 1 / 8
 
 
 def can_replace(policy: Policy) -> bool:

@@ -38,7 +38,7 @@ from rloop_lightning.types import Problem, Rollout, SamplingParams
 # A part of a request is as many rollouts as this many batches. An evaluation that is interrupted repeats one part, and
 # the batch runs empty at the end of each. On a CPU, a part is a batch: the time of a step follows its live rows, and
 # where all rows have the same age, attention computes no column that a row does not see.
-_BATCHES_PER_PART = {"cpu": 1, "cuda": 4}
+BATCHES_PER_PART = {"cpu": 1, "cuda": 4}
 
 
 class TorchEngine(RolloutEngine):
@@ -55,7 +55,7 @@ class TorchEngine(RolloutEngine):
             model's EOS tokens and at the end of a turn in its chat template in any case.
         max_rows: rollouts decoded at once; others enter as these end. Bounds memory: each needs 2 * layers * kv_heads *
             head_dim numbers of KV cache per token of the longest one's prompt and completion, plus up to half of that
-            in reserve.
+            in reserve. `auto` takes the figure of the memory plan (rloop-fit --plan).
         dtype: dtype of the products and the KV cache; `auto` is that of the policy's updates: bfloat16 under
             --trainer.precision bf16-mixed, else that of the weights. If it differs from the weights' dtype, a cast copy
             of them exists during generation. With bfloat16, sampling logprobs differ from those of a float32 update by
@@ -70,7 +70,7 @@ class TorchEngine(RolloutEngine):
         top_k: NonNegativeInt = 0,
         top_p: LeftOpenUnitInterval = 1.0,
         stop: tuple[str, ...] = (),
-        max_rows: PositiveInt = 512,
+        max_rows: PositiveInt | Literal["auto"] = 512,
         dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     ) -> None:
         self.max_rows = max_rows
@@ -175,10 +175,12 @@ def _check_prompts(
         raise ValueError("\n".join(errors))
 
 
-def _rows_at_once(policy: Policy, prompts: list[list[int]], n: int, max_rows: int) -> tuple[int, int]:
+def _rows_at_once(policy: Policy, prompts: list[list[int]], n: int, max_rows: int | Literal["auto"]) -> tuple[int, int]:
     """Rows of a batch, and of a part of the request. A batch whose rows can't be replaced is a part."""
+    if max_rows == "auto":
+        raise RuntimeError("TorchEngine: max_rows is auto, which a run replaces by a figure; give it a number")
     if can_replace(policy):
-        return max_rows, _BATCHES_PER_PART.get(policy.device.type, 1) * max_rows
+        return max_rows, BATCHES_PER_PART.get(policy.device.type, 1) * max_rows
     rows = min(max_rows, n * most_prompts(prompts))
     return rows, rows
 

@@ -52,7 +52,8 @@ class PolicyConfig:
             is as fast and exact, in twice the memory. An adapter's weights are float32 in any case.
         max_tokens_per_micro_batch: tokens in one forward and backward pass; bounds the memory of a training step,
             whatever the batch size. A prompt counts once, however many rollouts share it. For a model that needs
-            padded rollouts (the log says so), it counts padded tokens of prompt and completion.
+            padded rollouts (the log says so), it counts padded tokens of prompt and completion. `auto` takes the figure
+            of the memory plan (rloop-fit --plan).
         attn_implementation: attention kernel for generation and for padded rollouts in training; `sdpa` is PyTorch's,
             `eager` the model's own operations, `flash_attention_2` needs a GPU and its package.
         head_dtype: dtype of the product with the head, whose logits are the most sensitive to rounding; `auto` is
@@ -69,7 +70,7 @@ class PolicyConfig:
 
     model: str = EMBEDDED_MODEL
     dtype: Literal["float32", "bfloat16"] = "float32"
-    max_tokens_per_micro_batch: PositiveInt = 4096
+    max_tokens_per_micro_batch: PositiveInt | Literal["auto"] = 4096
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     head_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     gradient_checkpointing: bool = False

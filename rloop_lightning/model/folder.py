@@ -17,7 +17,14 @@ from typing import Any
 
 import torch
 
-from rloop_lightning.model.config_json import CONFIG, CORRECT, architecture_faults, load_config, read_object
+from rloop_lightning.model.config_json import (
+    CONFIG,
+    CORRECT,
+    architecture_faults,
+    load_config,
+    read_config,
+    read_object,
+)
 from rloop_lightning.model.libraries import library_errors, quiet
 from rloop_lightning.model.loading import ADAPTER_BESIDE_MODEL, CORRECT_TOKENIZER, is_folder, load_tokenizer
 from rloop_lightning.model.stop_tokens import as_ids, stop_token_ids
@@ -62,6 +69,27 @@ def hub_faults(name: str) -> list[str]:
     except Exception as error:  # HTTP, connection, certificate and cache errors share no base class
         return [f"{CONFIG} can't be loaded: {cause(error)}"]
     return _faults_of_files(folder, weights=False)
+
+
+def faults_for_a_plan(name: str) -> list[str]:
+    """Errors in the config.json of a folder or hub name, the only file that a memory plan reads."""
+    if is_folder(name) and not Path(name).expanduser().is_dir():
+        return ["no such folder"]
+    if not is_folder(name) and (wrong := _unreachable(name)):
+        return wrong
+    config = read_config(name)
+    if isinstance(config, str):
+        return [config]
+
+    def settings() -> Iterator[str]:
+        yield from architecture_faults(config)
+        yield from _too_many_layers(config, 0)
+
+    def model() -> Iterator[str]:
+        _without_weights(name)
+        yield from ()
+
+    return checked_in_a_copy(lambda: iter([(CONFIG, settings), (CONFIG, model)]))
 
 
 def _unreachable(name: str) -> list[str]:
@@ -207,14 +235,12 @@ def _class_fault(name: Any) -> str:
 
 def _architecture_faults(folder: Path, *, weights: bool) -> Iterator[str]:
     """Whether transformers can build the model, without its numbers, and whether that is as large as its files."""
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers import GenerationConfig
 
     if (folder / _GENERATION).exists():
         with library_errors(f"{_GENERATION} can't be used", CORRECT):
             GenerationConfig.from_pretrained(folder)
-    config = load_config(str(folder))
-    with library_errors(f"{CONFIG} describes no model", CORRECT), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    model = _without_weights(str(folder))
     if not weights:
         return
     held = WeightFiles.read(folder).elements
@@ -224,6 +250,19 @@ def _architecture_faults(folder: Path, *, weights: bool) -> Iterator[str]:
             f"{CONFIG} describes a model of {described:,} numbers, and the weights hold {held:,}; restore the {CONFIG} "
             "that belongs to them"
         )
+
+
+def _without_weights(name: str) -> Any:
+    """The model of a folder or hub name, on the device meta.
+
+    Raises:
+        ValueError: transformers can't build it.
+    """
+    from transformers import AutoModelForCausalLM
+
+    config = load_config(name)
+    with library_errors(f"{CONFIG} describes no model", CORRECT), torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 
 def vocabulary_faults(tokenizer: Any, config: Any) -> list[str]:

@@ -101,6 +101,8 @@ class Policy(nn.Module):
         Raises:
             ValueError, OSError: it is not usable as a policy or can't be read; names all errors.
         """
+        if config.max_tokens_per_micro_batch == "auto":
+            raise ValueError("--policy.max_tokens_per_micro_batch auto: only a run has a memory plan; give a number")
         source = load_source(config)
         try:
             policy = cls(

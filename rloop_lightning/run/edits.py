@@ -28,6 +28,7 @@ _FREE = (
     "out",
     "debug",
     "dry_run",
+    "plan.",
     "loop.select",
     "loop.keep_policies",
     "loop.show_completions",

@@ -6,51 +6,58 @@ from collections.abc import Iterator
 
 import torch
 
-from rloop_lightning.engines.torch_engine import TorchEngine
+from rloop_lightning.model.model_shape import ModelShape
 from rloop_lightning.model.policy import Policy
-from rloop_lightning.model.quantization import count
-from rloop_lightning.model.update_memory import ModelShape, update_memory
+from rloop_lightning.model.policy_weights import PolicyWeights
+from rloop_lightning.model.quantization import is_quantised
+from rloop_lightning.model.update_memory import Products
+from rloop_lightning.run.memory_plan import MemoryPlan, Setup
+from rloop_lightning.run.memory_setup import engine_dtype, phases
 from rloop_lightning.run.parts import Parts
+from rloop_lightning.run.plan_text import size_text
 
-_MOMENTS, _MOMENTS_IN_8_BITS = 8, 2  # bytes of AdamW's two moments of a weight
+TOKENS, ROWS = "--policy.max_tokens_per_micro_batch", "--engine.max_rows"
 
 
 def memory_lines(parts: Parts, policy: Policy, device: torch.device) -> Iterator[tuple[str, str]]:
-    """What the run holds all the time; on a GPU, what an update and generation take besides."""
-    sizes = [(count(p), p.numel() * p.element_size(), p.requires_grad) for p in policy.parameters()]
-    moments = _MOMENTS_IN_8_BITS if "8bit" in parts.algorithm.optimizer else _MOMENTS
-    held = sum(2 * size + moments * numbers if trained else size for numbers, size, trained in sizes)
-    reference = ""
-    if parts.algorithm.kl.has_copy:
-        held += sum(size for _, size, trained in sizes if trained)
-        reference = ", reference policy"
-    if device.type == "cpu" or (shape := ModelShape.of(policy.model)) is None:
-        yield "memory", f"{size_text(held)} for weights, gradients, optimizer{reference}; activations, KV cache on top"
+    """What training and generation hold at their peaks, with a loaded policy and rendered parts."""
+    weights, shape = PolicyWeights.of(policy), ModelShape.of(policy.model)
+    setup = _setup(parts, policy, weights, device)
+    if shape is None or not policy.packs:
+        held = weights.bytes + weights.trained_bytes + max(one.moments.bytes(weights.trained) for one in setup.phases)
+        yield "memory", f"{size_text(held)} for weights, gradients, optimizer; activations, KV cache on top"
         return
-    yield "memory", f"{size_text(held)} for weights, gradients, optimizer{reference}; besides, one of:"
-    half = policy.compute_dtype != torch.float32
-    if half and policy.packs:
-        tokens = policy.max_tokens_per_micro_batch
-        rank = 0 if policy.adapter is None else policy.adapter.config.r
-        update = update_memory(
-            shape,
-            tokens=tokens,
-            mixed=policy.model.dtype == torch.float32,
-            checkpointing=policy.recomputes,
-            adapter_rank=rank,
-        )
-        flag = "--policy.max_tokens_per_micro_batch"
-        yield "", f"{size_text(int(update.peak))} for an update of {tokens:,} tokens at once ({flag})"
-    if isinstance(parts.engine, TorchEngine):
-        longest = max(length for _, length in parts.prompt_lengths) + parts.engine.sampling(seed=0).max_new_tokens
-        rows = min(parts.engine.max_rows, parts.problems_per_step * parts.loop.rollouts_per_problem)
-        cache = rows * longest * 2 * shape.layers * shape.keys * (2 if half else 4)
-        yield "", f"{size_text(cache)} for the KV cache of {rows:,} rollouts of {longest:,} tokens (--engine.max_rows)"
+    plan = MemoryPlan(shape, weights, setup)
+    training, generation = plan.training(), plan.generation()
+    held = sum(training.parts[name] for name in ("weights", "gradients", "optimizer", "reference policy"))
+    yield "memory", f"{size_text(training.total)} in updates of {setup.tokens:,} tokens at once ({TOKENS}),"
+    reference = ", reference policy" if training.parts["reference policy"] else ""
+    yield "", f"{size_text(held)} of it for weights, gradients, optimizer{reference}"
+    if generation is not None:
+        cache, length = generation.parts["KV cache"], setup.prompt + setup.completion
+        yield "", f"{size_text(generation.total)} in generation of {setup.rows:,} rollouts at once ({ROWS}),"
+        yield "", f"{size_text(cache)} of it for their KV cache, at most {length:,} tokens each"
 
 
-def size_text(size: int) -> str:
-    """A number of bytes as text: 1.5 GiB."""
-    for unit, name in ((2**30, "GiB"), (2**20, "MiB")):
-        if size >= unit:
-            return f"{size / unit:.3g} {name}"
-    return f"{size / 2**10:.3g} KiB"
+def _setup(parts: Parts, policy: Policy, weights: PolicyWeights, device: torch.device) -> Setup:
+    products = Products(
+        device=device.type,
+        weights=policy.model.dtype,
+        products=policy.compute_dtype,
+        checkpointing=policy.recomputes,
+        adapted=weights.adapted,
+        adapts_experts=weights.adapts_experts,
+        trains_all=policy.adapter is None,
+        quantised=any(map(is_quantised, policy.parameters())),
+        head=policy.head.dtype,
+    )
+    most = max(parts.problems_per_step * parts.loop.rollouts_per_problem, parts.evaluation.samples)
+    return Setup(
+        products=products,
+        phases=tuple(phases(parts, parts.problems_per_step)),
+        tokens=policy.max_tokens_per_micro_batch,
+        rows=min(getattr(parts.engine, "max_rows", most), most),
+        prompt=max(length for _, length in parts.prompt_lengths),
+        completion=parts.engine.sampling(seed=0).max_new_tokens,
+        generation=engine_dtype(parts.engine, products.products),
+    )

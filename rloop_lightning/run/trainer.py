@@ -69,8 +69,13 @@ _OTHER_LOOPS = (
 )
 
 
-def trainer_faults(settings: Mapping[str, Any]) -> list[str]:
-    """Why the loop does not take these arguments of a Trainer, one message each, before one is made of them."""
+def trainer_faults(settings: Mapping[str, Any], *, plans: bool = False) -> list[str]:
+    """Why the loop does not take these arguments of a Trainer, one message each, before one is made of them.
+
+    Args:
+        settings: the arguments.
+        plans: whether they are for a memory plan only, which needs no GPU.
+    """
     wrong = [
         f"{name} is set: Lightning would take it for an option; unset it, and give --trainer.{name[11:].lower()}"
         for name in sorted(os.environ)
@@ -79,7 +84,7 @@ def trainer_faults(settings: Mapping[str, Any]) -> list[str]:
     accelerator = settings.get("accelerator", "auto")
     if isinstance(accelerator, str) and accelerator not in ("auto", "cpu", "gpu", "cuda"):
         wrong.append(f"--trainer.accelerator {one_line(accelerator)} is not supported; take cpu or gpu")
-    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+    if accelerator in ("gpu", "cuda") and not plans and not torch.cuda.is_available():
         wrong.append(
             f"--trainer.accelerator {accelerator}: PyTorch {torch.__version__} finds no CUDA GPU; install a driver "
             "and a CUDA build of PyTorch, or take cpu"

@@ -68,4 +68,4 @@ def make_policy() -> Callable[..., Policy]:
 @pytest.fixture
 def rows_enter(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the CPU too, as on a GPU."""
-    monkeypatch.setitem(torch_engine._BATCHES_PER_PART, "cpu", 4)
+    monkeypatch.setitem(torch_engine.BATCHES_PER_PART, "cpu", 4)

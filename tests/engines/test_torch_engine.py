@@ -262,7 +262,7 @@ def test_the_global_random_state_is_neither_read_nor_changed(make_policy: MakePo
 def test_rollouts_do_not_depend_on_max_rows(
     make_policy: MakePolicy, max_rows: int, architecture: str, batches: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(torch_engine._BATCHES_PER_PART, "cpu", batches)
+    monkeypatch.setitem(torch_engine.BATCHES_PER_PART, "cpu", batches)
     policy = make_policy(architecture)
     together, apart = run(policy), run(policy, max_rows=max_rows)
     assert completions(together) == completions(apart)
