@@ -108,7 +108,8 @@ class _Decoding:
 
         entering, prompt_of_slot = self._prompts_of(0, self._entered)
         reports_experts = sampling.report_routed_experts and policy.wants_routed_experts
-        self._batch = Rows(policy, entering, self._limit, dtype, report_routed_experts=reports_experts)
+        later = prompts[int(prompt_of_row[self._entered]) :] if self._waiting else ()
+        self._batch = Rows(policy, entering, self._limit, dtype, later=later, report_routed_experts=reports_experts)
         self._experts = RoutedExpertsRecord() if reports_experts else None
         self._kept = KeptTokensRecord() if sampling.truncates and sampling.report_kept_tokens else None
         self._record_prompts(entering, prompt_of_slot)

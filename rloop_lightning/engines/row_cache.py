@@ -21,8 +21,10 @@ from torch.nn.functional import pad
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 
-def row_cache(config: Any, dtype: torch.dtype) -> Cache:
+def row_cache(config: Any, dtype: torch.dtype, most: int | None = None) -> Cache:
     """An empty KV cache for a model. Its `reorder_cache(rows)` may repeat and drop rows.
+
+    `most` is the number of columns up to which room is made in advance.
 
     Attention layers get a `RowLayer`. So do those with a sliding window, whose mask hides older tokens. Other layers
     (linear attention) get Hugging Face's own cache.
@@ -31,7 +33,7 @@ def row_cache(config: Any, dtype: torch.dtype) -> Cache:
     attention = (DynamicLayer, DynamicSlidingWindowLayer)
     return Cache(
         layers=[
-            RowLayer(dtype, sees_all=type(layer) is DynamicLayer) if type(layer) in attention else layer
+            RowLayer(dtype, sees_all=type(layer) is DynamicLayer, most=most) if type(layer) in attention else layer
             for layer in layers
         ]
     )
@@ -71,14 +73,16 @@ class RowLayer(DynamicLayer):
     Args:
         dtype: dtype of keys and values.
         sees_all: whether the layer's attention sees all earlier tokens, not only those of a window.
+        most: columns up to which full buffers grow by half; beyond, they grow by what is needed. None has no bound.
     """
 
     place: Tensor | None = None
     """Where `update` writes one column [1] int64, on the device. It then returns the whole buffers."""
 
-    def __init__(self, dtype: torch.dtype, *, sees_all: bool = True) -> None:
+    def __init__(self, dtype: torch.dtype, *, sees_all: bool = True, most: int | None = None) -> None:
         super().__init__()
         self._dtype = dtype
+        self._most = most
         self.sees_all = sees_all
         self._buffers: list[Tensor] = []  # keys and values, each [B, heads, capacity, dim]
         self._length = 0
@@ -86,7 +90,7 @@ class RowLayer(DynamicLayer):
     @classmethod
     def joined(cls, layers: Sequence[RowLayer]) -> RowLayer:
         """A layer with the rows of several layers of equal length."""
-        layer = cls(layers[0]._dtype, sees_all=layers[0].sees_all)
+        layer = cls(layers[0]._dtype, sees_all=layers[0].sees_all, most=layers[0]._most)
         keys, values = (torch.cat([getattr(one, name) for one in layers]) for name in ("keys", "values"))
         layer.update(keys, values)
         return layer
@@ -121,9 +125,14 @@ class RowLayer(DynamicLayer):
     def make_room(self, columns: int) -> None:
         """Grow the buffers by half if they have fewer columns."""
         if columns > self.capacity:
-            room = _with_room(columns) - self.capacity
+            room = self._with_room(columns) - self.capacity
             self._buffers = [pad(buffer, (0, 0, 0, room)) for buffer in self._buffers]
             self._show(self._length)  # the views would keep the old buffers
+
+    def _with_room(self, columns: int) -> int:
+        """The columns of a buffer that holds so many."""
+        room = columns + max(32, columns // 2)
+        return room if self._most is None else max(columns, min(room, self._most))
 
     def advance(self) -> None:
         """Count the column that was written at `place`."""
@@ -131,7 +140,7 @@ class RowLayer(DynamicLayer):
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Continue with these rows, which may repeat. Room for few columns remains."""
-        capacity = min(self.capacity, _with_room(self._length))
+        capacity = min(self.capacity, self._with_room(self._length))
         self._buffers = [buffer[:, :, :capacity].index_select(0, beam_idx) for buffer in self._buffers]
         self._show(self._length)
 
@@ -155,8 +164,3 @@ class RowLayer(DynamicLayer):
         keys, values = (buffer[:, :, :length] for buffer in self._buffers)
         self.keys, self.values, self._length = keys, values, length
         return keys, values
-
-
-def _with_room(columns: int) -> int:
-    """The columns of a buffer that holds so many."""
-    return columns + max(32, columns // 2)

@@ -11,6 +11,7 @@ All rows end in the same column: shorter ones begin further to the right, and wh
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -34,6 +35,11 @@ def can_replace(policy: Policy) -> bool:
     return joins(row_cache(policy.model.config, policy.model.dtype))
 
 
+def most_columns(tokens: int) -> int:
+    """The columns of a batch in which rows of up to so many tokens begin and end at any time."""
+    return tokens + -(-tokens // round(1 / _DROPPED_PART - 1))  # of which the part that is dropped is seen by no row
+
+
 def most_prompts(prompts: list[list[int]]) -> int:
     """How many prompts may be computed at once where they can't be computed in pieces."""
     return max(1, _PREFILL_TOKENS // max(map(len, prompts)))
@@ -45,6 +51,7 @@ class Rows:
     Args:
         prompts: P token lists.
         max_new_tokens: upper bound of the tokens that a row appends before it is dropped or replaced.
+        later: the prompts that may replace them.
         dtype: dtype of the cache and of the products; the caller sets the model's products to it.
         report_routed_experts: whether to record the experts of each forward pass.
         fixed_shapes: decode with tensors of fixed shapes, as a CUDA graph needs them (decode_graph.py); None does so
@@ -61,6 +68,7 @@ class Rows:
         max_new_tokens: int,
         dtype: torch.dtype,
         *,
+        later: Sequence[list[int]] = (),
         report_routed_experts: bool = False,
         fixed_shapes: bool | None = None,
     ) -> None:
@@ -70,8 +78,9 @@ class Rows:
         self._routing = policy.routing if report_routed_experts else None
         self._dtype = dtype
         padded = PaddedPrompts(prompts, policy.device)
-        self._max_new_tokens = max_new_tokens
-        self._longest = padded.columns + max_new_tokens
+        # Rows that end in the same column have no more columns than the longest; others begin and end at any time.
+        self._longest = max(map(len, (*prompts, *later))) + max_new_tokens  # tokens
+        self._most = most_columns(self._longest) if later else self._longest
         self._columns = Columns(padded.lengths)
         self._cache, self.logits, self.routed_experts = self._prefill(padded)
         can = self._routing is None and can_record(policy, self._cache)
@@ -99,7 +108,6 @@ class Rows:
         """
         spare = rounded_up(len(prompts), rows.device) - len(prompts)  # few distinct shapes
         padded = PaddedPrompts([*prompts, *[prompts[-1]] * spare], rows.device)
-        self._longest = max(self._longest, padded.columns + self._max_new_tokens)
         cache, logits, self.routed_experts = self._prefill(padded)
         if (missing := padded.columns - self._columns.count) > 0:
             shift(self._cache, missing)
@@ -115,13 +123,17 @@ class Rows:
     def _drop_columns(self) -> None:
         """Drop the columns on the left that no row sees, once they are many."""
         columns = self._columns
-        unseen = columns.count - columns.longest
-        if unseen > _DROPPED_PART * columns.count and joins(self._cache):
+        unseen = columns.count - min(columns.longest, self._longest)  # a row that has ended counts on
+        if unseen >= _DROPPED_PART * columns.count and unseen and joins(self._cache):
             shift(self._cache, -unseen)
             columns.shift(-unseen)
 
     def append(self, tokens: Tensor) -> None:
         """Append one token to each row; tokens is [R]."""
+        if self._columns.count == self._most:
+            self._drop_columns()
+            if self._graph is not None:
+                self._graph.show(self._columns.all_seen)
         # A row that has ended, but is not dropped or replaced yet, must not pass the model's context.
         positions = self._columns.append().clamp_(max=self._longest - 1)
         if self._fixed_shapes:
@@ -155,7 +167,7 @@ class Rows:
         size = max(1, _PREFILL_TOKENS // prompts.columns) if can_join else len(prompts.input_ids)
         caches, outputs = [], []
         for piece in prompts.pieces(size):
-            caches.append(row_cache(self._model.config, self._dtype))
+            caches.append(row_cache(self._model.config, self._dtype, self._most))
             outputs.append(self._forward(*piece, caches[-1]))
         logits, experts = zip(*outputs, strict=True)
         cache = joined(caches) if len(caches) > 1 else caches[0]

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from rloop_lightning.engines.rows import most_columns
 from rloop_lightning.engines.torch_engine import BATCHES_PER_PART
 from rloop_lightning.model.attention_memory import PackedRows
 from rloop_lightning.model.model_shape import ModelShape
@@ -166,13 +167,9 @@ class MemoryPlan:
         return update_memory(self.shape, rows, self.setup.products)
 
     def row_bytes(self, dtype: torch.dtype) -> float:
-        """The KV cache of one rollout at its longest, with the columns in reserve (engines/row_cache.py).
-
-        Where rows enter as others end, up to an eighth of the columns is seen by no row (engines/rows.py).
-        """
-        prompt, completion = self.setup.prompt, self.setup.completion
-        unseen = (prompt + completion) // 7 if BATCHES_PER_PART[self.setup.products.device] > 1 else 0
-        columns = cache_columns(prompt, completion + unseen)
+        """The KV cache of one rollout at its longest, with the columns in reserve (engines/rows.py)."""
+        tokens = self.setup.prompt + self.setup.completion
+        columns = most_columns(tokens) if BATCHES_PER_PART[self.setup.products.device] > 1 else tokens
         return columns * 2 * self.shape.layers * self.shape.keys * dtype.itemsize
 
     def tokens_within(self, limit: float) -> int | None:
@@ -267,14 +264,6 @@ class MemoryPlan:
         rows = self.setup.rows * BATCHES_PER_PART[self.setup.products.device]
         tables = rows * self.setup.completion * _ROW_BYTES
         return logits * (dtype.itemsize + _FULL) + _SAMPLING_COPIES * piece * _FULL + tables
-
-
-def cache_columns(prompt: int, completion: int) -> int:
-    """Columns of a KV cache that grows from a prompt to the end of a completion, by half each time."""
-    capacity = prompt + max(32, prompt // 2)
-    while capacity < prompt + completion - 1:  # the last token is not appended
-        capacity += 1 + max(32, (capacity + 1) // 2)
-    return capacity
 
 
 def _largest(fits: Callable[[int], bool], most: int) -> int:

@@ -138,7 +138,7 @@ def test_the_evaluation_inside_explorations_and_its_share_are_told(
     assert plan["evaluation 2"] == "6 times inside explorations on test: 320 rollouts each"
     assert plan["evaluation 3"].startswith("32 per problem, 3,520 in all, 73% of the run's rollouts; --eval.samples")
     assert plan["policy"].endswith("parameters, float32, products in bfloat16, on cpu")
-    assert "for weights, gradients, optimizer, reference policy" in plan["memory 2"]
+    assert "for weights, gradients, optimizer" in plan["memory 2"]
     assert plan["visits"] == "4.0 per problem and exploration, 8 rollouts each"
     assert plan["completions"].startswith("at most 100 tokens (--engine.max_new_tokens); ")
 

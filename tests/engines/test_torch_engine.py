@@ -482,9 +482,9 @@ def test_constructor_gathers_all_problems() -> None:
     assert str(error.value).splitlines() == [
         "--engine.max_new_tokens: expected an integer > 0 or null, got 0",
         "--engine.temperature: expected a number >= 0, got -1.0",
-        "--engine.max_rows: expected an integer > 0, got 0",
+        "--engine.max_rows: expected an integer > 0 or auto, got 0",
     ]
-    with pytest.raises(ValueError, match=r"^--engine\.max_rows: expected an integer > 0, got -2$"):
+    with pytest.raises(ValueError, match=r"^--engine\.max_rows: expected an integer > 0 or auto, got -2$"):
         TorchEngine(max_rows=-2)
 
 

@@ -11,10 +11,10 @@ from architectures import make_architecture_model
 from builders import make_model, make_policy, make_tokenizer
 
 from rloop_lightning.algorithms.dapo import DAPO
+from rloop_lightning.engines.rows import most_columns
 from rloop_lightning.engines.torch_engine import TorchEngine
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.run.memory_forecast import memory_lines
-from rloop_lightning.run.memory_plan import cache_columns
 from rloop_lightning.run.plan_text import size_text
 
 
@@ -58,7 +58,7 @@ def test_the_cache_is_that_of_all_rows_at_their_longest() -> None:
     assert "in updates of 4,096 tokens at once (--policy.max_tokens_per_micro_batch)" in update
     assert "in generation of 8 rollouts at once (--engine.max_rows)" in generation
     # keys and values of 2 layers of 2 heads of 8, in bfloat16
-    size = 8 * cache_columns(12, 20) * 2 * 2 * 16 * 2
+    size = 8 * most_columns(12 + 20) * 2 * 2 * 16 * 2
     assert cache == f"{size_text(size)} of it for their KV cache, at most 32 tokens each"
 
 

@@ -12,7 +12,7 @@ from builders import make_policy
 from moe import make_moe
 
 from rloop_lightning.algorithms.optimizer import state_bytes
-from rloop_lightning.engines.row_cache import RowLayer
+from rloop_lightning.engines.rows import Rows, most_columns
 from rloop_lightning.model.attention_memory import PackedRows
 from rloop_lightning.model.config import PolicyConfig
 from rloop_lightning.model.lora import LoraSettings, add_adapter
@@ -21,7 +21,7 @@ from rloop_lightning.model.policy_weights import PolicyWeights
 from rloop_lightning.model.quantization import nf4
 from rloop_lightning.model.update_memory import Products
 from rloop_lightning.run.memory_advice import advices
-from rloop_lightning.run.memory_plan import MemoryPlan, Moments, Phase, Setup, cache_columns
+from rloop_lightning.run.memory_plan import MemoryPlan, Moments, Phase, Setup
 from rloop_lightning.run.plan_config import PlanConfig, memory_bytes
 from rloop_lightning.run.plan_text import size_text
 
@@ -79,18 +79,29 @@ def test_generation_holds_no_gradients_and_casts_float32_weights() -> None:
     embeddings = 152_064 * 3584
     matrices = sum(weight.numel() for weight in model.parameters() if weight.dim() == 2) - embeddings  # head included
     assert bar.parts["weights cast"] == 2 * matrices
-    assert bar.parts["KV cache"] == 64 * cache_columns(512, 1024) * 28 * 2 * 512 * 2
+    assert bar.parts["KV cache"] == 64 * most_columns(512 + 1024) * 28 * 2 * 512 * 2
     assert plan_of(model, PolicyConfig(dtype="bfloat16")).generation().parts["weights cast"] == 0  # type: ignore[union-attr]
     assert plan.with_(generation=None).generation() is None
 
 
 @pytest.mark.parametrize(("prompt", "completion"), [(5, 3), (40, 200), (300, 90)])
-def test_the_cache_grows_as_the_engines_does(prompt: int, completion: int) -> None:
-    layer = RowLayer(torch.float32)
-    layer.update(*(torch.zeros(1, 1, prompt, 2) for _ in range(2)))
-    for _ in range(completion - 1):
-        layer.update(*(torch.zeros(1, 1, 1, 2) for _ in range(2)))
-    assert layer.capacity == cache_columns(prompt, completion)
+@pytest.mark.parametrize("enters", [False, True])
+def test_the_cache_has_the_planned_columns_at_most(prompt: int, completion: int, enters: bool) -> None:
+    """Rows of one age, and rows that begin as others end, with rows that outlive them."""
+    policy = make_policy()
+    short = [[5] * 2]
+    with torch.inference_mode():
+        rows = Rows(policy, [[3] * prompt, *short], completion, torch.float64, later=short if enters else ())
+        for step in range(3 * completion if enters else completion - 1):
+            rows.append(torch.tensor([3, 4]))
+            if enters and step % completion == completion // 2:
+                rows.replace(torch.tensor([0]), [[3] * prompt], torch.tensor([0]))
+            if enters and step % 7 == 0:
+                rows.replace(torch.tensor([1]), short, torch.tensor([0]))
+    (capacity,) = {layer.capacity for layer in rows._cache.layers}
+    planned = most_columns(prompt + completion) if enters else prompt + completion
+    assert capacity <= planned
+    assert enters or capacity >= prompt + completion - 1
 
 
 def test_paged_moments_are_on_the_host_of_a_gpu_only() -> None:
