@@ -14,6 +14,7 @@ from rloop_lightning.run.report.comparison_pictures import evaluation_pictures, 
 from rloop_lightning.run.report.comparison_tables import (
     Policies,
     arms_table,
+    columns_of,
     cost_table,
     differences,
     differences_table,
@@ -94,9 +95,13 @@ _VERDICTS = {"better": "better than", "worse": "worse than", "inconclusive": "no
 
 
 def _tables(id: str, what: str, comparison: ComparedArms, policies: Policies, faults: list[str]) -> list[Table]:
-    table = arms_table(id, what, comparison, policies, faults)
-    against = differences_table(f"{id}-differences", what, comparison, policies, faults)
-    return [table, *([against] if against else [])]
+    """The arms and their differences: on each set, then on average over the sets."""
+    tables: list[Table | None] = []
+    for suffix, columns in zip(("", "-average"), columns_of(comparison), strict=True):
+        if columns or not suffix:
+            tables.append(arms_table(f"{id}{suffix}", what, comparison, columns, policies, faults))
+            tables.append(differences_table(f"{id}{suffix}-differences", what, comparison, columns, policies, faults))
+    return [table for table in tables if table]
 
 
 def _single(comparison: ComparedArms) -> list[str]:

@@ -23,6 +23,10 @@ Policies = Callable[[Arm], Mapping[int, EvaluatedStage]]
 Records = Mapping[int, Path]
 """The records of the compared policies of an arm, by seed."""
 
+Column = tuple[str, Sequence[str], int]
+"""A label, the sets that it averages over, and k."""
+
+_COMMIT_CHARACTERS = 12
 _MOST_SEEDS = 5  # that are listed
 _VERDICTS = {"better": "ok", "worse": "bad", "inconclusive": ""}
 _COST: Sequence[tuple[str, str]] = (
@@ -33,17 +37,25 @@ _COST: Sequence[tuple[str, str]] = (
 )
 
 
-def arms_table(id: str, what: str, comparison: ComparedArms, policies: Policies, faults: list[str]) -> Table:
+def columns_of(comparison: ComparedArms) -> tuple[list[Column], list[Column]]:
+    """The columns of all sets; and those of the average over sets, none if there is one set."""
+    found = list(with_average([(name, k) for name in comparison.sets for k in comparison.ks(name)]))
+    return [one for one in found if len(one[1]) == 1], [one for one in found if len(one[1]) > 1]
+
+
+def arms_table(
+    id: str, what: str, comparison: ComparedArms, columns: Sequence[Column], policies: Policies, faults: list[str]
+) -> Table:
     """pass@k of each arm with its interval.
 
     Args:
         id: of the element on the page.
         what: the compared policies, in words.
         comparison: the arms.
+        columns: what to show.
         policies: the compared policies of an arm.
         faults: what can't be computed is added to it.
     """
-    columns = _columns(comparison)
     lines = []
     for arm in comparison.arms:
         records = _records(policies(arm))
@@ -57,11 +69,10 @@ def arms_table(id: str, what: str, comparison: ComparedArms, policies: Policies,
 
 
 def differences_table(
-    id: str, what: str, comparison: ComparedArms, policies: Policies, faults: list[str]
+    id: str, what: str, comparison: ComparedArms, columns: Sequence[Column], policies: Policies, faults: list[str]
 ) -> Table | None:
     """Each arm minus the first one, with intervals and verdicts; None without a second arm. Args: as `arms_table`."""
     first, *others = comparison.arms
-    columns = _columns(comparison)
     base = _records(policies(first))
     if not others or not columns or not base:
         return None
@@ -114,7 +125,7 @@ def runs_table(comparison: ComparedArms, page: Path) -> Table:
                 Cell(printable(place_of(run, page))),
                 Cell(progress(run) or "complete"),
                 Cell(one_line(run.last_policy) or MISSING),
-                Cell(one_line(str(state.versions.get("commit", MISSING)), limit=12)),
+                Cell(one_line(str(state.versions.get("commit", MISSING))[:_COMMIT_CHARACTERS])),
             ]
             lines.append(Line(one_line(arm.name), cells))
     caption = "The runs. Each folder has a report.html of its own."
@@ -153,10 +164,6 @@ def differences(comparison: ComparedArms, policies: Policies, name: str, k: int)
     return found
 
 
-def _columns(comparison: ComparedArms) -> list[tuple[str, Sequence[str], int]]:
-    return list(with_average([(name, k) for name in comparison.sets for k in comparison.ks(name)]))
-
-
 def _seeds(records: Records) -> str:
     if not records:
         return MISSING
@@ -178,7 +185,7 @@ def _difference_cell(difference: Difference) -> Cell:
 
 def _cells(
     arm: Arm,
-    columns: Sequence[tuple[str, Sequence[str], int]],
+    columns: Sequence[Column],
     records: Records,
     faults: list[str],
     cell: Callable[[Records, Sequence[str], int], Cell],
