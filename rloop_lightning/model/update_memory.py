@@ -6,7 +6,7 @@
     memory.peak                                         # bytes
 
 It counts the tensors that autograd stores in a decoder layer, by attention_memory.py those of attention, and those of
-the head. On an H100 it is within 10 % of the measured peak of thirteen updates (tests/model/test_update_memory.py); on
+the head. On an H100 it is within 6 % of the measured peak of thirteen updates (tests/model/test_update_memory.py); on
 a CPU, `python -m benchmarks memory` compares it with eight.
 """
 
