@@ -125,6 +125,12 @@ class VLLMEngine(RolloutEngine):
 
     reports_routed_experts = True
 
+    @property
+    def process_id(self) -> int | None:
+        """Of the server, if there is one of the trainer's own; processes under it compute."""
+        process = None if self._connection is None else self._connection.process
+        return None if process is None else process.pid
+
     def validate_with(self, policy: Policy) -> list[str]:
         """Conflicts with this policy and with the machine: an interpreter without vLLM, a server that is not there."""
         faults = super().validate_with(policy)

@@ -52,7 +52,7 @@ class EngineProcess:
         socket, self._log = self._folder / "socket", self._folder / "log"
         model = self._folder / "model"
         _write_model(policy, model)
-        _write_plugin(self._folder)
+        write_plugin(self._folder)
         command = [python, "-m", "rloop_lightning.engines.vllm.serve", str(model), "--uds", str(socket), *flags]
         environment = {
             **os.environ,
@@ -118,7 +118,7 @@ def _write_model(policy: Policy, folder: Path) -> None:
     policy.tokenizer.save_pretrained(folder)
 
 
-def _write_plugin(folder: Path) -> None:
+def write_plugin(folder: Path) -> None:
     """Make this package, and its plugin, importable in vLLM's environment, without the rest of the trainer's.
 
     The trainer's own site-packages on that path would hide vLLM's pinned ones.

@@ -17,6 +17,7 @@ import pickle
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from typing import Any, Literal
 
 import torch
@@ -75,12 +76,14 @@ class SharedMemorySender(Sender):
         self._buffer = torch.empty(0, dtype=torch.uint8)
 
     async def _move(self, named: list[tuple[str, Tensor]]) -> None:
-        table, size = [], 0
-        for name, weight in named:
-            table.append([name, _dtype_name(weight), list(weight.shape), size])
-            size += -(-weight.numel() * weight.element_size() // _ALIGNMENT) * _ALIGNMENT
-        buffer = self._room(size)
-        for (_, weight), (*_, start) in zip(named, table, strict=True):
+        sizes = [-(-weight.numel() * weight.element_size() // _ALIGNMENT) * _ALIGNMENT for _, weight in named]
+        starts = [0, *accumulate(sizes)]
+        table = [
+            [name, _dtype_name(weight), list(weight.shape), start]
+            for (name, weight), start in zip(named, starts, strict=False)
+        ]
+        buffer = self._room(starts[-1])
+        for (_, weight), start in zip(named, starts, strict=False):
             flat = weight.reshape(-1).view(torch.uint8)
             buffer[start : start + len(flat)].copy_(flat)
         path = f"/proc/{os.getpid()}/fd/{self._file}"
