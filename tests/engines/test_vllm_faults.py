@@ -130,6 +130,17 @@ def test_a_server_that_does_not_answer_is_stuck(policy: Policy) -> None:
             engine.generate(PROBLEMS, 1, engine.sampling(0))
 
 
+def test_a_process_gets_its_flags_and_devices(policy: Policy, tmp_path: Path) -> None:
+    python = interpreter(tmp_path, "0.30.0", 'echo "GPUs $CUDA_VISIBLE_DEVICES, $@"; exit 3')
+    engine = VLLMEngine(python=python, max_new_tokens=100, devices="2,3", max_rows=9, options=("--seed=5",))
+    engine.bind(policy)
+    with pytest.raises(EngineError) as error:
+        engine.generate(PROBLEMS, 1, engine.sampling(0))
+    (told,) = [line for line in str(error.value).splitlines() if "GPUs" in line]
+    assert told.startswith("  GPUs 2,3, -m rloop_lightning.engines.vllm.serve /")
+    assert "--backend shm --load-format dummy --dtype float32" in told
+
+
 @pytest.mark.parametrize(
     ("server", "message"),
     [

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,9 +52,10 @@ def engines_of(trainer: int) -> list[int]:
     return found
 
 
-def trainers() -> set[int]:
-    """The processes for which an engine of vLLM has been started."""
-    return {int(folder.name.split("-")[2]) for folder in Path("/tmp").glob("rloop-engine-*")}
+def dead_trainers() -> set[int]:
+    """The processes that have started an engine of vLLM and were killed."""
+    folders = Path(tempfile.gettempdir()).glob("rloop-engine-*")
+    return {pid for folder in folders if not Path("/proc", str(pid := int(folder.name.split("-")[2]))).exists()}
 
 
 def test_a_run_of_rloop_on_vllm(finished: Path) -> None:
@@ -70,10 +72,10 @@ def test_a_run_of_rloop_on_vllm(finished: Path) -> None:
 def test_a_killed_run_leaves_no_engine_and_resumes_to_the_same_bits(
     own: TinyRun, finished: Path, tmp_path: Path
 ) -> None:
-    before, shared = trainers(), set(os.listdir("/dev/shm"))
+    before, shared = dead_trainers(), set(os.listdir("/dev/shm"))
     out, log = tmp_path / "run", tmp_path / "log"
     assert own.fit_apart(out, log, Kill(GENERATE, 3)) == -signal.SIGKILL, log.read_text()  # the second rollout step
-    (trainer,) = trainers() - before
+    (trainer,) = dead_trainers() - before
     end = time.monotonic() + 60
     while (left := engines_of(trainer)) and time.monotonic() < end:
         time.sleep(0.1)
@@ -81,7 +83,7 @@ def test_a_killed_run_leaves_no_engine_and_resumes_to_the_same_bits(
     assert not [name for name in set(os.listdir("/dev/shm")) - shared if "rloop" in name]
     assert resume(out, log) == 0, log.read_text()
     assert_same_run(out, finished)
-    assert trainer not in trainers()  # the folder that the killed one left
+    assert trainer not in dead_trainers()  # the folder that the killed one left
 
 
 @pytest.fixture(scope="module")

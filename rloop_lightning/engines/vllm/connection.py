@@ -141,8 +141,7 @@ def started(settings: ProcessSettings, limits: Limits, policy: Policy, needed: i
     Raises:
         EngineError: it does not start.
     """
-    flags = settings.flags(policy, settings.tokens(policy, needed))
-    process = loop.wait(_spawned(settings.python, policy, flags), lambda: None)
+    process = loop.wait(_spawned(settings, policy, settings.tokens(policy, needed)), lambda: None)
     patience = _patience(limits.start_s, "--engine.start_s", process)
     try:
         told = loop.wait(_ready(process.server), patience)
@@ -179,9 +178,9 @@ def _connection(
     return Connection(servers, told, limits, loop, process)
 
 
-async def _spawned(python: str, policy: Policy, flags: Sequence[str]) -> EngineProcess:
+async def _spawned(settings: ProcessSettings, policy: Policy, tokens: int) -> EngineProcess:
     """A new process, started by the loop's thread: it ends with the thread that started it."""
-    return EngineProcess(python, policy, flags)
+    return EngineProcess(settings.python, policy, settings.flags(policy, tokens), settings.environment)
 
 
 async def _ready(server: Server) -> dict[str, Any]:

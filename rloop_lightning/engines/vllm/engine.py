@@ -10,6 +10,7 @@ known. `sync` pushes the policy's weights if they have changed, counts a version
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -274,7 +275,7 @@ class VLLMEngine(RolloutEngine):
         return [Server(address) for address in self._urls]
 
     def _interpreter(self) -> str:
-        return self.python or sys.executable
+        return os.path.expanduser(self.python or sys.executable)
 
     def _process_settings(self, policy: Policy) -> ProcessSettings:
         dtype = str(policy.compute_dtype).removeprefix("torch.") if self.dtype == "auto" else self.dtype

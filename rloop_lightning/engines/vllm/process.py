@@ -1,6 +1,6 @@
 """A vLLM server as a child process of the trainer, on a Unix socket in a private folder.
 
-    process = EngineProcess(python, policy, flags)
+    process = EngineProcess(python, policy, flags, {})
     server = process.server
     process.check()             # raises once it has ended
     process.stop()
@@ -20,7 +20,7 @@ import subprocess
 import tempfile
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import rloop_lightning
@@ -46,9 +46,10 @@ class EngineProcess:
         python: an interpreter with vLLM.
         policy: gives the model's config and its tokenizer.
         flags: options of `rloop-serve`.
+        variables: of its environment, beside the trainer's.
     """
 
-    def __init__(self, python: str, policy: Policy, flags: Sequence[str]) -> None:
+    def __init__(self, python: str, policy: Policy, flags: Sequence[str], variables: Mapping[str, str]) -> None:
         _remove_left_behind()
         self._folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
         socket, self._log = self._folder / "socket", self._folder / "log"
@@ -58,6 +59,7 @@ class EngineProcess:
         command = [python, "-m", "rloop_lightning.engines.vllm.serve", str(model), "--uds", str(socket), *flags]
         environment = {
             **os.environ,
+            **variables,
             "PYTHONPATH": str(self._folder),
             PARENT_VARIABLE: str(os.getpid()),
             "HF_HUB_OFFLINE": "1",

@@ -34,6 +34,11 @@ class ProcessSettings:
             return "shm"
         return "nccl" if self.devices else "ipc"
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables of the process that differ from the trainer's."""
+        return {"CUDA_VISIBLE_DEVICES": self.devices} if self.devices else {}
+
     def tokens(self, policy: Policy, needed: int) -> int:
         """The longest prompt and completion that the process takes: with room, so that it is not started again.
 
