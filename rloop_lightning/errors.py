@@ -25,6 +25,10 @@ class DamagedError(RunFault):
     """A file's content is not what was written to it."""
 
 
+class EngineError(RunFault):
+    """A rollout engine is lost, stuck or unusable. The message says which, with its last log lines if it has a log."""
+
+
 class PushError(RunFault):
     """A folder could not be uploaded to the hub. What it holds is on disk."""
 

@@ -112,6 +112,7 @@ class Rollout:
     routed_experts: np.ndarray | None = None  # [S + T - 1, layers, top_k] uint8 or int16, the engine's experts
     kept_tokens: np.ndarray | None = None  # [K] int32, the ids that top-k and top-p kept, token by token
     kept_counts: np.ndarray | None = None  # [T] int32, how many of them belong to each token; they sum to K
+    versions: np.ndarray | None = None  # [T] int32, the weights that sampled each token; None: the policy's own
 
     @property
     def length(self) -> int:

@@ -35,8 +35,8 @@ USED_OTHERWISE = {
     "mkdocstrings-python": ("mkdocs.yml", "mkdocstrings:"),
 }
 # What is imported where it is there, and can't be an extra: it is built for one GPU and one release of torch.
-# wandb is imported for a logger that the user made of it.
-UNDECLARED = {"flash-attn", "wandb"}
+# wandb is imported for a logger that the user made of it. vLLM is imported in an environment of its own.
+UNDECLARED = {"flash-attn", "vllm", "wandb"}
 # The interpreter of another environment runs this side of a benchmark (`--vllm-python`).
 ELSEWHERE = {"benchmarks/side_vllm.py"}
 

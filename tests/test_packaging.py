@@ -132,6 +132,7 @@ def test_the_source_distribution_holds_the_project_once(source: Path) -> None:
         "LICENSE",
         "Makefile",
         "README.md",
+        "constraints-vllm.txt",
         "constraints.txt",
         "mkdocs.yml",
         "pyproject.toml",

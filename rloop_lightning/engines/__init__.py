@@ -6,5 +6,6 @@ entry: use `--engine my.module.MyEngine`.
 
 ENGINES: dict[str, str] = {
     "torch": "rloop_lightning.engines.torch_engine.TorchEngine",
+    "vllm": "rloop_lightning.engines.vllm.engine.VLLMEngine",
 }
 """Short name -> class path of a `RolloutEngine`."""

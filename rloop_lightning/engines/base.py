@@ -121,6 +121,9 @@ class RolloutEngine(ABC):
         seed, weights and engine give the same rollouts.
         """
 
+    def close(self) -> None:  # noqa: B027 -- most engines hold nothing
+        """Free what the engine holds outside of this process. It can be used again."""
+
     def generate_parts(
         self, problems: Sequence[Problem], n: int, sampling: SamplingParams, done: int = 0
     ) -> Iterator[list[Rollout]]:

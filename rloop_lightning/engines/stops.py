@@ -24,7 +24,7 @@ _FIRST_TOKENS = 16  # that are decoded to look for a stop, before more are
 
 def stop_faults(stop: Sequence[str], tokenizer: Any) -> Iterator[str]:
     """Stops that could never end a completion of this tokenizer, one message each."""
-    special = _special_tokens(tokenizer)
+    special = special_tokens(tokenizer)
     for text in stop:
         if text not in special and (inside := next((token for token in special if token in text), None)):
             yield (
@@ -42,7 +42,7 @@ class Stops:
     """
 
     def __init__(self, policy: Policy, stop: Sequence[str]) -> None:
-        special = _special_tokens(policy.tokenizer)
+        special = special_tokens(policy.tokenizer)
         token_ids = {*policy.stop_token_ids, *(special[text] for text in stop if text in special)}
         self._policy = policy
         self._token_ids = torch.tensor(sorted(token_ids), dtype=torch.int64)
@@ -90,7 +90,7 @@ class Stops:
             count *= 2
 
 
-def _special_tokens(tokenizer: Any) -> dict[str, int]:
+def special_tokens(tokenizer: Any) -> dict[str, int]:
     """Ids of the special tokens by name."""
     added = {token.content: number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     return {**dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)), **added}

@@ -27,10 +27,10 @@ import torch
 from rloop_lightning.engines.base import RolloutEngine
 from rloop_lightning.engines.decoding import Completions, check_finite, decode
 from rloop_lightning.engines.products import products_in
+from rloop_lightning.engines.prompts import check_prompts
 from rloop_lightning.engines.rows import can_replace, most_prompts
 from rloop_lightning.engines.stops import Stops
 from rloop_lightning.engines.trial import trial_fault
-from rloop_lightning.model.context import Context
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.system.fields import LeftOpenUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveInt
 from rloop_lightning.types import Problem, Rollout, SamplingParams
@@ -119,7 +119,7 @@ class TorchEngine(RolloutEngine):
             raise RuntimeError("TorchEngine.generate needs a policy; call bind(policy) first")
         policy = self._policy
         prompts = [policy.prompt_ids(problem) for problem in problems]
-        _check_prompts(problems, prompts, sampling, policy.context)
+        check_prompts(problems, prompts, sampling, policy.context)
         prompt_ids = [np.array(prompt, dtype=np.int64) for prompt in prompts]
         dtype, stops = self._compute_dtype(policy), self._stops_of(policy, sampling.stop).to(policy.device)
         generator = torch.Generator().manual_seed(sampling.seed)
@@ -156,23 +156,6 @@ class TorchEngine(RolloutEngine):
 
     def _compute_dtype(self, policy: Policy) -> torch.dtype:
         return policy.compute_dtype if self.dtype == "auto" else getattr(torch, self.dtype)
-
-
-def _check_prompts(
-    problems: Sequence[Problem], prompts: list[list[int]], sampling: SamplingParams, context: Context
-) -> None:
-    """Raise one ValueError that names every prompt the model can't take."""
-    errors = []
-    for problem, prompt in zip(problems, prompts, strict=True):
-        if not prompt:
-            errors.append(f"problem {problem.id!r}: the prompt has no tokens")
-        elif len(prompt) + sampling.max_new_tokens > context.tokens:
-            errors.append(
-                f"problem {problem.id!r}: prompt of {len(prompt)} tokens + max_new_tokens {sampling.max_new_tokens} "
-                f"exceeds the model's {context}; lower --engine.max_new_tokens or drop the problem"
-            )
-    if errors:
-        raise ValueError("\n".join(errors))
 
 
 def _rows_at_once(policy: Policy, prompts: list[list[int]], n: int, max_rows: int | Literal["auto"]) -> tuple[int, int]:

@@ -117,6 +117,7 @@ class LoopRunner:
                 raise Stopped(signal.SIGTERM) from error
             finally:
                 self.loggers.close()
+                self.sampler.engine.close()
 
     def _run(self, policy: Policy) -> LoopState:
         state = self._state_to_run_from(policy)

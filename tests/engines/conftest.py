@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 
 from rloop_lightning.engines import torch_engine
+from rloop_lightning.engines.base import RolloutEngine
+from rloop_lightning.engines.torch_engine import TorchEngine
 from rloop_lightning.model.policy import Policy
 
 ALPHABET = string.ascii_lowercase + string.digits
@@ -69,3 +72,24 @@ def make_policy() -> Callable[..., Policy]:
 def rows_enter(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the CPU too, as on a GPU."""
     monkeypatch.setitem(torch_engine.BATCHES_PER_PART, "cpu", 4)
+
+
+# An engine joins the contract's tests (test_contract.py) with a line here.
+VLLM_PYTHON = os.environ.get("RLOOP_VLLM_PYTHON", "")  # `make test-vllm` sets it
+ENGINES = ["vllm"] if VLLM_PYTHON else ["torch"]
+
+
+def made(name: str) -> RolloutEngine:
+    if name == "torch":
+        return TorchEngine(max_rows=16)
+    from rloop_lightning.engines.vllm.engine import VLLMEngine
+
+    return VLLMEngine(python=VLLM_PYTHON, max_rows=16, cpu_cache_gib=0.25)
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def engine(request: pytest.FixtureRequest) -> Iterator[RolloutEngine]:
+    """Each engine once for all tests of a module: one that starts a process needs seconds for it."""
+    engine = made(request.param)
+    yield engine
+    engine.close()

@@ -1,0 +1,185 @@
+"""Weights from the trainer to vLLM's servers, through vLLM's weight-transfer API.
+
+    sender = make_sender("shm", servers)
+    loop.wait(sender.begin(), watch)                       # once
+    loop.wait(sender.send(named_weights(policy)), watch)   # for every version
+
+The servers must be paused. `shm` is ours, for servers on this machine; `ipc` and `nccl` are vLLM's own backends for
+GPUs, spoken here without vLLM. ipc and nccl have never been run: there was no GPU with vLLM to run them on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+import pickle
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from rloop_lightning.engines.vllm.client import Server
+from rloop_lightning.errors import EngineError
+
+Backend = Literal["shm", "ipc", "nccl"]
+
+Named = Iterable[tuple[str, Tensor]]
+
+_ALIGNMENT = 64  # bytes
+
+
+class Sender(ABC):
+    """The trainer's end of a backend.
+
+    Args:
+        servers: they all get the same weights.
+    """
+
+    def __init__(self, servers: Sequence[Server]) -> None:
+        self.servers = servers
+
+    async def begin(self) -> None:
+        """Make the servers ready. Call it once."""
+        await self._all("/init_weight_transfer_engine", {"init_info": {}})
+
+    async def send(self, weights: Named) -> int:
+        """Send all weights. Returns their bytes.
+
+        Raises:
+            EngineError: a server can't take them.
+        """
+        named = [(name, weight.contiguous()) for name, weight in weights]
+        await self._all("/start_weight_update")
+        await self._move(named)
+        await self._all("/finish_weight_update")
+        return sum(weight.numel() * weight.element_size() for _, weight in named)
+
+    @abstractmethod
+    async def _move(self, named: list[tuple[str, Tensor]]) -> None:
+        """Send the tensors, between the start and the end of an update."""
+
+    async def _all(self, path: str, body: Any = None) -> None:
+        await asyncio.gather(*(server.post(path, body) for server in self.servers))
+
+
+class SharedMemorySender(Sender):
+    """Through a memory file without a name, which the kernel frees with its last user, however that ends."""
+
+    def __init__(self, servers: Sequence[Server]) -> None:
+        super().__init__(servers)
+        self._file: int | None = None
+        self._buffer = torch.empty(0, dtype=torch.uint8)
+
+    async def _move(self, named: list[tuple[str, Tensor]]) -> None:
+        sizes = [-(-weight.numel() * weight.element_size() // _ALIGNMENT) * _ALIGNMENT for _, weight in named]
+        starts = [0, *accumulate(sizes)]
+        table = [
+            [name, _dtype_name(weight), list(weight.shape), start]
+            for (name, weight), start in zip(named, starts, strict=False)
+        ]
+        buffer = self._room(starts[-1])
+        for (_, weight), start in zip(named, starts, strict=False):
+            flat = weight.reshape(-1).view(torch.uint8)
+            buffer[start : start + len(flat)].copy_(flat)
+        path = f"/proc/{os.getpid()}/fd/{self._file}"
+        await self._all("/update_weights", {"update_info": {"path": path, "tensors": table}})
+
+    def _room(self, size: int) -> Tensor:
+        if self._file is None:
+            self._file = os.memfd_create("rloop-weights")
+            weakref.finalize(self, os.close, self._file)
+        if len(self._buffer) < size:
+            os.ftruncate(self._file, size)
+            path = f"/proc/self/fd/{self._file}"
+            self._buffer = torch.from_file(path, shared=True, size=size, dtype=torch.uint8)
+        return self._buffer
+
+
+class IpcSender(Sender):
+    """Through handles to the trainer's own GPU memory, for servers on the same GPU."""
+
+    async def begin(self) -> None:
+        """Say that every tensor is sent by itself."""
+        await self._all("/init_weight_transfer_engine", {"init_info": {"packed": False}})
+
+    async def _move(self, named: list[tuple[str, Tensor]]) -> None:
+        from torch.multiprocessing.reductions import reduce_tensor
+
+        card = str(torch.cuda.get_device_properties(named[0][1].device).uuid)
+        handles = [{card: reduce_tensor(weight)[1]} for _, weight in named]
+        # vLLM reads the handles as a pickle. It is made here and read there, never the other way.
+        info = {**_listed(named), "ipc_handles_pickled": base64.b64encode(pickle.dumps(handles)).decode()}
+        torch.cuda.synchronize()
+        await self._all("/update_weights", {"update_info": info})
+
+
+class NcclSender(Sender):
+    """By broadcasts to servers on other GPUs. The trainer is rank 0; the ranks of the servers follow."""
+
+    async def begin(self) -> None:
+        """Open the group of the trainer and all workers."""
+        sizes = [(await server.get("/get_world_size"))["world_size"] for server in self.servers]
+        unique = torch.cuda.nccl.unique_id()
+        world = 1 + sum(sizes)
+        requests = [
+            server.post(
+                "/init_weight_transfer_engine",
+                {
+                    "init_info": {
+                        "rank_offset": 1 + sum(sizes[:number]),
+                        "world_size": world,
+                        "nccl_unique_id_b64": base64.b64encode(unique).decode(),
+                        "packed": False,
+                    }
+                },
+            )
+            for number, server in enumerate(self.servers)
+        ]
+        self._group, *_ = await asyncio.gather(asyncio.to_thread(_open_group, world, unique), *requests)
+
+    async def _move(self, named: list[tuple[str, Tensor]]) -> None:
+        received = self._all("/update_weights", {"update_info": _listed(named)})
+        await asyncio.gather(received, asyncio.to_thread(self._broadcast, [weight for _, weight in named]))
+
+    def _broadcast(self, weights: Sequence[Tensor]) -> None:
+        for weight in weights:
+            torch.cuda.nccl.broadcast([weight], root=0, comms=[self._group])
+        torch.cuda.synchronize()
+
+
+def _open_group(world: int, unique: bytes) -> Any:
+    """Join as rank 0, and do the one-element reduction with which vLLM's workers begin."""
+    group = torch.cuda.nccl.init_rank(world, unique, 0)
+    torch.cuda.nccl.all_reduce([torch.zeros(1, device="cuda")], comms=[group])
+    return group
+
+
+def make_sender(backend: str, servers: Sequence[Server]) -> Sender:
+    """The trainer's end of a backend.
+
+    Raises:
+        EngineError: it is not one that the trainer has.
+    """
+    senders: dict[str, type[Sender]] = {"shm": SharedMemorySender, "ipc": IpcSender, "nccl": NcclSender}
+    if backend not in senders:
+        raise EngineError(
+            f"the vLLM server takes weights by {backend!r}; start it with --backend {' or '.join(senders)}"
+        )
+    return senders[backend](servers)
+
+
+def _listed(named: Sequence[tuple[str, Tensor]]) -> dict[str, Any]:
+    return {
+        "names": [name for name, _ in named],
+        "dtype_names": [_dtype_name(weight) for _, weight in named],
+        "shapes": [list(weight.shape) for _, weight in named],
+    }
+
+
+def _dtype_name(weight: Tensor) -> str:
+    return str(weight.dtype).removeprefix("torch.")
