@@ -12,7 +12,15 @@ from pathlib import Path
 from benchmarks.measure import ROOT
 from benchmarks.models import SIZES
 
-PARTS = ("step_vs_trl", "same_learning", "generate_vs_hf", "limit", "scaling", "reward_throughput")
+PARTS = (
+    "step_vs_trl",
+    "same_learning",
+    "generate_vs_hf",
+    "continuous_batching",
+    "limit",
+    "scaling",
+    "reward_throughput",
+)
 COMPARISONS = ("step_vs_checkout",)  # which need another side that only the user knows
 MECHANICS = ("real",)  # made for a GPU
 STUDIES = ("learning", "precision", "minirl_on_experts")
@@ -34,7 +42,7 @@ class Options:
         seeds: runs per variant of a study.
         keep: folder that keeps the runs of studies, so that complete runs are reused; None keeps nothing.
         filter_rollouts: size of the largest filtered pool, rollouts.
-        against: another checkout of this project, for step_vs_checkout.
+        against: another checkout of this project, for step_vs_checkout and continuous_batching.
         vllm_python: interpreter of an environment with vLLM; empty skips vLLM.
         responses: file of answers for `reward_throughput`; without the file, the part measures nothing.
         out: folder for results.json and results.md.
@@ -88,7 +96,9 @@ def parse(argv: Sequence[str] | None) -> Options:
     parser.add_argument(
         "--keep", type=Path, default=None, help="folder that keeps the runs of studies; complete runs are reused"
     )
-    parser.add_argument("--against", type=Path, default=None, help="another checkout, for step_vs_checkout")
+    parser.add_argument(
+        "--against", type=Path, default=None, help="another checkout, for step_vs_checkout and continuous_batching"
+    )
     parser.add_argument(
         "--filter-rollouts",
         type=int,

@@ -90,6 +90,7 @@ def _table(
     columns = {
         "round": np.zeros(rows, np.int32),
         "rollout_step": np.full(rows, step, np.int32),
+        "policy_version": np.full(rows, step, np.int32),
         "problem_id": problem_ids,
         "completion_ids": pa.ListArray.from_arrays(arrow_offsets, pa.array(tokens, pa.int32()), type=TOKEN_IDS),
         "text": pa.StringArray.from_buffers(rows, text[1], text[2]),

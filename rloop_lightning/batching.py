@@ -11,7 +11,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rloop_lightning.types import Rollout, RolloutBatch
+from rloop_lightning.errors import RunFault
+from rloop_lightning.types import Rollout, RolloutBatch, SamplingParams
+
+
+def check_kept_tokens(rollouts: Sequence[Rollout], sampling: SamplingParams) -> None:
+    """Check that rollouts say which tokens top-k and top-p kept.
+
+    Raises:
+        RunFault: tokens were sampled by top-k or top-p, and a rollout does not say from which.
+    """
+    if sampling.truncates and any(rollout.kept_counts is None for rollout in rollouts):
+        raise RunFault(
+            f"--engine.top_k {sampling.top_k}, --engine.top_p {sampling.top_p:g}: the engine's rollouts come without "
+            "the tokens that were kept (Rollout.kept_tokens), so ratios against the engine would be biased; start a "
+            "new run with --engine.top_k 0 and --engine.top_p 1"
+        )
 
 
 def collate(

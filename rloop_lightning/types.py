@@ -241,6 +241,7 @@ class RolloutStep:
     batch: RolloutBatch
     metrics: Mapping[str, float]
     rollouts: tuple[Rollout, ...] = ()  # the batch's rollouts, in its order
+    lag: int = 0  # rollout steps that the policy has trained on since this one was begun
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """The same step with its batch on `device`."""

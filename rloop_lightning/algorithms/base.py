@@ -21,14 +21,19 @@ from torch import Tensor
 from rloop_lightning.algorithms.advantages import by_group, centred
 from rloop_lightning.algorithms.dynamic_sampling import has_right_and_wrong
 from rloop_lightning.algorithms.entropy_bonus import entropy_bonus
-from rloop_lightning.algorithms.importance import ImportanceCorrection, ImportanceLevel, ImportanceMode, lost_weight
+from rloop_lightning.algorithms.importance import (
+    ImportanceCorrection,
+    ImportanceLevel,
+    ImportanceMode,
+    gap_metrics,
+    lost_weight,
+)
 from rloop_lightning.algorithms.kl_term import KLEstimator, KLTerm, kl
 from rloop_lightning.algorithms.overlong import Overlong
 from rloop_lightning.algorithms.policy_module import PolicyModule
 from rloop_lightning.algorithms.ranks import mean_over_ranks
 from rloop_lightning.algorithms.reference import ReferenceKind
-from rloop_lightning.batching import collate
-from rloop_lightning.errors import RunFault
+from rloop_lightning.batching import check_kept_tokens, collate
 from rloop_lightning.system.fields import AtLeastOne, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from rloop_lightning.types import (
     Group,
@@ -68,7 +73,8 @@ class Algorithm(PolicyModule):
             0 never resets.
         entropy_coef: weight of the entropy bonus in each token's loss; 0 is off.
         importance_correction: truncated importance sampling: weight each token by pi_old(trainer) / pi(engine).
-            `truncate` clamps weights to the cap, `mask` sets weights above the cap to 0, `none` is off.
+            `truncate` clamps weights to the cap, `mask` sets weights above the cap to 0, `none` is off. `auto` is
+            `truncate` if rollouts come from older policies (--loop.staleness), else `none`.
         importance_level: one weight per `token`; or one per rollout: the product of its tokens' weights (`sequence`),
             which vanishes in long completions, or their `geometric` mean.
         importance_cap: largest weight of a token, or of a whole sequence.
@@ -81,6 +87,7 @@ class Algorithm(PolicyModule):
     """The smallest group size that `advantages` accepts."""
 
     _warned_of_lost_weight = False
+    _lag = 0  # of the current rollout step
 
     def __init__(
         self,
@@ -99,7 +106,7 @@ class Algorithm(PolicyModule):
         kl_adaptation: PositiveFloat = 0.1,
         reference_reset_steps: NonNegativeInt = 0,
         entropy_coef: NonNegativeFloat = 0.0,
-        importance_correction: ImportanceMode = "none",
+        importance_correction: ImportanceMode = "auto",
         importance_level: ImportanceLevel = "token",
         importance_cap: AtLeastOne = 2.0,
         **kwargs: Any,
@@ -139,6 +146,11 @@ class Algorithm(PolicyModule):
         """Set the reference. The policy is the round's initial one here, also on resume: checkpoints load later."""
         super().setup(stage)
         self.kl.begin(self.policy)
+
+    def expect_lag(self, staleness: int) -> None:
+        """Prepare for rollouts of policies that are up to `staleness` rollout steps older."""
+        if staleness:
+            self.importance = self.importance.expecting_lag()
 
     def keep_group(self, group: Group) -> bool:
         """Whether to train on a group. The rollout step samples until it has kept enough groups."""
@@ -184,12 +196,7 @@ class Algorithm(PolicyModule):
             RunFault: tokens were sampled by top-k or top-p, and a rollout does not say from which.
         """
         rollouts = [rollout for group in groups for rollout in group.rollouts]
-        if sampling.truncates and any(rollout.kept_counts is None for rollout in rollouts):
-            raise RunFault(
-                f"--engine.top_k {sampling.top_k}, --engine.top_p {sampling.top_p:g}: the engine's rollouts come "
-                "without the tokens that were kept (Rollout.kept_tokens), so ratios against the engine would be "
-                "biased; start a new run with --engine.top_k 0 and --engine.top_p 1"
-            )
+        check_kept_tokens(rollouts, sampling)
         numbers = torch.arange(len(groups)).repeat_interleave(torch.tensor([len(group.rollouts) for group in groups]))
         batch = collate(
             rollouts,
@@ -221,6 +228,7 @@ class Algorithm(PolicyModule):
         """All optimizer steps of one rollout step. Stops early when a callback ends the phase."""
         started = perf_counter()
         updates = []
+        self._lag = step.lag
         generated = step.batch if self.policy.routing is None else self.policy.routing.admitted(step.batch)
         for batch in self._mini_batches(self.prepare(generated)):
             updates.append(self.update(batch))
@@ -239,23 +247,19 @@ class Algorithm(PolicyModule):
     def micro_batch_loss(self, scores: TokenScores, batch: RolloutBatch) -> LossOutput:
         """`loss` with all options applied.
 
-        Its metrics include the gap between the engine's and the trainer's logprobs, and how far the updates of the
-        rollout step have moved the policy: KL(old policy || policy), estimated on the old policy's tokens.
+        Its metrics include the gap between sampling and old logprobs, and how far the updates of the rollout step have
+        moved the policy: KL(old policy || policy), estimated on its tokens.
         """
-        if batch.old_logprobs is None:  # no update yet: the policy is still the one that generated
+        if batch.old_logprobs is None:  # no update yet: the policy is the old policy
             batch = replace(batch, old_logprobs=batch.recorded_or(scores.logprobs.detach()))
         output = self.importance.apply(self.loss(scores, batch), batch)
         output = self.kl.add_to(output, scores, batch)
         loss = output.loss
         if self.entropy_coef > 0:
             loss = loss + entropy_bonus(scores.entropy, self.entropy_coef)
-        old_logprobs, sampling_logprobs = batch.old_logprobs, batch.sampling_logprobs
-        assert old_logprobs is not None
-        gap = {
-            "policy/engine_kl_nats": kl(sampling_logprobs, old_logprobs, "k3"),
-            "policy/engine_gap_nats_max": (old_logprobs - sampling_logprobs).abs(),
-        }
-        moved = kl(old_logprobs, scores.logprobs.detach(), "k3")  # 0 before the first update of a rollout step
+        assert batch.old_logprobs is not None
+        gap = gap_metrics(batch.sampling_logprobs, batch.old_logprobs, lag=self._lag)
+        moved = kl(batch.old_logprobs, scores.logprobs.detach(), "k3")  # 0 before the first update of a rollout step
         return LossOutput(loss, {**output.metrics, **gap, "policy/update_kl_nats": moved})
 
     def _mini_batches(self, batch: RolloutBatch) -> Iterator[RolloutBatch]:

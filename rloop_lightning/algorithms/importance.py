@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor
 
+from rloop_lightning.algorithms.kl_term import kl
 from rloop_lightning.algorithms.losses import MAX_LOG_RATIO
 from rloop_lightning.types import LossOutput, RolloutBatch
 
-ImportanceMode = Literal["none", "truncate", "mask"]
+ImportanceMode = Literal["auto", "none", "truncate", "mask"]
 ImportanceLevel = Literal["token", "sequence", "geometric"]
 
 # A weight below this counts as vanished.
@@ -23,7 +24,8 @@ class ImportanceCorrection:
     """Weights each token's loss by pi_old(trainer) / pi(engine).
 
     Args:
-        mode: `truncate` clamps weights to the cap, `mask` sets weights above the cap to 0, `none` is off.
+        mode: `truncate` clamps weights to the cap, `mask` sets weights above the cap to 0, `none` is off, and so is
+            `auto`, which `expecting_lag` makes `truncate`.
         level: one weight per token, or one per rollout: the product or the geometric mean of its tokens' weights.
         cap: the largest weight.
     """
@@ -32,9 +34,17 @@ class ImportanceCorrection:
     level: ImportanceLevel
     cap: float
 
+    @property
+    def is_off(self) -> bool:
+        return self.mode in ("auto", "none")
+
+    def expecting_lag(self) -> ImportanceCorrection:
+        """The same correction where rollouts come from older policies."""
+        return replace(self, mode="truncate") if self.mode == "auto" else self
+
     def apply(self, output: LossOutput, batch: RolloutBatch) -> LossOutput:
         """The loss multiplied by the weights, with the metrics of `weight_metrics`."""
-        if self.mode == "none":
+        if self.mode == "auto" or self.mode == "none":
             return output
         assert batch.old_logprobs is not None
         ratios = importance_ratios(batch.old_logprobs, batch.sampling_logprobs, batch.completion_mask, level=self.level)
@@ -69,6 +79,20 @@ def importance_ratios(
 def capped(ratios: Tensor, *, cap: float, mode: Literal["truncate", "mask"]) -> Tensor:
     """The weights: above `cap`, a ratio becomes the cap (`truncate`) or 0 (`mask`). Same shape."""
     return ratios.clamp(max=cap) if mode == "truncate" else ratios.masked_fill(ratios > cap, 0.0)
+
+
+def gap_metrics(sampling_logprobs: Tensor, old_logprobs: Tensor, *, lag: int) -> dict[str, Tensor]:
+    """How far the policy is from the one that sampled, as KL(sampling || old) and the largest difference, in nats.
+
+    Without a lag, this is the gap between engine and trainer. With one, it is also what the updates since then did.
+
+    Args: sampling_logprobs, old_logprobs [B, T]; lag: rollout steps that were trained on since. Returns [B, T] each.
+    """
+    cause = "lag" if lag else "engine"
+    return {
+        f"policy/{cause}_kl_nats": kl(sampling_logprobs, old_logprobs, "k3"),
+        f"policy/{cause}_gap_nats_max": (old_logprobs - sampling_logprobs).abs(),
+    }
 
 
 def weight_metrics(ratios: Tensor, weights: Tensor, *, cap: float) -> dict[str, Tensor]:

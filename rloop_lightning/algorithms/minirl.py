@@ -45,7 +45,12 @@ class MiniRL(Algorithm):
         self.importance_weight, self.clip = importance_weight, clip
         self.clip_eps = {"clip_eps_low": clip_eps_low, "clip_eps_high": clip_eps_high}
         mode, twice = self.importance.mode, "weights tokens twice with --algo.importance_weight true; turn one off"
-        self.require(not importance_weight or mode == "none", "importance_correction", twice, mode)
+        self.require(not importance_weight or self.importance.is_off, "importance_correction", twice, mode)
+
+    def expect_lag(self, staleness: int) -> None:
+        """The importance weight corrects for older policies, too."""
+        if not self.importance_weight:
+            super().expect_lag(staleness)
 
     def advantages(self, rewards: Tensor) -> Tensor:
         return centred(rewards)

@@ -85,6 +85,12 @@ class RolloutEngine(ABC):
     reports_kept_tokens = False
     """Whether rollouts carry the tokens that top-k and top-p kept. An engine that does not is refused with either."""
 
+    works_beside_updates = False
+    """Whether `generate` may be called in a thread while the policy is updated: the engine has weights of its own."""
+
+    takes_updates_in_flight = False
+    """Whether `sync` may be called while `generate` runs in a thread: its completions go on with the new weights."""
+
     on_progress: Callable[[int, int], None] | None = None
     """Called during `generate` with the numbers of tokens and of complete rollouts since the last call, for progress
     bars. An engine that can't tell before the end need not call it."""

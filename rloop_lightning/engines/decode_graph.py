@@ -43,7 +43,7 @@ class DecodeGraph:
     Args:
         forward: the step.
         cache: keys and values of the rows; gets room for another column.
-        seen: whether a column contains a token of the row, now or later [R, columns at the end].
+        seen: whether a column contains a token of the row [R, columns].
 
     Raises:
         RuntimeError: the step can't be recorded; it waits for the device, say.
@@ -55,13 +55,12 @@ class DecodeGraph:
         self._forward = forward
         for layer in self._layers:
             layer.make_room(layer.length + 1)
-        length, capacity = self._layers[0].length, self._layers[0].capacity
+        capacity = self._layers[0].capacity
         rows, device = len(seen), seen.device
         self._tokens, self._positions = (torch.zeros(rows, 1, dtype=torch.int64, device=device) for _ in range(2))
         self._place = torch.zeros(1, dtype=torch.int64, device=device)
-        self._seen = seen
         self._mask = torch.zeros(rows, 1, 1, capacity, dtype=torch.bool, device=device)
-        self._mask[:, 0, 0, :length] = seen[:, :length]
+        self.show(seen)
         self._graph: Any = None
         self._logits: Tensor | None = None
 
@@ -74,12 +73,17 @@ class DecodeGraph:
         """Whether there is no room for another column."""
         return self._layers[0].length == self._layers[0].capacity
 
+    def show(self, seen: Tensor) -> None:
+        """Attend to these columns from now on, after rows were replaced or columns dropped."""
+        self._mask.zero_()
+        self._mask[:, 0, 0, : seen.shape[1]] = seen
+
     def append(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """Append one token to each row, [R] each. Returns the logits after them, valid until the next call."""
         column = self._layers[0].length
         self._tokens[:, 0], self._positions[:, 0] = tokens, positions
         self._place.fill_(column)
-        self._mask[:, 0, 0, column] = self._seen[:, column]
+        self._mask[:, 0, 0, column] = True
         if tokens.device.type == "cpu":  # nothing to record; the same step
             self._logits = self._step()
         else:

@@ -1,4 +1,4 @@
-"""The tokens that top-k and top-p kept in a wave, which the trainer renormalises over as well.
+"""The tokens that top-k and top-p kept, which the trainer renormalises over as well.
 
     record = KeptTokensRecord()
     record.add(rows, kept)              # after each sampling step
@@ -19,7 +19,7 @@ from rloop_lightning.engines.sampling import Kept
 
 
 class KeptTokensRecord:
-    """The kept tokens of all sampling steps of a wave."""
+    """The kept tokens of all sampling steps."""
 
     def __init__(self) -> None:
         self._rows: list[np.ndarray] = []
@@ -42,7 +42,7 @@ class KeptTokensRecord:
         token_ids = token_ids[np.repeat(starts - (ends - counts), counts) + np.arange(len(token_ids))]
         firsts = np.searchsorted(rows[order], np.arange(len(lengths)))
         spans = [slice(first, first + length) for first, length in zip(firsts.tolist(), lengths, strict=True)]
-        # Copies, so that a stored rollout does not keep its whole wave in memory.
+        # Copies, so that a stored rollout does not keep its whole part in memory.
         return [
             (token_ids[ends[span.start] - counts[span.start] : ends[span.stop - 1]].copy(), counts[span].copy())
             for span in spans

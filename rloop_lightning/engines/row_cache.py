@@ -1,9 +1,11 @@
-"""A preallocated KV cache whose rows can be repeated and dropped.
+"""A preallocated KV cache whose rows can be repeated, dropped and replaced.
 
     cache = row_cache(model.config, dtype)
     model(..., past_key_values=cache)
     cache.reorder_cache(rows)           # continue with these rows
     joined([cache, another])            # the rows of both
+    shift(cache, -5)                    # without the first five columns
+    replace(cache, rows, another, of)   # rows of another cache in the place of these
 
 For each token, Hugging Face's own cache copies everything. This one writes only the new token.
 """
@@ -36,13 +38,28 @@ def row_cache(config: Any, dtype: torch.dtype) -> Cache:
 
 
 def joins(cache: Cache) -> bool:
-    """Whether `joined` supports this cache."""
+    """Whether `joined`, `shift` and `replace` support this cache."""
     return all(isinstance(layer, RowLayer) for layer in cache.layers)
 
 
 def joined(caches: Sequence[Cache]) -> Cache:
     """A cache with the rows of several caches of equal length, in order."""
     return Cache(layers=[RowLayer.joined(layers) for layers in zip(*(cache.layers for cache in caches), strict=True)])
+
+
+def shift(cache: Any, columns: int) -> None:
+    """Move all columns to the right, which adds unwritten ones on the left; if negative, drop as many on the left."""
+    for layer in cache.layers:
+        layer.shift(columns)
+
+
+def replace(cache: Any, rows: Tensor, other: Any, of: Tensor) -> None:
+    """Continue in `rows` [K] with the rows `of` [K] of another cache, which has at most as many columns.
+
+    Both end in the same column. What is on the left of the other's columns keeps its old values.
+    """
+    for layer, new in zip(cache.layers, other.layers, strict=True):
+        layer.replace(rows, new.keys[of], new.values[of])
 
 
 class RowLayer(DynamicLayer):
@@ -104,7 +121,7 @@ class RowLayer(DynamicLayer):
     def make_room(self, columns: int) -> None:
         """Grow the buffers by half if they have fewer columns."""
         if columns > self.capacity:
-            room = columns + max(32, columns // 2) - self.capacity
+            room = _with_room(columns) - self.capacity
             self._buffers = [pad(buffer, (0, 0, 0, room)) for buffer in self._buffers]
             self._show(self._length)  # the views would keep the old buffers
 
@@ -113,11 +130,33 @@ class RowLayer(DynamicLayer):
         self._show(self._length + 1)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Continue with these rows, which may repeat."""
-        self._buffers = [buffer.index_select(0, beam_idx) for buffer in self._buffers]
+        """Continue with these rows, which may repeat. Room for few columns remains."""
+        capacity = min(self.capacity, _with_room(self._length))
+        self._buffers = [buffer[:, :, :capacity].index_select(0, beam_idx) for buffer in self._buffers]
         self._show(self._length)
+
+    def shift(self, columns: int) -> None:
+        """Move all columns to the right; if negative, drop as many on the left. The buffers only ever grow."""
+        kept = [buffer[:, :, max(0, -columns) : self._length].clone() for buffer in self._buffers]
+        length = self._length + columns
+        self.make_room(length)
+        for buffer, states in zip(self._buffers, kept, strict=True):
+            buffer[:, :, max(0, columns) : length] = states
+            buffer[:, :, : max(0, columns)] = 0  # masked, but NaN would show
+        self._show(length)
+
+    def replace(self, rows: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Write the last columns of some rows; keys and values are [K, heads, columns, dim]."""
+        start = self._length - keys.shape[2]
+        for buffer, states in zip(self._buffers, (keys, values), strict=True):
+            buffer[rows, :, start : self._length] = states.to(self._dtype)
 
     def _show(self, length: int) -> tuple[Tensor, Tensor]:
         keys, values = (buffer[:, :, :length] for buffer in self._buffers)
         self.keys, self.values, self._length = keys, values, length
         return keys, values
+
+
+def _with_room(columns: int) -> int:
+    """The columns of a buffer that holds so many."""
+    return columns + max(32, columns // 2)

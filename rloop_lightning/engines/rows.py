@@ -1,34 +1,42 @@
 """Rows of tokens that a model extends; `TorchEngine` decodes with them.
 
     rows = Rows(policy, prompts, max_new_tokens, dtype)
-    rows.logits                     # [R, V], for the next token of each row
-    rows.select(prompt_of_row)      # continue with these rows, which may repeat
-    rows.append(tokens)             # append one token to each row
+    rows.logits                             # [R, V], for the next token of each row
+    rows.select(prompt_of_row)              # continue with these rows, which may repeat
+    rows.append(tokens)                     # append one token to each row
+    rows.replace(some, prompts, prompt_of)  # begin these prompts in the place of some rows
 
-All rows end in the same column: shorter prompts are padded on the left, and the padding is masked.
+All rows end in the same column: shorter ones begin further to the right, and what is on their left is masked.
 """
 
 from __future__ import annotations
 
-from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from rloop_lightning.engines.columns import Columns, PaddedPrompts
 from rloop_lightning.engines.decode_graph import DecodeGraph, can_record, warn_not_recorded
-from rloop_lightning.engines.row_cache import joined, joins, row_cache
+from rloop_lightning.engines.row_cache import joined, joins, replace, row_cache, shift
 from rloop_lightning.model.policy import Policy
+from rloop_lightning.model.shapes import rounded_up
 
 # Padded prompt tokens per forward pass; bounds the memory of the prefill.
 _PREFILL_TOKENS = 16384
 
+# Columns that no row needs are dropped once they are so large a part of all. Dropping copies the others.
+_DROPPED_PART = 0.25
 
-def rows_at_once(policy: Policy, prompts: list[list[int]], n: int, max_rows: int) -> int:
-    """How many rows, n per prompt, to decode at once: `max_rows`, or fewer if the prefill needs too much memory."""
-    if joins(row_cache(policy.model.config, policy.model.dtype)):
-        return max_rows  # the prefill is computed in pieces
-    return min(max_rows, n * max(1, _PREFILL_TOKENS // max(map(len, prompts))))
+
+def can_replace(policy: Policy) -> bool:
+    """Whether rows of this policy can be replaced, and its prompts computed in pieces."""
+    return joins(row_cache(policy.model.config, policy.model.dtype))
+
+
+def most_prompts(prompts: list[list[int]]) -> int:
+    """How many prompts may be computed at once where they can't be computed in pieces."""
+    return max(1, _PREFILL_TOKENS // max(map(len, prompts)))
 
 
 class Rows:
@@ -36,7 +44,7 @@ class Rows:
 
     Args:
         prompts: P token lists.
-        max_new_tokens: upper bound of the tokens to append.
+        max_new_tokens: upper bound of the tokens that a row appends before it is dropped or replaced.
         dtype: dtype of the cache and of the products; the caller sets the model's products to it.
         report_routed_experts: whether to record the experts of each forward pass.
         fixed_shapes: decode with tensors of fixed shapes, as a CUDA graph needs them (decode_graph.py); None does so
@@ -60,8 +68,12 @@ class Rows:
         self._decoder = policy.model.get_decoder()
         self._logits_of = policy.head.open(policy.model, dtype)
         self._routing = policy.routing if report_routed_experts else None
-        self._columns = _Columns(prompts, max_new_tokens, policy.device)
-        self.logits, self.routed_experts = self._prefill(dtype)
+        self._dtype = dtype
+        padded = PaddedPrompts(prompts, policy.device)
+        self._max_new_tokens = max_new_tokens
+        self._longest = padded.columns + max_new_tokens
+        self._columns = Columns(padded.lengths)
+        self._cache, self.logits, self.routed_experts = self._prefill(padded)
         can = self._routing is None and can_record(policy, self._cache)
         self._fixed_shapes = can if fixed_shapes is None else fixed_shapes
         self._graph: DecodeGraph | None = None
@@ -71,14 +83,47 @@ class Rows:
 
     def select(self, rows: Tensor) -> None:
         """Continue with these rows, which may repeat."""
-        self._cache.reorder_cache(rows)  # type: ignore[arg-type]  # declared for LongTensor, which int64 tensors are
         self._columns.select(rows)
+        self._drop_columns()
+        self._cache.reorder_cache(rows)
         self.logits = self.logits[rows]
         self._graph = None
 
+    def replace(self, rows: Tensor, prompts: list[list[int]], prompt_of_row: Tensor) -> None:
+        """Begin new rows in the place of old ones; `can_replace` says whether the model's cache can.
+
+        Args:
+            rows: [K] int64, the rows to replace.
+            prompts: P token lists, computed once each.
+            prompt_of_row: [K] int64, the prompt that each of these rows continues.
+        """
+        spare = rounded_up(len(prompts), rows.device) - len(prompts)  # few distinct shapes
+        padded = PaddedPrompts([*prompts, *[prompts[-1]] * spare], rows.device)
+        self._longest = max(self._longest, padded.columns + self._max_new_tokens)
+        cache, logits, self.routed_experts = self._prefill(padded)
+        if (missing := padded.columns - self._columns.count) > 0:
+            shift(self._cache, missing)
+            self._columns.shift(missing)
+            self._graph = None
+        replace(self._cache, rows, cache, prompt_of_row)
+        self.logits[rows] = logits[prompt_of_row]
+        self._columns.replace(rows, padded.lengths[prompt_of_row])
+        self._drop_columns()
+        if self._graph is not None:
+            self._graph.show(self._columns.all_seen)
+
+    def _drop_columns(self) -> None:
+        """Drop the columns on the left that no row sees, once they are many."""
+        columns = self._columns
+        unseen = columns.count - columns.longest
+        if unseen > _DROPPED_PART * columns.count and joins(self._cache):
+            shift(self._cache, -unseen)
+            columns.shift(-unseen)
+
     def append(self, tokens: Tensor) -> None:
         """Append one token to each row; tokens is [R]."""
-        positions = self._columns.append()
+        # A row that has ended, but is not dropped or replaced yet, must not pass the model's context.
+        positions = self._columns.append().clamp_(max=self._longest - 1)
         if self._fixed_shapes:
             try:
                 self.logits = self._open_graph().append(tokens, positions)
@@ -104,21 +149,17 @@ class Rows:
             self._graph = DecodeGraph(self._logits, self._cache, self._columns.all_seen)
         return self._graph
 
-    def _prefill(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-        """Fill the cache with the prompts, in pieces."""
-        columns = self._columns
-        size = max(1, _PREFILL_TOKENS // columns.count)
-        if not joins(row_cache(self._model.config, dtype)):
-            size = len(columns.input_ids)
+    def _prefill(self, prompts: PaddedPrompts) -> tuple[Any, Tensor, Tensor | None]:
+        """A cache of the prompts, computed in pieces; the logits after them [P, V]; and the routers' choices."""
+        can_join = joins(row_cache(self._model.config, self._dtype))
+        size = max(1, _PREFILL_TOKENS // prompts.columns) if can_join else len(prompts.input_ids)
         caches, outputs = [], []
-        for start in range(0, len(columns.input_ids), size):
-            rows = slice(start, start + size)
-            caches.append(row_cache(self._model.config, dtype))
-            seen = None if columns.seen is None else columns.seen[rows]
-            outputs.append(self._forward(columns.input_ids[rows], columns.positions[rows], seen, caches[-1]))
-        self._cache = joined(caches) if len(caches) > 1 else caches[0]
+        for piece in prompts.pieces(size):
+            caches.append(row_cache(self._model.config, self._dtype))
+            outputs.append(self._forward(*piece, caches[-1]))
         logits, experts = zip(*outputs, strict=True)
-        return torch.cat(logits), None if self._routing is None else torch.cat(experts)
+        cache = joined(caches) if len(caches) > 1 else caches[0]
+        return cache, torch.cat(logits), None if self._routing is None else torch.cat(experts)
 
     def _forward(
         self, input_ids: Tensor, positions: Tensor, seen: Tensor | None, cache: Any
@@ -137,38 +178,3 @@ class Rows:
         if getattr(output, "past_key_values", None) is not cache:
             raise TypeError(f"TorchEngine needs a model with a KV cache; {type(self._model).__name__} ignores it")
         return self._logits_of(output.last_hidden_state[:, -1])
-
-
-class _Columns:
-    """Left-padded prompts, and the columns that each row sees."""
-
-    def __init__(self, prompts: list[list[int]], max_new_tokens: int, device: torch.device) -> None:
-        self.lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)  # [R], tokens
-        self.count = max(map(len, prompts))
-        padding = self.count - self.lengths[:, None]  # [R, 1]
-        columns = torch.arange(self.count + max_new_tokens, device=device)
-        self._seen = columns >= padding  # [R, columns at the end]
-        # Without padding no mask is needed, and attention uses its fastest kernel.
-        self._padded = min(map(len, prompts)) < self.count
-        self.input_ids = torch.zeros(len(prompts), self.count, dtype=torch.int64, device=device)
-        self.input_ids[self._seen[:, : self.count]] = torch.tensor(list(chain.from_iterable(prompts)), device=device)
-        self.positions = (columns[: self.count] - padding).clamp(min=0)
-
-    @property
-    def seen(self) -> Tensor | None:
-        """Whether a column contains a token of the row [R, columns]; None if all do."""
-        return self._seen[:, : self.count] if self._padded else None
-
-    @property
-    def all_seen(self) -> Tensor:
-        """`seen` of all columns, also of those that are not written yet [R, columns at the end]."""
-        return self._seen
-
-    def select(self, rows: Tensor) -> None:
-        self.lengths, self._seen = self.lengths[rows], self._seen[rows]
-
-    def append(self) -> Tensor:
-        """Add a column. Returns the rows' positions in it [R]."""
-        self.count += 1
-        self.lengths = self.lengths + 1
-        return self.lengths - 1

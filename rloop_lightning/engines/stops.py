@@ -1,7 +1,7 @@
 """Where completions end: at a stop token, or at the token that completes a stop string.
 
     stops = Stops(policy, ("</answer>", "<|im_end|>"))
-    stops.ended(tokens, rows, step, live)       # [B] bool, whether each row's token at `step` ends it
+    stops.ended(tokens, rows, steps, live)      # [B] bool, whether each row's token at its step ends it
 
 A stop that is the name of a special token stands for that token. All other stops are searched for in the completion's
 text, across token borders. A table of the vocabulary tells which tokens may complete a stop. Only rows whose new token
@@ -59,21 +59,22 @@ class Stops:
             self._completing = self._completing.to(device)
         return self
 
-    def ended(self, tokens: Tensor, rows: Tensor, step: int, live: Tensor) -> Tensor:
-        """Whether each row's token at `step` ends its completion, [B] bool.
+    def ended(self, tokens: Tensor, rows: Tensor, steps: Tensor, live: Tensor) -> Tensor:
+        """Whether each row's token at its step ends its completion, [B] bool.
 
         Args:
-            tokens: [R, T], of which the first `step + 1` columns are sampled.
+            tokens: [R, T], of which each row's columns up to its step are sampled.
             rows: [B], the rows to look at.
+            steps: [B], their steps.
             live: [B] bool; no stop string is searched for in other rows.
         """
-        newest = tokens[rows, step]
+        newest = tokens[rows, steps]
         ended = torch.isin(newest, self._token_ids)
         if not self._texts:
             return ended
         candidates = (live & ~ended & self._completing[newest]).nonzero()[:, 0]
-        completions = tokens[rows[candidates], : step + 1].tolist()
-        completed = [self._has_stop(completion) for completion in completions]
+        completions = zip(tokens[rows[candidates]].tolist(), steps[candidates].tolist(), strict=True)
+        completed = [self._has_stop(completion[: step + 1]) for completion, step in completions]
         ended[candidates] = torch.tensor(completed, dtype=torch.bool, device=ended.device)
         return ended
 

@@ -24,7 +24,7 @@ from rloop_lightning.system.checksums import add_checksum, damaged_files
 from rloop_lightning.system.files import atomic_path
 from rloop_lightning.types import Group, Problem, Rollout
 
-_OF_RUNS = ("round", "rollout_step", "run_id")  # columns of a pool
+_OF_RUNS = ("round", "rollout_step", "policy_version", "run_id")  # columns of a pool
 _OF_POOLS = pa.schema([field for field in POOL_SCHEMA if field.name not in _OF_RUNS])
 
 ROLLOUT_SCHEMA = pa.schema(
@@ -74,7 +74,7 @@ class RolloutParts:
             WriteError: the file can't be written.
         """
         rollouts = [rollout for group in groups for rollout in group.rollouts]
-        table = rollout_table(rollouts, _OF_POOLS, round=0, rollout_step=0, run_id="")
+        table = rollout_table(rollouts, _OF_POOLS)
         samples = np.concatenate([np.arange(len(group.rollouts), dtype=np.int32) for group in groups])
         own = [pa.array([self.policy] * len(rollouts)), pa.array([self.name] * len(rollouts)), pa.array(samples)]
         path = self._file(first)

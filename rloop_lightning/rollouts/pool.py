@@ -1,7 +1,7 @@
 """The rollout pool: every rollout of a round's exploration, as append-only Parquet shards in one folder.
 
     pool = RolloutPool(run / "round-0" / "pool")
-    pool.write("step-000012", groups, round=0, rollout_step=12, run_id="...")
+    pool.write("step-000012", groups, round=0, rollout_step=11, run_id="...")
     pool.shards()  # -> [.../step-000012.parquet]
 
 A shard appears by atomic rename or not at all, so readers never see a partial one. Its checksum is then added to
@@ -34,6 +34,7 @@ POOL_SCHEMA = pa.schema(
         for name, type_ in {
             "round": pa.int32(),
             "rollout_step": pa.int32(),
+            "policy_version": pa.int32(),  # rollout steps that the policy had trained on when it began to sample it
             "problem_id": pa.string(),
             "completion_ids": TOKEN_IDS,  # including the stop token
             "text": pa.string(),
@@ -53,6 +54,7 @@ POOL_SCHEMA = pa.schema(
 _DICTIONARIES = [
     "round",
     "rollout_step",
+    "policy_version",
     "problem_id",
     "completion_ids.list.element",
     "reward",
@@ -82,7 +84,16 @@ class RolloutPool:
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
 
-    def write(self, name: str, groups: Sequence[Group], *, round: int, rollout_step: int, run_id: str) -> Path:
+    def write(
+        self,
+        name: str,
+        groups: Sequence[Group],
+        *,
+        round: int,
+        rollout_step: int,
+        run_id: str,
+        policy_version: int | None = None,
+    ) -> Path:
         """Write the groups' rollouts as the shard `name`, atomically.
 
         Writing the same name again replaces the shard, because a resumed run repeats its last steps. Successes have row
@@ -96,6 +107,8 @@ class RolloutPool:
             round: round of the run, from 0.
             rollout_step: rollout step within the phase; `drop_after` uses it.
             run_id: id of the run that generated them.
+            policy_version: rollout steps that the policy had trained on when it began to sample them; default:
+                `rollout_step`.
 
         Raises:
             ValueError: a rollout has no reward yet, or not one logprob per token; or the name is not a shard's.
@@ -105,7 +118,14 @@ class RolloutPool:
             raise ValueError(f"expected a shard name such as step-000012, got {name!r}")
         _check([rollout for group in groups for rollout in group.rollouts])
         tables = [
-            rollout_table(rows, POOL_SCHEMA, round=round, rollout_step=rollout_step, run_id=run_id)
+            rollout_table(
+                rows,
+                POOL_SCHEMA,
+                round=round,
+                rollout_step=rollout_step,
+                policy_version=rollout_step if policy_version is None else policy_version,
+                run_id=run_id,
+            )
             for rows in _kinds(groups)
             if rows
         ]
@@ -201,7 +221,13 @@ def _check(rollouts: Sequence[Rollout]) -> None:
 
 
 def rollout_table(
-    rollouts: Sequence[Rollout], schema: pa.Schema, *, round: int, rollout_step: int, run_id: str
+    rollouts: Sequence[Rollout],
+    schema: pa.Schema,
+    *,
+    round: int = 0,
+    rollout_step: int = 0,
+    policy_version: int = 0,
+    run_id: str = "",
 ) -> pa.Table:
     """Rollouts as rows of the pool's schema."""
     rows = len(rollouts)
@@ -209,6 +235,7 @@ def rollout_table(
     columns = {
         "round": np.full(rows, round, dtype=np.int32),
         "rollout_step": np.full(rows, rollout_step, dtype=np.int32),
+        "policy_version": np.full(rows, policy_version, dtype=np.int32),
         "problem_id": [rollout.problem_id for rollout in rollouts],
         "completion_ids": list_array([rollout.completion_ids for rollout in rollouts], TOKEN_IDS),
         "text": [rollout.text.encode(errors="replace").decode() for rollout in rollouts],

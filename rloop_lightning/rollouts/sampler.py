@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from threading import Lock
 from time import perf_counter
 
 from rloop_lightning.engines.base import RolloutEngine
@@ -22,16 +23,33 @@ class SamplingCost:
 
 
 class GroupSampler:
-    """Generates rollouts with the policy's current weights and scores them."""
+    """Generates rollouts and scores them.
+
+    Attributes:
+        turn: held by whoever uses engine and reward: an evaluation, or the sampling of a rollout step in a thread.
+    """
 
     def __init__(self, engine: RolloutEngine, reward: Reward) -> None:
         self.engine = engine
         self.reward = reward
+        self.turn = Lock()
 
     def sample(self, problems: Sequence[Problem], n: int, sampling: SamplingParams, cost: SamplingCost) -> list[Group]:
-        """Sample and score a group of n rollouts per problem, in order. Adds the cost to `cost`."""
+        """Sample and score a group of n rollouts per problem with the policy's current weights, in order.
+
+        Adds the cost to `cost`.
+        """
+        with self.turn:
+            started = perf_counter()
+            self.engine.sync()
+            cost.generate_s += perf_counter() - started
+            return self.generate(problems, n, sampling, cost)
+
+    def generate(
+        self, problems: Sequence[Problem], n: int, sampling: SamplingParams, cost: SamplingCost
+    ) -> list[Group]:
+        """The groups of `sample`, with the weights that the engine has. The caller has the turn."""
         started = perf_counter()
-        self.engine.sync()
         rollouts = self.engine.generate(problems, n, sampling)
         cost.generate_s += perf_counter() - started
         return self._scored(problems, n, rollouts, cost)
@@ -43,13 +61,14 @@ class GroupSampler:
 
         Adds the cost of each part to `cost`.
         """
-        self.engine.sync()
-        started = perf_counter()
-        for rollouts in self.engine.generate_parts(problems, n, sampling, done):
-            cost.generate_s += perf_counter() - started
-            end = done + len(rollouts) // n
-            yield self._scored(problems[done:end], n, rollouts, cost)
-            done, started = end, perf_counter()
+        with self.turn:
+            self.engine.sync()
+            started = perf_counter()
+            for rollouts in self.engine.generate_parts(problems, n, sampling, done):
+                cost.generate_s += perf_counter() - started
+                end = done + len(rollouts) // n
+                yield self._scored(problems[done:end], n, rollouts, cost)
+                done, started = end, perf_counter()
 
     def _scored(
         self, problems: Sequence[Problem], n: int, rollouts: Sequence[Rollout], cost: SamplingCost

@@ -1,50 +1,34 @@
-"""The training data of a phase, as loaders that Lightning can checkpoint at any batch.
+"""The training data of an exploration, as a loader that Lightning can checkpoint at any batch.
 
-    RolloutStream   rollout steps, generated with the current policy when Lightning requests the next one
-    ExpertStream    mini-batches of the expert set
+A rollout step is generated when Lightning requests it, with the current policy. With a staleness of s, the s steps
+after it are begun as well; if the engine works beside the updates, it generates the last of them meanwhile.
 
-Both have a length, so Lightning does not prefetch. A prefetched rollout step would come from an outdated policy.
+The stream has a length, so Lightning does not prefetch. A prefetched rollout step would come from an outdated policy.
 """
 
 from __future__ import annotations
 
 import logging
-import math
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from concurrent.futures import Future
+from dataclasses import asdict
+from functools import partial
+from time import perf_counter
 from types import MappingProxyType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
-import numpy as np
-import torch
-
-from rloop_lightning.batching import collate
 from rloop_lightning.errors import RunFault
 from rloop_lightning.rollouts.listener import StreamListener
-from rloop_lightning.rollouts.sampler import GroupSampler, SamplingCost
-from rloop_lightning.seeds import derive_seed
-from rloop_lightning.types import Group, Problem, Rollout, RolloutBatch, RolloutStep, SamplingParams
+from rloop_lightning.rollouts.sampled_step import SampledStep
+from rloop_lightning.rollouts.sampler import SamplingCost
+from rloop_lightning.rollouts.step_sampler import StepSampler
+from rloop_lightning.rollouts.worker import Worker
+from rloop_lightning.types import Group, RolloutStep
 
 _log = logging.getLogger(__name__)
 
 OnTooFewGroups = Literal["end_phase", "train", "stop"]
-
-# Request slightly more groups than needed: another engine call costs more than a few spare groups.
-_HEADROOM = 1.1
-# If few groups are kept, the estimated share is unreliable. This bounds the groups per engine call.
-_MOST_STEPS_PER_CALL = 4
-
-
-class Explorer(Protocol):
-    """What a stream needs from an algorithm."""
-
-    max_generation_batches: int
-
-    def keep_group(self, group: Group) -> bool: ...
-
-    def replayed(self, groups: Sequence[Group], sampling: SamplingParams) -> Sequence[Group]: ...
-
-    def make_batch(self, groups: Sequence[Group], sampling: SamplingParams) -> RolloutBatch: ...
 
 
 class NotEnoughGroupsError(RunFault):
@@ -62,56 +46,51 @@ class NotEnoughGroupsError(RunFault):
 class RolloutStream:
     """The rollout steps of one exploration.
 
-    A step depends only on the policy's weights and on (seed, position), so a resumed run repeats it exactly.
+    A step depends only on the policy's weights and on (seed, position), so a resumed run repeats it exactly. Updates in
+    flight are the exception: which tokens have which weights depends on the clock.
 
     Args:
-        problems: the training set; each pass over it has a new seeded order.
-        problems_per_step: P, groups in the batch of a step.
-        rollouts_per_problem: G, rollouts per group.
+        step_sampler: samples a step.
         steps: rollout steps in the phase.
         tokens: generated completion tokens at which the phase ends, after the step that reaches them; None is no limit.
-        seed: seed of the problem order and of all sampling.
         on_too_few_groups: what to do if dynamic sampling reaches its limit before it has P groups: end the phase, train
             on the groups it has, or raise an error. With no group at all, `train` ends the phase.
+        staleness: rollout steps that are generated ahead.
+        in_flight_updates: give new weights to an engine that generates, in the middle of its completions.
         listeners: follow the sampling.
 
     Attributes:
         shortage: why the phase ended early, or was short of groups; empty if it was not.
         unused: the groups of the step that ended the phase. No step trains on them.
-        newest: the metrics of the newest sampled step, including one that had too few groups to train on.
+        unused_version: the rollout steps that the policy had trained on when it began to sample them.
+        newest: the metrics of the newest step, including one that had too few groups to train on.
     """
 
     def __init__(
         self,
-        sampler: GroupSampler,
-        explorer: Explorer,
-        problems: Sequence[Problem],
+        step_sampler: StepSampler,
         *,
-        problems_per_step: int,
-        rollouts_per_problem: int,
         steps: int,
-        seed: int,
         tokens: int | None = None,
         on_too_few_groups: OnTooFewGroups = "end_phase",
+        staleness: int = 0,
+        in_flight_updates: bool = False,
         listeners: Sequence[StreamListener] = (),
     ) -> None:
-        self.sampler = sampler
-        self.explorer = explorer
-        self.problems = problems
-        self.problems_per_step = problems_per_step
-        self.rollouts_per_problem = rollouts_per_problem
+        self.step_sampler = step_sampler
         self.steps = steps
         self.tokens = tokens
-        self.seed = seed
         self.on_too_few_groups = on_too_few_groups
+        self.staleness = staleness
+        self.in_flight_updates = in_flight_updates
+        self.listeners = listeners
         self.shortage = ""
         self.unused: tuple[Group, ...] = ()
-        self.listeners = listeners
+        self.unused_version = 0
         self.newest: Mapping[str, float] = {}
         self.position = 0  # rollout steps yielded so far
-        self.drawn = 0  # problems drawn so far, over all passes
-        self.share_kept = 1.0  # share of the latest groups that were kept; decides how many to request
         self.cost = SamplingCost()
+        self._ahead: deque[Future[SampledStep]] = deque()  # the steps from `position` on
 
     def __len__(self) -> int:
         return self.steps
@@ -122,169 +101,113 @@ class RolloutStream:
         return self.tokens is not None and self.cost.tokens >= self.tokens
 
     def __iter__(self) -> Iterator[RolloutStep]:
-        while self.position < self.steps and not self.tokens_spent:
-            step = self._generate_step()
-            if step is None:
-                return
-            self.position += 1
-            yield step
+        beside = self.staleness > 0 and self.step_sampler.sampler.engine.works_beside_updates
+        with Worker(beside=beside) as worker:
+            while self.position < self.steps and not self.tokens_spent:
+                started = perf_counter()
+                self._sample_ahead(worker)
+                sampled = self._ahead.popleft().result()
+                step = self._step(sampled, perf_counter() - started)
+                if step is None:
+                    return
+                self.position += 1
+                yield step
 
     def state_dict(self) -> dict[str, Any]:
-        """The stream's position, which Lightning saves in checkpoints."""
+        """The stream's position and the steps sampled ahead, which Lightning saves in checkpoints."""
+        ahead = [future.result().state_dict() for future in self._ahead]  # before what their sampling changes
         return {
             "position": self.position,
-            "drawn": self.drawn,
-            "share_kept": self.share_kept,
+            **self.step_sampler.state_dict(),
             "cost": asdict(self.cost),
+            **({"ahead": ahead} if ahead else {}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.position = state["position"]
-        self.drawn = state["drawn"]
-        self.share_kept = state["share_kept"]
+        self.step_sampler.load_state_dict(state)
         self.cost = SamplingCost(**state["cost"])
+        problems = {problem.id: problem for problem in self.step_sampler.problems}
+        self._ahead.clear()
+        for sampled in state.get("ahead", []):
+            self._ahead.append(Future())
+            self._ahead[-1].set_result(SampledStep.of(sampled, problems))
 
-    def _generate_step(self) -> RolloutStep | None:
-        """Sample until enough groups are kept. None if there are too few, which ends the phase.
+    def _sample_ahead(self, worker: Worker) -> None:
+        """Begin to sample the steps that may be sampled with the current weights."""
+        sampler = self.step_sampler.sampler
+        if self.in_flight_updates and any(not future.done() for future in self._ahead):
+            sampler.engine.sync()
+        first, last = self.position + len(self._ahead), min(self.position + self.staleness + 1, self.steps)
+        for index in range(first, last):
+            if self._is_enough():  # without updates in flight, it waits for the steps before this one
+                return
+            if index == first:
+                sampler.engine.sync()
+            tell = _tell_nobody if worker.beside else self._tell
+            sample = partial(self.step_sampler.sample, index, self.position, tell)
+            self._ahead.append(worker.submit(sample, sampler.turn))
 
-        Each engine call requests as many groups as should suffice.
-        """
-        generated: list[Group] = []
-        kept: list[Group] = []
-        cost = SamplingCost()
-        self.sampler.reward.metrics()  # discards the counts of an evaluation
-        most = self.problems_per_step * self.explorer.max_generation_batches
-        while (missing := self.problems_per_step - len(kept)) > 0 and len(generated) < most:
-            wanted = missing if self.share_kept == 1 else math.ceil(_HEADROOM * missing / self.share_kept)
-            wanted = min(wanted, _MOST_STEPS_PER_CALL * self.problems_per_step, most - len(generated))
-            for listener in self.listeners:
-                listener.sampling(
-                    kept=len(kept), needed=self.problems_per_step, drawn=len(generated), tokens=cost.tokens
-                )
-            sampling = self.sampler.engine.sampling(derive_seed(self.seed, self.position, len(generated)))
-            groups = self.sampler.sample(self._draw(wanted), self.rollouts_per_problem, sampling, cost)
-            generated += groups
-            kept += [group for group in groups if self.explorer.keep_group(group)]
-            self.share_kept = max(len(kept), 1) / len(generated)
-        self._add_cost(cost)
-        self._measure(generated, kept, cost)
-        if missing > 0 and self._ends_with(kept, generated):
-            return None
-        trained = self.explorer.replayed(kept[: self.problems_per_step], sampling)
-        batch = self.explorer.make_batch(trained, sampling)
-        rollouts = tuple(rollout for group in trained for rollout in group.rollouts)
-        return RolloutStep(self.position, tuple(generated), batch, self.newest, rollouts)
+    def _is_enough(self) -> bool:
+        """Whether the phase ends with the steps that are sampled ahead, as far as it is known."""
+        sampled = [future.result() for future in self._ahead if future.done() or not self.in_flight_updates]
+        spent = self.cost.tokens + sum(step.cost.tokens for step in sampled)
+        return (self.tokens is not None and spent >= self.tokens) or any(
+            len(step.kept_groups) < self._needed and not self._trains_on(step) for step in sampled
+        )
 
-    def _measure(self, generated: Sequence[Group], kept: Sequence[Group], cost: SamplingCost) -> None:
-        """Compute the metrics of the sampled step, and tell the listeners."""
-        counts = {f"reward/{name}": value for name, value in self.sampler.reward.metrics().items()}
-        self.newest = {**_step_metrics(generated, kept, min(len(kept), self.problems_per_step), cost), **counts}
+    @property
+    def _needed(self) -> int:
+        return self.step_sampler.problems_per_step
+
+    def _tell(self, **counts: int) -> None:
         for listener in self.listeners:
-            listener.sampled(self.position, generated, self.newest)
+            listener.sampling(**counts)
 
-    def _ends_with(self, kept: Sequence[Group], generated: Sequence[Group]) -> bool:
-        """Whether the phase ends here, where only these groups were kept.
+    def _step(self, sampled: SampledStep, waited_s: float) -> RolloutStep | None:
+        """The step to train on. None if it has too few groups, which ends the phase."""
+        self._add_cost(sampled.cost)
+        lag = sampled.index - sampled.version
+        ahead = {"rollout/lag_steps": float(lag), "time/wait_s": waited_s} if self.staleness else {}
+        self.newest = {**sampled.metrics, **ahead}
+        for listener in self.listeners:
+            listener.sampled(sampled.index, sampled.groups, self.newest)
+        kept = sampled.kept_groups
+        if len(kept) < self._needed and self._ends_with(sampled):
+            return None
+        explorer = self.step_sampler.explorer
+        trained = explorer.replayed(kept[: self._needed], sampled.sampling)
+        batch = explorer.make_batch(trained, sampled.sampling)
+        rollouts = tuple(rollout for group in trained for rollout in group.rollouts)
+        return RolloutStep(sampled.index, sampled.groups, batch, self.newest, rollouts, lag)
+
+    def _ends_with(self, sampled: SampledStep) -> bool:
+        """Whether the phase ends with this step, which has too few groups.
 
         Raises:
             NotEnoughGroupsError: the run should stop.
         """
-        self.shortage = self._too_few(len(kept), len(generated))
+        kept = len(sampled.kept_groups)
+        self.shortage = (
+            f"rollout step {sampled.index + 1}: only {kept} of {len(sampled.groups)} problems gave a group with both "
+            f"right and wrong rollouts; the step needs {self._needed}"
+        )
         if self.on_too_few_groups == "stop":
             raise NotEnoughGroupsError(self.shortage, self.newest)
-        if self.on_too_few_groups == "train" and kept:
-            _log.warning(f"{self.shortage}; it trains on {len(kept)}")
+        if self._trains_on(sampled):
+            _log.warning(f"{self.shortage}; it trains on {kept}")
             return False
-        self.unused = tuple(generated)
+        self.unused, self.unused_version = sampled.groups, sampled.version
         return True
 
-    def _too_few(self, kept: int, generated: int) -> str:
-        return (
-            f"rollout step {self.position + 1}: only {kept} of {generated} problems gave a group with both right and "
-            f"wrong rollouts; the step needs {self.problems_per_step}"
-        )
-
-    def _draw(self, count: int) -> list[Problem]:
-        """The next problems. Each pass over the training set has its own order."""
-        drawn = []
-        for number in range(self.drawn, self.drawn + count):
-            epoch, place = divmod(number, len(self.problems))
-            if place == 0 or number == self.drawn:
-                order = np.random.default_rng(derive_seed(self.seed, "order", epoch)).permutation(len(self.problems))
-            drawn.append(self.problems[order[place]])
-        self.drawn += count
-        return drawn
+    def _trains_on(self, sampled: SampledStep) -> bool:
+        """Whether a step with too few groups is trained on."""
+        return self.on_too_few_groups == "train" and any(sampled.kept)
 
     def _add_cost(self, cost: SamplingCost) -> None:
         for name, value in asdict(cost).items():
             setattr(self.cost, name, getattr(self.cost, name) + value)
 
 
-class ExpertStream:
-    """Mini-batches of the expert set for `epochs` passes, each in a new seeded order.
-
-    Args:
-        rollouts: the expert set.
-        weights: the weight of each rollout in the loss.
-        rollouts_per_update: rollouts in a mini-batch; the last one of a pass may have fewer.
-    """
-
-    def __init__(
-        self,
-        rollouts: Sequence[Rollout],
-        weights: Sequence[float],
-        *,
-        rollouts_per_update: int,
-        epochs: int,
-        seed: int,
-    ) -> None:
-        self.rollouts = rollouts
-        self.weights = np.asarray(weights, dtype=np.float32)
-        self.rollouts_per_update = rollouts_per_update
-        self.epochs = epochs
-        self.seed = seed
-        self.position = 0  # mini-batches yielded so far
-
-    @property
-    def batches_per_epoch(self) -> int:
-        return math.ceil(len(self.rollouts) / self.rollouts_per_update)
-
-    def __len__(self) -> int:
-        return self.epochs * self.batches_per_epoch
-
-    def __iter__(self) -> Iterator[RolloutBatch]:
-        while self.position < len(self):
-            epoch, place = divmod(self.position, self.batches_per_epoch)
-            order = np.random.default_rng(derive_seed(self.seed, "expert", epoch)).permutation(len(self.rollouts))
-            rows = order[place * self.rollouts_per_update : (place + 1) * self.rollouts_per_update]
-            self.position += 1
-            yield replace(collate([self.rollouts[i] for i in rows], self.weights[rows]), rows=torch.from_numpy(rows))
-
-    def state_dict(self) -> dict[str, Any]:
-        """The stream's position, which Lightning saves in checkpoints."""
-        return {"position": self.position}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.position = state["position"]
-
-
-def _step_metrics(
-    generated: Sequence[Group], kept: Sequence[Group], trained: int, cost: SamplingCost
-) -> dict[str, float]:
-    """Metrics of a rollout step, over all its rollouts, including those that are not trained on."""
-    rollouts = [rollout for group in generated for rollout in group.rollouts]
-    parts = rollouts[0].reward_parts
-    return {
-        **{f"reward/{name}_mean": float(np.mean([r.reward_parts[name] for r in rollouts])) for name in parts},
-        "rollout/reward_mean": float(np.mean([rollout.reward for rollout in rollouts])),
-        "rollout/success_rate": float(np.mean([rollout.success for rollout in rollouts])),
-        "rollout/solved_rate": float(np.mean([group.success_count > 0 for group in generated])),
-        "rollout/all_right_rate": float(np.mean([group.success_count == len(group.rollouts) for group in generated])),
-        "rollout/kept_rate": len(kept) / len(generated),
-        "rollout/trained_groups": float(trained),
-        "rollout/length_tokens": float(np.mean([rollout.length for rollout in rollouts])),
-        "rollout/truncated_rate": float(np.mean([rollout.finish_reason == "length" for rollout in rollouts])),
-        "rollout/generated_rollouts": float(cost.rollouts),
-        "rollout/generated_tokens": float(cost.tokens),
-        "time/generate_s": cost.generate_s,
-        "time/reward_s": cost.reward_s,
-    }
+def _tell_nobody(**counts: int) -> None:
+    """Listeners are told by the main thread only."""

@@ -10,8 +10,8 @@ import numpy as np
 
 from rloop_lightning.errors import RunFault
 from rloop_lightning.rollouts.expert_set import read_expert_set
+from rloop_lightning.rollouts.expert_stream import ExpertStream
 from rloop_lightning.rollouts.filter import ExpertStats, build_expert_set
-from rloop_lightning.rollouts.stream import ExpertStream
 from rloop_lightning.run.damage import check_pool
 from rloop_lightning.run.session import Session
 from rloop_lightning.run.state import Budget, LoopState, Stage, StageOutcome

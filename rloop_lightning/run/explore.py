@@ -13,6 +13,7 @@ from rloop_lightning.callbacks.rollout_metrics import RolloutMetrics
 from rloop_lightning.callbacks.run_estimate import RunEstimate
 from rloop_lightning.evaluation.evaluator import Evaluator
 from rloop_lightning.evaluation.record import drop_inside_records
+from rloop_lightning.rollouts.step_sampler import StepSampler
 from rloop_lightning.rollouts.stream import RolloutStream
 from rloop_lightning.run.forecast import work_left
 from rloop_lightning.run.metrics_csv import column
@@ -33,16 +34,21 @@ def explore(session: Session, evaluator: Evaluator, stage: Stage, state: LoopSta
     algorithm.policy = session.policy
     algorithm.pools = folder.pools(stage)
     seed = derive_seed(parts.seed, "explore", stage.round)
+    algorithm.expect_lag(parts.loop.staleness)
     stream = RolloutStream(
-        session.sampler,
-        algorithm,
-        parts.problems,
-        problems_per_step=parts.problems_per_step,
-        rollouts_per_problem=parts.loop.rollouts_per_problem,
+        StepSampler(
+            session.sampler,
+            algorithm,
+            parts.problems,
+            problems_per_step=parts.problems_per_step,
+            rollouts_per_problem=parts.loop.rollouts_per_problem,
+            seed=seed,
+        ),
         steps=state.explore_steps[stage.round],
-        seed=seed,
         tokens=parts.explore_tokens,
         on_too_few_groups=parts.loop.on_too_few_groups,
+        staleness=parts.loop.staleness,
+        in_flight_updates=parts.loop.in_flight_updates,
         listeners=[progress, completion_log(progress.title, stage, parts, session.policy)],
     )
     pool = folder.pool(stage)
@@ -66,7 +72,10 @@ def explore(session: Session, evaluator: Evaluator, stage: Stage, state: LoopSta
     optimizer_steps, skipped = session.phases.fit(algorithm, stream, stage, progress, callbacks)
     if stream.unused:
         name = f"unused-{stream.position + 1:06d}"
-        pool.write(name, stream.unused, round=stage.round, rollout_step=stream.position, run_id=state.run_id)
+        step, version = stream.position, stream.unused_version
+        pool.write(
+            name, stream.unused, round=stage.round, rollout_step=step, policy_version=version, run_id=state.run_id
+        )
     session.weights.save(folder.policy(stage))
     wrong = watch.note(
         ended_early=stream.position < stream.steps and not stream.tokens_spent,
@@ -110,5 +119,5 @@ def _early_end(session: Session, stage: Stage, stream: RolloutStream) -> str:
         _log.warning(note)
         return note
     sizes = column(session.folder.metrics, stage.round, stage.phase, "rollout/trained_groups")
-    short = sum(size < stream.problems_per_step for size in sizes)
+    short = sum(size < stream.step_sampler.problems_per_step for size in sizes)
     return f"{session.title(stage)}: {short} of {stream.steps} rollout steps trained on fewer groups" if short else ""

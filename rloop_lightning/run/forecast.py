@@ -103,6 +103,9 @@ def _sampling(parts: Parts, policy: Policy) -> Iterator[tuple[str, str]]:
     if parts.algorithm.dynamic_sampling:
         most = parts.algorithm.max_generation_batches
         yield "", f"dynamic sampling draws up to {most} times as many, to get groups with right and wrong rollouts"
+    if ahead := parts.loop.staleness:
+        beside = "meanwhile" if parts.engine.works_beside_updates else "between updates, which saves no time"
+        yield "", f"generated {ahead} step{'s' * (ahead > 1)} ahead, {beside} (--loop.staleness)"
     longest = max(length for _, length in parts.prompt_lengths)
     context = "unlimited context" if policy.context_tokens == sys.maxsize else f"context {policy.context_tokens:,}"
     is_default = limit == default_completion_limit(policy.context_tokens, longest)

@@ -124,7 +124,7 @@ class Parts:
         invalid = [message for module in modules for message in module.invalid()]
         if not self.problems:
             return [*invalid, "--data: there is no problem to train on; give a source that has a training set"]
-        sizes = [*self._check_sizes(), *self._check_truncation(), *self._check_reach()]
+        sizes = [*self._check_sizes(), *self._check_truncation(), *self._check_staleness(), *self._check_reach()]
         return [*invalid, *sizes, *self._check_sets()]
 
     def readable(self) -> tuple[Parts, list[str]]:
@@ -171,6 +171,19 @@ class Parts:
                 "report the tokens that it kept, so ratios against it would be biased; set --engine.top_k 0 and "
                 "--engine.top_p 1, or take --engine torch"
             )
+
+    def _check_staleness(self) -> Iterator[str]:
+        """Updates in flight where nothing is in flight."""
+        engine = self.engine
+        if not self.loop.in_flight_updates:
+            return
+        if not engine.takes_updates_in_flight:
+            yield (
+                f"--loop.in_flight_updates true: {type(engine).__name__} does not generate beside the updates; take an "
+                "engine with a process of its own, or leave it out"
+            )
+        elif self.loop.staleness == 0:
+            yield "--loop.in_flight_updates true needs --loop.staleness of at least 1: nothing is generated ahead"
 
     def _check_references(self, policy: Policy) -> Iterator[str]:
         """KL terms against a reference that this policy doesn't have."""

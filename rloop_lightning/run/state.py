@@ -48,6 +48,12 @@ class LoopConfig:
             fewer.
         rollouts_per_problem: rollouts per group. The lowest success rate above 0 of a problem that is visited once is
             1 / rollouts_per_problem, which --filter.max_success_rate must exceed.
+        staleness: rollout steps that are generated ahead: step k + staleness is begun when step k trains. With an
+            engine in a process of its own, it is generated meanwhile; with --engine torch, this makes nothing faster.
+            Above 0, --algo.importance_correction is on by default.
+        in_flight_updates: with `staleness`, give new weights to an engine in the middle of its completions, so that it
+            never waits for the updates. Which tokens have which weights depends on the clock, so a resumed run has
+            other rollouts.
         select: the final policy of the run: `last`, the last policy of the run (as in the paper, the consolidated
             policy of the last round; the explored one if that round's expert set was empty), `explored`, the last
             explored policy, or the best evaluated policy on the validation set by `pass@1`, or by `pass@k` at the
@@ -71,6 +77,8 @@ class LoopConfig:
     explore_tokens: PositiveInt | None = None
     problems_per_step: PositiveInt | None = None
     rollouts_per_problem: PositiveInt = 16
+    staleness: NonNegativeInt = 0
+    in_flight_updates: bool = False
     select: Select = "last"
     on_empty_expert_set: Literal["continue", "stop", "error"] = "continue"
     on_too_few_groups: OnTooFewGroups = "end_phase"

@@ -35,7 +35,8 @@ from rloop_lightning.callbacks.gradient_norm import GradientNormMonitor
 from rloop_lightning.callbacks.phase_record import RunSteps, StepRecord
 from rloop_lightning.callbacks.progress import PhaseProgress
 from rloop_lightning.model.config import PolicyConfig
-from rloop_lightning.rollouts.stream import ExpertStream, RolloutStream
+from rloop_lightning.rollouts.expert_stream import ExpertStream
+from rloop_lightning.rollouts.stream import RolloutStream
 from rloop_lightning.run.folder import RunFolder
 from rloop_lightning.run.loggers import RunLoggers
 from rloop_lightning.run.metrics_csv import column

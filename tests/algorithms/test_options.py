@@ -17,6 +17,7 @@ from builders import (
     make_problems,
     make_rollout,
     make_sampler,
+    make_stream,
     random_batch,
     relative_difference,
     slow_logprobs,
@@ -30,7 +31,6 @@ from rloop_lightning.algorithms.grpo import GRPO
 from rloop_lightning.algorithms.policy_module import PolicyModule
 from rloop_lightning.cli.fit import RLoopCLI
 from rloop_lightning.cli.registry import find_class
-from rloop_lightning.rollouts.stream import RolloutStream
 from rloop_lightning.types import RolloutStep, SamplingParams
 
 every_algorithm = pytest.mark.parametrize("name", ALGORITHMS)
@@ -146,7 +146,7 @@ def test_dynamic_sampling_trains_on_mixed_groups_alone(name):
     answers = {0: "11", 1: "01", 2: "00", 3: "11", 4: "10", 5: "00"}
 
     def step(**settings):
-        stream = RolloutStream(
+        stream = make_stream(
             make_sampler(lambda problem, g, call: answers[problem][g] + "x"),
             make(name, **settings),
             make_problems(6),

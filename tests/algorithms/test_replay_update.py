@@ -3,13 +3,22 @@
 import pyarrow.parquet as pq
 import pytest
 import torch
-from builders import StepMetrics, fit, make_policy, make_problems, make_rollout, make_sampler, one_right, slow_logprobs
+from builders import (
+    StepMetrics,
+    fit,
+    make_policy,
+    make_problems,
+    make_rollout,
+    make_sampler,
+    make_stream,
+    one_right,
+    slow_logprobs,
+)
 from replaying import make_module, new_group, store, successes
 from slow_algorithms import SAMPLING, Slow, assert_update_is, random_groups
 
 from rloop_lightning.algorithms.replay import Replay
 from rloop_lightning.callbacks.faulty_rollouts import FaultyRollouts
-from rloop_lightning.rollouts.stream import RolloutStream
 from rloop_lightning.types import RolloutStep
 
 
@@ -72,7 +81,7 @@ def test_every_update_takes_ratios_against_the_record(updates, tmp_path):
 def test_a_step_of_the_stream_trains_on_replayed_rollouts_and_counts_none_of_them_as_generated(how, tmp_path):
     store(tmp_path, *successes("p1", 2), make_rollout("p1", (5, 1)))
     module = make_module(tmp_path, replay_advantages=how, replay_successes_only=False)
-    stream = RolloutStream(
+    stream = make_stream(
         make_sampler(one_right), module, make_problems(3), problems_per_step=3, rollouts_per_problem=2, steps=1, seed=0
     )
     (step,) = stream

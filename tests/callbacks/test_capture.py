@@ -5,13 +5,12 @@ from itertools import chain
 
 import pyarrow.parquet as pq
 import pytest
-from builders import StepMetrics, fit, make_policy, make_problems, make_sampler
+from builders import StepMetrics, fit, make_policy, make_problems, make_sampler, make_stream
 
 from rloop_lightning.algorithms.dapo import DAPO
 from rloop_lightning.callbacks.capture import CaptureConfig, RolloutCapture
 from rloop_lightning.rollouts.filter import FilterConfig
 from rloop_lightning.rollouts.pool import RolloutPool
-from rloop_lightning.rollouts.stream import RolloutStream
 
 
 def write(problem, g, call):
@@ -22,7 +21,7 @@ def write(problem, g, call):
 def explore(folder, config, steps=5, algorithm=None, seed=0):
     problems, pool, sampler = make_problems(10), RolloutPool(folder), make_sampler(write)
     algorithm = algorithm or DAPO(updates_per_step=1)
-    stream = RolloutStream(
+    stream = make_stream(
         sampler, algorithm, problems, problems_per_step=3, rollouts_per_problem=2, steps=steps, seed=seed
     )
     capture = RolloutCapture(pool, config, sampler, problems, FilterConfig(), round=2, run_id="run-1", seed=seed)

@@ -5,17 +5,16 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
-from builders import fit, make_policy, make_problems, make_sampler, one_right, weights
+from builders import fit, make_policy, make_problems, make_sampler, make_stream, one_right, weights
 from lightning.pytorch.loggers import CSVLogger
 
 from rloop_lightning.algorithms.dapo import DAPO
 from rloop_lightning.callbacks.checkpoint import PhaseCheckpoint, checkpoint_step, checkpoints
 from rloop_lightning.callbacks.phase_record import StepRecord
-from rloop_lightning.rollouts.stream import RolloutStream
 
 
-def make_stream(algorithm, steps):
-    return RolloutStream(
+def stream_of(algorithm, steps):
+    return make_stream(
         make_sampler(one_right),
         algorithm,
         make_problems(6),
@@ -28,7 +27,7 @@ def make_stream(algorithm, steps):
 
 def explore(folder, every, steps=5, resume=None, algorithm=None, callbacks=()):
     algorithm = algorithm or DAPO(updates_per_step=2, lr=0.01, warmup_steps=3)
-    policy, stream = make_policy(dtype=torch.float32), make_stream(algorithm, steps)
+    policy, stream = make_policy(dtype=torch.float32), stream_of(algorithm, steps)
     fit_kwargs = {"ckpt_path": resume, "weights_only": True} if resume else {}
     fit(
         algorithm,
@@ -143,7 +142,7 @@ def test_the_record_of_a_step_goes_to_every_logger_and_is_gone(tmp_path):
         for logger in loggers:
             logger.log_metrics(metrics, step=step)
 
-    fit(algorithm, make_policy(), make_stream(algorithm, 3), [StepRecord(log)], logger=loggers, log_every_n_steps=1)
+    fit(algorithm, make_policy(), stream_of(algorithm, 3), [StepRecord(log)], logger=loggers, log_every_n_steps=1)
     for logger in loggers:
         rows = [line.split(",") for line in (tmp_path / logger.name / "metrics.csv").read_text().splitlines()]
         table = [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]

@@ -15,6 +15,7 @@ from tokenizers.decoders import Fuse
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 
+from rloop_lightning.engines import torch_engine
 from rloop_lightning.engines.base import RolloutEngine
 from rloop_lightning.engines.torch_engine import TorchEngine
 from rloop_lightning.model.policy import Policy
@@ -86,3 +87,9 @@ def engine(request: pytest.FixtureRequest) -> Iterator[RolloutEngine]:
     engine = made(request.param)
     yield engine
     engine.close()
+
+
+@pytest.fixture
+def rows_enter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU too, as on a GPU."""
+    monkeypatch.setitem(torch_engine._BATCHES_PER_PART, "cpu", 4)

@@ -15,7 +15,7 @@ from rloop_lightning.types import Problem, Rollout, SamplingParams
 MakePolicy = Callable[..., Policy]
 
 PROBLEMS = [Problem(id=f"p{i}", prompt="abcdefgh"[: i + 1], answer="") for i in range(7)]
-N = 4
+N = 6
 
 
 def bits(rollouts: Sequence[Rollout]) -> list[tuple[str, bytes, bytes, str]]:
@@ -25,7 +25,8 @@ def bits(rollouts: Sequence[Rollout]) -> list[tuple[str, bytes, bytes, str]]:
     ]
 
 
-@pytest.mark.parametrize(("max_rows", "sizes"), [(8, [2, 2, 2, 1]), (3, [1] * 7), (512, [7]), (4, [1] * 7)])
+@pytest.mark.usefixtures("rows_enter")
+@pytest.mark.parametrize(("max_rows", "sizes"), [(8, [3, 4]), (3, [1, 2, 2, 2]), (512, [7]), (1, [1] * 7)])
 def test_parts_are_the_rollouts_of_one_request_from_any_problem_on(
     make_policy: MakePolicy, max_rows: int, sizes: list[int]
 ) -> None:
@@ -40,18 +41,21 @@ def test_parts_are_the_rollouts_of_one_request_from_any_problem_on(
         assert [row for part in rest for row in bits(part)] == whole[done * N :]
 
 
+@pytest.mark.usefixtures("rows_enter")
 def test_what_is_done_is_not_computed_again(make_policy: MakePolicy) -> None:
     policy = make_policy()
-    engine = TorchEngine(max_new_tokens=2, max_rows=8)
+    engine = TorchEngine(max_new_tokens=2, max_rows=3)
     engine.bind(policy)
     rows: list[int] = []
     policy.model.get_input_embeddings().register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
-    list(engine.generate_parts(PROBLEMS, N, engine.sampling(0), done=4))
-    assert rows[0] == 2  # prompts of the third wave
+    list(engine.generate_parts(PROBLEMS, N, engine.sampling(0), done=5))
+    assert max(rows) == 3
+    assert len(rows) < 2 * 2 * N  # parts are of 1, 2, 2 and 2 problems; two tokens of two of them, and little more
 
 
+@pytest.mark.usefixtures("rows_enter")
 def test_between_parts_gradients_and_the_global_random_state_are_the_callers(make_policy: MakePolicy) -> None:
-    engine = TorchEngine(max_new_tokens=4, max_rows=8)
+    engine = TorchEngine(max_new_tokens=4, max_rows=3)
     engine.bind(make_policy())
     state = torch.get_rng_state()
     for _ in engine.generate_parts(PROBLEMS, N, engine.sampling(0)):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from builders import make_policy
 from moe import ARCHITECTURES, TOP_K, make_moe_policy, perturb, rows_of, spread, watched
 
 from rloop_lightning.batching import collate
-from rloop_lightning.engines import torch_engine
+from rloop_lightning.engines import decoding
 from rloop_lightning.engines.rows import Rows
 from rloop_lightning.engines.torch_engine import TorchEngine
 from rloop_lightning.model.policy import Policy
@@ -47,29 +49,31 @@ def assert_reported_as_trained(policy: Policy, rollouts: list[Rollout]) -> None:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("max_rows", [512, 13, 4], ids=["one wave", "waves of problems", "waves inside a problem"])
+@pytest.mark.usefixtures("rows_enter")
+@pytest.mark.parametrize("max_rows", [512, 13, 4], ids=["all at once", "more enter", "inside problems"])
 def test_reported_experts_are_those_of_the_training_forward(
     architecture: str, max_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy = make_moe_policy(architecture, "r3")
-    selections = []
-    select = Rows.select
+    calls = {"select": 0, "replace": 0}
+    for name in calls:
+        method = getattr(Rows, name)
 
-    def counted(rows: Rows, chosen: torch.Tensor) -> None:
-        selections.append(len(chosen))
-        select(rows, chosen)
+        def counted(*args: Any, _name: str = name, _method: Callable[..., None] = method) -> None:
+            calls[_name] += 1
+            _method(*args)
 
-    monkeypatch.setattr(Rows, "select", counted)
+        monkeypatch.setattr(Rows, name, counted)
     rollouts = generate(policy, max_rows=max_rows)
-    waves = {512: 1, 13: 2, 4: 8}[max_rows]
-    assert len(selections) > waves  # each repeats its prompts; any other is a compaction
+    assert calls["select"] > 1  # the first repeats the prompts; any other is a compaction
+    assert (calls["replace"] > 0) == (max_rows < N * len(PROBLEMS))
     assert len({rollout.length for rollout in rollouts}) > 5
     assert_reported_as_trained(policy, rollouts)
 
 
 @pytest.mark.parametrize("compact_below", [0.0, 1.0], ids=["never compacted", "compacted at once"])
 def test_reported_experts_do_not_depend_on_compaction(compact_below: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch_engine, "_COMPACT_BELOW", compact_below)
+    monkeypatch.setattr(decoding, "_COMPACT_BELOW", compact_below)
     policy = make_moe_policy("Qwen3Moe", "r3")
     assert_reported_as_trained(policy, generate(policy))
 

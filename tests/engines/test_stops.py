@@ -78,8 +78,8 @@ def test_a_completion_ends_with_the_token_that_completes_a_stop_string(kind: str
 def text_up_to_the_end(policy: Policy, tokens: list[int], stop: str) -> str:
     """What is kept of a completion of these tokens."""
     stops, row, live = Stops(policy, (stop,)), torch.tensor([0]), torch.tensor([True])
-    wave = torch.tensor([tokens])
-    lengths = (step + 1 for step in range(len(tokens)) if stops.ended(wave, row, step, live)[0])
+    completions = torch.tensor([tokens])
+    lengths = (step + 1 for step in range(len(tokens)) if stops.ended(completions, row, torch.tensor([step]), live)[0])
     return policy.decode([tokens[: next(lengths, None)]])[0]
 
 
@@ -105,8 +105,9 @@ def test_tokens_without_text_inside_a_stop_do_not_hide_it() -> None:
     assert text_up_to_the_end(policy, tokens, "qz") == "so qz"
 
 
+@pytest.mark.usefixtures("rows_enter")
 @pytest.mark.parametrize("kind", KINDS)
-def test_stops_do_not_depend_on_the_wave(kind: str) -> None:
+def test_stops_do_not_depend_on_the_batch(kind: str) -> None:
     policy = policy_of(kind)
     stops = pieces_of([rollout.text for rollout in sample(policy)], random.Random(9))
     together = sample(policy, stop=stops)

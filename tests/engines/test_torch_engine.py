@@ -16,7 +16,7 @@ import transformers
 from torch import Tensor
 
 from rloop_lightning.batching import collate
-from rloop_lightning.engines import ENGINES, rows, torch_engine
+from rloop_lightning.engines import ENGINES, decoding, rows, torch_engine
 from rloop_lightning.engines.base import RolloutEngine
 from rloop_lightning.engines.row_cache import RowLayer, row_cache
 from rloop_lightning.engines.torch_engine import TorchEngine
@@ -170,6 +170,7 @@ def test_logprobs_are_those_of_the_restricted_distribution(make_policy: MakePoli
 
 
 @pytest.mark.parametrize(("top_k", "top_p"), [(5, 1.0), (0, 0.8), (7, 0.6), (1, 1.0), (1000, 1.0)])
+@pytest.mark.usefixtures("rows_enter")
 @pytest.mark.parametrize("max_rows", [512, 7])
 def test_rollouts_carry_the_tokens_that_each_was_sampled_from(
     make_policy: MakePolicy, top_k: int, top_p: float, max_rows: int
@@ -255,9 +256,14 @@ def test_the_global_random_state_is_neither_read_nor_changed(make_policy: MakePo
     assert completions(run(policy)) == completions(first)
 
 
+@pytest.mark.parametrize("architecture", ["qwen2", "qwen2_sliding"])
 @pytest.mark.parametrize("max_rows", [1, 3, 7, 8, 39])
-def test_rollouts_do_not_depend_on_max_rows(make_policy: MakePolicy, max_rows: int) -> None:
-    policy = make_policy()
+@pytest.mark.parametrize("batches", [1, 4])
+def test_rollouts_do_not_depend_on_max_rows(
+    make_policy: MakePolicy, max_rows: int, architecture: str, batches: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(torch_engine._BATCHES_PER_PART, "cpu", batches)
+    policy = make_policy(architecture)
     together, apart = run(policy), run(policy, max_rows=max_rows)
     assert completions(together) == completions(apart)
     for a, b in zip(together, apart, strict=True):
@@ -271,7 +277,7 @@ def test_rollouts_do_not_depend_on_compaction(
     policy = make_policy(architecture)
     expected = completions(run(policy, temperature=1.5))
     for threshold in [0.0, 0.999]:
-        monkeypatch.setattr(torch_engine, "_COMPACT_BELOW", threshold)
+        monkeypatch.setattr(decoding, "_COMPACT_BELOW", threshold)
         assert completions(run(policy, temperature=1.5)) == expected
 
 
@@ -298,6 +304,52 @@ def test_waves_are_whole_problems_where_they_fit(
     # Two tokens, so that one forward pass over the prompts, of four tokens each, and one over single tokens alternate.
     assert seen[::2] == [4 * count for count in prefills]
     assert max(seen[1::2]) <= max_rows
+
+
+@pytest.mark.usefixtures("rows_enter")
+@pytest.mark.parametrize(("n", "max_rows"), [(4, 8), (4, 11), (20, 7)])
+def test_the_batch_is_full_while_rows_wait(make_policy: MakePolicy, n: int, max_rows: int) -> None:
+    policy = make_policy()
+    policy.stop_token_ids = frozenset(range(1, 5))
+    seen = record_tokens(policy)
+    rollouts = run(policy, PROBLEMS[:3], n=n, max_rows=max_rows, temperature=1.5)
+    assert max(seen) <= max(max_rows, 3 * max(map(len, PROMPTS)))
+    tokens = sum(rollout.length for rollout in rollouts)
+    decoded = [count for count in seen if count <= max_rows]
+    # In waves, each would last as long as its longest row.
+    lengths = [rollout.length for rollout in rollouts]
+    waves = sum(max(lengths[start : start + max_rows]) for start in range(0, len(lengths), max_rows))
+    assert tokens / max_rows < len(decoded) < waves
+
+
+@pytest.mark.usefixtures("rows_enter")
+def test_a_long_prompt_enters_a_batch_of_short_ones(make_policy: MakePolicy) -> None:
+    """Its columns are more than the batch has; then they leave with it."""
+    policy = make_policy()
+    policy.stop_token_ids = frozenset(range(1, 8))
+    prompts = ["a", "b", "hello" * 8, "c", "xyz" * 2, "d" * 30, *"efghijkl"]
+    problems = [Problem(id=f"p{i}", prompt=prompt, answer="") for i, prompt in enumerate(prompts)]
+    expected, found = (run(policy, problems, n=2, max_rows=rows, temperature=1.2) for rows in (512, 3))
+    assert completions(found) == completions(expected)
+    for one in found:
+        logprobs = (forward_logits(policy, one) / 1.2).log_softmax(-1)
+        chosen = logprobs.gather(-1, torch.tensor(one.completion_ids)[:, None])[:, 0]
+        assert one.sampling_logprobs == pytest.approx(chosen.numpy(), abs=1e-4)
+
+
+@pytest.mark.usefixtures("rows_enter")
+def test_the_cache_is_no_longer_than_the_rows_need(make_policy: MakePolicy) -> None:
+    """However many rows enter one after the other."""
+    policy = make_policy()
+    policy.stop_token_ids = frozenset(range(1, 5))
+    columns: list[int] = []
+    policy.model.model.register_forward_pre_hook(
+        lambda module, args, kwargs: columns.append(kwargs["past_key_values"].get_seq_length()), with_kwargs=True
+    )
+    rollouts = run(policy, n=40, max_rows=100, max_new_tokens=40, temperature=1.5)
+    longest = max(len(rollout.prompt_ids) + rollout.length for rollout in rollouts)
+    assert len(columns) > 2 * longest
+    assert max(columns) < 1.5 * longest
 
 
 def test_finished_rows_leave_the_batch(make_policy: MakePolicy) -> None:

@@ -181,10 +181,11 @@ def test_recorded_decoding_gives_the_same_logits(architecture: str) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_an_engine_samples_on_a_gpu_what_it_samples_on_a_cpu() -> None:
+@pytest.mark.parametrize("max_rows", [512, 3])  # rows enter as others end
+def test_an_engine_samples_on_a_gpu_what_it_samples_on_a_cpu(max_rows: int) -> None:
     def sampled(device: str) -> list[list[int]]:
         policy = Policy(make_model("Qwen2", dtype=torch.float32), make_tokenizer()).to(device)
-        engine = TorchEngine(max_new_tokens=30)
+        engine = TorchEngine(max_new_tokens=30, max_rows=max_rows)
         engine.bind(policy)
         problems = [Problem(id=text, prompt=text, answer="") for text in ("1+2", "3*4=", "5")]
         return [r.completion_ids.tolist() for r in engine.generate(problems, 4, engine.sampling(seed=3))]

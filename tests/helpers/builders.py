@@ -25,6 +25,8 @@ from rloop_lightning.engines.base import RolloutEngine
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.rewards.base import Reward
 from rloop_lightning.rollouts.sampler import GroupSampler
+from rloop_lightning.rollouts.step_sampler import Explorer, StepSampler
+from rloop_lightning.rollouts.stream import RolloutStream
 from rloop_lightning.types import Group, Problem, Rollout, RolloutBatch, SamplingParams
 
 PROMPT_IDS = (3, 4, 5)
@@ -305,6 +307,27 @@ class FirstCharacterReward(Reward):
 
 def make_sampler(write: Callable[[int, int, int], str], **kwargs: Any) -> GroupSampler:
     return GroupSampler(FakeEngine(write, **kwargs), FirstCharacterReward())
+
+
+def make_stream(
+    sampler: GroupSampler,
+    explorer: Explorer,
+    problems: Sequence[Problem],
+    *,
+    problems_per_step: int,
+    rollouts_per_problem: int,
+    seed: int = 0,
+    **settings: Any,
+) -> RolloutStream:
+    steps = StepSampler(
+        sampler,
+        explorer,
+        problems,
+        problems_per_step=problems_per_step,
+        rollouts_per_problem=rollouts_per_problem,
+        seed=seed,
+    )
+    return RolloutStream(steps, **settings)
 
 
 def one_right(problem: int, g: int, call: int) -> str:

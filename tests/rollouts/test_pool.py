@@ -44,7 +44,7 @@ def test_a_shard_holds_every_column_of_every_rollout(tmp_path):
     path = RolloutPool(tmp_path / "pool").write("step-000012", groups, round=2, rollout_step=11, run_id="r1")
     assert path == tmp_path / "pool" / "step-000012.parquet"
     rows = sorted(pq.read_table(path).to_pylist(), key=lambda row: row["problem_id"])
-    shared = {"round": 2, "rollout_step": 11, "run_id": "r1"}
+    shared = {"round": 2, "rollout_step": 11, "policy_version": 11, "run_id": "r1"}
     assert rows == [
         {
             "problem_id": "a", "completion_ids": [5, 6, 7], "text": "bad", "reward": -0.25, "success": False,

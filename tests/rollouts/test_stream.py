@@ -5,6 +5,7 @@ from collections import Counter
 from dataclasses import asdict
 from itertools import chain
 
+import builders
 import numpy as np
 import pytest
 import torch
@@ -20,9 +21,10 @@ from builders import (
 )
 
 from rloop_lightning.algorithms.dapo import DAPO
+from rloop_lightning.rollouts.expert_stream import ExpertStream
 from rloop_lightning.rollouts.listener import StreamListener
 from rloop_lightning.rollouts.sampler import GroupSampler, SamplingCost
-from rloop_lightning.rollouts.stream import ExpertStream, NotEnoughGroupsError, RolloutStream
+from rloop_lightning.rollouts.stream import NotEnoughGroupsError
 from rloop_lightning.types import Scored
 
 
@@ -37,24 +39,28 @@ def make_stream(
     tokens=None,
     explorer=None,
     on_too_few_groups="end_phase",
+    staleness=0,
+    in_flight_updates=False,
     **engine,
 ):
-    return RolloutStream(
+    return builders.make_stream(
         make_sampler(write, **engine),
         explorer or DAPO(),
         make_problems(problems),
         problems_per_step=p,
         rollouts_per_problem=g,
-        steps=steps,
         seed=seed,
+        steps=steps,
         tokens=tokens,
         on_too_few_groups=on_too_few_groups,
+        staleness=staleness,
+        in_flight_updates=in_flight_updates,
     )
 
 
 def asked(stream):
     """The problem ids of every call of the engine."""
-    return [ids for ids, _, _ in stream.sampler.engine.calls]
+    return [ids for ids, _, _ in stream.step_sampler.sampler.engine.calls]
 
 
 def same_steps(actual, expected):
@@ -255,7 +261,7 @@ def test_without_dynamic_sampling_every_group_is_trained_on():
 def test_every_call_of_the_engine_has_its_own_seed():
     stream = make_stream(hard({1, 3, 5}), problems=10, p=4, steps=3)
     list(stream)
-    seeds = [sampling.seed for _, _, sampling in stream.sampler.engine.calls]
+    seeds = [sampling.seed for _, _, sampling in stream.step_sampler.sampler.engine.calls]
     assert len(seeds) > 3
     assert len(set(seeds)) == len(seeds)
 
@@ -287,10 +293,10 @@ def test_a_step_is_generated_when_it_is_asked_for():
     stream = make_stream(steps=3)
     assert len(stream) == 3
     iterator = iter(stream)
-    assert stream.sampler.engine.calls == []
+    assert stream.step_sampler.sampler.engine.calls == []
     for count in (1, 2, 3):
         assert next(iterator).index == count - 1
-        assert len(stream.sampler.engine.calls) == count
+        assert len(stream.step_sampler.sampler.engine.calls) == count
     assert next(iterator, None) is None
 
 
@@ -398,7 +404,7 @@ class CountingReward(FirstCharacterReward):
 
 def test_parts_and_counts_of_a_reward_are_logged_apart():
     stream = make_stream(problems=4, p=4, steps=2, max_new_tokens=4)
-    stream.sampler.reward = reward = CountingReward()
+    stream.step_sampler.sampler.reward = reward = CountingReward()
     reward.asked = 100  # by an evaluation
     for step in stream:
         assert {k: v for k, v in step.metrics.items() if "reward" in k and not k.startswith("time/")} == {
