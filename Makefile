@@ -39,7 +39,7 @@ test-gpu: $(STAMP) ## Run the tests that need a CUDA GPU, which `make test` skip
 # VLLM_PYTHON=~/vllm/bin/python names an environment that has vLLM already.
 test-vllm: $(STAMP) $(VLLM_STAMP) ## Run the tests that need vLLM, in an environment of its own, .venv-vllm (3 GB).
 	@RLOOP_VLLM_PYTHON=$(VLLM_PYTHON) OMP_NUM_THREADS=1 $(BIN)/python -m pytest --timeout 600 $(PYTEST_ARGS) \
-	    tests/engines/test_contract.py tests/vllm
+	    tests/engines/test_contract.py tests/with_vllm
 
 chaos: $(STAMP) ## Kill and damage many runs and write the table of docs/reliability.md. RUNS=100 runs are killed.
 	@OMP_NUM_THREADS=1 PYTHONPATH=tests:tests/helpers $(BIN)/python -m chaos --runs $(RUNS) --jobs $(JOBS) --document docs/reliability.md

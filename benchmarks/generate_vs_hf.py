@@ -105,7 +105,7 @@ def _compare(name: str, precision: str, spread: bool, options: Options, work: Pa
     with ExitStack() as stack:
         if options.vllm_python:
             path = str(ROOT / "benchmarks" / "side_vllm.py")
-            arguments = _vllm_arguments(model, precision, request)
+            arguments = vllm_arguments(model, precision, request)
             side = Side("vLLM", path, arguments, work / "vllm.log", options.vllm_python)
             sides["vLLM"] = partial(_vllm_turn, stack.enter_context(side))
         alternate(sides, rounds=1)  # not counted
@@ -168,7 +168,7 @@ def _prompt_ids(folder: Path, request: Request) -> list[list[int]]:
     return [tokenizer.encode(problem.prompt, add_special_tokens=False) for problem in request.problems]
 
 
-def _vllm_arguments(folder: Path, precision: str, request: Request) -> list[str]:
+def vllm_arguments(folder: Path, precision: str, request: Request) -> list[str]:
     stops = json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
     vocabulary = json.loads((folder / "config.json").read_text())["vocab_size"]
     settings = {

@@ -179,6 +179,11 @@ class Side:
                 text=True,
             )
 
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self._process.pid
+
     def step(self, word: str = "step") -> StepReport:
         """Do one step; the word "parts" also measures its parts."""
         return StepReport(**self.ask(word))

@@ -21,7 +21,7 @@ PARTS = (
     "scaling",
     "reward_throughput",
 )
-COMPARISONS = ("step_vs_checkout",)  # which need another side that only the user knows
+COMPARISONS = ("step_vs_checkout", "vllm_engine")  # which need another side that only the user knows
 MECHANICS = ("real",)  # made for a GPU
 STUDIES = ("learning", "precision", "minirl_on_experts")
 _RESPONSES = Path(os.environ.get("RLOOP_SHARED", ROOT.parent / "shared")) / "data" / "gsm8k_responses.jsonl"
@@ -79,7 +79,7 @@ def parse(argv: Sequence[str] | None) -> Options:
         "parts",
         nargs="*",
         metavar="PART",
-        help=f"parts to run: {', '.join(PARTS)} (default: all of these); against another checkout: "
+        help=f"parts to run: {', '.join(PARTS)} (default: all of these); against another checkout, and vLLM: "
         f"{', '.join(COMPARISONS)}; at the shapes of real models: {', '.join(MECHANICS)}; "
         f"studies: {', '.join(STUDIES)}",
     )
@@ -127,6 +127,8 @@ def parse(argv: Sequence[str] | None) -> Options:
         wrong.append("--toy needs --out: its figures must not mix with real ones")
     if given.vllm_python and not Path(given.vllm_python).is_file():
         wrong.append(f"--vllm-python {given.vllm_python}: no such file; give the interpreter of vLLM's environment")
+    if "vllm_engine" in parts and not given.vllm_python:
+        wrong.append("vllm_engine needs --vllm-python: the interpreter of vLLM's environment")
     if {"step_vs_trl", "same_learning"} & set(parts) and find_spec("trl") is None:
         wrong.append("step_vs_trl and same_learning need TRL: pip install -c constraints.txt -e '.[bench]'")
     if given.device == "cuda" and not _has_gpu():

@@ -35,6 +35,7 @@ def policy(make_policy: MakePolicy) -> Policy:
         ),
         ({"url": "a:8000"}, "--engine.url a:8000: expected http://HOST:PORT"),
         ({"url": "http://a:8000/v1"}, "--engine.url http://a:8000/v1: expected http://HOST:PORT"),
+        ({"temperature": 0.001}, "--engine.temperature 0.001: vLLM takes 0, or at least 0.01"),
         ({"max_rows": 0}, "--engine.max_rows: expected an integer > 0, got 0"),
         ({"timeout_s": 0}, "--engine.timeout_s: expected a number > 0, got 0"),
     ],

@@ -13,7 +13,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Literal
-from urllib.parse import urlsplit
 
 import torch
 
@@ -25,7 +24,7 @@ from rloop_lightning.engines.vllm.checks import python_faults, same_model, url_f
 from rloop_lightning.engines.vllm.client import LoopThread, Server
 from rloop_lightning.engines.vllm.connection import Connection, Limits, connected, started
 from rloop_lightning.engines.vllm.generation import Generation, Job
-from rloop_lightning.engines.vllm.settings import ProcessSettings
+from rloop_lightning.engines.vllm.settings import ProcessSettings, addresses, place_faults, temperature_faults
 from rloop_lightning.engines.vllm.weights import fingerprint
 from rloop_lightning.errors import EngineError
 from rloop_lightning.model.policy import Policy
@@ -111,8 +110,8 @@ class VLLMEngine(RolloutEngine):
         self.timeout_s = timeout_s
         self.max_gap_nats = max_gap_nats
         super().__init__(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, stop=stop)
-        self._urls = [address.strip() for address in url.split(",") if address.strip()]
-        if wrong := [*self._mode_faults()]:
+        self._urls = addresses(url)
+        if wrong := [*place_faults(mode, url), *temperature_faults("--engine.temperature", temperature)]:
             raise ValueError("\n".join(wrong))
         self.version = 0
         """Pushes of weights so far; whoever resumes a run may set it."""
@@ -165,7 +164,8 @@ class VLLMEngine(RolloutEngine):
 
         Raises:
             RuntimeError: no policy is bound.
-            ValueError: a prompt is empty, or does not fit the model together with `max_new_tokens`.
+            ValueError: a prompt is empty, or does not fit the model together with `max_new_tokens`, or vLLM does not
+                take the temperature.
             EngineError: a server is lost, stuck, or computes with other weights.
             NonFiniteError: weights or logits are NaN or infinite.
         """
@@ -184,15 +184,19 @@ class VLLMEngine(RolloutEngine):
         policy = self._policy
         prompts = [policy.prompt_ids(problem) for problem in problems]
         prompt_checks.check_prompts(problems, prompts, sampling, policy.context)
+        if wrong := [*temperature_faults("the sampling's temperature", sampling.temperature)]:
+            raise ValueError("\n".join(wrong))
         connection = self._ready(policy, max(map(len, prompts), default=0) + sampling.max_new_tokens)
         special = special_tokens(policy.tokenizer)
+        stop_ids = policy.stop_token_ids | {special[text] for text in sampling.stop if text in special}
+        vocabulary = policy.model.config.get_text_config().vocab_size
         job = Job(
             policy,
             problems,
             prompts,
             n,
             sampling,
-            stop_ids=policy.stop_token_ids | {special[text] for text in sampling.stop if text in special},
+            stop_ids=frozenset(token for token in stop_ids if token < vocabulary),  # vLLM refuses others
             texts=tuple(text for text in sampling.stop if text not in special),
             version=self.version,
             max_rows=self.max_rows,
@@ -288,13 +292,3 @@ class VLLMEngine(RolloutEngine):
             sleep=self.sleep,
             options=self.options,
         )
-
-    def _mode_faults(self) -> Iterator[str]:
-        if self.mode == "url" and not self._urls:
-            yield "--engine.mode url: give the servers' addresses with --engine.url http://HOST:PORT"
-        if self.mode == "process" and self._urls:
-            yield f"--engine.mode process starts a server of its own; leave out --engine.url {self.url}, or the mode"
-        for address in self._urls:
-            parts = urlsplit(address)
-            if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/"):
-                yield f"--engine.url {address}: expected http://HOST:PORT"

@@ -118,6 +118,8 @@ class Generation:
     async def _problem(self, number: int) -> list[Completion]:
         """All completions of one problem, in requests of at most `max_rows`."""
         job = self._job
+        if job.sampling.temperature == 0:  # they are all the same, and vLLM refuses to make more than one
+            return await self._request(number, 1, 0) * job.n
         counts = [min(job.max_rows, job.n - start) for start in range(0, job.n, job.max_rows)]
         seed = rollout_seed(job.sampling.seed, number)
         asked = [self._request(number, count, seed + i * job.max_rows) for i, count in enumerate(counts)]
@@ -140,7 +142,8 @@ class Generation:
         if len(found) != count or any(one.reason not in ("stop", "length") for one in found):
             reasons = ", ".join(sorted({one.reason for one in found}))
             raise EngineError(f"{server.what}: vLLM ended {len(found)} of {count} rollouts by: {reasons}")
-        self._answered.append((sum(len(one.tokens) for one in found), count))
+        copies = job.n if job.sampling.temperature == 0 else 1
+        self._answered.append((copies * sum(len(one.tokens) for one in found), copies * count))
         return found
 
     def _rollouts(self, number: int, found: Sequence[Completion]) -> list[Rollout]:

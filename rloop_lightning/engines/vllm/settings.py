@@ -1,13 +1,15 @@
-"""How a server process of the trainer's own is started."""
+"""Where vLLM runs: how a server process of the trainer's own is started, and addresses of others."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from rloop_lightning.engines.vllm.transfer import Backend
 from rloop_lightning.model.policy import Policy
 
+LOWEST_TEMPERATURE = 0.01  # vLLM raises lower ones to it without a word; 0 is greedy
 _SHORTEST = 1024  # tokens that a server takes at least, if the policy does
 _TOKENS_AT_ONCE = 8192  # of a prefill, at least
 
@@ -67,3 +69,27 @@ class ProcessSettings:
         }
         words = [word for name, value in given.items() for word in (name, str(value))]
         return [*words, *(name for name, on in switches.items() if on), *self.options]
+
+
+def addresses(url: str) -> list[str]:
+    """The addresses of --engine.url."""
+    return [address.strip() for address in url.split(",") if address.strip()]
+
+
+def place_faults(mode: str | None, url: str) -> Iterator[str]:
+    """What is wrong with --engine.mode and --engine.url."""
+    given = addresses(url)
+    if mode == "url" and not given:
+        yield "--engine.mode url: give the servers' addresses with --engine.url http://HOST:PORT"
+    if mode == "process" and given:
+        yield f"--engine.mode process starts a server of its own; leave out --engine.url {url}, or the mode"
+    for address in given:
+        parts = urlsplit(address)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/"):
+            yield f"--engine.url {address}: expected http://HOST:PORT"
+
+
+def temperature_faults(what: str, temperature: float) -> Iterator[str]:
+    """Temperatures that vLLM would change."""
+    if 0 < temperature < LOWEST_TEMPERATURE:
+        yield f"{what} {temperature:g}: vLLM takes 0, or at least {LOWEST_TEMPERATURE:g}"

@@ -1,4 +1,7 @@
-"""What needs vLLM: `make test-vllm`. The tests share few engines, since each takes seconds to start."""
+"""What needs vLLM: `make test-vllm`. The tests share few engines, since each takes seconds to start.
+
+The folder is not named vllm: with `tests` on the path, libraries would take it for the package.
+"""
 
 from __future__ import annotations
 
