@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from rloop_lightning.data.hub import HubProblems
     from rloop_lightning.engines.base import RolloutEngine
     from rloop_lightning.engines.torch_engine import TorchEngine
-    from rloop_lightning.errors import ClaimError, PushError, RunFault, StateError, Stopped
+    from rloop_lightning.engines.vllm.engine import VLLMEngine
+    from rloop_lightning.errors import ClaimError, EngineError, PushError, RunFault, StateError, Stopped
     from rloop_lightning.evaluation import PassAtK, pass_at_k
     from rloop_lightning.evaluation.evaluator import EvaluationConfig
     from rloop_lightning.model.config import PolicyConfig
@@ -71,6 +72,7 @@ __all__ = [
     "Countdown",
     "CountdownReward",
     "DrGRPO",
+    "EngineError",
     "EvaluationConfig",
     "FilterConfig",
     "FunctionReward",
@@ -107,6 +109,7 @@ __all__ = [
     "TorchEngine",
     "TrainResult",
     "UsageError",
+    "VLLMEngine",
     "WeightedSum",
     "build_expert_set",
     "collate",
@@ -136,7 +139,8 @@ _HOMES = {
     "data.hub": "HubProblems",
     "engines.base": "RolloutEngine",
     "engines.torch_engine": "TorchEngine",
-    "errors": "ClaimError PushError RunFault StateError Stopped",
+    "engines.vllm.engine": "VLLMEngine",
+    "errors": "ClaimError EngineError PushError RunFault StateError Stopped",
     "evaluation": "PassAtK pass_at_k",
     "evaluation.evaluator": "EvaluationConfig",
     "model.config": "PolicyConfig",

@@ -164,9 +164,8 @@ class VLLMEngine(RolloutEngine):
 
         Raises:
             RuntimeError: no policy is bound.
-            ValueError: a prompt is empty, or does not fit the model together with `max_new_tokens`, or vLLM does not
-                take the temperature.
-            EngineError: a server is lost, stuck, or computes with other weights.
+            ValueError: a prompt is empty, or does not fit the model together with `max_new_tokens`.
+            EngineError: a server is lost, stuck, or computes with other weights, or does not take the temperature.
             NonFiniteError: weights or logits are NaN or infinite.
         """
         return [rollout for part in self.generate_parts(problems, n, sampling) for rollout in part]
@@ -185,7 +184,7 @@ class VLLMEngine(RolloutEngine):
         prompts = [policy.prompt_ids(problem) for problem in problems]
         prompt_checks.check_prompts(problems, prompts, sampling, policy.context)
         if wrong := [*temperature_faults("the sampling's temperature", sampling.temperature)]:
-            raise ValueError("\n".join(wrong))
+            raise EngineError("\n".join(wrong))
         connection = self._ready(policy, max(map(len, prompts), default=0) + sampling.max_new_tokens)
         special = special_tokens(policy.tokenizer)
         stop_ids = policy.stop_token_ids | {special[text] for text in sampling.stop if text in special}

@@ -56,7 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ImportError as error:
         print(f"rloop-serve: error: {sys.executable} can't import vLLM: {error}", file=sys.stderr)
         return 2
-    config = AutoConfig.from_pretrained(model)
+    try:
+        config = AutoConfig.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        print(f"rloop-serve: error: {model} can't be read as a model: {str(error).splitlines()[0]}", file=sys.stderr)
+        return 2
     shape = described(config.architectures[0], config.get_text_config().to_dict())
     if current_platform.is_cpu():
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # or the logprobs compile on first use, and need a compiler
