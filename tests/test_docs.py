@@ -15,6 +15,7 @@ from rloop_lightning.algorithms import ALGORITHMS
 from rloop_lightning.cli.config_files import preset_folder
 from rloop_lightning.cli.fit import RLoopCLI
 from rloop_lightning.cli.main import main
+from rloop_lightning.engines import ENGINES
 from rloop_lightning.run.metrics_csv import read_metrics
 
 ROOT = Path(__file__).parents[1]
@@ -28,8 +29,9 @@ PAGES = [
 
 @cache
 def known_options() -> set[str]:
-    """Those of the command line, with each algorithm of ours."""
-    parsers = [RLoopCLI(["--algo", name]).parser for name in ALGORITHMS]
+    """Those of the command line, with each algorithm and engine of ours."""
+    chosen = [*(["--algo", name] for name in ALGORITHMS), *(["--engine", name] for name in ENGINES)]
+    parsers = [RLoopCLI(argv).parser for argv in chosen]
     return {option for parser in parsers for action in parser._actions for option in action.option_strings}
 
 

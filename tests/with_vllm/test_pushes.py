@@ -157,6 +157,5 @@ def test_an_engine_that_is_killed_while_it_generates(engine: VLLMEngine, policy:
     with pytest.raises(EngineError, match="vLLM") as error:
         list(engine.results(generation))
     assert "the last lines of its log:" in str(error.value)
-    engine.close()
     again = engine.generate(PROBLEMS, N, SAMPLING)
     assert [rollout.completion_ids.tolist() for rollout in again] == expected

@@ -10,11 +10,11 @@ A server that answers with an error, not at all, or too late is an EngineError.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import threading
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as StillRunning
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +25,7 @@ from rloop_lightning.system.terminal import one_line
 
 T = TypeVar("T")
 
-_TICK_S = 0.2  # between two looks at a server's process
+TICK_S = 0.2  # between two looks at a server's process
 _SHOWN = 600  # characters of a server's error
 
 
@@ -52,13 +52,9 @@ def result(future: Future[T], watch: Callable[[], None]) -> T:
         watch: called several times a second while it runs.
     """
     try:
-        while True:
-            try:
-                return future.result(_TICK_S)
-            except StillRunning:
-                if future.done():  # the coroutine itself raised a TimeoutError
-                    raise
-                watch()
+        while not concurrent.futures.wait([future], TICK_S).done:
+            watch()
+        return future.result()
     finally:
         future.cancel()
 
@@ -75,7 +71,7 @@ class Patience:
     def __init__(self, seconds: float, setting: str, alive: Callable[[], None] = lambda: None) -> None:
         self._seconds = seconds
         self._setting = setting
-        self.check = alive
+        self._alive = alive
         self.heard()
 
     def heard(self) -> None:
@@ -84,7 +80,7 @@ class Patience:
 
     def __call__(self) -> None:
         """Raise EngineError if the limit has passed, or the process has ended."""
-        self.check()
+        self._alive()
         if time.monotonic() - self._since > self._seconds:
             raise EngineError(
                 f"vLLM is stuck: no answer for {self._seconds:g} s ({self._setting} {self._seconds:g}; raise it if "

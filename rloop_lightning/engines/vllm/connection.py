@@ -104,6 +104,10 @@ class Connection:
         if self.process is not None:
             self.process.stop()
 
+    def explained(self, error: EngineError) -> EngineError:
+        """An error with the end of the process's log, if there is one."""
+        return _explained(error, self.process)
+
     async def _push(self, policy: Policy) -> int:
         await self._all("/pause", mode="keep")
         sent = await self._sender.send(named_weights(policy))
@@ -128,7 +132,7 @@ class Connection:
         try:
             return self._loop.wait(coroutine, self.patience())
         except EngineError as error:
-            raise _explained(error, self.process) from error
+            raise self.explained(error) from error
 
 
 def started(settings: ProcessSettings, limits: Limits, policy: Policy, needed: int, loop: LoopThread) -> Connection:
@@ -138,7 +142,7 @@ def started(settings: ProcessSettings, limits: Limits, policy: Policy, needed: i
         EngineError: it does not start.
     """
     flags = settings.flags(policy, settings.tokens(policy, needed))
-    process = EngineProcess(settings.python, policy, flags)
+    process = loop.wait(_spawned(settings.python, policy, flags), lambda: None)
     patience = _patience(limits.start_s, "--engine.start_s", process)
     try:
         told = loop.wait(_ready(process.server), patience)
@@ -173,6 +177,11 @@ def _connection(
     if faults := [fault for server, one in pairs for fault in server_faults(server, one, policy, needed)]:
         raise EngineError("\n".join(faults))
     return Connection(servers, told, limits, loop, process)
+
+
+async def _spawned(python: str, policy: Policy, flags: Sequence[str]) -> EngineProcess:
+    """A new process, started by the loop's thread: it ends with the thread that started it."""
+    return EngineProcess(python, policy, flags)
 
 
 async def _ready(server: Server) -> dict[str, Any]:

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Literal
 
 import torch
 
-from rloop_lightning.engines import prompts as prompt_checks
 from rloop_lightning.engines.base import RolloutEngine
-from rloop_lightning.engines.stops import special_tokens
 from rloop_lightning.engines.vllm import truth
 from rloop_lightning.engines.vllm.checks import python_faults, same_model, url_faults
 from rloop_lightning.engines.vllm.client import LoopThread, Server
@@ -180,38 +180,24 @@ class VLLMEngine(RolloutEngine):
         """Start to generate, and return while the servers work; `results` waits for the rollouts."""
         if self._policy is None:
             raise RuntimeError("VLLMEngine.generate needs a policy; call bind(policy) first")
-        policy = self._policy
-        prompts = [policy.prompt_ids(problem) for problem in problems]
-        prompt_checks.check_prompts(problems, prompts, sampling, policy.context)
         if wrong := [*temperature_faults("the sampling's temperature", sampling.temperature)]:
             raise EngineError("\n".join(wrong))
-        connection = self._ready(policy, max(map(len, prompts), default=0) + sampling.max_new_tokens)
-        special = special_tokens(policy.tokenizer)
-        stop_ids = policy.stop_token_ids | {special[text] for text in sampling.stop if text in special}
-        vocabulary = policy.model.config.get_text_config().vocab_size
-        job = Job(
-            policy,
-            problems,
-            prompts,
-            n,
-            sampling,
-            stop_ids=frozenset(token for token in stop_ids if token < vocabulary),  # vLLM refuses others
-            texts=tuple(text for text in sampling.stop if text not in special),
-            version=self.version,
-            max_rows=self.max_rows,
-            done=done,
-        )
+        job = Job.of(self._policy, problems, n, sampling, max_rows=self.max_rows, done=done)
+        connection = self._ready(self._policy, job.tokens)
+        job = replace(job, version=self.version)
         generation = Generation(job, connection.servers, self._running_loop())
         self._generations = [*(one for one in self._generations if one.running), generation]
         return generation
 
     def results(self, generation: Generation) -> Iterator[list[Rollout]]:
         """Wait for the rollouts of `begin`, in parts of whole problems."""
-        if self._connection is None:
+        connection = self._connection
+        if connection is None:
             raise RuntimeError("VLLMEngine.results: the engine was closed")
-        yield from generation.parts(self._connection.patience(), self.report)
+        with self._closing_when_lost(connection):
+            yield from generation.parts(connection.patience(), self.report)
         if self.sleep and not any(one.running for one in self._generations):
-            self._connection.sleep()
+            connection.sleep()
             self._sleeps = True
 
     def close(self) -> None:
@@ -221,6 +207,16 @@ class VLLMEngine(RolloutEngine):
         if self._connection is not None:
             self._connection.close()
         self._connection, self._pushed, self._generations, self._sleeps = None, None, [], False
+
+    @contextmanager
+    def _closing_when_lost(self, connection: Connection) -> Iterator[None]:
+        """After a fault of a server in the block, the next request starts or looks for one again."""
+        try:
+            yield
+        except EngineError as error:
+            explained = connection.explained(error)
+            self.close()
+            raise explained from error
 
     def _ready(self, policy: Policy, tokens: int) -> Connection:
         """Servers with the policy's weights, that take this many tokens of prompt and completion."""
@@ -232,7 +228,6 @@ class VLLMEngine(RolloutEngine):
                 self._connection = connected(self._servers(), limits, policy, tokens, loop)
             else:
                 self._connection = started(self._process_settings(policy), limits, policy, tokens, loop)
-            self._push(self._connection)
         elif self._connection.tokens < tokens:
             raise EngineError(
                 f"--engine.url {self.url}: it takes {self._connection.tokens} tokens of prompt and completion, and "
@@ -241,6 +236,8 @@ class VLLMEngine(RolloutEngine):
         if self._sleeps:
             self._connection.wake()
             self._sleeps = False
+        if self._pushed is None:  # a new server, or a new policy
+            self._push(self._connection)
         return self._connection
 
     def _push(self, connection: Connection) -> None:
@@ -254,7 +251,8 @@ class VLLMEngine(RolloutEngine):
             connection.wake()
             self._sleeps = False
         self._pushed = None
-        connection.push(policy)
+        with self._closing_when_lost(connection):
+            connection.push(policy)
         self.version += 1
         in_float32 = connection.dtype == "float32" and policy.compute_dtype == torch.float32
         gap = connection.gap(policy).measure(in_float32=in_float32)

@@ -8,13 +8,17 @@ for part in generation.parts(patience, report): ...
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
-from rloop_lightning.engines.vllm.client import LoopThread, Patience, Refused, Server, result
+from rloop_lightning.engines.prompts import check_prompts
+from rloop_lightning.engines.stops import special_tokens
+from rloop_lightning.engines.vllm.client import TICK_S, LoopThread, Patience, Refused, Server, result
 from rloop_lightning.engines.vllm.protocol import PATH, Completion, completions, request_body, rollout_seed
 from rloop_lightning.errors import EngineError, NonFiniteError
 from rloop_lightning.model.policy import Policy
@@ -33,9 +37,9 @@ class Job:
         prompts: the problems' tokens.
         stop_ids: tokens that end a completion.
         texts: texts that do.
-        version: of the weights that the servers have.
         max_rows: rollouts that a server decodes at once.
         done: problems at the beginning to leave out.
+        version: of the weights that the servers have.
     """
 
     policy: Policy
@@ -45,9 +49,40 @@ class Job:
     sampling: SamplingParams
     stop_ids: frozenset[int]
     texts: tuple[str, ...]
-    version: int
     max_rows: int
     done: int = 0
+    version: int = 0
+
+    @classmethod
+    def of(
+        cls, policy: Policy, problems: Sequence[Problem], n: int, sampling: SamplingParams, *, max_rows: int, done: int
+    ) -> Self:
+        """The job of a request.
+
+        Raises:
+            ValueError: the model can't take a prompt.
+        """
+        prompts = [policy.prompt_ids(problem) for problem in problems]
+        check_prompts(problems, prompts, sampling, policy.context)
+        special = special_tokens(policy.tokenizer)
+        stop_ids = policy.stop_token_ids | {special[text] for text in sampling.stop if text in special}
+        vocabulary = policy.model.config.get_text_config().vocab_size
+        return cls(
+            policy,
+            problems,
+            prompts,
+            n,
+            sampling,
+            stop_ids=frozenset(token for token in stop_ids if token < vocabulary),  # vLLM refuses others
+            texts=tuple(text for text in sampling.stop if text not in special),
+            max_rows=max_rows,
+            done=done,
+        )
+
+    @property
+    def tokens(self) -> int:
+        """The longest prompt and completion."""
+        return max(map(len, self.prompts), default=0) + self.sampling.max_new_tokens
 
 
 class Generation:
@@ -75,12 +110,9 @@ class Generation:
 
     def finish(self, patience: Patience) -> None:
         """Wait for all answers. Their faults come when the results are asked for."""
-        for future in self._futures:
-            while not future.done():
-                try:
-                    future.exception(0.2)
-                except TimeoutError:
-                    self._watch(patience, lambda tokens, rollouts: None)
+        patience.heard()
+        while concurrent.futures.wait(self._futures, TICK_S).not_done:
+            self._watch(patience, lambda tokens, rollouts: None)
 
     def parts(self, patience: Patience, report: Callable[[int, int], None]) -> Iterator[list[Rollout]]:
         """The rollouts of whole problems, in order, at least `max_rows` at a time except in the last part.
@@ -102,9 +134,6 @@ class Generation:
             self._watch(patience, report)
             if ready:
                 yield ready
-        except EngineError:
-            patience.check()  # a server that has ended says more than a broken connection
-            raise
         finally:
             self.cancel()
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -30,7 +31,8 @@ from rloop_lightning.model.policy import Policy
 from rloop_lightning.system.terminal import one_line
 
 _PREFIX = "rloop-engine-"
-_SHOWN_LINES = 15
+_SHOWN_LINES, _SHOWN_ERRORS, _READ_LINES = 12, 4, 2000
+_ERROR = re.compile(r"\b\w*(Error|Exception)\b: ")
 _ENDING_S = 1.0  # between the end of a server's connections and its own
 _STOP_S = 5.0  # that a server gets to end by itself
 _DISTRIBUTION = f"rloop_lightning-{rloop_lightning.__version__}.dist-info"
@@ -89,8 +91,11 @@ class EngineProcess:
     def last_lines(self) -> str:
         """The end of the server's log, for messages."""
         with self._log.open(encoding="utf-8", errors="replace") as log:
-            lines = deque((line for line in log if line.strip()), maxlen=_SHOWN_LINES)
-        return "\n".join(["the last lines of its log:", *(f"  {one_line(line.rstrip(), limit=300)}" for line in lines)])
+            lines = list(deque((line.rstrip() for line in log if line.strip()), maxlen=_READ_LINES))
+        end = lines[-_SHOWN_LINES:]
+        errors = [line for line in lines[:-_SHOWN_LINES] if _ERROR.search(line)]  # the cause often comes long before
+        shown = [*dict.fromkeys(errors[-_SHOWN_ERRORS:]), *end]
+        return "\n".join(["the last lines of its log:", *(f"  {one_line(line, limit=300)}" for line in shown)])
 
     def stop(self) -> None:
         """End the server and its children, and remove the folder."""
