@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import asdict
 from functools import partial
 from time import perf_counter
@@ -27,6 +27,8 @@ from rloop_lightning.rollouts.worker import Worker
 from rloop_lightning.types import Group, RolloutStep
 
 _log = logging.getLogger(__name__)
+
+_TICK_S = 0.2  # between two looks at a step that is sampled in a thread
 
 OnTooFewGroups = Literal["end_phase", "train", "stop"]
 
@@ -91,6 +93,7 @@ class RolloutStream:
         self.position = 0  # rollout steps yielded so far
         self.cost = SamplingCost()
         self._ahead: deque[Future[SampledStep]] = deque()  # the steps from `position` on
+        self._worker: Worker | None = None
 
     def __len__(self) -> int:
         return self.steps
@@ -101,21 +104,27 @@ class RolloutStream:
         return self.tokens is not None and self.cost.tokens >= self.tokens
 
     def __iter__(self) -> Iterator[RolloutStep]:
-        beside = self.staleness > 0 and self.step_sampler.sampler.engine.works_beside_updates
-        with Worker(beside=beside) as worker:
+        engine = self.step_sampler.sampler.engine
+        beside = self.staleness > 0 and engine.works_beside_updates
+        with Worker(beside=beside, interrupt=engine.cancel) as self._worker:
             while self.position < self.steps and not self.tokens_spent:
                 started = perf_counter()
-                self._sample_ahead(worker)
-                sampled = self._ahead.popleft().result()
+                self._sample_ahead(self._worker)
+                sampled = self._result(self._ahead.popleft())
                 step = self._step(sampled, perf_counter() - started)
                 if step is None:
                     return
                 self.position += 1
                 yield step
 
+    def close(self) -> None:
+        """Stop the sampling of steps that will not be trained on. Call it in any case when the phase ends."""
+        if self._worker is not None:
+            self._worker.stop()
+
     def state_dict(self) -> dict[str, Any]:
         """The stream's position and the steps sampled ahead, which Lightning saves in checkpoints."""
-        ahead = [future.result().state_dict() for future in self._ahead]  # before what their sampling changes
+        ahead = [self._result(future).state_dict() for future in self._ahead]  # before what their sampling changes
         return {
             "position": self.position,
             **self.step_sampler.state_dict(),
@@ -144,13 +153,12 @@ class RolloutStream:
                 return
             if index == first:
                 sampler.engine.sync()
-            tell = _tell_nobody if worker.beside else self._tell
-            sample = partial(self.step_sampler.sample, index, self.position, tell)
+            sample = partial(self.step_sampler.sample, index, self.position, partial(self._tell, worker))
             self._ahead.append(worker.submit(sample, sampler.turn))
 
     def _is_enough(self) -> bool:
         """Whether the phase ends with the steps that are sampled ahead, as far as it is known."""
-        sampled = [future.result() for future in self._ahead if future.done() or not self.in_flight_updates]
+        sampled = [self._result(future) for future in self._ahead if future.done() or not self.in_flight_updates]
         spent = self.cost.tokens + sum(step.cost.tokens for step in sampled)
         return (self.tokens is not None and spent >= self.tokens) or any(
             len(step.kept_groups) < self._needed and not self._trains_on(step) for step in sampled
@@ -160,7 +168,14 @@ class RolloutStream:
     def _needed(self) -> int:
         return self.step_sampler.problems_per_step
 
-    def _tell(self, **counts: int) -> None:
+    def _result(self, future: Future[SampledStep]) -> SampledStep:
+        while not wait([future], _TICK_S).done:
+            for listener in self.listeners:
+                listener.waiting()
+        return future.result()
+
+    def _tell(self, worker: Worker, **counts: int) -> None:
+        worker.check()
         for listener in self.listeners:
             listener.sampling(**counts)
 
@@ -207,7 +222,3 @@ class RolloutStream:
     def _add_cost(self, cost: SamplingCost) -> None:
         for name, value in asdict(cost).items():
             setattr(self.cost, name, getattr(self.cost, name) + value)
-
-
-def _tell_nobody(**counts: int) -> None:
-    """Listeners are told by the main thread only."""

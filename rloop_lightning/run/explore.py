@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from contextlib import closing
 
 from lightning.pytorch.callbacks import Callback
 
@@ -69,7 +70,8 @@ def explore(session: Session, evaluator: Evaluator, stage: Stage, state: LoopSta
     ]
     callbacks.append(RunEstimate(*work_left(parts, stage, folder.steps_done(stage))))
     callbacks += _evaluation_inside(session, evaluator, stage)
-    optimizer_steps, skipped = session.phases.fit(algorithm, stream, stage, progress, callbacks)
+    with closing(stream):
+        optimizer_steps, skipped = session.phases.fit(algorithm, stream, stage, progress, callbacks)
     if stream.unused:
         name = f"unused-{stream.position + 1:06d}"
         step, version = stream.position, stream.unused_version

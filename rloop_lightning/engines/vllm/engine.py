@@ -4,8 +4,8 @@
     engine.bind(policy)
     rollouts = engine.generate(problems, n=8, sampling=engine.sampling(seed=0))
 
-Both are the same server with the same requests. The process is started with the first rollouts, when their lengths are
-known. `sync` pushes the policy's weights if they have changed, counts a version, and compares logprobs (truth.py).
+Both are the same server with the same requests. The process is started once the lengths of rollouts are known. `sync`
+pushes the policy's weights if they have changed, counts a version, and compares logprobs (truth.py).
 """
 
 from __future__ import annotations
@@ -123,6 +123,7 @@ class VLLMEngine(RolloutEngine):
         self._sleeps = False
 
     reports_routed_experts = True
+    works_beside_updates = True
 
     @property
     def process_id(self) -> int | None:
@@ -137,6 +138,15 @@ class VLLMEngine(RolloutEngine):
             return [*faults, *url_faults(self._servers(), self._running_loop(), policy)]
         return [*faults, *python_faults(self._interpreter())]
 
+    def beside_faults(self) -> list[str]:
+        """The server can't sleep while it generates."""
+        if not self.sleep:
+            return []
+        return [
+            "--engine.sleep true: with --loop.staleness, the server generates during the updates and never rests; "
+            "leave out one of them"
+        ]
+
     def bind(self, policy: Policy) -> None:
         """Generate with this policy from now on. A process stays if it was started for the same model."""
         if self._policy is None or not same_model(self._policy, policy):
@@ -146,7 +156,7 @@ class VLLMEngine(RolloutEngine):
     def sync(self) -> None:
         """Push the policy's weights if they have changed. Rollouts that are being generated are finished before.
 
-        Before the first rollouts there is no server; they push.
+        A process is started here if `longest_rollout` is known, else with the first rollouts, which then push.
 
         Raises:
             EngineError: a server is lost, stuck, or computes with other weights afterwards.
@@ -154,6 +164,8 @@ class VLLMEngine(RolloutEngine):
         """
         if self._connection is not None:
             self._push(self._connection)
+        elif self._policy is not None and self.longest_rollout is not None:
+            self._ready(self._policy, self.longest_rollout)
 
     def generate(self, problems: Sequence[Problem], n: int, sampling: SamplingParams) -> list[Rollout]:
         """n rollouts of each problem, problem-major: rollout g of problem p is element p * n + g.
@@ -200,10 +212,14 @@ class VLLMEngine(RolloutEngine):
             connection.sleep()
             self._sleeps = True
 
-    def close(self) -> None:
-        """End the process, if there is one, and forget the servers."""
+    def cancel(self) -> None:
+        """Give up all requests. Whoever waits for their results gets a CancelledError."""
         for generation in self._generations:
             generation.cancel()
+
+    def close(self) -> None:
+        """End the process, if there is one, and forget the servers."""
+        self.cancel()
         if self._connection is not None:
             self._connection.close()
         self._connection, self._pushed, self._generations, self._sleeps = None, None, [], False
@@ -255,14 +271,7 @@ class VLLMEngine(RolloutEngine):
             connection.push(policy)
         self.version += 1
         in_float32 = connection.dtype == "float32" and policy.compute_dtype == torch.float32
-        gap = connection.gap(policy).measure(in_float32=in_float32)
-        tolerance = self.max_gap_nats or truth.default_tolerance(in_float32=in_float32)
-        if gap > tolerance:
-            raise EngineError(
-                f"vLLM does not compute with the trainer's weights: after push {self.version}, the logprobs of a probe "
-                f"part by {gap:.2g} nats, and at most {tolerance:g} is rounding; take --engine torch, or raise "
-                "--engine.max_gap_nats if this model rounds more"
-            )
+        truth.checked(connection.gap(policy), self.version, self.max_gap_nats, in_float32=in_float32)
         self._pushed = found
 
     def _running_loop(self) -> LoopThread:
