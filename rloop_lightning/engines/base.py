@@ -91,6 +91,12 @@ class RolloutEngine(ABC):
     takes_updates_in_flight = False
     """Whether `sync` may be called while `generate` runs in a thread: its completions go on with the new weights."""
 
+    updates_in_flight = False
+    """Set by whoever calls `sync` while `generate` runs. Its rollouts then carry the `versions` of their tokens."""
+
+    version = 0
+    """Number of the weights that the engine has, which `Rollout.versions` refers to."""
+
     longest_rollout: int | None = None
     """Tokens of the longest prompt and completion that will be requested, if whoever binds the policy knows it. An
     engine that starts late can then do so in `sync`, so that `generate` never reads the policy's weights."""

@@ -106,6 +106,7 @@ class RolloutStream:
     def __iter__(self) -> Iterator[RolloutStep]:
         engine = self.step_sampler.sampler.engine
         beside = self.staleness > 0 and engine.works_beside_updates
+        engine.updates_in_flight = self.in_flight_updates
         with Worker(beside=beside, interrupt=engine.cancel) as self._worker:
             while self.position < self.steps and not self.tokens_spent:
                 started = perf_counter()
@@ -121,6 +122,7 @@ class RolloutStream:
         """Stop the sampling of steps that will not be trained on. Call it in any case when the phase ends."""
         if self._worker is not None:
             self._worker.stop()
+        self.step_sampler.sampler.engine.updates_in_flight = False
 
     def state_dict(self) -> dict[str, Any]:
         """The stream's position and the steps sampled ahead, which Lightning saves in checkpoints."""
