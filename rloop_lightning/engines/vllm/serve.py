@@ -34,6 +34,11 @@ _ENVIRONMENT = {
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a fork would not load plugins again
     "VLLM_NO_USAGE_STATS": "1",
 }
+_ON_CPU = {
+    "TORCHDYNAMO_DISABLE": "1",  # or the logprobs compile on first use, and need a compiler
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # or every server of a machine computes on the same cores
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine computes in its own process, not in one more below it
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     shape = described(config.architectures[0], config.get_text_config().to_dict())
     if current_platform.is_cpu():
-        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # or the logprobs compile on first use, and need a compiler
+        for name, value in _ON_CPU.items():
+            os.environ.setdefault(name, value)
     sys.argv = ["rloop-serve", *flags(model, shape, options, on_cpu=current_platform.is_cpu())]
     serve()
     return 0
