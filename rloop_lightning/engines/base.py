@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from rloop_lightning.engines.stops import stop_faults
@@ -93,6 +94,9 @@ class RolloutEngine(ABC):
 
     updates_in_flight = False
     """Set by whoever calls `sync` while `generate` runs. Its rollouts then carry the `versions` of their tokens."""
+
+    sync_metrics: Mapping[str, float] = MappingProxyType({})
+    """Measured when the engine last got new weights, for the metrics of rollout steps."""
 
     version = 0
     """Number of the weights that the engine has, which `Rollout.versions` refers to."""

@@ -64,7 +64,6 @@ class RolloutStream:
     Attributes:
         shortage: why the phase ended early, or was short of groups; empty if it was not.
         unused: the groups of the step that ended the phase. No step trains on them.
-        unused_version: the rollout steps that the policy had trained on when it began to sample them.
         newest: the metrics of the newest step, including one that had too few groups to train on.
     """
 
@@ -88,12 +87,12 @@ class RolloutStream:
         self.listeners = listeners
         self.shortage = ""
         self.unused: tuple[Group, ...] = ()
-        self.unused_version = 0
         self.newest: Mapping[str, float] = {}
         self.position = 0  # rollout steps yielded so far
         self.cost = SamplingCost()
         self._ahead: deque[Future[SampledStep]] = deque()  # the steps from `position` on
         self._worker: Worker | None = None
+        self._steps_of: dict[int, int] = {}  # rollout steps that the engine's weights had trained on, by its version
 
     def __len__(self) -> int:
         return self.steps
@@ -148,13 +147,13 @@ class RolloutStream:
         """Begin to sample the steps that may be sampled with the current weights."""
         sampler = self.step_sampler.sampler
         if self.in_flight_updates and any(not future.done() for future in self._ahead):
-            sampler.engine.sync()
+            self._sync()
         first, last = self.position + len(self._ahead), min(self.position + self.staleness + 1, self.steps)
         for index in range(first, last):
             if self._is_enough():  # without updates in flight, it waits for the steps before this one
                 return
             if index == first:
-                sampler.engine.sync()
+                self._sync()
             sample = partial(self.step_sampler.sample, index, self.position, partial(self._tell, worker))
             self._ahead.append(worker.submit(sample, sampler.turn))
 
@@ -174,7 +173,15 @@ class RolloutStream:
         while not wait([future], _TICK_S).done:
             for listener in self.listeners:
                 listener.waiting()
-        return future.result()
+        self._note_version()  # an evaluation may have given the engine the weights of now
+        return future.result().with_steps(self._steps_of)
+
+    def _sync(self) -> None:
+        self.step_sampler.sampler.engine.sync()
+        self._note_version()
+
+    def _note_version(self) -> None:
+        self._steps_of.setdefault(self.step_sampler.sampler.engine.version, self.position)
 
     def _tell(self, worker: Worker, **counts: int) -> None:
         worker.check()
@@ -184,8 +191,8 @@ class RolloutStream:
     def _step(self, sampled: SampledStep, waited_s: float) -> RolloutStep | None:
         """The step to train on. None if it has too few groups, which ends the phase."""
         self._add_cost(sampled.cost)
-        lag = sampled.index - sampled.version
-        ahead = {"rollout/lag_steps": float(lag), "time/wait_s": waited_s} if self.staleness else {}
+        lag = sampled.lag
+        ahead = {"rollout/lag_steps": lag, "time/wait_s": waited_s} if self.staleness else {}
         self.newest = {**sampled.metrics, **ahead}
         for listener in self.listeners:
             listener.sampled(sampled.index, sampled.groups, self.newest)
@@ -214,7 +221,7 @@ class RolloutStream:
         if self._trains_on(sampled):
             _log.warning(f"{self.shortage}; it trains on {kept}")
             return False
-        self.unused, self.unused_version = sampled.groups, sampled.version
+        self.unused = sampled.groups
         return True
 
     def _trains_on(self, sampled: SampledStep) -> bool:

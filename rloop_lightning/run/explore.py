@@ -73,11 +73,8 @@ def explore(session: Session, evaluator: Evaluator, stage: Stage, state: LoopSta
     with closing(stream):
         optimizer_steps, skipped = session.phases.fit(algorithm, stream, stage, progress, callbacks)
     if stream.unused:
-        name = f"unused-{stream.position + 1:06d}"
-        step, version = stream.position, stream.unused_version
-        pool.write(
-            name, stream.unused, round=stage.round, rollout_step=step, policy_version=version, run_id=state.run_id
-        )
+        name, step = f"unused-{stream.position + 1:06d}", stream.position
+        pool.write(name, stream.unused, round=stage.round, rollout_step=step, run_id=state.run_id)
     session.weights.save(folder.policy(stage))
     wrong = watch.note(
         ended_early=stream.position < stream.steps and not stream.tokens_spent,

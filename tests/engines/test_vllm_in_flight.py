@@ -111,11 +111,11 @@ def test_a_cancelled_generation_raises_and_leaves_the_server(engine: VLLMEngine,
 
     thread = threading.Thread(target=generate)
     thread.start()
-    wait_for(lambda: server.asked.count("stream") == 3)
+    wait_for(lambda: server.asked.count("stream") == 6)
     engine.cancel()
     thread.join(30)
     assert raised
-    wait_for(lambda: server.gone == 3)
+    wait_for(lambda: server.gone == 6)
 
 
 def part(index: int, tokens: list[int], reason: str | None = None, logprob: float | None = -1.0) -> dict[str, object]:

@@ -278,7 +278,8 @@ class VLLMEngine(RolloutEngine):
         with self._closing_when_lost(connection):
             gap = connection.push(policy, self.version)
         in_float32 = connection.dtype == "float32" and policy.compute_dtype == torch.float32
-        truth.checked(gap, self.version, self.max_gap_nats, in_float32=in_float32)
+        nats = truth.checked(gap, self.version, self.max_gap_nats, in_float32=in_float32)
+        self.sync_metrics = {"policy/probe_gap_nats": nats}
         self._pushed = found
 
     def _running_loop(self) -> LoopThread:

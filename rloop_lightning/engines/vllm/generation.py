@@ -90,6 +90,11 @@ class Job:
         )
 
     @property
+    def rows_per_request(self) -> int:
+        """Rollouts in a request. vLLM 0.30 fails to stream more than one."""
+        return 1 if self.streams else min(self.n, self.max_rows)
+
+    @property
     def tokens(self) -> int:
         """The longest prompt and completion."""
         return max(map(len, self.prompts), default=0) + self.sampling.max_new_tokens
@@ -102,7 +107,7 @@ class Generation:
         self._job = job
         self._servers = servers
         self._answered: list[tuple[int, int]] = []  # tokens and rollouts of each answer
-        at_once = max(1, _WAITING_PER_ROW * job.max_rows * len(servers) // min(job.n, job.max_rows))
+        at_once = max(1, _WAITING_PER_ROW * job.max_rows * len(servers) // job.rows_per_request)
         self._places = asyncio.Semaphore(at_once)
         self._futures: list[Future[list[Completion]]] = [
             loop.start(self._problem(number)) for number in range(job.done, len(job.problems))
@@ -155,13 +160,13 @@ class Generation:
         patience()
 
     async def _problem(self, number: int) -> list[Completion]:
-        """All completions of one problem, in requests of at most `max_rows`."""
+        """All completions of one problem."""
         job = self._job
         if job.sampling.temperature == 0:  # they are all the same, and vLLM refuses to make more than one
             return await self._request(number, 1, 0) * job.n
-        counts = [min(job.max_rows, job.n - start) for start in range(0, job.n, job.max_rows)]
-        seed = rollout_seed(job.sampling.seed, number)
-        asked = [self._request(number, count, seed + i * job.max_rows) for i, count in enumerate(counts)]
+        seed, size = rollout_seed(job.sampling.seed, number), job.rows_per_request
+        starts = range(0, job.n, size)
+        asked = [self._request(number, min(size, job.n - start), seed + start) for start in starts]
         return [one for found in await asyncio.gather(*asked) for one in found]
 
     async def _request(self, number: int, count: int, seed: int) -> list[Completion]:
