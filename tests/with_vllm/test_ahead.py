@@ -21,8 +21,8 @@ def run(python: str, tmp_path: Path) -> TinyRun:
     return TinyRun.written(
         tmp_path,
         engine={"name": "vllm", "max_new_tokens": 24, "cpu_cache_gib": 0.25, "python": python},
+        consolidate={"name": "none"},
         loop={"staleness": 1, "explore_steps": 3},
-        eval={"every_n_steps": 2},
     )
 
 
@@ -48,7 +48,7 @@ def test_a_killed_run_ahead_of_its_updates_resumes_to_the_same_bits(run: TinyRun
 def test_a_run_with_updates_in_flight(run: TinyRun, tmp_path: Path) -> None:
     """Three steps are begun at once, so that an update surely finds requests that run."""
     changes = ["--loop.in_flight_updates", "true", "--loop.staleness", "2", "--loop.explore_steps", "4"]
-    more = ["--loop.rollouts_per_problem", "64", "--engine.max_rows", "8", "--consolidate", "none"]
+    more = ["--loop.rollouts_per_problem", "64", "--engine.max_rows", "8"]
     out = run.finished(tmp_path / "run", *changes, *more)
     rows = explored(out)
     lags = [row["rollout/lag_steps"] for row in rows]
