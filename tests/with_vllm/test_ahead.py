@@ -46,9 +46,9 @@ def test_a_killed_run_ahead_of_its_updates_resumes_to_the_same_bits(run: TinyRun
 
 
 def test_a_run_with_updates_in_flight(run: TinyRun, tmp_path: Path) -> None:
-    """Three steps are begun at once, so that an update surely finds requests that run."""
-    changes = ["--loop.in_flight_updates", "true", "--loop.staleness", "2", "--loop.explore_steps", "4"]
-    more = ["--loop.rollouts_per_problem", "64", "--engine.max_rows", "8"]
+    """Three steps are begun at once, so that an update finds requests that run. A checkpoint would wait for them."""
+    changes = ["--loop.in_flight_updates", "true", "--loop.staleness", "2", "--loop.rollouts_per_problem", "16"]
+    more = ["--loop.checkpoint_every_n_steps", "0", "--engine.max_rows", "8"]
     out = run.finished(tmp_path / "run", *changes, *more)
     rows = explored(out)
     lags = [row["rollout/lag_steps"] for row in rows]
@@ -64,5 +64,5 @@ def test_a_run_with_updates_in_flight(run: TinyRun, tmp_path: Path) -> None:
 def test_a_second_signal_ends_a_run_that_generates(run: TinyRun, tmp_path: Path) -> None:
     log = tmp_path / "log"
     strike = Signal(UPDATE, 1, number=signal.SIGTERM, times=2)
-    arguments = ("--loop.rollouts_per_problem", "400", "--engine.max_rows", "8")
+    arguments = ("--loop.rollouts_per_problem", "100", "--engine.max_rows", "8")
     assert run.fit_apart(tmp_path / "run", log, strike, arguments=arguments) == 143, log.read_text()
