@@ -112,7 +112,9 @@ class Rollout:
     routed_experts: np.ndarray | None = None  # [S + T - 1, layers, top_k] uint8 or int16, the engine's experts
     kept_tokens: np.ndarray | None = None  # [K] int32, the ids that top-k and top-p kept, token by token
     kept_counts: np.ndarray | None = None  # [T] int32, how many of them belong to each token; they sum to K
-    versions: np.ndarray | None = None  # [T] int32, the weights that sampled each token; None: the policy's own
+    # [T] int32, of the weights that sampled each token: the engine's number of them; in a RolloutStep, the rollout
+    # steps that they had trained on.
+    versions: np.ndarray | None = None
 
     @property
     def length(self) -> int:
@@ -241,7 +243,7 @@ class RolloutStep:
     batch: RolloutBatch
     metrics: Mapping[str, float]
     rollouts: tuple[Rollout, ...] = ()  # the batch's rollouts, in its order
-    lag: int = 0  # rollout steps that the policy has trained on since this one was begun
+    lag: float = 0.0  # rollout steps that the policy has trained on since a token was sampled, mean over the tokens
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """The same step with its batch on `device`."""

@@ -87,7 +87,7 @@ class Algorithm(PolicyModule):
     """The smallest group size that `advantages` accepts."""
 
     _warned_of_lost_weight = False
-    _lag = 0  # of the current rollout step
+    _lag = 0.0  # of the current rollout step
 
     def __init__(
         self,

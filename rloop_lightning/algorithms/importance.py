@@ -81,7 +81,7 @@ def capped(ratios: Tensor, *, cap: float, mode: Literal["truncate", "mask"]) -> 
     return ratios.clamp(max=cap) if mode == "truncate" else ratios.masked_fill(ratios > cap, 0.0)
 
 
-def gap_metrics(sampling_logprobs: Tensor, old_logprobs: Tensor, *, lag: int) -> dict[str, Tensor]:
+def gap_metrics(sampling_logprobs: Tensor, old_logprobs: Tensor, *, lag: float) -> dict[str, Tensor]:
     """How far the policy is from the one that sampled, as KL(sampling || old) and the largest difference, in nats.
 
     Without a lag, this is the gap between engine and trainer. With one, it is also what the updates since then did.

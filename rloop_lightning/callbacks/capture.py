@@ -88,7 +88,7 @@ class RolloutCapture(L.Callback):
             self._tally = Tally(self.filter.max_success_rate, count_rollouts(*self.rated))
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: RolloutStep, batch_idx: int) -> None:
-        self._write(f"step-{batch.index + 1:06d}", batch.groups, batch.index, batch.index - batch.lag)
+        self._write(f"step-{batch.index + 1:06d}", batch.groups, batch.index)
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: RolloutStep, batch_idx: int
@@ -123,7 +123,7 @@ class RolloutCapture(L.Callback):
             "empty. A resume may change --filter.max_success_rate, --filter.rate_over and --loop.rollouts_per_problem"
         )
 
-    def _write(self, name: str, groups: Sequence[Group], step_index: int, version: int) -> None:
+    def _write(self, name: str, groups: Sequence[Group], step_index: int, version: int | None = None) -> None:
         self.pool.write(
             name, groups, round=self.round, rollout_step=step_index, policy_version=version, run_id=self.run_id
         )

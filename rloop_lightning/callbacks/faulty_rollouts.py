@@ -34,7 +34,7 @@ class FaultyRollouts:
         self.run_id = run_id
 
     def save(
-        self, module: Any, batch: RolloutBatch, rollouts: Sequence[Rollout], *, step: int, update: int, lag: int
+        self, module: Any, batch: RolloutBatch, rollouts: Sequence[Rollout], *, step: int, update: int
     ) -> tuple[Path, int]:
         """Write the rollouts of a mini-batch. Returns the file and the number of rollouts whose loss is not finite.
 
@@ -44,7 +44,6 @@ class FaultyRollouts:
             rollouts: the rollouts of the training step.
             step: training step of the phase, from 1.
             update: update of the step, from 1.
-            lag: rollout steps that were trained on since the rollouts were begun.
         """
         losses, logprobs = module.row_losses(batch)
         chosen = [_with_text(module, rollouts[row]) for row in batch.rows.tolist()]
@@ -59,14 +58,7 @@ class FaultyRollouts:
             "old_logprobs": _completions(old_logprobs, batch),  # nats
             "logprobs": _completions(logprobs, batch),  # nats
         }
-        table = rollout_table(
-            chosen,
-            POOL_SCHEMA,
-            round=self.round,
-            rollout_step=step - 1,
-            policy_version=step - 1 - lag,
-            run_id=self.run_id,
-        )
+        table = rollout_table(chosen, POOL_SCHEMA, round=self.round, rollout_step=step - 1, run_id=self.run_id)
         for name, column in further.items():
             table = table.append_column(name, column)
         path = self.folder / f"step-{step:06d}-update-{update}.parquet"

@@ -49,7 +49,7 @@ class GradientNormMonitor(L.Callback):
     ) -> None:
         self.config = config
         self.faults = faults
-        self._rollouts, self._lag = rollouts, 0
+        self._rollouts = rollouts
         self._step = 0
         self._updates = 0
         self._norms: list[float] = []
@@ -59,7 +59,7 @@ class GradientNormMonitor(L.Callback):
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self._step, self._updates = batch_idx + 1, 0
         if isinstance(batch, RolloutStep):
-            self._rollouts, self._lag = batch.rollouts, batch.lag
+            self._rollouts = batch.rollouts
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: torch.optim.Optimizer) -> None:
         self._updates += 1
@@ -101,9 +101,7 @@ class GradientNormMonitor(L.Callback):
         trainer.should_stop = trainer.should_stop or stops
         saved = ""
         if self.faults is not None:
-            path, bad = self.faults.save(
-                pl_module, batch, self._rollouts, step=self._step, update=self._updates, lag=self._lag
-            )
+            path, bad = self.faults.save(pl_module, batch, self._rollouts, step=self._step, update=self._updates)
             saved = f"; its {len(batch)} rollouts are in {path}, {bad} of them with a loss that is not finite"
         rank_zero_warn(
             f"{what} in optimizer step {trainer.global_step + 1} of this phase (training step {self._step}, update "

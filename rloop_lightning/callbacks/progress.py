@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from time import perf_counter
 from types import TracebackType
 from typing import Any, Self
@@ -19,8 +21,28 @@ _SHORTEST_S = 0.2
 """Tokens per second are not told of a shorter time."""
 
 
+@dataclass
+class _Sampling:
+    """A rollout step that is being sampled.
+
+    Args:
+        doing: what is shown of it.
+        share: of its groups.
+        tokens: generated for it.
+        began: the time when it began.
+    """
+
+    doing: str
+    share: float
+    tokens: int
+    began: float
+
+
 class PhaseProgress(ProgressBar, StreamListener):
     """One bar over the training steps of a phase.
+
+    A rollout step that another thread samples while the trainer updates is shown once the trainer waits for it. Only
+    the main thread draws.
 
     Args:
         title: title of the bar, such as "round 1/3 explore".
@@ -55,19 +77,28 @@ class PhaseProgress(ProgressBar, StreamListener):
         done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
         self._time = TimeLeft(int(trainer.num_training_batches), done, self.extras)
         self._step_began = self._sampling_began = perf_counter()
+        self._sampling = _Sampling("", 0.0, 0, self._step_began)
         if self._enabled:
             self._bar = Bar(self.title, self._time.total, done)
             self.engine.on_progress = self.generated
 
     def sampling(self, *, kept: int, needed: int, drawn: int, tokens: int) -> None:
-        if drawn == 0:
-            self._sampling_began = perf_counter()
-        self._share, self._tokens = kept / needed, tokens
-        self._doing = f"sampling {kept}/{needed} groups of {drawn} drawn"
+        began = perf_counter() if drawn == 0 else self._sampling.began
+        self._sampling = _Sampling(f"sampling {kept}/{needed} groups of {drawn} drawn", kept / needed, tokens, began)
+        if _in_main_thread():
+            self.waiting()
+
+    def waiting(self) -> None:
+        sampling = self._sampling
+        self._doing, self._share, self._tokens = sampling.doing, sampling.share, sampling.tokens
+        self._sampling_began = sampling.began
         self._show()
 
     def generated(self, tokens: int, rollouts: int) -> None:
         """The engine has generated tokens: of a rollout step, or of an evaluation or capture after its updates."""
+        if not _in_main_thread():
+            self._sampling.tokens += tokens
+            return
         if self._updating:
             self._doing, self._tokens, self._updating = " and ".join(self._time.due()), 0, False
             self._sampling_began = perf_counter()
@@ -187,6 +218,10 @@ class EvaluationProgress:
         left = tqdm.format_interval(elapsed * (sum(self.problems.values()) / done - 1)) if done else "?"
         self._bar.done = int(done)
         self._bar.set(left, ", ".join([*self._summary, *filter(None, [_tokens(self._tokens, elapsed)])]))
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 def _tokens(count: int, seconds: float) -> str:

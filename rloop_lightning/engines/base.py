@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from rloop_lightning.engines.stops import stop_faults
@@ -91,9 +92,22 @@ class RolloutEngine(ABC):
     takes_updates_in_flight = False
     """Whether `sync` may be called while `generate` runs in a thread: its completions go on with the new weights."""
 
+    updates_in_flight = False
+    """Set by whoever calls `sync` while `generate` runs. Its rollouts then carry the `versions` of their tokens."""
+
+    sync_metrics: Mapping[str, float] = MappingProxyType({})
+    """Measured when the engine last got new weights, for the metrics of rollout steps."""
+
+    version = 0
+    """Number of the weights that the engine has, which `Rollout.versions` refers to."""
+
+    longest_rollout: int | None = None
+    """Tokens of the longest prompt and completion that will be requested, if whoever binds the policy knows it. An
+    engine that starts late can then do so in `sync`, so that `generate` never reads the policy's weights."""
+
     on_progress: Callable[[int, int], None] | None = None
-    """Called during `generate` with the numbers of tokens and of complete rollouts since the last call, for progress
-    bars. An engine that can't tell before the end need not call it."""
+    """Called during `generate`, in its thread, with the numbers of tokens and of complete rollouts since the last call,
+    for progress bars. An engine that can't tell before the end need not call it."""
 
     def report(self, tokens: int, rollouts: int) -> None:
         """Report progress to whoever follows it."""
@@ -103,6 +117,10 @@ class RolloutEngine(ABC):
     def validate_with(self, policy: Policy) -> list[str]:
         """Conflicts of the settings with this policy, one message each, naming the flag and the fix."""
         return list(stop_faults(self.stop, policy.tokenizer))
+
+    def beside_faults(self) -> list[str]:
+        """Settings that contradict generation beside the updates, one message each."""
+        return []
 
     @abstractmethod
     def bind(self, policy: Policy) -> None:
@@ -120,6 +138,9 @@ class RolloutEngine(ABC):
         top-k or top-p, rollouts carry the tokens that were kept, unless `sampling` does not ask for them. The same
         seed, weights and engine give the same rollouts.
         """
+
+    def cancel(self) -> None:  # noqa: B027 -- most engines generate in the thread that would call it
+        """Make a `generate` that runs in another thread raise soon. Later ones are not affected."""
 
     def close(self) -> None:  # noqa: B027 -- most engines hold nothing
         """Free what the engine holds outside of this process. It can be used again."""

@@ -11,7 +11,7 @@ class StreamListener:
     """Follows the sampling of rollout steps; override what you need."""
 
     def sampling(self, *, kept: int, needed: int, drawn: int, tokens: int) -> None:
-        """Before each engine call of a rollout step: what the step has so far.
+        """Before each engine call of a rollout step, in the thread that samples it: what the step has so far.
 
         Args:
             kept: groups kept.
@@ -19,6 +19,9 @@ class StreamListener:
             drawn: groups generated.
             tokens: completion tokens generated.
         """
+
+    def waiting(self) -> None:
+        """Several times a second, in the main thread, while it waits for a step that another thread samples."""
 
     def sampled(self, step: int, groups: Sequence[Group], metrics: Mapping[str, float]) -> None:
         """All groups of a rollout step are there, before it trains, or too few for it to train.

@@ -34,7 +34,7 @@ POOL_SCHEMA = pa.schema(
         for name, type_ in {
             "round": pa.int32(),
             "rollout_step": pa.int32(),
-            "policy_version": pa.int32(),  # rollout steps that the policy had trained on when it began to sample it
+            "policy_version": pa.int32(),  # rollout steps that the policy had trained on, for its oldest token
             "problem_id": pa.string(),
             "completion_ids": TOKEN_IDS,  # including the stop token
             "text": pa.string(),
@@ -107,8 +107,8 @@ class RolloutPool:
             round: round of the run, from 0.
             rollout_step: rollout step within the phase; `drop_after` uses it.
             run_id: id of the run that generated them.
-            policy_version: rollout steps that the policy had trained on when it began to sample them; default:
-                `rollout_step`.
+            policy_version: rollout steps that the policy had trained on; default: what each rollout says of the oldest
+                of its tokens, or `rollout_step`.
 
         Raises:
             ValueError: a rollout has no reward yet, or not one logprob per token; or the name is not a shard's.
@@ -123,7 +123,7 @@ class RolloutPool:
                 POOL_SCHEMA,
                 round=round,
                 rollout_step=rollout_step,
-                policy_version=rollout_step if policy_version is None else policy_version,
+                policy_version=policy_version,
                 run_id=run_id,
             )
             for rows in _kinds(groups)
@@ -226,16 +226,18 @@ def rollout_table(
     *,
     round: int = 0,
     rollout_step: int = 0,
-    policy_version: int = 0,
+    policy_version: int | None = None,
     run_id: str = "",
 ) -> pa.Table:
-    """Rollouts as rows of the pool's schema."""
+    """Rollouts as rows of the pool's schema; see `RolloutPool.write`."""
     rows = len(rollouts)
     lengths = [rollout.length for rollout in rollouts]
     columns = {
         "round": np.full(rows, round, dtype=np.int32),
         "rollout_step": np.full(rows, rollout_step, dtype=np.int32),
-        "policy_version": np.full(rows, policy_version, dtype=np.int32),
+        "policy_version": [
+            _oldest(one, rollout_step) if policy_version is None else policy_version for one in rollouts
+        ],
         "problem_id": [rollout.problem_id for rollout in rollouts],
         "completion_ids": list_array([rollout.completion_ids for rollout in rollouts], TOKEN_IDS),
         "text": [rollout.text.encode(errors="replace").decode() for rollout in rollouts],
@@ -252,6 +254,10 @@ def rollout_table(
         [_array(columns[field.name], field.type) for field in schema],
         schema=schema,
     )
+
+
+def _oldest(rollout: Rollout, default: int) -> int:
+    return default if rollout.versions is None else int(rollout.versions.min(initial=default))
 
 
 def _array(values: object, type_: pa.DataType) -> pa.Array:

@@ -6,7 +6,7 @@ A run that samples ahead of its updates keeps such steps in its checkpoints: as 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -33,6 +33,8 @@ class SampledStep:
         sampling: how the last of them were sampled.
         metrics: `rollout/...`, `reward/...` and `time/...`.
         cost: what the sampling cost.
+        in_steps: whether the rollouts' `versions` are rollout steps that the policy had trained on; else they are the
+            engine's numbers.
     """
 
     index: int
@@ -42,6 +44,34 @@ class SampledStep:
     sampling: SamplingParams
     metrics: Mapping[str, float]
     cost: SamplingCost
+    in_steps: bool = False
+
+    @property
+    def lag(self) -> float:
+        """Rollout steps that the policy trains on between a token's sampling and this step, mean over all tokens."""
+        found = [rollout.versions for group in self.groups for rollout in group.rollouts]
+        return self.index - float(np.concatenate([versions for versions in found if versions is not None]).mean())
+
+    def with_steps(self, steps: Mapping[int, int]) -> Self:
+        """The step with versions in rollout steps, for every token.
+
+        Args:
+            steps: rollout steps by the engine's numbers. What it lacks, and what the engine did not number, has the
+                weights that began the step.
+        """
+        if self.in_steps:
+            return self
+        groups = [
+            replace(group, rollouts=tuple(replace(one, versions=self._steps_of(one, steps)) for one in group.rollouts))
+            for group in self.groups
+        ]
+        return replace(self, groups=tuple(groups), in_steps=True)
+
+    def _steps_of(self, rollout: Rollout, steps: Mapping[int, int]) -> np.ndarray:
+        if rollout.versions is None:
+            return np.full(rollout.length, self.version, dtype=np.int32)
+        numbers, places = np.unique(rollout.versions, return_inverse=True)
+        return np.array([steps.get(number, self.version) for number in numbers.tolist()], dtype=np.int32)[places]
 
     @property
     def kept_groups(self) -> list[Group]:
@@ -53,6 +83,7 @@ class SampledStep:
         return {
             "index": self.index,
             "version": self.version,
+            "in_steps": self.in_steps,
             "kept": list(self.kept),
             "sampling": {**asdict(self.sampling), "stop": list(self.sampling.stop)},
             "metrics": dict(self.metrics),
@@ -104,6 +135,7 @@ class SampledStep:
             SamplingParams(**sampling),
             state["metrics"],
             SamplingCost(**state["cost"]),
+            state["in_steps"],
         )
 
 

@@ -98,7 +98,7 @@ class StepSampler:
             self.share_kept = max(sum(kept), 1) / len(generated)
         counts = {f"reward/{name}": value for name, value in self.sampler.reward.metrics().items()}
         trained = min(sum(kept), self.problems_per_step)
-        metrics = {**_step_metrics(generated, sum(kept), trained, cost), **counts}
+        metrics = {**_step_metrics(generated, sum(kept), trained, cost), **counts, **self.sampler.engine.sync_metrics}
         return SampledStep(index, version, tuple(generated), tuple(kept), sampling, metrics, cost)
 
     def _draw(self, count: int) -> list[Problem]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import asdict
 from functools import partial
 from time import perf_counter
@@ -27,6 +27,8 @@ from rloop_lightning.rollouts.worker import Worker
 from rloop_lightning.types import Group, RolloutStep
 
 _log = logging.getLogger(__name__)
+
+_TICK_S = 0.2  # between two looks at a step that is sampled in a thread
 
 OnTooFewGroups = Literal["end_phase", "train", "stop"]
 
@@ -62,7 +64,6 @@ class RolloutStream:
     Attributes:
         shortage: why the phase ended early, or was short of groups; empty if it was not.
         unused: the groups of the step that ended the phase. No step trains on them.
-        unused_version: the rollout steps that the policy had trained on when it began to sample them.
         newest: the metrics of the newest step, including one that had too few groups to train on.
     """
 
@@ -86,11 +87,12 @@ class RolloutStream:
         self.listeners = listeners
         self.shortage = ""
         self.unused: tuple[Group, ...] = ()
-        self.unused_version = 0
         self.newest: Mapping[str, float] = {}
         self.position = 0  # rollout steps yielded so far
         self.cost = SamplingCost()
         self._ahead: deque[Future[SampledStep]] = deque()  # the steps from `position` on
+        self._worker: Worker | None = None
+        self._steps_of: dict[int, int] = {}  # rollout steps that the engine's weights had trained on, by its version
 
     def __len__(self) -> int:
         return self.steps
@@ -101,21 +103,29 @@ class RolloutStream:
         return self.tokens is not None and self.cost.tokens >= self.tokens
 
     def __iter__(self) -> Iterator[RolloutStep]:
-        beside = self.staleness > 0 and self.step_sampler.sampler.engine.works_beside_updates
-        with Worker(beside=beside) as worker:
+        engine = self.step_sampler.sampler.engine
+        beside = self.staleness > 0 and engine.works_beside_updates
+        engine.updates_in_flight = self.in_flight_updates
+        with Worker(beside=beside, interrupt=engine.cancel) as self._worker:
             while self.position < self.steps and not self.tokens_spent:
                 started = perf_counter()
-                self._sample_ahead(worker)
-                sampled = self._ahead.popleft().result()
+                self._sample_ahead(self._worker)
+                sampled = self._result(self._ahead.popleft())
                 step = self._step(sampled, perf_counter() - started)
                 if step is None:
                     return
                 self.position += 1
                 yield step
 
+    def close(self) -> None:
+        """Stop the sampling of steps that will not be trained on. Call it in any case when the phase ends."""
+        if self._worker is not None:
+            self._worker.stop()
+        self.step_sampler.sampler.engine.updates_in_flight = False
+
     def state_dict(self) -> dict[str, Any]:
         """The stream's position and the steps sampled ahead, which Lightning saves in checkpoints."""
-        ahead = [future.result().state_dict() for future in self._ahead]  # before what their sampling changes
+        ahead = [self._result(future).state_dict() for future in self._ahead]  # before what their sampling changes
         return {
             "position": self.position,
             **self.step_sampler.state_dict(),
@@ -137,20 +147,19 @@ class RolloutStream:
         """Begin to sample the steps that may be sampled with the current weights."""
         sampler = self.step_sampler.sampler
         if self.in_flight_updates and any(not future.done() for future in self._ahead):
-            sampler.engine.sync()
+            self._sync()
         first, last = self.position + len(self._ahead), min(self.position + self.staleness + 1, self.steps)
         for index in range(first, last):
             if self._is_enough():  # without updates in flight, it waits for the steps before this one
                 return
             if index == first:
-                sampler.engine.sync()
-            tell = _tell_nobody if worker.beside else self._tell
-            sample = partial(self.step_sampler.sample, index, self.position, tell)
+                self._sync()
+            sample = partial(self.step_sampler.sample, index, self.position, partial(self._tell, worker))
             self._ahead.append(worker.submit(sample, sampler.turn))
 
     def _is_enough(self) -> bool:
         """Whether the phase ends with the steps that are sampled ahead, as far as it is known."""
-        sampled = [future.result() for future in self._ahead if future.done() or not self.in_flight_updates]
+        sampled = [self._result(future) for future in self._ahead if future.done() or not self.in_flight_updates]
         spent = self.cost.tokens + sum(step.cost.tokens for step in sampled)
         return (self.tokens is not None and spent >= self.tokens) or any(
             len(step.kept_groups) < self._needed and not self._trains_on(step) for step in sampled
@@ -160,15 +169,30 @@ class RolloutStream:
     def _needed(self) -> int:
         return self.step_sampler.problems_per_step
 
-    def _tell(self, **counts: int) -> None:
+    def _result(self, future: Future[SampledStep]) -> SampledStep:
+        while not wait([future], _TICK_S).done:
+            for listener in self.listeners:
+                listener.waiting()
+        self._note_version()  # an evaluation may have given the engine the weights of now
+        return future.result().with_steps(self._steps_of)
+
+    def _sync(self) -> None:
+        self.step_sampler.sampler.engine.sync()
+        self._note_version()
+
+    def _note_version(self) -> None:
+        self._steps_of.setdefault(self.step_sampler.sampler.engine.version, self.position)
+
+    def _tell(self, worker: Worker, **counts: int) -> None:
+        worker.check()
         for listener in self.listeners:
             listener.sampling(**counts)
 
     def _step(self, sampled: SampledStep, waited_s: float) -> RolloutStep | None:
         """The step to train on. None if it has too few groups, which ends the phase."""
         self._add_cost(sampled.cost)
-        lag = sampled.index - sampled.version
-        ahead = {"rollout/lag_steps": float(lag), "time/wait_s": waited_s} if self.staleness else {}
+        lag = sampled.lag
+        ahead = {"rollout/lag_steps": lag, "time/wait_s": waited_s} if self.staleness else {}
         self.newest = {**sampled.metrics, **ahead}
         for listener in self.listeners:
             listener.sampled(sampled.index, sampled.groups, self.newest)
@@ -197,7 +221,7 @@ class RolloutStream:
         if self._trains_on(sampled):
             _log.warning(f"{self.shortage}; it trains on {kept}")
             return False
-        self.unused, self.unused_version = sampled.groups, sampled.version
+        self.unused = sampled.groups
         return True
 
     def _trains_on(self, sampled: SampledStep) -> bool:
@@ -207,7 +231,3 @@ class RolloutStream:
     def _add_cost(self, cost: SamplingCost) -> None:
         for name, value in asdict(cost).items():
             setattr(self.cost, name, getattr(self.cost, name) + value)
-
-
-def _tell_nobody(**counts: int) -> None:
-    """Listeners are told by the main thread only."""

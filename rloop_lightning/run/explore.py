@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from contextlib import closing
 
 from lightning.pytorch.callbacks import Callback
 
@@ -69,13 +70,11 @@ def explore(session: Session, evaluator: Evaluator, stage: Stage, state: LoopSta
     ]
     callbacks.append(RunEstimate(*work_left(parts, stage, folder.steps_done(stage))))
     callbacks += _evaluation_inside(session, evaluator, stage)
-    optimizer_steps, skipped = session.phases.fit(algorithm, stream, stage, progress, callbacks)
+    with closing(stream):
+        optimizer_steps, skipped = session.phases.fit(algorithm, stream, stage, progress, callbacks)
     if stream.unused:
-        name = f"unused-{stream.position + 1:06d}"
-        step, version = stream.position, stream.unused_version
-        pool.write(
-            name, stream.unused, round=stage.round, rollout_step=step, policy_version=version, run_id=state.run_id
-        )
+        name, step = f"unused-{stream.position + 1:06d}", stream.position
+        pool.write(name, stream.unused, round=stage.round, rollout_step=step, run_id=state.run_id)
     session.weights.save(folder.policy(stage))
     wrong = watch.note(
         ended_early=stream.position < stream.steps and not stream.tokens_spent,

@@ -147,6 +147,9 @@ class Parts:
         lengths = [(problem.id, len(policy.prompt_ids(problem))) for problem in problems]
         if self.engine.max_new_tokens is None:
             self.engine.max_new_tokens = default_limit(lengths, policy.context_tokens)
+        limit, trained = self.engine.max_new_tokens, len(data.train())
+        limits = [limit] * trained + [self.evaluation.max_new_tokens or limit] * (len(lengths) - trained)
+        self.engine.longest_rollout = max(length + new for (_, length), new in zip(lengths, limits, strict=True))
         return replace(self, data=data, prompt_lengths=lengths)
 
     def validate_with(self, policy: Policy) -> list[str]:
@@ -173,8 +176,10 @@ class Parts:
             )
 
     def _check_staleness(self) -> Iterator[str]:
-        """Updates in flight where nothing is in flight."""
+        """Settings that contradict rollouts ahead of the updates, and updates in flight where nothing is in flight."""
         engine = self.engine
+        if self.loop.staleness:
+            yield from engine.beside_faults()
         if not self.loop.in_flight_updates:
             return
         if not engine.takes_updates_in_flight:

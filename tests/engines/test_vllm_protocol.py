@@ -125,15 +125,17 @@ def test_the_gap_is_between_the_servers_logprobs_and_the_trainers(make_policy: M
     prompts = [[5, 6, 7], [8]]
     tokens = torch.tensor([[9, 10], [11, 12], [13, 14], [15, 16]])
     found = []
+    versions = np.zeros(2, np.int32)
     for number, row in enumerate(tokens):
         ids = torch.tensor([*prompts[number // 2], *row.tolist()])[None]
         with torch.no_grad():
             logprobs = policy.model(ids).logits[0].log_softmax(-1)
         own = logprobs[-3:-1].gather(-1, row[:, None]).squeeze(-1).numpy().astype(np.float32)
-        found.append(Completion(row.numpy(), own, "length", None))
+        found.append(Completion(row.numpy(), own, "length", None, versions))
     equal = gap(policy, prompts, found)
     assert equal.largest < 1e-5
-    found[2] = Completion(found[2].tokens, found[2].logprobs + np.array([0.5, 0], dtype=np.float32), "length", None)
+    apart = found[2].logprobs + np.array([0.5, 0], dtype=np.float32)
+    found[2] = Completion(found[2].tokens, apart, "length", None, versions)
     parted = gap(policy, prompts, found)
     assert parted.largest == pytest.approx(0.5, abs=1e-5)
     assert parted.mean == pytest.approx(0.5 / 8, abs=1e-5)

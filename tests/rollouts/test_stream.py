@@ -110,7 +110,7 @@ def test_a_step_samples_on_until_it_has_enough_groups():
     assert len(kept) >= 4
     assert [group.problem.id for group in step.groups] == list(chain(*asked(stream)))
     assert stream.cost.rollouts == 2 * len(step.groups)
-    assert stream.drawn == len(step.groups)
+    assert stream.step_sampler.drawn == len(step.groups)
 
 
 def test_later_calls_ask_for_what_seems_to_be_missing():
@@ -334,7 +334,7 @@ def test_a_stream_resumes_with_the_steps_that_it_would_have_given(done):
     same_steps(list(resumed), expected[done:])
     counts = [{k: v for k, v in asdict(s.cost).items() if k in ("rollouts", "tokens")} for s in (resumed, whole)]
     assert counts[0] == counts[1]
-    assert resumed.drawn == whole.drawn
+    assert resumed.step_sampler.drawn == whole.step_sampler.drawn
 
 
 def test_a_phase_ends_with_the_step_that_reaches_its_tokens():

@@ -68,3 +68,13 @@ def test_updates_in_flight_need_an_engine_of_its_own(
     assert tiny.fit(tmp_path / "run", *STALE, "--loop.in_flight_updates", "true") == 2
     assert "--loop.in_flight_updates true: TorchEngine does not generate beside the updates" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_an_engine_that_sleeps_during_updates_can_not_generate_during_them(
+    tiny: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sleeps = ["--engine", "vllm", "--engine.sleep", "true"]
+    assert tiny.fit(tmp_path / "run", *STALE, *sleeps) == 2
+    said = capsys.readouterr().err
+    assert "--engine.sleep true: with --loop.staleness, the server generates during the updates" in said
+    assert "leave out one of them" in said

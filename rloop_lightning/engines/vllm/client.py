@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import json
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
@@ -101,6 +102,8 @@ class Server:
         self.url = url.rstrip("/")
         self.what = what or f"--engine.url {self.url}"
         self.rollouts = 0  # that it works on
+        self.version = 0  # of the weights with which it generates
+        self.events = 0  # of streams that have arrived
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
         transport = httpx.AsyncHTTPTransport(uds=None if socket is None else str(socket), limits=limits)
         # Limits of time are Patience's: one request may take as long as a whole generation.
@@ -120,17 +123,37 @@ class Server:
         """The JSON that a path answers with, None without one; raises as `get`."""
         return await self._ask("POST", path, body, params)
 
+    async def stream(self, path: str, body: Any) -> AsyncGenerator[Any, None]:
+        """The JSON events that a path answers with, as they arrive; raises as `get`."""
+        try:
+            async with self._client.stream("POST", path, json=body) as answer:
+                if answer.status_code != httpx.codes.OK:
+                    await answer.aread()
+                self._check(answer, path)
+                async for line in answer.aiter_lines():
+                    if line.startswith("data: {"):
+                        self.events += 1
+                        yield json.loads(line.removeprefix("data: "))
+        except (httpx.HTTPError, OSError) as error:
+            raise self._unreachable(error) from error
+
     async def _ask(self, method: str, path: str, body: Any, params: dict[str, str]) -> Any:
         try:
             answer = await self._client.request(method, path, json=body, params=params)
         except (httpx.HTTPError, OSError) as error:
-            raise Unreachable(f"{self.what}: no answer from vLLM ({_reason(error)})") from error
+            raise self._unreachable(error) from error
+        self._check(answer, path)
+        return answer.json() if answer.content else None
+
+    def _unreachable(self, error: Exception) -> Unreachable:
+        return Unreachable(f"{self.what}: no answer from vLLM ({_reason(error)})")
+
+    def _check(self, answer: httpx.Response, path: str) -> None:
         if answer.status_code != httpx.codes.OK:
             raise Refused(
                 answer.status_code,
                 f"{self.what}: vLLM answers {answer.status_code} to {path}: {one_line(answer.text, limit=_SHOWN)}",
             )
-        return answer.json() if answer.content else None
 
 
 class Unreachable(EngineError):

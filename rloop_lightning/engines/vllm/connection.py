@@ -2,7 +2,7 @@
 
 connection = started(settings, limits, policy, tokens, loop)      # a process of the trainer's own
 connection = connected(servers, limits, policy, tokens, loop)     # servers that run already
-connection.push(policy)
+gap = connection.push(policy, version)
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rloop_lightning.engines.vllm import truth
 from rloop_lightning.engines.vllm.checks import about, server_faults
 from rloop_lightning.engines.vllm.client import LoopThread, Patience, Server, Unreachable
 from rloop_lightning.engines.vllm.process import EngineProcess
-from rloop_lightning.engines.vllm.protocol import PATH, completions, request_body
+from rloop_lightning.engines.vllm.protocol import PATH, Completion, completions, request_body
 from rloop_lightning.engines.vllm.settings import ProcessSettings
 from rloop_lightning.engines.vllm.transfer import make_sender
 from rloop_lightning.engines.vllm.weights import named_weights
@@ -26,6 +26,8 @@ from rloop_lightning.model.policy import Policy
 T = TypeVar("T")
 
 _LOOK_AGAIN_S = 0.25
+_QUIET_S = 0.02  # without a token, after which none is under way
+_FIRST = -1  # priority; that of rollouts is 0
 
 
 @dataclass(frozen=True)
@@ -74,21 +76,22 @@ class Connection:
         """The limit of a wait for the servers."""
         return _patience(self._limits.timeout_s, "--engine.timeout_s", self.process)
 
-    def push(self, policy: Policy) -> int:
-        """Replace the servers' weights by the policy's, and forget what they computed before. No request may run.
+    def push(self, policy: Policy, version: int) -> truth.Gap:
+        """Replace the servers' weights by the policy's, and forget what they computed before.
 
-        Returns the bytes sent.
+        Requests that run go on with the new weights: what they have so far is computed again. Streamed tokens are
+        counted to the weights that sampled them.
+
+        Args:
+            version: of these weights.
+
+        Returns how far the servers' logprobs are from the policy's afterwards, over all servers.
 
         Raises:
             EngineError: a server is lost, stuck, or can't take the weights.
         """
-        return self._wait(self._push(policy))
-
-    def gap(self, policy: Policy) -> truth.Gap:
-        """How far the servers' logprobs are from the policy's, over all servers."""
         prompts = truth.probe_prompts(policy)
-        found = [self._wait(self._probe(server, prompts)) for server in self.servers]
-        gaps = [truth.gap(policy, prompts, one) for one in found]
+        gaps = [truth.gap(policy, prompts, one) for one in self._wait(self._push(policy, version, prompts))]
         return truth.Gap(max(one.largest for one in gaps), max(one.mean for one in gaps))
 
     def sleep(self) -> None:
@@ -108,18 +111,32 @@ class Connection:
         """An error with the end of the process's log, if there is one."""
         return _explained(error, self.process)
 
-    async def _push(self, policy: Policy) -> int:
+    async def _push(self, policy: Policy, version: int, prompts: Sequence[Sequence[int]]) -> list[list[Completion]]:
         await self._all("/pause", mode="keep")
-        sent = await self._sender.send(named_weights(policy))
-        await self._all("/resume")
-        for server in self.servers:
+        await self._sender.send(named_weights(policy))
+        for server in self.servers:  # paused, so that no request holds a part of the cache
             if not (await server.post("/reset_prefix_cache"))["success"]:
                 raise EngineError(f"{server.what}: vLLM did not forget what it computed with earlier weights")
-        return sent
+        # Before the requests that run go on, so that it is not behind them.
+        probes = asyncio.gather(*(self._probe(server, prompts) for server in self.servers))
+        try:
+            await self._all_arrived()
+            for server in self.servers:
+                server.version = version
+            await self._all("/resume")
+            return await probes
+        finally:
+            probes.cancel()
 
-    async def _probe(self, server: Server, prompts: Sequence[Sequence[int]]) -> list[Any]:
+    async def _all_arrived(self) -> None:
+        """Return once the tokens that were sampled before a pause are here."""
+        events = -1
+        while events != (events := sum(server.events for server in self.servers)):
+            await asyncio.sleep(_QUIET_S)
+
+    async def _probe(self, server: Server, prompts: Sequence[Sequence[int]]) -> list[Completion]:
         bodies = [
-            request_body(prompt, truth.COMPLETIONS_PER_PROMPT, number, truth.PROBE, (), ())
+            {**request_body(prompt, truth.COMPLETIONS_PER_PROMPT, number, truth.PROBE, (), ()), "priority": _FIRST}
             for number, prompt in enumerate(prompts)
         ]
         answers = await asyncio.gather(*(server.post(PATH, body) for body in bodies))

@@ -4,17 +4,18 @@
     engine.bind(policy)
     rollouts = engine.generate(problems, n=8, sampling=engine.sampling(seed=0))
 
-Both are the same server with the same requests. The process is started with the first rollouts, when their lengths are
-known. `sync` pushes the policy's weights if they have changed, counts a version, and compares logprobs (truth.py).
+Both are the same server with the same requests. The process is started once the lengths of rollouts are known. `sync`
+pushes the policy's weights if they have changed, counts a version, and compares logprobs (truth.py).
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields
 from typing import Literal
 
 import torch
@@ -122,8 +123,11 @@ class VLLMEngine(RolloutEngine):
         self._pushed: int | None = None  # fingerprint of the weights that the servers have
         self._generations: list[Generation] = []
         self._sleeps = False
+        self._lock = threading.RLock()  # held while the servers get weights
 
     reports_routed_experts = True
+    works_beside_updates = True
+    takes_updates_in_flight = True
 
     @property
     def process_id(self) -> int | None:
@@ -138,6 +142,15 @@ class VLLMEngine(RolloutEngine):
             return [*faults, *url_faults(self._servers(), self._running_loop(), policy)]
         return [*faults, *python_faults(self._interpreter())]
 
+    def beside_faults(self) -> list[str]:
+        """The server can't sleep while it generates."""
+        if not self.sleep:
+            return []
+        return [
+            "--engine.sleep true: with --loop.staleness, the server generates during the updates and never rests; "
+            "leave out one of them"
+        ]
+
     def bind(self, policy: Policy) -> None:
         """Generate with this policy from now on. A process stays if it was started for the same model."""
         if self._policy is None or not same_model(self._policy, policy):
@@ -145,16 +158,21 @@ class VLLMEngine(RolloutEngine):
         self._policy, self._pushed = policy, None
 
     def sync(self) -> None:
-        """Push the policy's weights if they have changed. Rollouts that are being generated are finished before.
+        """Push the policy's weights if they have changed.
 
-        Before the first rollouts there is no server; they push.
+        With `updates_in_flight`, rollouts that are being generated go on with them; else they are finished before.
+
+        A process is started here if `longest_rollout` is known, else with the first rollouts, which then push.
 
         Raises:
             EngineError: a server is lost, stuck, or computes with other weights afterwards.
             NonFiniteError: weights or logits are NaN or infinite.
         """
-        if self._connection is not None:
-            self._push(self._connection)
+        with self._lock:
+            if self._connection is not None:
+                self._push(self._connection)
+            elif self._policy is not None and self.longest_rollout is not None:
+                self._ready(self._policy, self.longest_rollout)
 
     def generate(self, problems: Sequence[Problem], n: int, sampling: SamplingParams) -> list[Rollout]:
         """n rollouts of each problem, problem-major: rollout g of problem p is element p * n + g.
@@ -183,9 +201,10 @@ class VLLMEngine(RolloutEngine):
             raise RuntimeError("VLLMEngine.generate needs a policy; call bind(policy) first")
         if wrong := [*temperature_faults("the sampling's temperature", sampling.temperature)]:
             raise EngineError("\n".join(wrong))
-        job = Job.of(self._policy, problems, n, sampling, max_rows=self.max_rows, done=done)
-        connection = self._ready(self._policy, job.tokens)
-        job = replace(job, version=self.version)
+        streams = self.updates_in_flight
+        job = Job.of(self._policy, problems, n, sampling, max_rows=self.max_rows, done=done, streams=streams)
+        with self._lock:
+            connection = self._ready(self._policy, job.tokens)
         generation = Generation(job, connection.servers, self._running_loop())
         self._generations = [*(one for one in self._generations if one.running), generation]
         return generation
@@ -201,10 +220,14 @@ class VLLMEngine(RolloutEngine):
             connection.sleep()
             self._sleeps = True
 
-    def close(self) -> None:
-        """End the process, if there is one, and forget the servers."""
+    def cancel(self) -> None:
+        """Give up all requests. Whoever waits for their results gets a CancelledError."""
         for generation in self._generations:
             generation.cancel()
+
+    def close(self) -> None:
+        """End the process, if there is one, and forget the servers."""
+        self.cancel()
         if self._connection is not None:
             self._connection.close()
         self._connection, self._pushed, self._generations, self._sleeps = None, None, [], False
@@ -246,24 +269,18 @@ class VLLMEngine(RolloutEngine):
         if policy is None or self._pushed == (found := fingerprint(policy)):
             return
         policy.check_finite()
-        for generation in self._generations:
+        for generation in () if self.updates_in_flight else self._generations:
             generation.finish(connection.patience())
         if self._sleeps:
             connection.wake()
             self._sleeps = False
         self._pushed = None
-        with self._closing_when_lost(connection):
-            connection.push(policy)
         self.version += 1
+        with self._closing_when_lost(connection):
+            gap = connection.push(policy, self.version)
         in_float32 = connection.dtype == "float32" and policy.compute_dtype == torch.float32
-        gap = connection.gap(policy).measure(in_float32=in_float32)
-        tolerance = self.max_gap_nats or truth.default_tolerance(in_float32=in_float32)
-        if gap > tolerance:
-            raise EngineError(
-                f"vLLM does not compute with the trainer's weights: after push {self.version}, the logprobs of a probe "
-                f"part by {gap:.2g} nats, and at most {tolerance:g} is rounding; take --engine torch, or raise "
-                "--engine.max_gap_nats if this model rounds more"
-            )
+        nats = truth.checked(gap, self.version, self.max_gap_nats, in_float32=in_float32)
+        self.sync_metrics = {"policy/probe_gap_nats": nats}
         self._pushed = found
 
     def _running_loop(self) -> LoopThread:
@@ -279,14 +296,5 @@ class VLLMEngine(RolloutEngine):
 
     def _process_settings(self, policy: Policy) -> ProcessSettings:
         dtype = str(policy.compute_dtype).removeprefix("torch.") if self.dtype == "auto" else self.dtype
-        return ProcessSettings(
-            python=self._interpreter(),
-            dtype=dtype,
-            max_rows=self.max_rows,
-            devices=self.devices,
-            memory_share=self.memory_share,
-            cpu_cache_gib=self.cpu_cache_gib,
-            tensor_parallel=self.tensor_parallel,
-            sleep=self.sleep,
-            options=self.options,
-        )
+        given = {field.name: getattr(self, field.name) for field in fields(ProcessSettings)}
+        return ProcessSettings(**{**given, "python": self._interpreter(), "dtype": dtype})

@@ -11,15 +11,16 @@ import asyncio
 import concurrent.futures
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
 from rloop_lightning.engines.prompts import check_prompts
 from rloop_lightning.engines.stops import special_tokens
 from rloop_lightning.engines.vllm.client import TICK_S, LoopThread, Patience, Refused, Server, result
-from rloop_lightning.engines.vllm.protocol import PATH, Completion, completions, request_body, rollout_seed
+from rloop_lightning.engines.vllm.protocol import PATH, Completion, Streamed, completions, request_body, rollout_seed
 from rloop_lightning.errors import EngineError, NonFiniteError
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.types import Problem, Rollout, SamplingParams
@@ -39,7 +40,7 @@ class Job:
         texts: texts that do.
         max_rows: rollouts that a server decodes at once.
         done: problems at the beginning to leave out.
-        version: of the weights that the servers have.
+        streams: ask for each token when it is sampled, which tells the weights that sampled it.
     """
 
     policy: Policy
@@ -51,11 +52,19 @@ class Job:
     texts: tuple[str, ...]
     max_rows: int
     done: int = 0
-    version: int = 0
+    streams: bool = False
 
     @classmethod
     def of(
-        cls, policy: Policy, problems: Sequence[Problem], n: int, sampling: SamplingParams, *, max_rows: int, done: int
+        cls,
+        policy: Policy,
+        problems: Sequence[Problem],
+        n: int,
+        sampling: SamplingParams,
+        *,
+        max_rows: int,
+        done: int,
+        streams: bool,
     ) -> Self:
         """The job of a request.
 
@@ -77,7 +86,13 @@ class Job:
             texts=tuple(text for text in sampling.stop if text not in special),
             max_rows=max_rows,
             done=done,
+            streams=streams,
         )
+
+    @property
+    def rows_per_request(self) -> int:
+        """Rollouts in a request. vLLM 0.30 fails to stream more than one."""
+        return 1 if self.streams else min(self.n, self.max_rows)
 
     @property
     def tokens(self) -> int:
@@ -92,7 +107,7 @@ class Generation:
         self._job = job
         self._servers = servers
         self._answered: list[tuple[int, int]] = []  # tokens and rollouts of each answer
-        at_once = max(1, _WAITING_PER_ROW * job.max_rows * len(servers) // min(job.n, job.max_rows))
+        at_once = max(1, _WAITING_PER_ROW * job.max_rows * len(servers) // job.rows_per_request)
         self._places = asyncio.Semaphore(at_once)
         self._futures: list[Future[list[Completion]]] = [
             loop.start(self._problem(number)) for number in range(job.done, len(job.problems))
@@ -145,13 +160,13 @@ class Generation:
         patience()
 
     async def _problem(self, number: int) -> list[Completion]:
-        """All completions of one problem, in requests of at most `max_rows`."""
+        """All completions of one problem."""
         job = self._job
         if job.sampling.temperature == 0:  # they are all the same, and vLLM refuses to make more than one
             return await self._request(number, 1, 0) * job.n
-        counts = [min(job.max_rows, job.n - start) for start in range(0, job.n, job.max_rows)]
-        seed = rollout_seed(job.sampling.seed, number)
-        asked = [self._request(number, count, seed + i * job.max_rows) for i, count in enumerate(counts)]
+        seed, size = rollout_seed(job.sampling.seed, number), job.rows_per_request
+        starts = range(0, job.n, size)
+        asked = [self._request(number, min(size, job.n - start), seed + start) for start in starts]
         return [one for found in await asyncio.gather(*asked) for one in found]
 
     async def _request(self, number: int, count: int, seed: int) -> list[Completion]:
@@ -161,7 +176,7 @@ class Generation:
             server = min(self._servers, key=lambda server: server.rollouts)
             server.rollouts += count
             try:
-                found = completions(await server.post(PATH, body))
+                found = completions(await self._answer(server, body), server.version)
             except Refused as error:
                 if "JSON compliant" in str(error):  # what Python's JSON says of NaN
                     raise NonFiniteError("the policy's logits are NaN or infinite, as vLLM computes them") from error
@@ -171,9 +186,22 @@ class Generation:
         if len(found) != count or any(one.reason not in ("stop", "length") for one in found):
             reasons = ", ".join(sorted({one.reason for one in found}))
             raise EngineError(f"{server.what}: vLLM ended {len(found)} of {count} rollouts by: {reasons}")
-        copies = job.n if job.sampling.temperature == 0 else 1
-        self._answered.append((copies * sum(len(one.tokens) for one in found), copies * count))
+        if not job.streams:
+            self._arrived(sum(len(one.tokens) for one in found), count)
         return found
+
+    async def _answer(self, server: Server, body: dict[str, Any]) -> Any:
+        if not self._job.streams:
+            return await server.post(PATH, body)
+        streamed = Streamed()
+        async with aclosing(server.stream(PATH, {**body, "stream": True})) as events:
+            async for event in events:
+                self._arrived(*streamed.add(event, server.version))
+        return streamed.answer()
+
+    def _arrived(self, tokens: int, rollouts: int) -> None:
+        copies = self._job.n if self._job.sampling.temperature == 0 else 1
+        self._answered.append((copies * tokens, copies * rollouts))
 
     def _rollouts(self, number: int, found: Sequence[Completion]) -> list[Rollout]:
         job = self._job
@@ -189,7 +217,7 @@ class Generation:
                 text=text,
                 finish_reason="stop" if self._stopped(one, text) else "length",
                 routed_experts=one.experts if wanted else None,
-                versions=np.full(len(one.tokens), job.version, dtype=np.int32),
+                versions=one.versions,
             )
             for one, text in zip(found, texts, strict=True)
         ]

@@ -16,6 +16,7 @@ import numpy as np
 
 from rloop_lightning.errors import EngineError, NonFiniteError
 from rloop_lightning.seeds import derive_seed
+from rloop_lightning.system.terminal import one_line
 from rloop_lightning.types import SamplingParams
 
 PATH = "/inference/v1/generate"
@@ -32,12 +33,14 @@ class Completion:
         logprobs: [T] float32, nats.
         reason: vLLM's finish reason.
         experts: [S + T - 1, layers, top_k], if the server reports them.
+        versions: [T] int32, of the weights that sampled each token.
     """
 
     tokens: np.ndarray
     logprobs: np.ndarray
     reason: str
     experts: np.ndarray | None
+    versions: np.ndarray
 
 
 def rollout_seed(seed: int, problem: int) -> int:
@@ -73,8 +76,49 @@ def request_body(
     }
 
 
-def completions(answer: Mapping[str, Any]) -> list[Completion]:
+class Streamed:
+    """Puts the events of a streamed answer together."""
+
+    def __init__(self) -> None:
+        self._choices: dict[int, dict[str, Any]] = {}
+
+    def add(self, event: Mapping[str, Any], version: int) -> tuple[int, int]:
+        """Take an event in. Returns the tokens that it brings and the completions that it ends.
+
+        Args:
+            version: of the weights that sampled its tokens.
+
+        Raises:
+            EngineError: it tells of an error, or is not one that this version of vLLM sends.
+        """
+        if "error" in event:
+            raise EngineError(f"vLLM broke off an answer: {one_line(str(event['error']), limit=300)}")
+        tokens, ended = 0, 0
+        try:
+            for part in event["choices"]:
+                new = {"index": part["index"], "token_ids": [], "logprobs": {"content": []}, "versions": []}
+                choice = self._choices.setdefault(part["index"], new)
+                ids = part["token_ids"] or []
+                choice["token_ids"] += ids
+                choice["logprobs"]["content"] += part["logprobs"]["content"]
+                choice["versions"] += [version] * len(ids)
+                choice.update({name: part[name] for name in ("finish_reason", "routed_experts") if part[name]})
+                tokens += len(ids)
+                ended += part["finish_reason"] is not None
+        except (KeyError, TypeError) as error:
+            raise _unreadable(error) from error
+        return tokens, ended
+
+    def answer(self) -> dict[str, Any]:
+        """The answer as it would be without streaming, with the version of each token."""
+        return {"choices": list(self._choices.values())}
+
+
+def completions(answer: Mapping[str, Any], version: int = 0) -> list[Completion]:
     """The completions of an answer, in the order of their seeds.
+
+    Args:
+        version: of the weights that sampled them, unless the answer says it for each token.
 
     Raises:
         EngineError: the answer is not one that this version of vLLM gives.
@@ -82,21 +126,26 @@ def completions(answer: Mapping[str, Any]) -> list[Completion]:
     """
     try:
         choices = sorted(answer["choices"], key=lambda choice: choice["index"])
-        found = [_completion(choice) for choice in choices]
+        found = [_completion(choice, version) for choice in choices]
     except (KeyError, TypeError, ValueError) as error:
-        raise EngineError(f"vLLM's answer can't be read ({type(error).__name__}: {error})") from error
+        raise _unreadable(error) from error
     for one in found:
         if not np.isfinite(one.logprobs).all() or (one.logprobs <= _ABSENT).any():
             raise NonFiniteError("the policy's logits are NaN or infinite, as vLLM computes them")
     return found
 
 
-def _completion(choice: Mapping[str, Any]) -> Completion:
+def _unreadable(error: Exception) -> EngineError:
+    return EngineError(f"vLLM's answer can't be read ({type(error).__name__}: {error})")
+
+
+def _completion(choice: Mapping[str, Any], version: int) -> Completion:
     tokens = np.array(choice["token_ids"], dtype=np.int64)
     logprobs = np.array([token["logprob"] for token in choice["logprobs"]["content"]], dtype=np.float32)
     if len(tokens) != len(logprobs) or not len(tokens):
         raise ValueError(f"{len(tokens)} tokens with {len(logprobs)} logprobs")
-    return Completion(tokens, logprobs, choice["finish_reason"], _experts(choice.get("routed_experts")))
+    versions = np.array(choice.get("versions", [version] * len(tokens)), dtype=np.int32)
+    return Completion(tokens, logprobs, choice["finish_reason"], _experts(choice.get("routed_experts")), versions)
 
 
 def _experts(encoded: str | None) -> np.ndarray | None:

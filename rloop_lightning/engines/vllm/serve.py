@@ -89,6 +89,7 @@ def flags(model: str, shape: str, options: Sequence[str], *, on_cpu: bool) -> li
         "--host": "127.0.0.1",
         "--generation-config": "vllm",  # the model's own would change the sampling
         "--logprobs-mode": "processed_logprobs",  # after temperature, top-k and top-p
+        "--scheduling-policy": "priority",  # the probe of new weights comes before rollouts that run
         "--weight-transfer-config": json.dumps({"backend": backend}),
         "--uvicorn-log-level": "warning",
     }

@@ -1,7 +1,7 @@
 """Does a server compute with the trainer's weights? A few completions, and the trainer's own logprobs of them.
 
-    found = gap(policy, prompts, completions)      # nats
-    fault(found, ...)                              # why the run has to stop, or None
+    found = gap(policy, prompts, completions)
+    nats = checked(found, push, limit, in_float32=True)    # raises if they part
 
 A push can go wrong without a sound: a layer keeps a packed copy of its old weights, a server holds another model, or a
 cache outlives the weights it was computed with. All of it shows in the logprobs of sampled tokens.
@@ -17,7 +17,7 @@ import torch
 
 from rloop_lightning.batching import collate
 from rloop_lightning.engines.vllm.protocol import Completion
-from rloop_lightning.errors import NonFiniteError
+from rloop_lightning.errors import EngineError, NonFiniteError
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.types import Rollout, SamplingParams
 
@@ -82,6 +82,22 @@ def gap(policy: Policy, prompts: Sequence[Sequence[int]], completions: Sequence[
     return Gap(float(parts.max()), float(parts.mean()))
 
 
-def default_tolerance(*, in_float32: bool) -> float:
-    """The gap from which weights are taken for others, nats."""
-    return LARGEST_IN_FLOAT32 if in_float32 else MEAN_IN_HALF_PRECISION
+def checked(found: Gap, push: int, limit: float | None, *, in_float32: bool) -> float:
+    """What was compared with the tolerance, nats.
+
+    Args:
+        push: which push of weights was probed, for the message.
+        limit: the tolerance; None is the default.
+
+    Raises:
+        EngineError: the gap is larger.
+    """
+    measured = found.measure(in_float32=in_float32)
+    tolerance = limit or (LARGEST_IN_FLOAT32 if in_float32 else MEAN_IN_HALF_PRECISION)
+    if measured > tolerance:
+        raise EngineError(
+            f"vLLM does not compute with the trainer's weights: after push {push}, the logprobs of a probe part by "
+            f"{measured:.2g} nats, and at most {tolerance:g} is rounding; take --engine torch, or raise "
+            "--engine.max_gap_nats if this model rounds more"
+        )
+    return measured
