@@ -100,7 +100,7 @@ def test_a_phase_resumes_from_its_checkpoint_with_the_same_bits(tmp_path):
     resumed, resumed_stream = explore(tmp_path / "resumed", 0, 5, resume=path)
     assert torch.equal(weights(resumed), weights(whole))
     assert resumed_stream.position == stream.position == 5
-    assert len(resumed_stream.sampler.engine.calls) == 1  # steps 1 to 4 were not generated again
+    assert len(resumed_stream.step_sampler.sampler.engine.calls) == 1  # steps 1 to 4 were not generated again
 
 
 def test_a_write_that_fails_leaves_the_older_checkpoint(tmp_path, monkeypatch):
