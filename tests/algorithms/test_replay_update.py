@@ -115,7 +115,7 @@ def test_the_rollouts_of_a_skipped_update_hold_what_was_recorded(tmp_path):
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     module.policy = make_policy()
     faults = FaultyRollouts(tmp_path / "faults", round=0, run_id="r")
-    path, bad = faults.save(module, batch, rollouts, step=1, update=1, lag=0)
+    path, bad = faults.save(module, batch, rollouts, step=1, update=1)
     assert bad == 0
     current = slow_logprobs(make_policy(), batch)
     rows = pq.read_table(path).to_pylist()

@@ -178,7 +178,7 @@ def test_defaults(tmp_path: Path) -> None:
     assert theirs.vllm_importance_sampling_correction
     assert theirs.vllm_importance_sampling_mode == "sequence_mask"
     assert theirs.vllm_importance_sampling_clip_max == 3.0
-    assert DAPO().importance == ImportanceCorrection(mode="none", level="token", cap=2.0)
+    assert DAPO().importance == ImportanceCorrection(mode="auto", level="token", cap=2.0)
     assert theirs.use_bias_correction_kl
 
 
