@@ -128,4 +128,5 @@ def test_the_scripts_of_the_package_are_these() -> None:
         "rloop-report": "rloop_report",
         "rloop-data": "rloop_data",
         "rloop-reward": "rloop_reward",
+        "rloop-serve": "main",  # runs in the environment of vLLM, without this package's dependencies
     }
