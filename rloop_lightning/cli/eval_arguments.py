@@ -26,7 +26,7 @@ from rloop_lightning.system.terminal import one_line
 SETS_CLASS = "rloop_lightning.data.evaluation_sets.EvaluationSets"
 """The class of `--data SET ...`, if the sets are files or names on the hub."""
 
-_OF_TRAINING = ("algo", "consolidate", "loop", "filter", "capture", "gradient", "hub")
+_OF_TRAINING = ("algo", "consolidate", "loop", "filter", "capture", "gradient", "hub", "plan")
 _OF_RUNS = ("out", "restart_from", "dry_run", "debug")
 _LEFT_OUT = (*_OF_TRAINING, *_OF_RUNS)
 """What an evaluation leaves out of a settings file."""
