@@ -276,7 +276,7 @@ def test_stop_tokens_come_from_tokenizer_and_generation_config():
 
 
 def test_a_token_budget_below_one_is_refused():
-    with pytest.raises(ValueError, match=r"--policy.max_tokens_per_micro_batch: expected an integer > 0 or auto, got 0"):
+    with pytest.raises(ValueError, match=r"max_tokens_per_micro_batch: expected an integer > 0 or auto, got 0"):
         PolicyConfig(max_tokens_per_micro_batch=0)
 
 

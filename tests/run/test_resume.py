@@ -15,7 +15,7 @@ from rloop_lightning.cli.main import main
 from rloop_lightning.run.state import LoopState
 
 # Two rounds of four rollout steps on the embedded policy; the filter is off so that there is something to consolidate.
-DECODE = "rloop_lightning.engines.torch_engine:sample_tokens"
+DECODE = "rloop_lightning.engines.decoding:sample_tokens"
 UPDATE = "torch.optim:AdamW.step"
 NLL = "rloop_lightning.algorithms.rft:negative_log_likelihood"
 RENAME = "os:replace"
