@@ -28,6 +28,8 @@ OPTIMIZERS: Mapping[str, str] = {
 """Class paths by short name."""
 
 _STATE_BYTES = 8  # of a number: two moments in float32
+_STATE_BYTES_IN_8_BITS = 2 + 2 * 4 / 256  # and a float32 scale for 256 numbers of each
+_SMALLEST_IN_8_BITS = 4096  # numbers of a tensor; bitsandbytes keeps smaller ones in float32
 
 LRSchedule = Literal["constant", "linear", "cosine"]
 
@@ -94,15 +96,16 @@ def make_optimizer(
 def state_bytes(name: str, options: Mapping[str, Any], numbers: int) -> float:
     """Bytes of an optimizer's state for each number of a trained tensor.
 
-    Of PyTorch's AdamW they are known; those of others are seen in one step on a tensor of zeros.
+    Of the optimizers with a short name they are known; those of others are seen in one step on a tensor of zeros.
 
     Args:
         name: as in `make_optimizer`.
         options: further arguments of the class.
         numbers: size of the tensor, a multiple of 64; 8-bit optimizers keep small ones in float32.
     """
-    if find_optimizer(name) is torch.optim.AdamW and not options:
-        return _STATE_BYTES
+    if name in OPTIMIZERS and not options:
+        in_8_bits = "8bit" in name and numbers >= _SMALLEST_IN_8_BITS
+        return _STATE_BYTES_IN_8_BITS if in_8_bits else _STATE_BYTES
     weight = nn.Parameter(torch.zeros(numbers // 64, 64))
     weight.grad = torch.ones_like(weight)
     try:

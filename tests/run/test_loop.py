@@ -293,7 +293,9 @@ def test_the_engine_takes_over_the_weights_before_every_generation(
     generate = TorchEngine.generate
     monkeypatch.setattr(TorchEngine, "sync", lambda self: calls.append("sync"))
     monkeypatch.setattr(TorchEngine, "generate", lambda self, *a: (calls.append("generate"), generate(self, *a))[1])
-    assert fit(tmp_path / "run", "--loop.rounds=1", "--loop.explore_steps=2", "--consolidate=none", "--debug") == 0
+    # Without dynamic sampling, a rollout step generates once.
+    plain = ("--consolidate=none", "--algo.dynamic_sampling=false", "--debug")
+    assert fit(tmp_path / "run", "--loop.rounds=1", "--loop.explore_steps=2", *plain) == 0
     assert calls == ["sync", "generate"] * (len(calls) // 2)
     assert len(calls) >= 2 * (2 + 3 + 3)  # two rollout steps, and two policies on three sets
 
