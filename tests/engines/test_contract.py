@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from moe import TOP_K, make_moe_policy, rows_of
-from torch import Tensor
+from sampled import completions, forward_logits, slow_distribution
 
 from rloop_lightning.batching import collate
 from rloop_lightning.engines.base import RolloutEngine
@@ -47,38 +47,13 @@ def synced(engine: RolloutEngine) -> RolloutEngine:
     return engine
 
 
-def completions(rollouts: Sequence[Rollout]) -> list[list[int]]:
-    return [rollout.completion_ids.tolist() for rollout in rollouts]
-
-
 def bits(rollouts: Sequence[Rollout]) -> list[tuple[str, bytes, str]]:
     return [(one.problem_id, one.completion_ids.tobytes(), one.finish_reason) for one in rollouts]
-
-
-@torch.no_grad()
-def forward_logits(policy: Policy, rollout: Rollout) -> Tensor:
-    """Logits [T, V] of a rollout's completion tokens: one forward pass, no cache, no padding."""
-    ids = torch.tensor(np.concatenate([rollout.prompt_ids, rollout.completion_ids]))[None]
-    return policy.model(ids, use_cache=False).logits[0, len(rollout.prompt_ids) - 1 : -1].float()
 
 
 def own_logprobs(policy: Policy, rollout: Rollout, temperature: float = 1.0) -> np.ndarray:
     logprobs = (forward_logits(policy, rollout) / (temperature or 1.0)).log_softmax(-1)
     return logprobs[torch.arange(rollout.length), torch.tensor(rollout.completion_ids)].numpy()
-
-
-def slow_distribution(logits: Tensor, temperature: float, top_k: int, top_p: float) -> list[float]:
-    """What top-k and then top-p leave of a softmax, token by token and in double precision."""
-    weights = [math.exp(logit / temperature) for logit in logits.tolist()]
-    order = sorted(range(len(weights)), key=lambda token: -weights[token])
-    order = order[:top_k] if top_k else order
-    total, kept, mass = sum(weights[token] for token in order), [], 0.0
-    for token in order:
-        if mass >= top_p * total:
-            break
-        kept.append(token)
-        mass += weights[token]
-    return [weights[token] / mass if token in kept else 0.0 for token in range(len(weights))]
 
 
 def test_rollouts_are_problem_major_and_complete(bound: RolloutEngine, policy: Policy) -> None:

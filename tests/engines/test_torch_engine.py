@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from sampled import completions, forward_logits, slow_distribution
 from torch import Tensor
 
 from rloop_lightning.batching import collate
@@ -37,37 +38,11 @@ def run(policy: Policy, problems: list[Problem] = PROBLEMS, n: int = 4, seed: in
     return engine.generate(problems, n, engine.sampling(seed))
 
 
-def completions(rollouts: list[Rollout]) -> list[list[int]]:
-    return [rollout.completion_ids.tolist() for rollout in rollouts]
-
-
 def record_tokens(policy: Policy) -> list[int]:
     """How many tokens each later forward pass computes."""
     seen: list[int] = []
     policy.model.get_input_embeddings().register_forward_pre_hook(lambda module, args: seen.append(args[0].numel()))
     return seen
-
-
-@torch.no_grad()
-def forward_logits(policy: Policy, rollout: Rollout) -> Tensor:
-    """Logits [T, V] of a rollout's completion tokens: one forward pass, no cache, no padding."""
-    ids = torch.tensor(np.concatenate([rollout.prompt_ids, rollout.completion_ids]))[None]
-    return policy.model(ids, use_cache=False).logits[0, len(rollout.prompt_ids) - 1 : -1].float()
-
-
-def slow_distribution(logits: Tensor, temperature: float, top_k: int, top_p: float) -> list[float]:
-    """What top-k and then top-p leave of a softmax, token by token and in double precision."""
-    weights = [math.exp(logit / temperature) for logit in logits.tolist()]
-    order = sorted(range(len(weights)), key=lambda token: -weights[token])
-    if top_k:
-        order = order[:top_k]
-    total, kept, mass = sum(weights[token] for token in order), [], 0.0
-    for token in order:
-        if mass >= top_p * total:
-            break
-        kept.append(token)
-        mass += weights[token]
-    return [weights[token] / mass if token in kept else 0.0 for token in range(len(weights))]
 
 
 def chi_squared_p_value(tokens: Tensor, distribution: list[float]) -> float:
@@ -109,33 +84,6 @@ def test_greedy_sees_a_changed_weight(make_policy: MakePolicy) -> None:
     assert before != after
     ids = torch.tensor(policy.encode(PROMPTS[3]))[None]
     assert after[3] == policy.model.generate(ids, do_sample=False, max_new_tokens=8)[0, ids.shape[1] :].tolist()
-
-
-def test_rollouts_are_problem_major_and_complete(make_policy: MakePolicy) -> None:
-    policy = make_policy()
-    rollouts = run(policy, n=3, max_rows=4)
-    assert [rollout.problem_id for rollout in rollouts] == [problem.id for problem in PROBLEMS for _ in range(3)]
-    for i, rollout in enumerate(rollouts):
-        assert rollout.prompt_ids.tolist() == policy.encode(PROMPTS[i // 3])
-        assert rollout.text == policy.decode([rollout.completion_ids.tolist()])[0]
-        assert rollout.completion_ids.dtype == rollout.prompt_ids.dtype == np.int64
-        assert rollout.sampling_logprobs.dtype == np.float32
-        assert len(rollout.sampling_logprobs) == rollout.length
-
-
-def test_a_completion_ends_with_its_first_stop_token_or_at_the_limit(make_policy: MakePolicy) -> None:
-    policy = make_policy()
-    rollouts = run(policy, n=20, temperature=1.5)
-    assert {rollout.finish_reason for rollout in rollouts} == {"stop", "length"}
-    for rollout in rollouts:
-        stops = np.isin(rollout.completion_ids, list(policy.stop_token_ids))
-        if rollout.finish_reason == "stop":
-            assert stops.nonzero()[0].tolist() == [rollout.length - 1]
-            assert rollout.sampling_logprobs[-1] < 0
-            assert "<eos>" not in rollout.text
-        else:
-            assert not stops.any()
-            assert rollout.length == 24
 
 
 def test_any_stop_token_stops(make_policy: MakePolicy) -> None:
@@ -228,32 +176,6 @@ def test_samples_follow_the_distribution(make_policy: MakePolicy, temperature: f
 
 
 # --- seeds
-
-
-def test_same_seed_same_rollouts_other_seed_others(make_policy: MakePolicy) -> None:
-    policy = make_policy()
-    first, again, other = run(policy, seed=3), run(policy, seed=3), run(policy, seed=4)
-    assert completions(first) == completions(again)
-    for a, b in zip(first, again, strict=True):
-        assert a.sampling_logprobs.tobytes() == b.sampling_logprobs.tobytes()
-    assert completions(first) != completions(other)
-
-
-def test_rollouts_of_one_problem_differ(make_policy: MakePolicy) -> None:
-    twins = [Problem(id="a", prompt="same", answer=""), Problem(id="b", prompt="same", answer="")]
-    policy = make_policy()
-    policy.stop_token_ids = frozenset()
-    assert len({tuple(ids) for ids in completions(run(policy, twins, n=5, temperature=1.5))}) == 10
-
-
-def test_the_global_random_state_is_neither_read_nor_changed(make_policy: MakePolicy) -> None:
-    policy = make_policy()
-    torch.manual_seed(1)
-    before = torch.get_rng_state()
-    first = run(policy)
-    assert torch.equal(before, torch.get_rng_state())
-    torch.manual_seed(2)
-    assert completions(run(policy)) == completions(first)
 
 
 @pytest.mark.parametrize("architecture", ["qwen2", "qwen2_sliding"])
@@ -525,12 +447,6 @@ def test_any_model_generates_in_bfloat16(make_policy: MakePolicy) -> None:
         ]
     )
     assert 1e-4 < gaps.mean() < 0.1
-
-
-def test_generate_without_a_policy_is_an_error() -> None:
-    engine = TorchEngine(max_new_tokens=4)
-    with pytest.raises(RuntimeError, match="bind"):
-        engine.generate(PROBLEMS, 1, engine.sampling(0))
 
 
 def test_sampling_needs_a_limit() -> None:

@@ -31,36 +31,59 @@ def answers(shape: str, *, version: str = "0.30.0", **settings: Any) -> Answers:
     }
 
 
+class JsonHandler(BaseHTTPRequestHandler):
+    """Answers both kinds of requests with JSON: `answer(path, body)`."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self.answer(self.path.partition("?")[0], self.rfile.read(int(self.headers.get("Content-Length") or 0)))
+
+    def do_POST(self) -> None:
+        self.do_GET()
+
+    def answer(self, path: str, body: bytes) -> None:
+        raise NotImplementedError
+
+    def send(self, answer: Any, status: int = 200) -> None:
+        text = json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@contextmanager
+def listening(handler: type[JsonHandler]) -> Iterator[str]:
+    """The address of a server with this handler."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
 @contextmanager
 def serving(given: Answers) -> Iterator[str]:
     """The address of a server with these answers. It answers other paths with 404, and `None` never."""
     over = threading.Event()
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            path = self.path.partition("?")[0]
-            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+    class Handler(JsonHandler):
+        def answer(self, path: str, body: bytes) -> None:
             if path in given and given[path] is None:
                 over.wait(60)
-            body = json.dumps(given.get(path, {"detail": "Not Found"})).encode()
-            self.send_response(200 if path in given else 404)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            self.send(given.get(path, {"detail": "Not Found"}), 200 if path in given else 404)
 
-        do_POST = do_GET
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        over.set()
-        server.shutdown()
-        server.server_close()
+    with listening(Handler) as address:
+        try:
+            yield address
+        finally:
+            over.set()
 
 
 def interpreter(folder: Path, version: str, server: str = "exit 3") -> str:

@@ -10,10 +10,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from fake_vllm import answers
+from fake_vllm import JsonHandler, answers, listening
 
 from rloop_lightning.engines.vllm.protocol import PATH
 
@@ -49,37 +48,16 @@ class GeneratingServer:
         """Its address."""
         fake = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                path = self.path.partition("?")[0]
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        class Handler(JsonHandler):
+            def answer(self, path: str, body: bytes) -> None:
                 if path == PATH:
                     fake.generate(self, json.loads(body))
                 else:
                     fake.control(path)
                     self.send(fake.answers[path])
 
-            def send(self, answer: Any) -> None:
-                text = json.dumps(answer).encode()
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(text)))
-                self.end_headers()
-                self.wfile.write(text)
-
-            do_POST = do_GET
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}"
-        finally:
-            server.shutdown()
-            server.server_close()
+        with listening(Handler) as address:
+            yield address
 
     def control(self, path: str) -> None:
         with self._samples:

@@ -6,7 +6,7 @@ The folder is not named vllm: with `tests` on the path, libraries would take it 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 import torch
 from builders import make_model, make_tokenizer
 
+from rloop_lightning.engines.vllm.engine import VLLMEngine
 from rloop_lightning.model.policy import Policy
 
 VLLM_PYTHON = os.environ.get("RLOOP_VLLM_PYTHON", "")
@@ -25,6 +26,14 @@ collect_ignore_glob = [] if VLLM_PYTHON else ["test_*.py"]
 def python() -> str:
     """The interpreter that has vLLM."""
     return VLLM_PYTHON
+
+
+@pytest.fixture(scope="module")
+def engine(python: str) -> Iterator[VLLMEngine]:
+    """One process for all tests of a module."""
+    engine = VLLMEngine(python=python, max_rows=16, cpu_cache_gib=0.25)
+    yield engine
+    engine.close()
 
 
 @pytest.fixture(scope="session")

@@ -22,13 +22,6 @@ SAMPLING = SamplingParams(max_new_tokens=48)
 PUSHES = 3
 
 
-@pytest.fixture(scope="module")
-def engine(python: str) -> Iterator[VLLMEngine]:
-    engine = VLLMEngine(python=python, max_rows=16, cpu_cache_gib=0.25)
-    yield engine
-    engine.close()
-
-
 @pytest.fixture
 def streams(engine: VLLMEngine) -> Iterator[VLLMEngine]:
     engine.updates_in_flight = True

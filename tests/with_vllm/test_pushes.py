@@ -28,13 +28,6 @@ SAMPLING = SamplingParams(max_new_tokens=16)
 N = 4
 
 
-@pytest.fixture(scope="module")
-def engine(python: str) -> Iterator[VLLMEngine]:
-    engine = VLLMEngine(python=python, max_rows=16, cpu_cache_gib=0.25)
-    yield engine
-    engine.close()
-
-
 def largest_gap(policy: Policy, rollouts: Sequence[Rollout]) -> float:
     """Between vLLM's logprobs and the trainer's, nats."""
     batch = collate(rollouts, np.zeros(len(rollouts)))
