@@ -330,6 +330,21 @@ def make_stream(
     return RolloutStream(steps, **settings)
 
 
+def small_stream(
+    engine: RolloutEngine, explorer: Explorer | None = None, *, steps: int = 5, **settings: Any
+) -> RolloutStream:
+    """Rollout steps of three of seven problems, two rollouts each."""
+    return make_stream(
+        GroupSampler(engine, FirstCharacterReward()),
+        explorer or DAPO(),
+        make_problems(7),
+        problems_per_step=3,
+        rollouts_per_problem=2,
+        steps=steps,
+        **settings,
+    )
+
+
 def one_right(problem: int, g: int, call: int) -> str:
     """The first rollout of every problem is right; lengths differ."""
     return ("1" if g == 0 else "0") + "x" * ((problem + g) % 4)

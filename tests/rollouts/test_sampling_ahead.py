@@ -8,15 +8,14 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 
-import builders
 import numpy as np
 import pytest
 import torch
-from builders import FakeEngine, FirstCharacterReward, make_group, make_problems, make_rollout
+from builders import FakeEngine, make_group, make_problems, make_rollout, small_stream
 
 from rloop_lightning.algorithms.dapo import DAPO
 from rloop_lightning.rollouts.sampled_step import SampledStep
-from rloop_lightning.rollouts.sampler import GroupSampler, SamplingCost
+from rloop_lightning.rollouts.sampler import SamplingCost
 from rloop_lightning.rollouts.stream import NotEnoughGroupsError, RolloutStream
 from rloop_lightning.types import Problem, Rollout, RolloutStep, SamplingParams
 
@@ -45,18 +44,6 @@ class Weighted(FakeEngine):
 
 class Beside(Weighted):
     works_beside_updates = True
-
-
-def make_stream(engine: FakeEngine, *, steps: int = STEPS, explorer: DAPO | None = None, **settings) -> RolloutStream:
-    return builders.make_stream(
-        GroupSampler(engine, FirstCharacterReward()),
-        explorer or DAPO(),
-        make_problems(7),
-        problems_per_step=3,
-        rollouts_per_problem=2,
-        steps=steps,
-        **settings,
-    )
 
 
 def train(stream: RolloutStream, engine: Weighted) -> Iterator[RolloutStep]:
@@ -88,7 +75,7 @@ def told(steps: Sequence[RolloutStep]) -> list[tuple]:
 @pytest.mark.parametrize("staleness", [0, 1, 2, 4, 9])
 def test_a_step_has_the_weights_of_so_many_steps_before(kind: type[Weighted], staleness: int) -> None:
     engine = kind()
-    steps = list(train(make_stream(engine, staleness=staleness), engine))
+    steps = list(train(small_stream(engine, staleness=staleness), engine))
     expected = [max(0, index - staleness) for index in range(STEPS)]
     assert [versions(step) for step in steps] == [{version} for version in expected]
     assert [step.lag for step in steps] == [index - version for index, version in enumerate(expected)]
@@ -100,7 +87,7 @@ def test_a_step_has_the_weights_of_so_many_steps_before(kind: type[Weighted], st
 def test_a_thread_gives_what_one_after_the_other_gives() -> None:
     found = []
     for engine in (Weighted(), Beside()):
-        found.append(told(list(train(make_stream(engine, staleness=2), engine))))
+        found.append(told(list(train(small_stream(engine, staleness=2), engine))))
     assert found[0] == found[1]
 
 
@@ -115,7 +102,7 @@ def test_the_next_step_is_generated_while_this_one_trains() -> None:
                 assert updated.wait(30)
             return super().generate(problems, n, sampling)
 
-    stream = iter(make_stream(Slow(), steps=2, staleness=1))
+    stream = iter(small_stream(Slow(), steps=2, staleness=1))
     next(stream)
     assert began.wait(30)
     updated.set()
@@ -134,7 +121,7 @@ def test_an_evaluation_waits_for_the_sampling_and_the_sampling_for_it() -> None:
         return FakeEngine.generate(engine, problems, n, sampling)
 
     engine.generate = alone  # type: ignore[method-assign]
-    stream = make_stream(engine, staleness=2)
+    stream = small_stream(engine, staleness=2)
     sampler = stream.step_sampler.sampler
     for step in train(stream, engine):
         groups = sampler.sample(make_problems(2), 2, SamplingParams(8), SamplingCost())
@@ -159,7 +146,7 @@ def test_updates_in_flight_reach_an_engine_that_generates() -> None:
             return super().generate(problems, n, sampling)
 
     engine = InFlight()
-    steps = list(train(make_stream(engine, steps=3, staleness=2, in_flight_updates=True), engine))
+    steps = list(train(small_stream(engine, steps=3, staleness=2, in_flight_updates=True), engine))
     assert [step.index for step in steps] == [0, 1, 2]
     assert versions(steps[1]) == {1}
     assert steps[1].lag == 1  # since it began: the engine does not tell of single tokens
@@ -169,10 +156,10 @@ def test_updates_in_flight_reach_an_engine_that_generates() -> None:
 @pytest.mark.parametrize("done", [1, 2, 4])
 def test_a_resumed_stream_trains_on_what_was_sampled_ahead(kind: type[Weighted], done: int) -> None:
     engine = kind()
-    expected = told(list(train(make_stream(engine, staleness=2), engine)))
+    expected = told(list(train(small_stream(engine, staleness=2), engine)))
 
     engine = kind()
-    first = make_stream(engine, staleness=2)
+    first = small_stream(engine, staleness=2)
     steps = train(first, engine)
     for _ in range(done):
         next(steps)
@@ -182,7 +169,7 @@ def test_a_resumed_stream_trains_on_what_was_sampled_ahead(kind: type[Weighted],
     file.seek(0)
     resumed = kind()
     resumed.trained = done
-    stream = make_stream(resumed, staleness=2)
+    stream = small_stream(resumed, staleness=2)
     stream.load_state_dict(torch.load(file, weights_only=True))
     rest = list(train(stream, resumed))
     assert told(rest) == expected[done:]
@@ -194,7 +181,7 @@ def test_a_resumed_stream_trains_on_what_was_sampled_ahead(kind: type[Weighted],
 def test_the_phase_ends_with_the_step_that_reaches_its_tokens(kind: type[Weighted]) -> None:
     for staleness in (0, 1, 3):
         engine = kind()
-        stream = make_stream(engine, staleness=staleness, tokens=25)  # a step has 12
+        stream = small_stream(engine, staleness=staleness, tokens=25)  # a step has 12
         assert len(list(train(stream, engine))) == 3
         assert len(engine.calls) == 3
         assert stream.tokens_spent
@@ -206,7 +193,7 @@ def test_a_step_with_too_few_groups_ends_the_phase_in_its_turn(kind: type[Weight
     engine = kind()
     engine.write = lambda problem, g, call: f"{g % 2 if call < 2 else 1}0"
     explorer = DAPO(dynamic_sampling=True, max_generation_batches=2)
-    stream = make_stream(engine, explorer=explorer, staleness=3, on_too_few_groups=on_too_few_groups)
+    stream = small_stream(engine, explorer=explorer, staleness=3, on_too_few_groups=on_too_few_groups)
     seen = []
     try:
         seen.extend(step.index for step in train(stream, engine))
@@ -231,7 +218,7 @@ def test_an_error_of_the_engine_is_raised_where_the_step_is_requested(kind: type
 
     engine = Failing()
     with pytest.raises(RuntimeError, match="lost"):
-        list(train(make_stream(engine, staleness=1), engine))
+        list(train(small_stream(engine, staleness=1), engine))
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("rollouts")]
 
 

@@ -6,14 +6,11 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import CancelledError
 
-import builders
 import pytest
-from builders import FakeEngine, FirstCharacterReward, make_problems
+from builders import FakeEngine, small_stream
 
 from rloop_lightning.algorithms.dapo import DAPO
 from rloop_lightning.rollouts.listener import StreamListener
-from rloop_lightning.rollouts.sampler import GroupSampler
-from rloop_lightning.rollouts.stream import RolloutStream
 from rloop_lightning.types import Problem, Rollout, SamplingParams
 
 
@@ -46,19 +43,6 @@ class Deaf(Beside):
         self.over.set()
 
 
-def make_stream(engine: FakeEngine, explorer: DAPO | None = None, **settings: object) -> RolloutStream:
-    return builders.make_stream(
-        GroupSampler(engine, FirstCharacterReward()),
-        explorer or DAPO(),
-        make_problems(7),
-        problems_per_step=3,
-        rollouts_per_problem=2,
-        steps=5,
-        staleness=1,
-        **settings,
-    )
-
-
 def rollout_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("rollouts")]
 
@@ -66,7 +50,7 @@ def rollout_threads() -> list[threading.Thread]:
 @pytest.mark.parametrize("suspended", [True, False])
 def test_closing_a_stream_cancels_what_is_generated(suspended: bool) -> None:
     engine = Beside()
-    stream = make_stream(engine)
+    stream = small_stream(engine, staleness=1)
     steps = iter(stream)
     next(steps)
     assert engine.reached.wait(30)
@@ -81,7 +65,7 @@ def test_closing_a_stream_cancels_what_is_generated(suspended: bool) -> None:
 def test_a_step_that_is_between_two_requests_makes_no_other() -> None:
     engine = Deaf(kept=1)  # nothing can be trained on, so that a step would take all its requests
     engine.write = lambda problem, g, call: str(g % 2 if call == 0 else 0)
-    stream = make_stream(engine, DAPO(dynamic_sampling=True, max_generation_batches=9))
+    stream = small_stream(engine, DAPO(dynamic_sampling=True, max_generation_batches=9), staleness=1)
     next(iter(stream))
     assert engine.reached.wait(30)
     stream.close()
@@ -90,7 +74,7 @@ def test_a_step_that_is_between_two_requests_makes_no_other() -> None:
 
 
 def test_a_stream_that_was_not_begun_can_be_closed() -> None:
-    make_stream(Beside()).close()
+    small_stream(Beside(), staleness=1).close()
 
 
 def test_listeners_learn_of_sampling_in_its_thread_and_of_waiting_in_their_own() -> None:
@@ -105,7 +89,7 @@ def test_listeners_learn_of_sampling_in_its_thread_and_of_waiting_in_their_own()
             told["waiting"].add(threading.current_thread().name)
             engine.over.set()  # the second step ends once the trainer has waited for it
 
-    steps = iter(make_stream(engine, listeners=[Listener()]))
+    steps = iter(small_stream(engine, listeners=[Listener()], staleness=1))
     next(steps)
     next(steps)
     steps.close()
