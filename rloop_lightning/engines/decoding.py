@@ -1,6 +1,7 @@
 """Completions of many rows, of which a batch is decoded at once: as rows end, others enter in their place.
 
-    completions = decode(policy, prompts, prompt_of_row, uniforms, sampling, stops, dtype=dtype, batch_rows=512, ...)
+    decoding = Decoding(policy, prompts, prompt_of_row, uniforms, sampling, stops, dtype=dtype, batch_rows=512)
+    completions = decoding.run(report)
 
 A row that waits for the longest one of its batch costs a GPU as much as a row that is decoded. So the batch stays full
 until no row is left to enter; then ended rows are dropped.
@@ -34,7 +35,7 @@ _COMPACT_BELOW = 0.75
 
 
 class Completions(NamedTuple):
-    """What `decode` samples. Values after a row's first end are meaningless."""
+    """What is sampled. Values after a row's first end are meaningless."""
 
     tokens: Tensor  # [R, T] int64
     logprobs: Tensor  # [R, T] float32
@@ -43,19 +44,8 @@ class Completions(NamedTuple):
     kept_tokens: KeptTokensRecord | None  # those that top-k or top-p kept, if they truncate
 
 
-def decode(
-    policy: Policy,
-    prompts: list[list[int]],
-    prompt_of_row: Tensor,
-    uniforms: Tensor,
-    sampling: SamplingParams,
-    stops: Stops,
-    *,
-    dtype: torch.dtype,
-    batch_rows: int,
-    report: Callable[[int, int], None],
-) -> Completions:
-    """Sample a completion for every row. Rows enter the batch in their order.
+class Decoding:
+    """A batch of slots, each of which decodes a row. Rows enter the batch in their order.
 
     Args:
         prompts: P token lists.
@@ -63,22 +53,7 @@ def decode(
         uniforms: [R, T] in [0, 1), one number per token.
         dtype: of the products and the KV cache.
         batch_rows: rows to decode at once; all R if the policy's cache can't replace rows.
-        report: called after each token with the numbers of tokens and of complete rows since the last call.
-
-    Raises:
-        NonFiniteError: the first logits are NaN or infinite.
     """
-    decoding = _Decoding(policy, prompts, prompt_of_row, uniforms, sampling, stops, dtype, batch_rows)
-    report(*decoding.sample())
-    decoding.check_finite()
-    while not decoding.is_done:
-        decoding.extend()
-        report(*decoding.sample())
-    return decoding.completions
-
-
-class _Decoding:
-    """A batch of slots, each of which decodes a row."""
 
     def __init__(
         self,
@@ -88,6 +63,7 @@ class _Decoding:
         uniforms: Tensor,
         sampling: SamplingParams,
         stops: Stops,
+        *,
         dtype: torch.dtype,
         batch_rows: int,
     ) -> None:
@@ -115,19 +91,24 @@ class _Decoding:
         self._record_prompts(entering, prompt_of_slot)
         self._batch.select(prompt_of_slot)
 
-    @property
-    def is_done(self) -> bool:
-        return not self._live_count and not self._waiting
+    def run(self, report: Callable[[int, int], None]) -> Completions:
+        """Sample a completion for every row.
 
-    @property
-    def completions(self) -> Completions:
+        Args:
+            report: called after each token with the numbers of tokens and of complete rows since the last call.
+
+        Raises:
+            NonFiniteError: the first logits are NaN or infinite.
+        """
+        report(*self._sample())
+        check_finite(self._logprobs[self._row, self._step])
+        while self._live_count or self._waiting:
+            self._extend()
+            report(*self._sample())
         tokens, logprobs, ends = (values[: self._rows] for values in (self._tokens, self._logprobs, self._ends))
         return Completions(tokens, logprobs, ends, self._experts, self._kept)
 
-    def check_finite(self) -> None:
-        check_finite(self._logprobs[self._row, self._step])
-
-    def sample(self) -> tuple[int, int]:
+    def _sample(self) -> tuple[int, int]:
         """Sample a token for each slot. Returns the numbers of tokens and of rows that it completed."""
         row, step = self._row, self._step
         token, logprob, kept = sample_tokens(self._batch.logits, self._uniforms[row, step], self._sampling)  # [B], [B]
@@ -139,7 +120,7 @@ class _Decoding:
         before, self._live_count = self._live_count, int(self._live.sum())
         return before, before - self._live_count
 
-    def extend(self) -> None:
+    def _extend(self) -> None:
         """Append the sampled tokens, and begin rows that wait in the place of ended ones."""
         self._row = torch.where(self._live, self._row, self._rows)
         self._step = torch.where(self._live, self._step + 1, 0)

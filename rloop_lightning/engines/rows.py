@@ -116,9 +116,8 @@ class Rows:
         replace(self._cache, rows, cache, prompt_of_row)
         self.logits[rows] = logits[prompt_of_row]
         self._columns.replace(rows, padded.lengths[prompt_of_row])
+        self._show_columns()
         self._drop_columns()
-        if self._graph is not None:
-            self._graph.show(self._columns.all_seen)
 
     def _drop_columns(self) -> None:
         """Drop the columns on the left that no row sees, once they are many."""
@@ -127,13 +126,16 @@ class Rows:
         if unseen >= _DROPPED_PART * columns.count and unseen and joins(self._cache):
             shift(self._cache, -unseen)
             columns.shift(-unseen)
+            self._show_columns()
+
+    def _show_columns(self) -> None:
+        if self._graph is not None:
+            self._graph.show(self._columns.all_seen)
 
     def append(self, tokens: Tensor) -> None:
         """Append one token to each row; tokens is [R]."""
         if self._columns.count == self._most:
             self._drop_columns()
-            if self._graph is not None:
-                self._graph.show(self._columns.all_seen)
         # A row that has ended, but is not dropped or replaced yet, must not pass the model's context.
         positions = self._columns.append().clamp_(max=self._longest - 1)
         if self._fixed_shapes:

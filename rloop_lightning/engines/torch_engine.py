@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from rloop_lightning.engines.base import RolloutEngine
-from rloop_lightning.engines.decoding import Completions, check_finite, decode
+from rloop_lightning.engines.decoding import Completions, Decoding, check_finite
 from rloop_lightning.engines.products import products_in
 from rloop_lightning.engines.prompts import check_prompts
 from rloop_lightning.engines.rows import can_replace, most_prompts
@@ -132,7 +132,7 @@ class TorchEngine(RolloutEngine):
                 if end <= done * n:
                     continue
                 first, last = start // n, (end - 1) // n
-                completions = decode(
+                decoding = Decoding(
                     policy,
                     prompts[first : last + 1],
                     torch.arange(start, end) // n - first,
@@ -141,10 +141,9 @@ class TorchEngine(RolloutEngine):
                     stops,
                     dtype=dtype,
                     batch_rows=batch_rows,
-                    report=self.report,
                 )
                 sources = [(problems[row // n], prompt_ids[row // n]) for row in range(start, end)]
-                rollouts += _collect(policy, sources, completions)
+                rollouts += _collect(policy, sources, decoding.run(self.report))
                 if end % n == 0:
                     yield rollouts[max(0, done * n - start) :]
                     rollouts = []

@@ -56,8 +56,8 @@ def test_an_evaluation_has_several_parts_a_set(whole: Path) -> None:
 
 MOMENTS = {
     "between the settings": Kill("os:replace", 1, "config.yaml"),
-    "in the middle of the first set": Kill("rloop_lightning.engines.torch_engine:decode", 2),
-    "in the middle of the last set": Kill("rloop_lightning.engines.torch_engine:decode", 8),
+    "in the middle of the first set": Kill("rloop_lightning.engines.decoding:Decoding.run", 2),
+    "in the middle of the last set": Kill("rloop_lightning.engines.decoding:Decoding.run", 8),
     "before a part is there": Kill("os:replace", 2, "part-000002"),
     "before a part has its checksum": Kill("rloop_lightning.evaluation.rollout_parts:add_checksum", 4),
     "before the record": Kill("os:replace", 2, "evaluation.parquet"),
@@ -92,7 +92,7 @@ def test_a_kill_before_the_first_state_leaves_a_folder_to_begin_in(finished: Pat
 
 def test_a_signal_stops_at_once_and_says_how_to_go_on(finished: Path, whole: Path, tmp_path: Path) -> None:
     out, log = tmp_path / "out", tmp_path / "log"
-    stop = Signal("rloop_lightning.engines.torch_engine:decode", 3, number=signal.SIGTERM)
+    stop = Signal("rloop_lightning.engines.decoding:Decoding.run", 3, number=signal.SIGTERM)
     assert evaluate(command(finished, out), log, stop) == 143
     assert f"stopped by SIGTERM; continue with: rloop-eval --resume {out}" in log.read_text()
     assert evaluate(["--resume", str(out)], log) == 0
