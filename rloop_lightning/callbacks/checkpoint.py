@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,20 @@ class PhaseCheckpoint(Checkpoint):
         folder: folder of the checkpoints.
         every_n_steps: training steps between checkpoints; 0 saves none, and a killed phase restarts.
         signals: the signals that stop the run.
+        before_saving: called with the path of a checkpoint before it is saved, such as to tell other processes.
     """
 
-    def __init__(self, folder: Path, every_n_steps: int, signals: StopSignals | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        every_n_steps: int,
+        signals: StopSignals | None = None,
+        before_saving: Callable[[Path], None] = lambda path: None,
+    ) -> None:
         self.folder = folder
         self.every_n_steps = every_n_steps
         self.signals = signals or StopSignals()
+        self.before_saving = before_saving
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         pl_module.policy.check_finite()
@@ -48,6 +57,7 @@ class PhaseCheckpoint(Checkpoint):
             return
         path = self.folder / f"step-{step:06d}.ckpt"
         with atomic_path(path) as partial:
+            self.before_saving(partial)
             trainer.save_checkpoint(partial)
         for older in checkpoints(self.folder)[:-_KEPT]:
             older.unlink()

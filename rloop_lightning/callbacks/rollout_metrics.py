@@ -65,6 +65,6 @@ class RolloutMetrics(L.Callback):
 
 
 def _outcomes(groups: Sequence[Group]) -> dict[str, float]:
-    outcomes = RolloutOutcomes()
+    outcomes = RolloutOutcomes(sync_on_compute=False)
     outcomes.update(groups)
     return {f"rollout/{name}": float(value) for name, value in outcomes.compute().items()}

@@ -24,6 +24,7 @@ from rloop_lightning.callbacks.capture import CaptureConfig
 from rloop_lightning.callbacks.gradient_norm import GradientConfig
 from rloop_lightning.cli.arguments import HELP_ALL, PRINT_CONFIG, Arguments, UsageError
 from rloop_lightning.cli.instant import show
+from rloop_lightning.cli.job import Job
 from rloop_lightning.cli.options import RUN_OPTIONS
 from rloop_lightning.cli.parse_errors import Context, parse
 from rloop_lightning.cli.parts import add_swappable, arguments_of, constructed
@@ -50,6 +51,7 @@ from rloop_lightning.run.plan_config import PlanConfig
 from rloop_lightning.run.state import LoopConfig
 from rloop_lightning.run.trainer import sharding_faults, trainer_faults
 from rloop_lightning.system.hub import HubConfig, push_faults
+from rloop_lightning.system.ranks import ALONE
 
 FIXED = {
     "policy": PolicyConfig,
@@ -91,6 +93,7 @@ class RLoopCLI(LightningCLI):
         self.arguments = Arguments(argv, objects)
         self.objects = objects
         self._given_claim = claim
+        self.ranks = ALONE
         self.choices = self.arguments.choices
         super().__init__(
             args=self.arguments.flags,
@@ -204,6 +207,19 @@ class RLoopCLI(LightningCLI):
     def make_trainer(self, **kwargs: Any) -> L.Trainer:
         """A new Trainer with the user's flags. The user's callbacks come before those of the loop."""
         return trainer_from(self.parser, self.config.trainer, kwargs)
+
+    def join(self, job: Job) -> None:
+        """Come together with the other processes that the settings ask for.
+
+        Raises:
+            RunFault: they do not come.
+            UsageError: the job has another number of them, or no Trainer can be made.
+        """
+        try:
+            trainer = self.make_trainer(logger=False)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        self.ranks = job.ranks(trainer.world_size, trainer.num_nodes)
 
     def prepare(self) -> tuple[LoopRunner, Policy]:
         """Claim the run folder, run all checks, write the settings, and return the loop and the base policy.

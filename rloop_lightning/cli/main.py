@@ -15,7 +15,9 @@ import torch
 from rloop_lightning.cli.arguments import UsageError
 from rloop_lightning.cli.dry_run import dry_run
 from rloop_lightning.cli.fit import RLoopCLI
+from rloop_lightning.cli.follow import follow
 from rloop_lightning.cli.instant import fit_answer, show
+from rloop_lightning.cli.job import Job
 from rloop_lightning.cli.memory_plan import plan_lines
 from rloop_lightning.cli.quiet import quiet_lightning
 from rloop_lightning.errors import DiagnosedError, PushError, RunFault, StateError, Stopped
@@ -24,6 +26,8 @@ from rloop_lightning.rewards.workers import WorkerStartError
 from rloop_lightning.run.handover import push_final
 from rloop_lightning.run.loop import LoopRunner
 from rloop_lightning.run.start import RunFolderError
+from rloop_lightning.system.rank_watch import is_lost_connection
+from rloop_lightning.system.ranks import launched_place
 from rloop_lightning.system.signals import StopSignals
 from rloop_lightning.system.terminal import log_handler, printable, printable_lines
 
@@ -38,37 +42,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if (code := fit_answer(arguments)) is not None:
         return code
+    if (place := launched_place()) is not None and place.rank:
+        return follow(place)
     logging.basicConfig(level=logging.WARNING, handlers=[log_handler()])
     logging.getLogger("rloop_lightning").setLevel(logging.INFO)
-    with quiet_lightning(), StopSignals() as signals:
+    with quiet_lightning(), StopSignals() as signals, Job(_say) as job:
         try:
-            return _fit(arguments, "--debug" in arguments, signals)
+            job.code = _fit(arguments, "--debug" in arguments, signals, job)
         except Stopped as stopped:
             print(f"\nrloop-fit: {stopped}; no run was started", file=sys.stderr)
-            return stopped.exit_code
+            job.code = stopped.exit_code
+    return job.code
 
 
-def _fit(arguments: Sequence[str], debug: bool, signals: StopSignals) -> int:
+def _fit(arguments: Sequence[str], debug: bool, signals: StopSignals, job: Job) -> int:
     try:
         cli = RLoopCLI(arguments)
         if cli.plan.only:
             show("\n".join(printable(line) for line in plan_lines(cli)))
             return 0
         with cli.claim:
+            if not cli.config.dry_run:
+                cli.join(job)
             runner, policy = cli.prepare()
             if cli.config.dry_run:
                 policy.mixed_precision = runner.mixed_precision
                 for line in dry_run(runner.parts, policy, runner.device):
                     print(printable(line))
                 return 0
-            return _run(cli, runner, policy, debug, signals)
+            return _run(cli, runner, policy, debug, signals, job)
     except UsageError as error:
         return _complain(error, debug, code=2)
-    except RunFolderError as error:
+    except (RunFolderError, RunFault) as error:
         return _complain(error, debug, code=1)
 
 
-def _run(cli: RLoopCLI, runner: LoopRunner, policy: Policy, debug: bool, signals: StopSignals) -> int:
+def _run(cli: RLoopCLI, runner: LoopRunner, policy: Policy, debug: bool, signals: StopSignals, job: Job) -> int:
     go_on = f"rloop-fit --resume {shlex.quote(str(runner.out))}"
     try:
         state = runner.run(policy, signals, cli.claim)
@@ -80,6 +89,10 @@ def _run(cli: RLoopCLI, runner: LoopRunner, policy: Policy, debug: bool, signals
         return _complain(error, debug, code=1, advice=f"fix the cause, then resume with: {go_on}")
     except torch.OutOfMemoryError as error:
         return _complain(error, debug, code=1, advice=_MEMORY_ADVICE.format(go_on=go_on))
+    except RuntimeError as error:
+        if is_lost_connection(error):
+            job.await_verdict()
+        raise
     except Stopped as stopped:
         saved = stopped.saved or "what came after the newest checkpoint is repeated"
         print(f"\nrloop-fit: {stopped}; {saved}; resume with: {go_on}", file=sys.stderr)
@@ -102,6 +115,10 @@ def _run(cli: RLoopCLI, runner: LoopRunner, policy: Policy, debug: bool, signals
 def _complain(error: Exception, debug: bool, code: int, advice: str = "") -> int:
     if debug:
         raise error
-    for line in [*printable_lines(str(error)), *([advice] if advice else [])]:
-        print(f"rloop-fit: error: {line}", file=sys.stderr)
+    _say("\n".join([str(error), *([advice] if advice else [])]))
     return code
+
+
+def _say(text: str) -> None:
+    for line in printable_lines(text):
+        print(f"rloop-fit: error: {line}", file=sys.stderr, flush=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rloop_lightning.cli.arguments import UsageError
 from rloop_lightning.cli.loggers import user_loggers
 from rloop_lightning.cli.memory_plan import planned, set_rows, with_figures
+from rloop_lightning.cli.rank_settings import Settings
 from rloop_lightning.cli.refusal import of_policy, refuse
 from rloop_lightning.cli.trust import remember, strange_paths
 from rloop_lightning.cli.yaml_text import load_yaml
@@ -47,7 +48,7 @@ def prepare(cli: RLoopCLI) -> tuple[LoopRunner, Policy]:
     except ValueError as error:
         wrong += str(error).splitlines()
     try:
-        runner = LoopRunner(folder.out, cli.parts, cli.make_trainer, _loggers(cli, edits))
+        runner = LoopRunner(folder.out, cli.parts, cli.make_trainer, _loggers(cli, edits), ranks=cli.ranks)
     except ValueError as error:
         wrong += str(error).splitlines()
     refuse(wrong)
@@ -82,6 +83,7 @@ def prepare(cli: RLoopCLI) -> tuple[LoopRunner, Policy]:
         begin(folder, cli.settings(), today)
     keep_record(folder.problems, parts.data, runner.parts.data, today)
     _remember_code(cli)
+    cli.ranks.send(Settings(cli.settings(), str(folder.out)))
     return runner, policy
 
 

@@ -89,6 +89,9 @@ class RolloutEngine(ABC):
     works_beside_updates = False
     """Whether `generate` may be called in a thread while the policy is updated: the engine has weights of its own."""
 
+    one_per_rank = True
+    """Whether each process of a job has an engine of its own. Otherwise the engine of the first generates for all."""
+
     takes_updates_in_flight = False
     """Whether `sync` may be called while `generate` runs in a thread: its completions go on with the new weights."""
 
@@ -160,6 +163,18 @@ class RolloutEngine(ABC):
             As `generate`.
         """
         yield self.generate(problems, n, sampling)[done * n :]
+
+    def generate_share(
+        self, problems: Sequence[Problem], n: int, sampling: SamplingParams, first: int
+    ) -> list[Rollout]:
+        """The rollouts of `generate` from problem `first` on, for a process that generates its share of a request.
+
+        A rollout is the one of `generate`, apart from the rounding of other batch shapes.
+
+        Raises:
+            As `generate`.
+        """
+        return self.generate(problems, n, sampling)[first * n :]
 
 
 def _are_texts(stop: Any) -> bool:

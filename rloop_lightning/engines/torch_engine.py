@@ -110,11 +110,28 @@ class TorchEngine(RolloutEngine):
         """
         return [rollout for part in self.generate_parts(problems, n, sampling) for rollout in part]
 
-    @torch.inference_mode()
     def generate_parts(
         self, problems: Sequence[Problem], n: int, sampling: SamplingParams, done: int = 0
     ) -> Iterator[list[Rollout]]:
         """The rollouts of `generate`, a few batches at a time, or a problem at a time if n exceeds that."""
+        yield from self._parts_of(problems, n, sampling, done)
+
+    def generate_share(
+        self, problems: Sequence[Problem], n: int, sampling: SamplingParams, first: int
+    ) -> list[Rollout]:
+        """The rollouts of `generate` from problem `first` on."""
+        parts = self._parts_of(problems[first:], n, sampling, rows_before=first * n)
+        return [rollout for part in parts for rollout in part]
+
+    @torch.inference_mode()
+    def _parts_of(
+        self, problems: Sequence[Problem], n: int, sampling: SamplingParams, done: int = 0, rows_before: int = 0
+    ) -> Iterator[list[Rollout]]:
+        """As `generate_parts`.
+
+        Args:
+            rows_before: rows of the request that another process decodes; their random numbers are drawn first.
+        """
         if self._policy is None:
             raise RuntimeError("TorchEngine.generate needs a policy; call bind(policy) first")
         policy = self._policy
@@ -123,6 +140,8 @@ class TorchEngine(RolloutEngine):
         prompt_ids = [np.array(prompt, dtype=np.int64) for prompt in prompts]
         dtype, stops = self._compute_dtype(policy), self._stops_of(policy, sampling.stop).to(policy.device)
         generator = torch.Generator().manual_seed(sampling.seed)
+        for _ in range(rows_before):
+            torch.rand(sampling.max_new_tokens, generator=generator)
         rollouts: list[Rollout] = []
         batch_rows, part_rows = _rows_at_once(policy, prompts, n, self.max_rows)
         with products_in(policy.model, dtype):

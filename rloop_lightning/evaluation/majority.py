@@ -164,8 +164,8 @@ class MajorityAtK(Metric):
     totals: Tensor  # [K], sums over problems
     problems: Tensor
 
-    def __init__(self, ks: Sequence[int]) -> None:
-        super().__init__()
+    def __init__(self, ks: Sequence[int], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         if not ks or min(ks) < 1:
             raise ValueError(f"ks must be whole numbers of at least 1, got {list(ks)}")
         self.ks = tuple(sorted(set(ks)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,8 +49,8 @@ class RolloutOutcomes(Metric):
     all_right: Tensor
     all_wrong: Tensor
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         for name in ("rollouts", "tokens"):
             self.add_state(name, torch.zeros(2, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("surprise", torch.zeros(2, dtype=torch.float64), dist_reduce_fx="sum")

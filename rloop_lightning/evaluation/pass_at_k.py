@@ -8,6 +8,7 @@ metric.compute()  # {"pass@1": ..., "pass@32": ...}
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,6 +41,7 @@ class PassAtK(Metric):
 
     Args:
         ks: the values of k. `update` needs at least as many samples per problem as the largest.
+        kwargs: of `torchmetrics.Metric`, such as `sync_on_compute`.
     """
 
     higher_is_better = True
@@ -47,8 +49,8 @@ class PassAtK(Metric):
     totals: Tensor  # [K], sums over problems
     problems: Tensor
 
-    def __init__(self, ks: Sequence[int] = (1,)) -> None:
-        super().__init__()
+    def __init__(self, ks: Sequence[int] = (1,), **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         if not ks or min(ks) < 1:
             raise ValueError(f"ks must be whole numbers of at least 1, got {list(ks)}")
         self.ks = tuple(sorted(set(ks)))

@@ -56,7 +56,7 @@ def with_bounds(
 def _pass_at_k(groups: Sequence[Group], ks: Sequence[int]) -> dict[str, float]:
     samples = len(groups[0].rollouts)
     successes = torch.tensor([group.success_count for group in groups])
-    means = PassAtK(ks)
+    means = PassAtK(ks, sync_on_compute=False)
     means.update(successes, samples)
     metrics: dict[str, float] = {}
     for k, (name, mean) in zip(ks, means.compute().items(), strict=True):
@@ -72,7 +72,7 @@ def _majority(groups: Sequence[Group], reward: Reward, ks: Sequence[int]) -> dic
     if classes is None:
         return {}
     right = np.array([[rollout.success for rollout in group.rollouts] for group in groups])
-    means = MajorityAtK(ks)
+    means = MajorityAtK(ks, sync_on_compute=False)
     means.update(classes, right)
     metrics: dict[str, float] = {}
     for k, (name, mean) in zip(ks, means.compute().items(), strict=True):
@@ -81,7 +81,7 @@ def _majority(groups: Sequence[Group], reward: Reward, ks: Sequence[int]) -> dic
 
 
 def _of_rollouts(groups: Sequence[Group]) -> dict[str, float]:
-    outcomes = RolloutOutcomes()
+    outcomes = RolloutOutcomes(sync_on_compute=False)
     outcomes.update(groups)
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     return {

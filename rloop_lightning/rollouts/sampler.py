@@ -34,6 +34,10 @@ class GroupSampler:
         self.reward = reward
         self.turn = Lock()
 
+    def sync(self) -> None:
+        """Update the engine to the policy's current weights."""
+        self.engine.sync()
+
     def sample(self, problems: Sequence[Problem], n: int, sampling: SamplingParams, cost: SamplingCost) -> list[Group]:
         """Sample and score a group of n rollouts per problem with the policy's current weights, in order.
 
@@ -41,7 +45,7 @@ class GroupSampler:
         """
         with self.turn:
             started = perf_counter()
-            self.engine.sync()
+            self.sync()
             cost.generate_s += perf_counter() - started
             return self.generate(problems, n, sampling, cost)
 
@@ -49,10 +53,26 @@ class GroupSampler:
         self, problems: Sequence[Problem], n: int, sampling: SamplingParams, cost: SamplingCost
     ) -> list[Group]:
         """The groups of `sample`, with the weights that the engine has. The caller has the turn."""
+        return self.generate_share(problems, n, sampling, cost, (0, len(problems)))
+
+    def generate_share(
+        self,
+        problems: Sequence[Problem],
+        n: int,
+        sampling: SamplingParams,
+        cost: SamplingCost,
+        share: tuple[int, int],
+    ) -> list[Group]:
+        """The groups of the problems from share[0] to share[1], as in the request of all problems."""
+        first, last = share
         started = perf_counter()
-        rollouts = self.engine.generate(problems, n, sampling)
+        rollouts = self.engine.generate_share(problems[:last], n, sampling, first)
         cost.generate_s += perf_counter() - started
-        return self._scored(problems, n, rollouts, cost)
+        return self._scored(problems[first:last], n, rollouts, cost)
+
+    def reward_metrics(self) -> dict[str, float]:
+        """The reward's counts since the last call (`Reward.metrics`)."""
+        return self.reward.metrics()
 
     def sample_parts(
         self, problems: Sequence[Problem], n: int, sampling: SamplingParams, cost: SamplingCost, done: int = 0
@@ -62,7 +82,7 @@ class GroupSampler:
         Adds the cost of each part to `cost`.
         """
         with self.turn:
-            self.engine.sync()
+            self.sync()
             started = perf_counter()
             for rollouts in self.engine.generate_parts(problems, n, sampling, done):
                 cost.generate_s += perf_counter() - started

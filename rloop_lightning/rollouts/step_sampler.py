@@ -86,7 +86,7 @@ class StepSampler:
         generated: list[Group] = []
         kept: list[bool] = []
         cost = SamplingCost()
-        self.sampler.reward.metrics()  # discards the counts of an evaluation
+        self.sampler.reward_metrics()  # discards the counts of an evaluation
         while (missing := self.problems_per_step - sum(kept)) > 0 and len(generated) < self.most_groups:
             wanted = missing if self.share_kept == 1 else math.ceil(_HEADROOM * missing / self.share_kept)
             wanted = min(wanted, _MOST_STEPS_PER_CALL * self.problems_per_step, self.most_groups - len(generated))
@@ -96,7 +96,7 @@ class StepSampler:
             generated += groups
             kept += [self.explorer.keep_group(group) for group in groups]
             self.share_kept = max(sum(kept), 1) / len(generated)
-        counts = {f"reward/{name}": value for name, value in self.sampler.reward.metrics().items()}
+        counts = {f"reward/{name}": value for name, value in self.sampler.reward_metrics().items()}
         trained = min(sum(kept), self.problems_per_step)
         metrics = {**_step_metrics(generated, sum(kept), trained, cost), **counts, **self.sampler.engine.sync_metrics}
         return SampledStep(index, version, tuple(generated), tuple(kept), sampling, metrics, cost)

@@ -177,7 +177,7 @@ class RolloutStream:
         return future.result().with_steps(self._steps_of)
 
     def _sync(self) -> None:
-        self.step_sampler.sampler.engine.sync()
+        self.step_sampler.sampler.sync()
         self._note_version()
 
     def _note_version(self) -> None:

@@ -25,7 +25,6 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rloop_lightning.errors import Stopped
 from rloop_lightning.evaluation.evaluator import Evaluator
 from rloop_lightning.model.policy import Policy
-from rloop_lightning.rollouts.sampler import GroupSampler
 from rloop_lightning.run.base_policy import base_checksums
 from rloop_lightning.run.claim import RunClaim
 from rloop_lightning.run.consolidate import consolidate
@@ -37,6 +36,7 @@ from rloop_lightning.run.explore import explore
 from rloop_lightning.run.folder import RunFolder
 from rloop_lightning.run.forecast import announce
 from rloop_lightning.run.handover import save_final, select_stage
+from rloop_lightning.run.leader import EndRun, SeedAll, sampler_of
 from rloop_lightning.run.loggers import RunLoggers
 from rloop_lightning.run.machine import other_machine, this_machine
 from rloop_lightning.run.mending import complete_record, mend
@@ -53,6 +53,7 @@ from rloop_lightning.run.versions import running_versions
 from rloop_lightning.run.weights import Weights
 from rloop_lightning.seeds import derive_seed
 from rloop_lightning.system.checksums import damaged_files
+from rloop_lightning.system.ranks import ALONE, Ranks
 from rloop_lightning.system.signals import StopSignals
 
 _log = logging.getLogger(__name__)
@@ -67,6 +68,7 @@ class LoopRunner:
         make_trainer: makes a new Trainer for a phase from keyword arguments.
         loggers: the loggers of the run; by default metrics.csv and TensorBoard.
         resumed: what this resume does differently.
+        ranks: the processes of the job, of which this one leads.
 
     Raises:
         ValueError: the Trainer has settings that the loop does not support.
@@ -79,16 +81,18 @@ class LoopRunner:
         make_trainer: MakeTrainer = L.Trainer,
         loggers: RunLoggers | None = None,
         resumed: Resumption | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.out = out
         self.folder = RunFolder(out)
         self.parts = parts
         self.make_trainer = make_trainer
         self.resumed = resumed or Resumption()
-        self.sampler = GroupSampler(parts.engine, parts.reward)
+        self.ranks = ranks
+        self.sampler = sampler_of(parts, ranks)
         self.stages = plan(parts.loop.rounds, consolidates=parts.consolidation is not None)
         self.loggers = loggers or RunLoggers(self.folder)  # before `mend` drops rows of metrics.csv
-        trainer = new_trainer(make_trainer, logger=False)
+        trainer = new_trainer(make_trainer, ranks, logger=False)
         self.device = trainer.strategy.root_device
         self.mixed_precision = torch.bfloat16 if trainer.precision == "bf16-mixed" else None
 
@@ -112,7 +116,9 @@ class LoopRunner:
         with nullcontext(claim) if claim else RunClaim(self.folder) as held, self.signals.deferred():
             held.take(resumes=bool(self.folder.states))
             try:
-                return self._run(policy)
+                state = self._run(policy)
+                self.ranks.send(EndRun(0))
+                return state
             except SIGTERMException as error:  # Lightning's own, after a step that ended the phase
                 raise Stopped(signal.SIGTERM) from error
             finally:
@@ -126,9 +132,11 @@ class LoopRunner:
         self.parts = self.parts.rendered(policy)
         self.evaluator = Evaluator(self.sampler, self.parts.evaluation_sets, self.parts.evaluation, self.parts.seed)
         announce(self.parts, policy, self.device)
-        self.weights = Weights(policy, self.folder, self.resumed.base_fault)
+        self.weights = Weights(policy, self.folder, self.resumed.base_fault, self.ranks)
         self.sampler.engine.bind(policy)
-        phases = PhaseTrainer(self.make_trainer, self.folder, self.parts, state.run_id, self.signals, self.loggers)
+        phases = PhaseTrainer(
+            self.make_trainer, self.folder, self.parts, state.run_id, self.signals, self.loggers, self.ranks
+        )
         self.session = Session(self.folder, self.parts, policy, self.weights, self.sampler, phases, self.signals)
         self.evaluation = PolicyEvaluation(self.evaluator, self.parts, self.folder, self.loggers, self.signals)
         self.folder.save_state(state)
@@ -145,7 +153,9 @@ class LoopRunner:
                 self.folder.save_state(state)
                 state.save(self.folder.state_before(stage))
             # Our code never reads the global random state. User code that does gets the same state after a resume.
-            L.seed_everything(derive_seed(self.parts.seed, stage.name, stage.phase) % 2**32, verbose=False)
+            seed = derive_seed(self.parts.seed, stage.name, stage.phase) % 2**32
+            L.seed_everything(seed, verbose=False)
+            self.ranks.send(SeedAll(seed))
             started = perf_counter()
             with explaining(self.folder, stage, self.parts):
                 outcome = self._run_stage(stage, state)

@@ -38,10 +38,12 @@ from rloop_lightning.model.config import PolicyConfig
 from rloop_lightning.rollouts.expert_stream import ExpertStream
 from rloop_lightning.rollouts.stream import RolloutStream
 from rloop_lightning.run.folder import RunFolder
+from rloop_lightning.run.leader import BeginPhase, LeadersCheckpoints, Leading, LedStream, SaveCheckpoint
 from rloop_lightning.run.loggers import RunLoggers
 from rloop_lightning.run.metrics_csv import column
 from rloop_lightning.run.parts import Parts
 from rloop_lightning.run.state import Stage
+from rloop_lightning.system.ranks import ALONE, Ranks
 from rloop_lightning.system.signals import StopSignals
 from rloop_lightning.system.terminal import one_line
 
@@ -89,14 +91,9 @@ def trainer_faults(settings: Mapping[str, Any], *, plans: bool = False) -> list[
             f"--trainer.accelerator {accelerator}: PyTorch {torch.__version__} finds no CUDA GPU; install a driver "
             "and a CUDA build of PyTorch, or take cpu"
         )
-    devices = settings.get("devices", 1)
-    if (str(devices).isdigit() and int(devices) != 1) or (isinstance(devices, list) and len(devices) != 1):
-        wrong.append(f"--trainer.devices: a run uses one device, got {devices}; take 1, or [N] for GPU N")
     strategy = settings.get("strategy", "auto")
     if isinstance(strategy, str) and strategy not in _STRATEGIES:
         wrong.append(f"--trainer.strategy {one_line(strategy)} is not supported; leave it at auto")
-    if settings.get("num_nodes", 1) != 1:
-        wrong.append(f"--trainer.num_nodes: a run uses one device, got {settings['num_nodes']} nodes; leave it out")
     if settings.get("precision") not in _PRECISIONS:
         wrong.append(f"--trainer.precision {settings['precision']} is not supported; take 32-true or bf16-mixed")
     profiler = settings.get("profiler")
@@ -135,8 +132,13 @@ def sharding_faults(strategy: Any, policy: PolicyConfig, modules: Sequence[Polic
     return wrong
 
 
-def new_trainer(make_trainer: MakeTrainer, **kwargs: Any) -> L.Trainer:
+def new_trainer(make_trainer: MakeTrainer, ranks: Ranks = ALONE, **kwargs: Any) -> L.Trainer:
     """A Trainer for one phase.
+
+    Args:
+        make_trainer: makes it.
+        ranks: the processes that train together.
+        kwargs: its arguments.
 
     Raises:
         ValueError: it has settings that the loop does not support.
@@ -147,11 +149,13 @@ def new_trainer(make_trainer: MakeTrainer, **kwargs: Any) -> L.Trainer:
         use_distributed_sampler=False,
         log_every_n_steps=1,
         num_sanity_val_steps=0,
+        plugins=[LeadersCheckpoints(ranks)] if ranks.several else None,
         **kwargs,
     )
-    if trainer.world_size > 1:
+    if trainer.world_size != ranks.size:
         raise ValueError(
-            f"--trainer.devices: a run uses one device, got {trainer.world_size}; take 1, or [N] for GPU N"
+            f"--trainer.devices x --trainer.num_nodes is {trainer.world_size}, and the job has {ranks.size} processes; "
+            f"take {ranks.size} in all"
         )
     if (kind := trainer.strategy.root_device.type) not in ("cpu", "cuda"):
         raise ValueError(f"--trainer.accelerator: {kind} is not supported; take cpu or gpu")
@@ -173,6 +177,7 @@ class PhaseTrainer:
         run_id: id of the run.
         signals: the signals that stop the run.
         loggers: the loggers of the run.
+        ranks: the processes that train together.
     """
 
     make_trainer: MakeTrainer
@@ -181,6 +186,7 @@ class PhaseTrainer:
     run_id: str
     signals: StopSignals
     loggers: RunLoggers
+    ranks: Ranks = ALONE
 
     def fit(
         self,
@@ -200,6 +206,7 @@ class PhaseTrainer:
         every, log = self.parts.loop.checkpoint_every_n_steps, self.loggers.phase(stage)
         trainer = new_trainer(
             self.make_trainer,
+            self.ranks,
             default_root_dir=self.folder.phase(stage),
             logger=log.loggers,
             callbacks=[
@@ -207,15 +214,31 @@ class PhaseTrainer:
                 GradientNormMonitor(self.parts.gradient, faults, rollouts),
                 progress,
                 StepRecord(log),
-                PhaseCheckpoint(self.folder.checkpoint_folder(stage), every, self.signals),
+                PhaseCheckpoint(
+                    self.folder.checkpoint_folder(stage),
+                    every,
+                    self.signals,
+                    before_saving=lambda path: self.ranks.send(SaveCheckpoint(str(path))),
+                ),
+                *([Leading(self.ranks, self.signals)] if self.ranks.several else []),
             ],
         )
+        newest = saved[-1] if saved else None
+        self.ranks.send(
+            BeginPhase(
+                explores=isinstance(stream, RolloutStream),
+                steps=len(stream),
+                staleness=self.parts.loop.staleness,
+                checkpoint=None if newest is None else str(newest),
+            )
+        )
+        led = LedStream(stream, self.ranks) if self.ranks.several else stream
         # Before the user's own. Lightning sets the attribute where type checkers don't see it.
         trainer.callbacks.insert(0, RunSteps(log.run_step))  # type: ignore[attr-defined]
         with warnings.catch_warnings():
             # The policy stays in eval mode on purpose: dropout would make its logprobs random.
             warnings.filterwarnings("ignore", message=r".*module\(s\) in eval mode at the start of training")
-            trainer.fit(module, train_dataloaders=stream, ckpt_path=saved[-1] if saved else None, weights_only=True)
+            trainer.fit(module, train_dataloaders=led, ckpt_path=newest, weights_only=True)
         skipped = int(sum(column(self.folder.metrics, stage.round, stage.phase, "grad/skipped_updates")))
         note = f"{progress.title}: {skipped} optimizer steps skipped; their rollouts are in {faults.folder}"
         return trainer.global_step - skipped, note if skipped else ""

@@ -9,9 +9,11 @@ from rloop_lightning.errors import DamagedError
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.run.damage import check_policy
 from rloop_lightning.run.folder import RunFolder
+from rloop_lightning.run.leader import UseWeights
 from rloop_lightning.system.checksums import damaged_files
 from rloop_lightning.system.folders import write_folder
 from rloop_lightning.system.hub import MODEL_FILES, fetched_folder
+from rloop_lightning.system.ranks import ALONE, Ranks
 
 
 class Weights:
@@ -24,10 +26,12 @@ class Weights:
         policy: the base policy; its weights are replaced in place.
         folder: the run folder.
         base_fault: why the base policy can't be loaded, so that `policy` holds other weights; empty if it is the base.
+        ranks: the processes that hold the policy. The others get what this one loads.
     """
 
-    def __init__(self, policy: Policy, folder: RunFolder, base_fault: str = "") -> None:
+    def __init__(self, policy: Policy, folder: RunFolder, base_fault: str = "", ranks: Ranks = ALONE) -> None:
         self._policy = policy
+        self._ranks = ranks
         self._base_fault = base_fault
         self._base = Path(policy.source) if Path(policy.source).is_dir() else folder.base
         if self._base == folder.base and not base_fault and damaged_files(folder.base):
@@ -51,6 +55,10 @@ class Weights:
         if wanted != self._base:
             check_policy(wanted)
         self._policy.load_weights(str(wanted))
+        if self._ranks.several:
+            spread = UseWeights()
+            self._ranks.send(spread)
+            spread.spread(self._policy, self._ranks)
         self._held = wanted
 
     def save(self, folder: Path) -> None:

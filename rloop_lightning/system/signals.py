@@ -40,12 +40,19 @@ class StopSignals:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # other threads can't set handlers
-            self._before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+            self._before = {number: signal.getsignal(number) for number in _SIGNALS}
+            self.handle()
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def handle(self) -> None:
+        """Take the signals over from a handler that was set since."""
+        if self._before:
+            for number in _SIGNALS:
+                signal.signal(number, self._handle)
 
     @property
     def noted(self) -> bool:
@@ -88,3 +95,9 @@ class StopSignals:
         name = signal.Signals(number).name
         message = f"\n{name}: stops once this training step is done and saved; a second signal stops at once\n"
         os.write(2, message.encode())  # print is not reentrant
+
+
+def ignore_signals() -> None:
+    """Leave both signals to another process, which ends this one."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

@@ -195,6 +195,12 @@ class VLLMEngine(RolloutEngine):
         """The rollouts of `generate`, at least `max_rows` at a time."""
         yield from self.results(self.begin(problems, n, sampling, done))
 
+    def generate_share(
+        self, problems: Sequence[Problem], n: int, sampling: SamplingParams, first: int
+    ) -> list[Rollout]:
+        """The rollouts of `generate` from problem `first` on."""
+        return [rollout for part in self.generate_parts(problems, n, sampling, first) for rollout in part]
+
     def begin(self, problems: Sequence[Problem], n: int, sampling: SamplingParams, done: int = 0) -> Generation:
         """Start to generate, and return while the servers work; `results` waits for the rollouts."""
         if self._policy is None:

@@ -1,0 +1,126 @@
+"""A rank other than the leader: it generates its share of each request, and computes its share of each update.
+
+It follows the leader's messages (`leader.py` has the other side), decides nothing, and reads and writes no file of the
+run. In a phase it runs a `Trainer.fit` of its own, since Lightning's strategies work in all processes alike.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Checkpoint
+
+from rloop_lightning.algorithms.base import Algorithm
+from rloop_lightning.algorithms.policy_module import PolicyModule
+from rloop_lightning.callbacks.gradient_norm import GradientNormMonitor
+from rloop_lightning.model.policy import Policy
+from rloop_lightning.rollouts.sampler import GroupSampler
+from rloop_lightning.run.leader import BeginPhase, EndBatch, EndPhase, EndRun, SaveCheckpoint, SeedAll, Step, UseWeights
+from rloop_lightning.run.parts import Parts
+from rloop_lightning.run.trainer import MakeTrainer, new_trainer
+from rloop_lightning.system.ranks import Ranks
+from rloop_lightning.system.signals import ignore_signals
+from rloop_lightning.types import RolloutBatch, RolloutStep
+
+
+class Follower:
+    """Follows the leader from the beginning of a run to its end.
+
+    Args:
+        ranks: the ranks of the job.
+        parts: the parts of the run. Its problems are the leader's business.
+        policy: the base policy.
+        make_trainer: makes a new Trainer for a phase.
+    """
+
+    def __init__(self, ranks: Ranks, parts: Parts, policy: Policy, make_trainer: MakeTrainer) -> None:
+        self.ranks = ranks
+        self.parts = parts
+        self.policy = policy
+        self.make_trainer = make_trainer
+        self.sampler = GroupSampler(parts.engine, parts.reward)
+        self.trainer = new_trainer(make_trainer, ranks, logger=False)
+        policy.to(self.trainer.strategy.root_device)
+        self.sampler.engine.bind(policy)
+
+    def run(self) -> EndRun:
+        """Follow until the run ends. Returns how it ended."""
+        try:
+            while not isinstance(message := self.serve(), EndRun):
+                if isinstance(message, BeginPhase):
+                    self._fit(message)
+            return message
+        finally:
+            self.sampler.engine.close()
+
+    def serve(self) -> Any:
+        """Serve messages until one of another kind comes: of a phase, or the end. Returns that."""
+        while True:
+            message = self.ranks.receive()
+            match message:
+                case UseWeights():
+                    self.policy.to(self.trainer.strategy.root_device)
+                    message.spread(self.policy, self.ranks)
+                case SeedAll(seed):
+                    L.seed_everything(seed, verbose=False)
+                case SaveCheckpoint(path):
+                    self.trainer.save_checkpoint(path)
+                case BeginPhase() | Step() | EndBatch() | EndPhase() | EndRun():
+                    return message
+                case _:
+                    message.serve(self.sampler, self.ranks)
+
+    def _fit(self, phase: BeginPhase) -> None:
+        module = copy.deepcopy(self._module(phase))
+        module.policy = self.policy
+        if isinstance(module, Algorithm):
+            module.expect_lag(phase.staleness)
+        self.trainer = new_trainer(
+            self.make_trainer,
+            self.ranks,
+            logger=False,
+            enable_progress_bar=False,
+            callbacks=[GradientNormMonitor(self.parts.gradient), _Following(self)],
+        )
+        stream = _FollowedStream(self, phase.steps)
+        self.trainer.fit(module, stream, ckpt_path=phase.checkpoint, weights_only=True)
+
+    def _module(self, phase: BeginPhase) -> PolicyModule:
+        module = self.parts.algorithm if phase.explores else self.parts.consolidation
+        assert module is not None
+        return module
+
+
+class _FollowedStream:
+    """The mini-batches that the leader sends.
+
+    Args:
+        steps: the length of the leader's stream, on which learning rates depend.
+    """
+
+    def __init__(self, follower: Follower, steps: int) -> None:
+        self._follower = follower
+        self._steps = steps
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __iter__(self) -> Iterator[RolloutStep | RolloutBatch]:
+        while isinstance(step := self._follower.serve(), Step):
+            yield step.batch
+
+
+class _Following(Checkpoint):
+    """Serves what the leader's callbacks ask for after a batch. Lightning calls checkpoint callbacks last."""
+
+    def __init__(self, follower: Follower) -> None:
+        self._follower = follower
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        ignore_signals()  # Lightning has put its own handlers in place
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._follower.serve()
