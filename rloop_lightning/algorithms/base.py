@@ -31,8 +31,8 @@ from rloop_lightning.algorithms.importance import (
 from rloop_lightning.algorithms.kl_term import KLEstimator, KLTerm, kl
 from rloop_lightning.algorithms.overlong import Overlong
 from rloop_lightning.algorithms.policy_module import PolicyModule
-from rloop_lightning.algorithms.ranks import mean_over_ranks
 from rloop_lightning.algorithms.reference import ReferenceKind
+from rloop_lightning.algorithms.shares import scores_no_grad
 from rloop_lightning.batching import check_kept_tokens, collate
 from rloop_lightning.system.fields import AtLeastOne, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from rloop_lightning.types import (
@@ -142,9 +142,9 @@ class Algorithm(PolicyModule):
         """
         return centred(shaping)
 
-    def setup(self, stage: str) -> None:
+    def configure_model(self) -> None:
         """Set the reference. The policy is the round's initial one here, also on resume: checkpoints load later."""
-        super().setup(stage)
+        super().configure_model()
         self.kl.begin(self.policy)
 
     def expect_lag(self, staleness: int) -> None:
@@ -219,8 +219,8 @@ class Algorithm(PolicyModule):
         batch = self._with_old_logprobs(batch)
         assert batch.old_logprobs is not None
         assert batch.groups is not None
-        estimate = self.kl.estimate(batch.old_logprobs, batch) * batch.completion_mask
-        self.record({"policy/kl_nats": mean_over_ranks(estimate.sum(), batch.completion_mask.sum())})
+        estimate = self.kl.estimate_over_ranks(batch.old_logprobs, batch) * batch.completion_mask
+        self.record({"policy/kl_nats": estimate.sum().double() / batch.completion_mask.sum()})
         shaping = by_group(self.shaping_advantages, -self.kl.beta * estimate.sum(1).double(), batch.groups)
         return replace(batch, advantages=batch.advantages + shaping)
 
@@ -278,7 +278,7 @@ class Algorithm(PolicyModule):
         """The batch with old logprobs. Call it before the first update, while the policy is the old policy."""
         if batch.old_logprobs is not None:
             return batch
-        old = self.policy.scores_no_grad(batch)
+        old = scores_no_grad(self.policy, batch)
         if self.policy.routing is not None and old.routed_experts is not None:
             batch = self.policy.routing.recorded(batch, old.routed_experts)
         return replace(batch, old_logprobs=batch.recorded_or(old.logprobs))

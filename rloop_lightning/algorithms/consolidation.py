@@ -51,8 +51,8 @@ class Consolidation(PolicyModule):
         self.rollouts_per_update = rollouts_per_update
         self.kl = KLTerm(beta=kl_beta, estimator=kl_estimator, kind=kl_reference)
 
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
+    def configure_model(self) -> None:
+        super().configure_model()
         self.kl.begin(self.policy)
 
     def weight(self, reward: float) -> float:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rloop_lightning.algorithms.reference import Reference, ReferenceKind
+from rloop_lightning.algorithms.shares import scores_no_grad
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.types import LossOutput, RolloutBatch, TokenScores
 
@@ -106,6 +107,11 @@ class KLTerm(nn.Module):
         """The estimated KL divergence at each token [B, T], from the policy's logprobs [B, T]."""
         assert self.reference is not None
         return kl(logprobs, self.reference.logprobs(batch), self.estimator)
+
+    def estimate_over_ranks(self, logprobs: Tensor, batch: RolloutBatch) -> Tensor:
+        """`estimate` of a batch that every rank has; each rank computes its share, and gets all."""
+        assert self.reference is not None
+        return kl(logprobs, self.reference.logprobs(batch, scores_no_grad), self.estimator)
 
     def add_to(self, output: LossOutput, scores: TokenScores, batch: RolloutBatch) -> LossOutput:
         """The loss plus the term, with the metric `policy/kl_nats`; unchanged if the term is not in the loss."""

@@ -32,8 +32,10 @@ from rloop_lightning.algorithms.optimizer import (
     optimizer_faults,
 )
 from rloop_lightning.algorithms.ranks import sum_gradients_over_ranks, sum_over_ranks
+from rloop_lightning.algorithms.shares import micro_batches
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.model.routing_replay import routing_count
+from rloop_lightning.model.sharding import shard
 from rloop_lightning.system.fields import (
     NonNegativeFloat,
     NonNegativeInt,
@@ -119,6 +121,12 @@ class PolicyModule(CheckedHyperparameters, L.LightningModule, ABC):
         if wrong := self.invalid():
             raise ValueError("\n".join(wrong))
 
+    def configure_model(self) -> None:
+        """Shard the policy if the strategy shards weights."""
+        if (mesh := self.device_mesh) is not None:
+            names = mesh.mesh_dim_names or ()
+            shard(self.policy, mesh["data_parallel"] if "data_parallel" in names else mesh)
+
     @abstractmethod
     def loss(self, scores: TokenScores, batch: RolloutBatch) -> LossOutput:
         """The loss of each token of a micro-batch, [B, T], or of each row, [B, 1]; before mask and aggregation."""
@@ -161,18 +169,19 @@ class PolicyModule(CheckedHyperparameters, L.LightningModule, ABC):
 
         A mini-batch without loss tokens makes no step.
 
-        The divisor of the loss is known before the first micro-batch and counts all ranks. Gradients are summed over
-        ranks. The gradient therefore depends neither on micro-batch size nor on world size.
+        Every rank gets the whole mini-batch and computes its share (shares.py). The divisor of the loss is that of the
+        whole, and gradients are summed over micro-batches and ranks. The gradient therefore depends neither on
+        micro-batch size nor on world size.
         """
-        counts = [self.loss_count(batch), batch.loss_mask.sum(), routing_count(batch)]
-        count, tokens, routings = sum_over_ranks(torch.stack([one.double() for one in counts])).float()
+        count = self.loss_count(batch).float()
+        tokens, routings = batch.loss_mask.sum().float(), routing_count(batch).float()
         if tokens == 0:
             return {}
         optimizer = self._optimizer()
         optimizer.zero_grad()
         sums: dict[str, Tensor] = {}
         with self._gradients_stay_local(), float32_sums(self.policy.parameters()):
-            for _, micro in self.policy.micro_batches(batch):
+            for rows, micro in micro_batches(self.policy, batch):
                 with self.policy.replaying(micro):
                     scores = self.scores(micro)
                     output = self.micro_batch_loss(scores, micro)
@@ -181,7 +190,8 @@ class PolicyModule(CheckedHyperparameters, L.LightningModule, ABC):
                 totals.add(sums, {"train/loss": loss.detach()}, count)
                 metrics = {"policy/entropy_nats": scores.entropy.detach(), **output.metrics}
                 totals.add(sums, totals.sums_in_loss(metrics, micro), tokens)
-                totals.add(sums, self.policy.routing_mismatches(micro, scores), routings)
+                mismatches = self.policy.routing_mismatches(micro, scores)  # of a row without a number, not to count
+                totals.add(sums, {name: value * bool(len(rows)) for name, value in mismatches.items()}, routings)
         sum_gradients_over_ranks(self.policy.parameters())
         sums = totals.over_ranks(sums)
         self.pending = PendingUpdate(batch, sums["train/loss"])
@@ -201,18 +211,20 @@ class PolicyModule(CheckedHyperparameters, L.LightningModule, ABC):
 
     @torch.no_grad()
     def row_losses(self, batch: RolloutBatch) -> tuple[Tensor, Tensor]:
-        """Each row's loss, summed over its tokens [B], and logprobs [B, T], under the current weights."""
-        losses = torch.zeros(len(batch), dtype=torch.float64)
+        """Each row's loss, summed over its tokens [B], and logprobs [B, T], under the current weights.
+
+        Every rank gets the whole batch and computes its share.
+        """
         logprobs = torch.zeros_like(batch.sampling_logprobs)
-        for rows, micro in self.policy.micro_batches(batch):
+        losses = logprobs.new_zeros(len(batch), dtype=torch.float64)
+        for rows, micro in micro_batches(self.policy, batch):
             scores = self.policy.logprobs(micro)
-            logprobs[rows, : micro.loss_mask.shape[1]] = scores.logprobs
+            logprobs[rows, : micro.loss_mask.shape[1]] = scores.logprobs[: len(rows)]
             with torch.enable_grad():  # a loss may rely on autograd
                 own = TokenScores(scores.logprobs.requires_grad_(), scores.entropy)
-                losses[rows.cpu()] = (
-                    self._by_token(self.micro_batch_loss(own, micro), micro).sum(1).detach().double().cpu()
-                )
-        return losses, logprobs
+                by_token = self._by_token(self.micro_batch_loss(own, micro), micro).detach()
+            losses[rows] = by_token.sum(1).double()[: len(rows)]
+        return sum_over_ranks(losses).cpu(), sum_over_ranks(logprobs)
 
     def _by_token(self, output: LossOutput, batch: RolloutBatch) -> Tensor:
         """Each token's term in the sum over the mini-batch [B, T]; 0 outside the loss mask."""

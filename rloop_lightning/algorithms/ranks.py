@@ -7,6 +7,12 @@ from collections.abc import Iterable
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+
+def rank_and_world() -> tuple[int, int]:
+    """This process's number, from 0, and the number of processes."""
+    return (dist.get_rank(), dist.get_world_size()) if _several() else (0, 1)
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
@@ -23,22 +29,21 @@ def largest_over_ranks(values: Tensor) -> Tensor:
     return values
 
 
-def mean_over_ranks(total: Tensor, count: Tensor) -> Tensor:
-    """The mean over all ranks, from this rank's sum and count, two scalars."""
-    total, count = sum_over_ranks(torch.stack([total.double(), count.double()]))
-    return total / count
-
-
 def sum_gradients_over_ranks(parameters: Iterable[nn.Parameter]) -> None:
-    """Sum the gradients of every trained parameter over all ranks, in place."""
+    """Sum the gradients of every trained parameter over all ranks, in at least float32.
+
+    Those of sharded parameters are sums already (sharding.py).
+    """
     if not _several():
         return
     for parameter in parameters:
-        if not parameter.requires_grad:
+        if not parameter.requires_grad or isinstance(parameter, DTensor):
             continue
         if parameter.grad is None:  # an expert that no token of this rank was routed to
             parameter.grad = torch.zeros_like(parameter)
-        dist.all_reduce(parameter.grad)
+        total = parameter.grad.to(torch.promote_types(parameter.dtype, torch.float32))
+        dist.all_reduce(total)
+        parameter.grad = total.to(parameter.dtype)
 
 
 def _several() -> bool:

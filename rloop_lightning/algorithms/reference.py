@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Literal
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from rloop_lightning.model.policy import Policy
-from rloop_lightning.types import RolloutBatch
+from rloop_lightning.model.sharding import copied, copy_weights
+from rloop_lightning.types import RolloutBatch, TokenScores
 
 ReferenceKind = Literal["round", "base"]
 
@@ -19,7 +20,7 @@ ReferenceKind = Literal["round", "base"]
 class Reference(nn.Module):
     """The round's initial policy, as a frozen copy; of a policy with an adapter (LoRA), only the adapter is copied.
 
-    It is a submodule of its owner, so checkpoints include it.
+    It is sharded as the policy is. It is a submodule of its owner, so checkpoints include it.
 
     Args:
         policy: the round's initial policy.
@@ -36,7 +37,7 @@ class Reference(nn.Module):
         if policy.adapter is None:
             if kind == "base":
                 raise ValueError("only a policy with an adapter (--policy.lora.rank) contains its base model")
-            self.frozen = copy.deepcopy(policy).requires_grad_(False)
+            self.frozen = copied(policy).requires_grad_(False)
         elif kind == "round":
             self.weights = nn.ParameterList(
                 nn.Parameter(weight.detach().clone(), requires_grad=False)
@@ -44,14 +45,20 @@ class Reference(nn.Module):
             )
 
     @torch.no_grad()
-    def logprobs(self, batch: RolloutBatch) -> Tensor:
-        """Logprobs of a batch of any size under the reference, [B, T], nats. Its routers choose their own experts."""
+    def logprobs(
+        self, batch: RolloutBatch, scored: Callable[[Policy, RolloutBatch], TokenScores] = Policy.scores_no_grad
+    ) -> Tensor:
+        """Logprobs of a batch of any size under the reference, [B, T], nats. Its routers choose their own experts.
+
+        Args:
+            scored: how a policy scores a batch.
+        """
         batch = replace(batch, routed_experts=None)
         (policy,) = self._policy
         if policy.adapter is None:
-            return self.frozen.scores_no_grad(batch).logprobs
+            return scored(self.frozen, batch).logprobs
         with self._instead_of_the_adapter():
-            return policy.scores_no_grad(batch).logprobs
+            return scored(policy, batch).logprobs
 
     def _instead_of_the_adapter(self) -> AbstractContextManager[None]:
         (policy,) = self._policy
@@ -71,7 +78,7 @@ class Reference(nn.Module):
         if self.kind == "base":
             raise ValueError("the reference is the base model, which does not change")
         if policy.adapter is None:
-            self.frozen.load_state_dict(policy.state_dict())
+            copy_weights(policy, self.frozen)
             return
         for mine, weight in zip(self.weights, policy.adapter.parameters.values(), strict=True):
             mine.copy_(weight)

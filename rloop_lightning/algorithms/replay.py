@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
 from rloop_lightning.algorithms.dapo import DAPO
-from rloop_lightning.algorithms.ranks import mean_over_ranks
 from rloop_lightning.errors import RunFault
 from rloop_lightning.rollouts.pool import RolloutPool
 from rloop_lightning.rollouts.replay_buffer import ReplayBuffer, Selection, StoredRollout, shard_fault
@@ -161,8 +159,7 @@ class Replay(DAPO):
         return sorted(rng.choice(len(groups), size=count, replace=False, p=weights / weights.sum()).tolist())
 
     def prepare(self, batch: RolloutBatch) -> RolloutBatch:
-        share = mean_over_ranks(batch.replayed.sum(), torch.tensor(len(batch), device=batch.rows.device))
-        self.record({"replay/share": share, "replay/stored": float(len(self.buffer))})
+        self.record({"replay/share": batch.replayed.double().mean(), "replay/stored": float(len(self.buffer))})
         return super().prepare(batch)
 
 

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from rloop_lightning.callbacks.faulty_rollouts import FaultyRollouts
+from rloop_lightning.model.sharding import whole
 from rloop_lightning.system.fields import PositiveFloat, check_fields
 from rloop_lightning.types import Rollout, RolloutStep
 
@@ -65,8 +66,9 @@ class GradientNormMonitor(L.Callback):
         self._updates += 1
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         loss = pl_module.pending.loss.float()
+        measured = whole(torch.nn.utils.get_total_norm(gradients)).float()
         # Both in one transfer, for a single device sync.
-        norm, loss = torch.stack([torch.nn.utils.get_total_norm(gradients).float().to(loss.device), loss]).tolist()
+        norm, loss = torch.stack([measured.to(loss.device), loss]).tolist()
         if math.isfinite(norm):
             self._norms.append(norm)
         finite = math.isfinite(norm) and math.isfinite(loss)

@@ -22,6 +22,9 @@ from rloop_lightning.types import RolloutBatch
 # Token counts are rounded up to a multiple of this, which suits vector units and kernels.
 TOKENS = 16
 
+MicroBatches = Iterator[tuple[Tensor, RolloutBatch]]
+"""Parts of a batch, each with its row numbers."""
+
 
 @dataclass(frozen=True)
 class PackedBatch:
@@ -82,7 +85,7 @@ class PackedBatch:
         return values[self.places(columns)]
 
 
-def packed_micro_batches(batch: RolloutBatch, max_tokens: int) -> Iterator[tuple[Tensor, RolloutBatch]]:
+def packed_micro_batches(batch: RolloutBatch, max_tokens: int) -> MicroBatches:
     """Micro-batches of at most `max_tokens` packed tokens, each with its row numbers.
 
     Rows that share a prompt are adjacent. A row longer than `max_tokens` is a micro-batch of its own.

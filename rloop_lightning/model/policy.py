@@ -10,7 +10,7 @@ if the model can't take packed rows (agreement.py). Logprobs are of completion p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
@@ -31,7 +31,7 @@ from rloop_lightning.model.kept_tokens import KeptTokens
 from rloop_lightning.model.loading import load_model
 from rloop_lightning.model.lora import Adapter, leave_out_frozen
 from rloop_lightning.model.packed_attention import switch_attention
-from rloop_lightning.model.packing import pack, packed_micro_batches
+from rloop_lightning.model.packing import MicroBatches, pack, packed_micro_batches
 from rloop_lightning.model.routing_replay import ForwardPass, RoutingReplay
 from rloop_lightning.model.saving import check_finite, write_weights
 from rloop_lightning.model.scores import completion_tokens, packed_states, padded_states
@@ -91,6 +91,7 @@ class Policy(nn.Module):
         self.mixed_precision: torch.dtype | None = None  # dtype of the updates, if it differs from the weights'
         self.recomputes = gradient_checkpointing
         self.merges = False  # whether a run also hands over its final policy with the adapter merged
+        self.skeleton: tuple[Policy] | None = None  # once sharded: itself without weights, in a tuple as it's no part
         if self.adapter is not None:
             leave_out_frozen(self)
 
@@ -156,8 +157,8 @@ class Policy(nn.Module):
         """The texts of completions, without special tokens."""
         return self.tokenizer.batch_decode(completions, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-    def micro_batches(self, batch: RolloutBatch) -> Iterator[tuple[Tensor, RolloutBatch]]:
-        """Micro-batches within the token budget, each with its row numbers."""
+    def micro_batches(self, batch: RolloutBatch) -> MicroBatches:
+        """Micro-batches within the token budget."""
         if self.packs:
             return packed_micro_batches(batch, self.max_tokens_per_micro_batch)
         return batch.micro_batches(self.max_tokens_per_micro_batch)
@@ -226,15 +227,19 @@ class Policy(nn.Module):
         return self.routing.mismatches(batch, scores.routed_experts)
 
     @torch.no_grad()
-    def scores_no_grad(self, batch: RolloutBatch) -> TokenScores:
-        """`logprobs` of a batch of any size, without gradients."""
+    def scores_no_grad(self, batch: RolloutBatch, micro_batches: MicroBatches | None = None) -> TokenScores:
+        """`logprobs` of a batch of any size, without gradients.
+
+        Args:
+            micro_batches: those to compute; by default those of all rows. Rows that are left out score 0.
+        """
         logprobs, entropy = torch.zeros_like(batch.sampling_logprobs), torch.zeros_like(batch.sampling_logprobs)
         experts = None if self.routing is None else self.routing.empty_record(batch)
-        for rows, micro in self.micro_batches(batch):
-            scores, width = self.logprobs(micro), micro.loss_mask.shape[1]
-            logprobs[rows, :width], entropy[rows, :width] = scores.logprobs, scores.entropy
+        for rows, micro in self.micro_batches(batch) if micro_batches is None else micro_batches:
+            scores, width, count = self.logprobs(micro), micro.loss_mask.shape[1], len(rows)
+            logprobs[rows, :width], entropy[rows, :width] = scores.logprobs[:count], scores.entropy[:count]
             if experts is not None and scores.routed_experts is not None:
-                experts[rows, : micro.input_ids.shape[1]] = scores.routed_experts
+                experts[rows, : micro.input_ids.shape[1]] = scores.routed_experts[:count]
         return TokenScores(logprobs, entropy, experts)
 
     @property

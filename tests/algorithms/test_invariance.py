@@ -11,7 +11,6 @@ import torch
 from builders import RankData, fit, make_policy, relative_difference
 from every_algorithm import (
     CASES,
-    FIRST_RANK,
     GROUPS,
     REPLAYED,
     WITHOUT_LOSS,
@@ -23,6 +22,7 @@ from every_algorithm import (
 from lightning.pytorch.strategies import DDPStrategy
 
 from rloop_lightning.algorithms import ALGORITHMS, CONSOLIDATIONS
+from rloop_lightning.algorithms.shares import share
 
 
 @cache
@@ -67,13 +67,12 @@ def test_the_order_of_rows_does_not_change_the_gradient(case):
 def test_the_number_of_processes_does_not_change_the_gradient(tmp_path):
     """Two gloo processes that differ in rows, tokens and micro-batches."""
     batch = make_batch()
-    rows = torch.arange(len(batch))
-    halves = [batch.select(rows[:FIRST_RANK]), batch.select(rows[FIRST_RANK:])]
-    assert [int(half.loss_mask.sum()) for half in halves] == [42, 8]
-    policy = make_policy(max_tokens=40)
-    assert len({len(list(policy.micro_batches(half))) for half in halves}) == 2
+    shares = [batch.select(share(batch, rank, 2)) for rank in (0, 1)]
+    assert len({int(own.loss_mask.sum()) for own in shares}) == 2
+    policy = make_policy(max_tokens=44)
+    assert len({len(list(policy.micro_batches(own))) for own in shares}) == 2
     strategy = DDPStrategy(process_group_backend="gloo", start_method="forkserver")
-    fit(EveryAlgorithm(tmp_path), policy, RankData(halves), strategy=strategy, devices=2)
+    fit(EveryAlgorithm(tmp_path), policy, RankData([batch, batch]), strategy=strategy, devices=2)
     for case in CASES:
         gradients = [torch.load(tmp_path / f"{case} gradient {rank}.pt") for rank in (0, 1)]
         metrics = [torch.load(tmp_path / f"{case} metrics {rank}.pt") for rank in (0, 1)]

@@ -232,6 +232,7 @@ def kl_advantages(name, groups, beta):
     module = make(name, kl_beta=beta, kl_estimator="k1", kl_in="reward")
     module.policy = make_policy()
     module.setup("fit")
+    module.configure_model()
     moved = moved_policy()
     batch = off_policy(module.make_batch(groups, SAMPLING), moved)
     module.policy.load_state_dict(moved.state_dict())

@@ -24,7 +24,6 @@ from rloop_lightning.types import LossOutput, RolloutBatch
 # Three groups of 4, 4 and 3 rows: 42 tokens in the loss on a first rank, 8 on a second.
 LENGTHS = ((3, 5), (1, 9), (6, 1), (4, 12), (2, 2), (5, 7), (3, 3), (7, 4), (2, 6), (3, 1), (1, 1))
 GROUPS = (0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2)
-FIRST_RANK = 8  # rows
 WITHOUT_LOSS = 2
 REPLAYED = (3, 10)
 
@@ -108,6 +107,7 @@ class EveryAlgorithm(UpdateOnlyDAPO):
             module.policy = self.policy
             module.record = self.note
             module.setup(stage)
+            module.configure_model()
         self.policy.load_state_dict(moved_policy().state_dict())
 
     def note(self, metrics: Mapping[str, Any]) -> None:

@@ -1,0 +1,78 @@
+"""What ranks do in the tests of sharded policies. Each function gets its rank first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from builders import make_policy, random_batch
+from moe import make_moe_policy
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from rloop_lightning.algorithms.shares import micro_batches
+from rloop_lightning.model.lora import LoraSettings, add_adapter
+from rloop_lightning.model.policy import Policy
+from rloop_lightning.model.sharding import shard, whole
+from rloop_lightning.types import RolloutBatch
+
+
+def build(kind: str, **changes: Any) -> Policy:
+    """A tiny policy of a kind: `dense`, `moe` or `lora`, with further words of `_CHANGES`."""
+    first, *words = kind.split()
+    settings: dict[str, Any] = {"dtype": torch.float32, "num_hidden_layers": 3, **changes}
+    for word in words:
+        settings |= _CHANGES[word]
+    recomputes = settings.pop("recomputes", False)
+    if first == "moe":
+        policy = make_moe_policy(routing_replay=settings.pop("routing_replay", "none"), **settings)
+    elif first == "lora":
+        from builders import make_model, make_tokenizer
+
+        model = make_model(settings.pop("architecture", "Qwen2"), **settings)
+        adapter = add_adapter(model, LoraSettings(rank=4))
+        with torch.no_grad():
+            generator = torch.Generator().manual_seed(1)
+            for weight in adapter.parameters.values():
+                weight.copy_(0.1 * torch.randn(weight.shape, generator=generator))
+        policy = Policy(model, make_tokenizer(), 16384, adapter=adapter)
+    else:
+        policy = make_policy(**settings)
+    policy.recomputes = recomputes
+    return policy
+
+
+_CHANGES: Mapping[str, Mapping[str, Any]] = {
+    "tied": {"tie_word_embeddings": True},
+    "checkpointed": {"recomputes": True},
+    "bfloat16": {"dtype": torch.bfloat16},
+    "replayed": {"routing_replay": "r2"},
+}
+
+
+def mesh_over(world: int, replicas: int = 1) -> DeviceMesh:
+    if replicas == 1:
+        return init_device_mesh("cpu", (world,))
+    return init_device_mesh("cpu", (replicas, world // replicas), mesh_dim_names=("replicas", "shards"))
+
+
+def sharded(kind: str, world: int, replicas: int = 1, **changes: Any) -> Policy:
+    policy = build(kind, **changes)
+    shard(policy, mesh_over(world, replicas))
+    return policy
+
+
+def backward(policy: Policy, batch: RolloutBatch) -> Tensor:
+    """The gradient of a weighted sum of the batch's logprobs, over all ranks, as one vector in float64."""
+    for _, micro in micro_batches(policy, batch):
+        logprobs = policy.logprobs(micro).logprobs
+        (logprobs * micro.advantages[:, None]).masked_fill(~micro.loss_mask, 0).sum().backward()
+    return torch.cat([whole(p.grad).flatten().double() for p in policy.parameters() if p.grad is not None])
+
+
+def gradient_of(rank: int, kind: str, world: int, replicas: int, tokens: int, rows: list[int] | None) -> Tensor:
+    policy = sharded(kind, world, replicas)
+    policy.max_tokens_per_micro_batch = tokens
+    batch = random_batch()
+    return backward(policy, batch if rows is None else batch.select(torch.tensor(rows)))

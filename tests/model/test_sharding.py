@@ -1,0 +1,27 @@
+"""Policies whose weights are sharded over gloo processes by FSDP2 compute what one process computes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from builders import random_batch, relative_difference
+from rank_pool import on_ranks
+from sharded_work import backward, build, gradient_of
+
+KINDS = ["dense", "dense tied", "dense checkpointed", "moe", "moe checkpointed", "lora", "lora checkpointed"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_are_those_of_one_process(kind):
+    expected = backward(build(kind), random_batch())
+    found = on_ranks(2, gradient_of, kind, 2, 1, 40, None)
+    assert torch.equal(*found)
+    assert relative_difference(found[0], expected) < 1e-5
+
+
+@pytest.mark.parametrize("rows", [None, [3], [3, 0]])
+def test_three_ranks_of_which_some_have_an_empty_share(rows):
+    batch = random_batch() if rows is None else random_batch().select(torch.tensor(rows))
+    expected = backward(build("dense tied"), batch)
+    for found in on_ranks(3, gradient_of, "dense tied", 3, 1, 10, rows):
+        assert relative_difference(found, expected) < 1e-5
