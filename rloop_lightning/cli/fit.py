@@ -219,7 +219,7 @@ class RLoopCLI(LightningCLI):
             trainer = self.make_trainer(logger=False)
         except ValueError as error:
             raise UsageError(str(error)) from error
-        self.ranks = job.ranks(trainer.world_size, trainer.num_nodes)
+        self.ranks = job.ranks(trainer.num_devices * trainer.num_nodes, trainer.num_nodes)
 
     def prepare(self) -> tuple[LoopRunner, Policy]:
         """Claim the run folder, run all checks, write the settings, and return the loop and the base policy.

@@ -5,6 +5,7 @@ It says nothing itself: rank 0 prints its errors. Signals are rank 0's business,
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import tempfile
@@ -13,8 +14,10 @@ from pathlib import Path
 
 from rloop_lightning.cli.fit import RLoopCLI
 from rloop_lightning.cli.job import hang_seconds
+from rloop_lightning.cli.options import RUN_OPTIONS
 from rloop_lightning.cli.quiet import quiet_lightning
 from rloop_lightning.cli.rank_settings import Settings
+from rloop_lightning.cli.yaml_text import load_yaml
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.run.claim import RunClaim
 from rloop_lightning.run.folder import RunFolder
@@ -49,9 +52,12 @@ def follow(place: Place) -> int:
 
 
 def _settings(given: Settings) -> RLoopCLI:
+    """The parts of the run from rank 0's settings, without what is about its folder."""
+    settings = load_yaml(given.yaml)
+    kept = {name: value for name, value in settings.items() if name == "seed_everything" or name not in RUN_OPTIONS}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "config.yaml"
-        file.write_text(given.yaml, encoding="utf-8")
+        file.write_text(json.dumps(kept), encoding="utf-8")  # JSON is YAML
         return RLoopCLI(["--config", str(file)], claim=RunClaim(RunFolder(Path(given.out))))
 
 

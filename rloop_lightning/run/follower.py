@@ -112,6 +112,13 @@ class _FollowedStream:
         while isinstance(step := self._follower.serve(), Step):
             yield step.batch
 
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the leader's stream knows where it is. Lightning wants equal loaders in all processes."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to do."""
+
 
 class _Following(Checkpoint):
     """Serves what the leader's callbacks ask for after a batch. Lightning calls checkpoint callbacks last."""

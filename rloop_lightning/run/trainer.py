@@ -152,9 +152,9 @@ def new_trainer(make_trainer: MakeTrainer, ranks: Ranks = ALONE, **kwargs: Any) 
         plugins=[LeadersCheckpoints(ranks)] if ranks.several else None,
         **kwargs,
     )
-    if trainer.world_size != ranks.size:
+    if (processes := trainer.num_devices * trainer.num_nodes) != ranks.size:
         raise ValueError(
-            f"--trainer.devices x --trainer.num_nodes is {trainer.world_size}, and the job has {ranks.size} processes; "
+            f"--trainer.devices x --trainer.num_nodes is {processes}, and the job has {ranks.size} processes; "
             f"take {ranks.size} in all"
         )
     if (kind := trainer.strategy.root_device.type) not in ("cpu", "cuda"):
