@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from rloop_lightning.model.adapter_packages import missing_peft
@@ -29,6 +29,8 @@ from rloop_lightning.model.loading import is_folder
 from rloop_lightning.model.lora import Adapter, attach, file_name
 from rloop_lightning.model.lora_targets import LoraTargets
 from rloop_lightning.model.quantization import quantised_share
+from rloop_lightning.model.safetensors_file import TensorWriter
+from rloop_lightning.model.sharding import leads, scatter, whole
 from rloop_lightning.model.weight_files import WeightFiles
 from rloop_lightning.system.terminal import one_line
 
@@ -194,16 +196,22 @@ class AdapterFolder:
         return adapter
 
 
-@torch.no_grad()
 def read_adapter(adapter: Adapter, folder: Path) -> None:
-    """Set the weights of an adapter to those of a folder.
+    """Set the weights of an adapter to those of a folder. If it is sharded, all ranks call it, and rank 0 reads.
 
     Raises:
         ValueError: they don't fit, or one is NaN or infinite.
     """
+    own = {file_name(name): weight for name, weight in adapter.parameters.items()}
+    held = _checked(folder, own) if leads(adapter.base_model) else {}
+    for name, weight in own.items():
+        scatter(weight, held.get(name))
+
+
+def _checked(folder: Path, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a folder, which fit those of an adapter and are finite."""
     with library_errors(f"{WEIGHTS} can't be read"):
         held = load_file(folder / WEIGHTS)
-    own = {file_name(name): weight for name, weight in adapter.parameters.items()}
     wrong = list(_mismatches(_by_shape(own), _by_shape(held)))
     if not wrong:
         wrong = [
@@ -213,8 +221,7 @@ def read_adapter(adapter: Adapter, folder: Path) -> None:
         ][:_SHOWN]
     if wrong:
         raise ValueError("\n".join(wrong))
-    for name, weight in own.items():
-        weight.copy_(held[name])
+    return held
 
 
 def write_adapter(adapter: Adapter, folder: Path, base: str) -> None:
@@ -223,11 +230,11 @@ def write_adapter(adapter: Adapter, folder: Path, base: str) -> None:
     Args:
         base: folder or hub name of the model under it.
     """
-    weights = {
-        file_name(name): weight.detach().cpu().contiguous().clone() for name, weight in adapter.parameters.items()
-    }
+    weights = {file_name(name): weight for name, weight in adapter.parameters.items()}
     folder.mkdir(exist_ok=True)
-    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    with TensorWriter(folder / WEIGHTS, weights) as writer:
+        for name, weight in weights.items():
+            writer.write(name, whole(weight))
     settings = {**adapter.config.to_dict(), _BASE: str(Path(base).absolute()) if is_folder(base) else base}
     # PEFT keeps names in sets, whose order changes from process to process.
     settings = {name: sorted(value) if isinstance(value, set) else value for name, value in settings.items()}

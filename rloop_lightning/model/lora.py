@@ -18,10 +18,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from rloop_lightning.model.adapter_packages import import_bitsandbytes, missing_peft
 from rloop_lightning.model.lora_targets import ALL_LINEAR, LoraTargets
-from rloop_lightning.model.quantization import dequantised, quantised_layers
+from rloop_lightning.model.quantization import dequantised, is_quantised, quantised_layers
+from rloop_lightning.model.sharding import assign, local
 from rloop_lightning.system.fields import NonNegativeFloat, NonNegativeInt, PositiveFloat, check_fields
 
 _NAME = "default"  # PEFT's for the only adapter of a model
@@ -105,14 +107,12 @@ class Adapter:
     def holding(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
         """Compute with other weights in the block, which must not need gradients of them."""
         own = self.parameters
-        kept = {name: weight.data for name, weight in own.items()}
+        kept = {name: _take_over(weight, weights[name]) for name, weight in own.items()}
         try:
-            for name, weight in own.items():
-                weight.data = weights[name]
             yield
         finally:
             for name, weight in own.items():
-                weight.data = kept[name]
+                _take_over(weight, kept[name])
 
     @contextmanager
     def products(self) -> Iterator[None]:
@@ -135,7 +135,7 @@ class Adapter:
             initial = torch.zeros(weight.shape)
             if ".lora_A." in name:
                 nn.init.kaiming_uniform_(initial, a=5**0.5, generator=generator)
-            weight.copy_(initial)
+            assign(weight, initial)
 
 
 def add_adapter(model: Any, settings: LoraSettings) -> Adapter:
@@ -200,24 +200,46 @@ def adapted_layers(model: nn.Module) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def merged(adapter: Adapter) -> dict[str, Tensor]:
-    """The weights of the base model plus the adapter's s B A, under the names that the model had before it.
+def merged(adapter: Adapter, weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """Weights of the base model plus the adapter's s B A, under the names that the model had before it.
 
     Quantised weights are dequantised. The sum is computed in float32 and rounded to the dtype of the weights once. The
     model is not changed.
+
+    Args:
+        weights: some weights of the model by name, whole; by default all.
     """
     model = adapter.base_model
-    quantised = {f"{name}.weight" for name in quantised_layers(model)}
-    plain = {
-        _plain(name): (dequantised(weight) if name in quantised else weight).detach()
-        for name, weight in model.state_dict(keep_vars=True).items()
+    own = under_adapter(adapter, model.state_dict(keep_vars=True) if weights is None else weights)
+    plain = {name: (dequantised(weight) if is_quantised(weight) else weight).detach() for name, weight in own.items()}
+    for name, layer in adapted_layers(model).items():
+        changed = f"{_plain(name)}.{getattr(layer, 'parameter_name', 'weight')}"
+        if changed in plain:
+            weight = plain[changed]
+            wide = torch.promote_types(weight.dtype, torch.float32)
+            plain[changed] = (weight.to(wide) + layer.get_delta_weight(_NAME).to(wide)).to(weight.dtype)
+    return plain
+
+
+def under_adapter(adapter: Adapter, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of the base model among some of an adapted one, under the names that it had before the adapter."""
+    quantised = {f"{name}.weight" for name in quantised_layers(adapter.base_model)}
+    return {
+        _plain(name): weight
+        for name, weight in weights.items()
         if f".{_NAME}." not in name and name.rpartition(".weight.")[0] + ".weight" not in quantised
     }
-    for name, layer in adapted_layers(model).items():
-        own = f"{_plain(name)}.{getattr(layer, 'parameter_name', 'weight')}"
-        wide = torch.promote_types(plain[own].dtype, torch.float32)
-        plain[own] = (plain[own].to(wide) + layer.get_delta_weight(_NAME).to(wide)).to(plain[own].dtype)
-    return plain
+
+
+@torch.no_grad()
+def _take_over(weight: nn.Parameter, values: Tensor) -> Tensor:
+    """Let a weight have other values. Returns its own."""
+    if isinstance(weight, DTensor):  # the memory of a shard stays: FSDP gathers from there
+        own = weight.detach().clone()
+        local(weight).copy_(local(values))
+        return own
+    own, weight.data = weight.data, values
+    return own
 
 
 def file_name(name: str) -> str:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from rloop_lightning.errors import NonFiniteError
-from rloop_lightning.model.adapter_folder import base_of, is_adapter, read_adapter
+from rloop_lightning.model.adapter_folder import base_of
 from rloop_lightning.model.agreement import small_batch, takes_packed_rows
 from rloop_lightning.model.checkpointing import recomputing
 from rloop_lightning.model.config import PolicyConfig, RoutingReplayMode
@@ -28,13 +28,14 @@ from rloop_lightning.model.context import context_of
 from rloop_lightning.model.fused import fuse
 from rloop_lightning.model.head import Head
 from rloop_lightning.model.kept_tokens import KeptTokens
-from rloop_lightning.model.loading import load_model
 from rloop_lightning.model.lora import Adapter, leave_out_frozen
 from rloop_lightning.model.packed_attention import switch_attention
 from rloop_lightning.model.packing import MicroBatches, pack, packed_micro_batches
+from rloop_lightning.model.reading import read_weights
 from rloop_lightning.model.routing_replay import ForwardPass, RoutingReplay
-from rloop_lightning.model.saving import check_finite, write_weights
+from rloop_lightning.model.saving import check_finite, gather_for_writer, write_weights
 from rloop_lightning.model.scores import completion_tokens, packed_states, padded_states
+from rloop_lightning.model.sharding import leads
 from rloop_lightning.model.source import load_source
 from rloop_lightning.model.stop_tokens import ends_of_completions
 from rloop_lightning.system.folders import write_folder
@@ -251,21 +252,14 @@ class Policy(nn.Module):
         return self.mixed_precision or self.model.dtype
 
     def load_weights(self, folder: Path | str) -> None:
-        """Load the weights of a folder with the same architecture; with an adapter, those of the adapter.
-
-        With an adapter, the folder of the model itself sets the adapter to its initial weights.
-        """
-        if self.adapter is None:
-            self.model.load_state_dict(load_model(str(folder), dtype=self.model.dtype).state_dict())
-        elif is_adapter(str(folder)):
-            read_adapter(self.adapter, Path(folder))
-        else:
-            self.adapter.reset()
+        """Load the weights of a folder as `read_weights` does. All ranks of a sharded policy call it."""
+        read_weights(self, str(folder))
 
     def save(self, folder: Path, texts: Mapping[str, str] = MappingProxyType({}), *, merge: bool = False) -> None:
         """Save as a plain Hugging Face folder with checksums. A new folder appears whole or not at all.
 
-        In an existing folder, the policy's files are replaced and other files stay (folders.py).
+        In an existing folder, the policy's files are replaced and other files stay (folders.py). All ranks of a sharded
+        policy call it, and rank 0 writes.
 
         Args:
             texts: further files by name; one replaces the model's or tokenizer's own of that name.
@@ -276,8 +270,11 @@ class Policy(nn.Module):
             WriteError: the folder can't be written.
         """
         self.check_finite()
+        if not leads(self):
+            gather_for_writer(self, merge=merge)
+            return
         with write_folder(folder) as partial:
-            write_weights(self.model, self.adapter, partial, base=base_of(self.source), merge=merge)
+            write_weights(self, partial, base=base_of(self.source), merge=merge)
             self.tokenizer.save_pretrained(partial)
             for name, text in texts.items():
                 (partial / name).write_text(text, encoding="utf-8")

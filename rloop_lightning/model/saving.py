@@ -1,22 +1,40 @@
-"""Weights to files: a whole model, an adapter, or a model with its adapter merged into it."""
+"""Weights to files: a whole model, an adapter, or a model with its adapter merged into it.
+
+A model is written a layer at a time. Of a sharded policy, all ranks gather, and the first one writes.
+"""
 
 from __future__ import annotations
 
 import copy
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from torch import nn
+from huggingface_hub import split_torch_state_dict_into_shards
+from torch import Tensor, nn
+from transformers.core_model_loading import revert_weight_conversion
 
 from rloop_lightning.errors import NonFiniteError
 from rloop_lightning.model.adapter_folder import write_adapter
-from rloop_lightning.model.lora import Adapter, merged
+from rloop_lightning.model.lora import Adapter, merged, under_adapter
+from rloop_lightning.model.quantization import is_quantised
+from rloop_lightning.model.safetensors_file import TensorWriter
+from rloop_lightning.model.sharding import whole
+from rloop_lightning.model.whole_weights import whole_weights
+
+if TYPE_CHECKING:
+    from rloop_lightning.model.policy import Policy
+
+_FILE, _INDEX = "model{suffix}.safetensors", "model.safetensors.index.json"
+_LARGEST_FILE = "50GB"  # as transformers writes them
 
 
-def write_weights(model: Any, adapter: Adapter | None, folder: Path, *, base: str, merge: bool) -> None:
-    """Write a model to a folder; of one with an adapter, the adapter alone.
+def write_weights(policy: Policy, folder: Path, *, base: str, merge: bool) -> None:
+    """Write a policy's model to a folder; of one with an adapter, the adapter alone.
 
     Args:
         base: folder or hub name of the model under the adapter.
@@ -25,39 +43,101 @@ def write_weights(model: Any, adapter: Adapter | None, folder: Path, *, base: st
     Raises:
         OSError: it can't be written.
     """
-    try:
-        if adapter is None:
-            model.save_pretrained(folder)
-        elif merge:
-            _write_merged(adapter, folder)
-        else:
-            write_adapter(adapter, folder, base)
-    except SafetensorError as error:  # raised when the disk is full
-        raise OSError(str(error)) from error
+    folder.mkdir(exist_ok=True)
+    if policy.adapter is None or merge:
+        _write_model(policy, folder)
+    else:
+        write_adapter(policy.adapter, folder, base)
 
 
-def _write_merged(adapter: Adapter, folder: Path) -> None:
-    """Write the model with the adapter merged into it, as a model that never had one."""
+def gather_for_writer(policy: Policy, *, merge: bool) -> None:
+    """Gather with the rank that calls `write_weights`."""
+    if policy.adapter is None or merge:
+        for _ in whole_weights(policy):
+            pass
+    else:
+        for weight in policy.adapter.parameters.values():
+            whole(weight)
+
+
+def _write_model(policy: Policy, folder: Path) -> None:
+    """Write the files that `save_pretrained` writes, without the whole model in memory."""
+    plain = policy.model if policy.adapter is None else _without_adapter(policy.adapter)
+    plain.config.dtype = str(policy.model.dtype).removeprefix("torch.")
+    plain.config.architectures = [type(plain).__name__]
+    plain.config.save_pretrained(folder)
+    if plain.can_generate():
+        plain.generation_config.save_pretrained(folder)
+    described = _described(policy)
+    # Such as one tensor for each expert, each in its own memory, since files are filled by that.
+    in_files = {name: _meta(weight) for name, weight in revert_weight_conversion(plain, described).items()}
+    plan = split_torch_state_dict_into_shards(in_files, filename_pattern=_FILE, max_shard_size=_LARGEST_FILE)
+    with ExitStack() as stack:
+        writers = {
+            file: stack.enter_context(TensorWriter(folder / file, {name: in_files[name] for name in names}))
+            for file, names in plan.filename_to_tensors.items()
+        }
+        for weights in _layers(policy):
+            own = {name: weight for name, weight in weights.items() if name in described}
+            for name, weight in revert_weight_conversion(plain, own).items():
+                writers[plan.tensor_to_filename[name]].write(name, weight)
+    if plan.is_sharded:
+        index = {
+            "metadata": {"total_parameters": plain.num_parameters(), **plan.metadata},
+            "weight_map": plan.tensor_to_filename,
+        }
+        (folder / _INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _layers(policy: Policy) -> Iterator[Mapping[str, Tensor]]:
+    """The weights of the model, with the adapter merged, a layer at a time."""
+    for weights in whole_weights(policy):
+        yield weights if policy.adapter is None else merged(policy.adapter, weights)
+
+
+def _without_adapter(adapter: Adapter) -> Any:
+    """The model under an adapter as it was before, on the device meta."""
     model = adapter.base_model
     config = copy.deepcopy(model.config)
-    if hasattr(config, "quantization_config"):  # the merged weights are not quantised
+    if hasattr(config, "quantization_config"):  # merged weights are not quantised
         del config.quantization_config
-    with torch.device("meta"):  # of this model, no weight is read
+    with torch.device("meta"):
         plain = type(model)(config)
     plain.generation_config = model.generation_config
-    plain.save_pretrained(folder, state_dict=merged(adapter))
+    return plain
+
+
+def _described(policy: Policy) -> dict[str, Tensor]:
+    """The weights to write by name, on the device meta, with one name for tied weights."""
+    model, adapter = policy.model, policy.adapter
+    weights: dict[str, Any] = model.state_dict(keep_vars=True)
+    if adapter is not None:
+        weights = under_adapter(adapter, weights)
+    names: dict[int, list[str]] = defaultdict(list)
+    for name, weight in weights.items():
+        names[id(weight)].append(name)
+    left_out = set(model._keys_to_ignore_on_save or ())
+    for tied in names.values():
+        targets = [name for name in tied if name in model.all_tied_weights_keys]
+        left_out |= set(targets if len(targets) < len(tied) else tied[1:])
+    return {name: _meta(weight) for name, weight in weights.items() if name not in left_out}
+
+
+def _meta(weight: Any) -> Tensor:
+    held = weight.quant_state if is_quantised(weight) else weight
+    return torch.empty(held.shape, dtype=held.dtype, device="meta")
 
 
 @torch.no_grad()
 def check_finite(model: nn.Module) -> None:
-    """Check that every trained weight is finite.
+    """Check that every trained weight is finite. All ranks of a sharded model call it.
 
     Raises:
         NonFiniteError: names the first weight that is NaN or infinite.
     """
     weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-    if torch.isfinite(nn.utils.get_total_norm(weights.values())):  # a single device sync
+    if torch.isfinite(whole(nn.utils.get_total_norm(weights.values()))):  # a single device sync
         return
     for name, weight in weights.items():
-        if not weight.isfinite().all():
+        if not whole(weight.isfinite().all()):
             raise NonFiniteError(f"the policy's weight {name} holds NaN or infinite values")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 if TYPE_CHECKING:
@@ -39,8 +39,7 @@ def shard(policy: Policy, mesh: DeviceMesh) -> None:
     trained = next((weight.dtype for weight in policy.parameters() if weight.requires_grad), torch.float32)
     # Gradients of bfloat16 weights are summed over ranks in float32.
     precision = MixedPrecisionPolicy(reduce_dtype=torch.promote_types(trained, torch.float32))
-    layers = [module for module in policy.modules() if isinstance(module, GradientCheckpointingLayer)]
-    for module in (*reversed(layers), policy):
+    for module in (*reversed(layers(policy).values()), policy):
         # True for the policy, too: after a pass without gradients, all parameters are shards again.
         sharded = fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=precision)
         sharded.set_gradient_divide_factor(1.0)  # a sum over ranks, not the mean
@@ -49,9 +48,20 @@ def shard(policy: Policy, mesh: DeviceMesh) -> None:
     register_fsdp_forward_method(policy, "logprobs")
 
 
+def layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The decoder layers of a model by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, GradientCheckpointingLayer)}
+
+
 def is_sharded(policy: object) -> bool:
     """Whether `shard` has sharded a policy."""
     return isinstance(policy, FSDPModule)
+
+
+def leads(module: nn.Module) -> bool:
+    """Whether this rank reads and writes the files of a module: rank 0 if it is sharded, else any."""
+    sharded = any(isinstance(weight, DTensor) for weight in module.parameters())
+    return not sharded or torch.distributed.get_rank() == 0
 
 
 @torch.no_grad()
@@ -97,6 +107,26 @@ def whole(tensor: Tensor) -> Tensor:
 def local(tensor: Tensor) -> Tensor:
     """This rank's part of a sharded tensor, in the same memory; any other tensor as it is."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()
+def assign(weight: Tensor, value: Tensor) -> None:
+    """Set a weight to a full tensor that every rank has."""
+    if isinstance(weight, DTensor):
+        value = distribute_tensor(value.to(weight.device), weight.device_mesh, weight.placements, src_data_rank=None)
+    local(weight).copy_(local(value))
+
+
+@torch.no_grad()
+def scatter(weight: Tensor, value: Tensor | None) -> None:
+    """Set a weight to the full tensor of rank 0, if it is sharded. All ranks call it; only rank 0 needs the value."""
+    if isinstance(weight, DTensor):
+        if value is None:
+            value = torch.empty(weight.shape)
+        value = value.to(weight.device, weight.dtype)
+        value = distribute_tensor(value, weight.device_mesh, weight.placements)
+    assert value is not None
+    local(weight).copy_(local(value))
 
 
 def mesh_of(policy: nn.Module) -> DeviceMesh:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
-from builders import make_policy, random_batch
-from moe import make_moe_policy
+from builders import make_model, make_policy, make_tokenizer, random_batch
+from moe import make_moe, make_moe_policy
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
@@ -23,14 +25,12 @@ def build(kind: str, **changes: Any) -> Policy:
     first, *words = kind.split()
     settings: dict[str, Any] = {"dtype": torch.float32, "num_hidden_layers": 3, **changes}
     for word in words:
-        settings |= _CHANGES[word]
+        settings |= _CHANGES.get(word, {})
     recomputes = settings.pop("recomputes", False)
     if first == "moe":
         policy = make_moe_policy(routing_replay=settings.pop("routing_replay", "none"), **settings)
     elif first == "lora":
-        from builders import make_model, make_tokenizer
-
-        model = make_model(settings.pop("architecture", "Qwen2"), **settings)
+        model = (make_moe if "moe" in words else make_model)(**settings)
         adapter = add_adapter(model, LoraSettings(rank=4))
         with torch.no_grad():
             generator = torch.Generator().manual_seed(1)
@@ -76,3 +76,34 @@ def gradient_of(rank: int, kind: str, world: int, replicas: int, tokens: int, ro
     policy.max_tokens_per_micro_batch = tokens
     batch = random_batch()
     return backward(policy, batch if rows is None else batch.select(torch.tensor(rows)))
+
+
+def save(rank: int, kind: str, world: int, folder: Path, merge: bool) -> None:
+    sharded(kind, world).save(folder, merge=merge)
+
+
+def load(rank: int, kind: str, world: int, folder: Path) -> Tensor:
+    """The weights of a policy that was another and took over those of a folder, as one vector."""
+    policy = sharded(kind, world)
+    with torch.no_grad():
+        for weight in policy.parameters():
+            if weight.requires_grad:
+                weight.zero_()
+    if rank > 0:
+        no_file_may_be_read(folder)
+    policy.load_weights(folder)
+    return vector(policy)
+
+
+def vector(policy: Policy) -> Tensor:
+    return torch.cat([whole(weight.detach()).flatten() for weight in policy.parameters()])
+
+
+def no_file_may_be_read(folder: Path) -> None:
+    """From now on, this process finds no such folder."""
+
+    def refuse(event: str, args: tuple[Any, ...]) -> None:
+        if event == "open" and str(folder) in str(args[0]):
+            raise AssertionError(f"{args[0]} is read")
+
+    sys.addaudithook(refuse)

@@ -6,9 +6,18 @@ import pytest
 import torch
 from builders import random_batch, relative_difference
 from rank_pool import on_ranks
-from sharded_work import backward, build, gradient_of
+from sharded_work import backward, build, gradient_of, load, save, vector
 
-KINDS = ["dense", "dense tied", "dense checkpointed", "moe", "moe checkpointed", "lora", "lora checkpointed"]
+KINDS = [
+    "dense",
+    "dense tied",
+    "dense checkpointed",
+    "moe",
+    "moe checkpointed",
+    "lora",
+    "lora checkpointed",
+    "lora moe",
+]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -25,3 +34,33 @@ def test_three_ranks_of_which_some_have_an_empty_share(rows):
     expected = backward(build("dense tied"), batch)
     for found in on_ranks(3, gradient_of, "dense tied", 3, 1, 10, rows):
         assert relative_difference(found, expected) < 1e-5
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "merge"),
+    [
+        ("dense", False),
+        ("dense tied bfloat16", False),
+        ("moe", False),
+        ("lora", False),
+        ("lora", True),
+        ("lora bfloat16", True),
+        ("lora moe", True),
+    ],
+)
+def test_a_saved_folder_has_the_bytes_of_one_process(tmp_path, kind, merge):
+    build(kind).save(tmp_path / "one", merge=merge)
+    on_ranks(2, save, kind, 2, tmp_path / "two", merge)
+    assert files(tmp_path / "two") == files(tmp_path / "one")
+
+
+@pytest.mark.parametrize("kind", ["dense tied", "moe", "lora"])
+def test_a_folder_is_read_by_rank_0_alone(tmp_path, kind):
+    policy = build(kind)
+    policy.save(tmp_path / "saved")
+    for found in on_ranks(2, load, kind, 2, tmp_path / "saved"):
+        assert torch.equal(found, vector(policy))
