@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 
+from rloop_lightning.model.on_ranks import on_ranks
 from rloop_lightning.system.files import atomic_path
+from rloop_lightning.system.ranks import ALONE, Ranks
 from rloop_lightning.system.signals import StopSignals
 from rloop_lightning.types import RolloutBatch, RolloutStep
 
@@ -33,6 +35,7 @@ class PhaseCheckpoint(Checkpoint):
         every_n_steps: training steps between checkpoints; 0 saves none, and a killed phase restarts.
         signals: the signals that stop the run.
         before_saving: called with the path of a checkpoint before it is saved, such as to tell other processes.
+        ranks: the processes that train together.
     """
 
     def __init__(
@@ -41,16 +44,19 @@ class PhaseCheckpoint(Checkpoint):
         every_n_steps: int,
         signals: StopSignals | None = None,
         before_saving: Callable[[Path], None] = lambda path: None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.folder = folder
         self.every_n_steps = every_n_steps
         self.signals = signals or StopSignals()
         self.before_saving = before_saving
+        self.ranks = ranks
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        pl_module.policy.check_finite()
+        on_ranks(self.ranks, pl_module.policy, "check_finite")
+        row = _first_row(batch.batch if isinstance(batch, RolloutStep) else batch)
         with trainer.precision_plugin.forward_context():
-            pl_module.policy.check_logprobs(_first_row(batch.batch if isinstance(batch, RolloutStep) else batch))
+            on_ranks(self.ranks, pl_module.policy, "check_logprobs", row)
         step = batch_idx + 1
         is_due = self.every_n_steps > 0 and step % self.every_n_steps == 0
         if step == trainer.num_training_batches or trainer.should_stop or not (is_due or self.signals.noted):

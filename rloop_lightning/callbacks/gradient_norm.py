@@ -5,16 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
-from rloop_lightning.callbacks.faulty_rollouts import FaultyRollouts
 from rloop_lightning.model.sharding import whole
 from rloop_lightning.system.fields import PositiveFloat, check_fields
-from rloop_lightning.types import Rollout, RolloutStep
+from rloop_lightning.types import Rollout, RolloutBatch, RolloutStep
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,14 @@ class GradientConfig:
         check_fields(self, "--gradient")
 
 
+class SavesFaults(Protocol):
+    """What saves the rollouts of a skipped update (faulty_rollouts.py)."""
+
+    def save(
+        self, module: Any, batch: RolloutBatch, rollouts: Sequence[Rollout], *, step: int, update: int
+    ) -> tuple[Any, int]: ...
+
+
 class GradientNormMonitor(L.Callback):
     """Logs `grad/norm_preclip`, the mean over a training step's updates, its `..._max`, and `grad/skipped_updates`.
 
@@ -46,7 +53,7 @@ class GradientNormMonitor(L.Callback):
     """
 
     def __init__(
-        self, config: GradientConfig, faults: FaultyRollouts | None = None, rollouts: Sequence[Rollout] = ()
+        self, config: GradientConfig, faults: SavesFaults | None = None, rollouts: Sequence[Rollout] = ()
     ) -> None:
         self.config = config
         self.faults = faults

@@ -7,23 +7,26 @@ run. In a phase it runs a `Trainer.fit` of its own, since Lightning's strategies
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Checkpoint
 
 from rloop_lightning.algorithms.base import Algorithm
 from rloop_lightning.algorithms.policy_module import PolicyModule
 from rloop_lightning.callbacks.gradient_norm import GradientNormMonitor
+from rloop_lightning.model.on_ranks import OnPolicy
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.rollouts.sampler import GroupSampler
 from rloop_lightning.run.leader import BeginPhase, EndBatch, EndPhase, EndRun, SaveCheckpoint, SeedAll, Step, UseWeights
 from rloop_lightning.run.parts import Parts
+from rloop_lightning.run.sharded import ShardedStrategy
 from rloop_lightning.run.trainer import MakeTrainer, new_trainer
 from rloop_lightning.system.ranks import Ranks
 from rloop_lightning.system.signals import ignore_signals
-from rloop_lightning.types import RolloutBatch, RolloutStep
+from rloop_lightning.types import Rollout, RolloutBatch, RolloutStep
 
 
 class Follower:
@@ -43,7 +46,10 @@ class Follower:
         self.make_trainer = make_trainer
         self.sampler = GroupSampler(parts.engine, parts.reward)
         self.trainer = new_trainer(make_trainer, ranks, logger=False)
+        policy.mixed_precision = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
         policy.to(self.trainer.strategy.root_device)
+        if isinstance(strategy := self.trainer.strategy, ShardedStrategy):
+            strategy.shard(policy)
         self.sampler.engine.bind(policy)
 
     def run(self) -> EndRun:
@@ -64,6 +70,9 @@ class Follower:
                 case UseWeights():
                     self.policy.to(self.trainer.strategy.root_device)
                     message.spread(self.policy, self.ranks)
+                case OnPolicy():
+                    with self.trainer.precision_plugin.forward_context():
+                        message.call(self.policy)
                 case SeedAll(seed):
                     L.seed_everything(seed, verbose=False)
                 case SaveCheckpoint(path):
@@ -83,7 +92,7 @@ class Follower:
             self.ranks,
             logger=False,
             enable_progress_bar=False,
-            callbacks=[GradientNormMonitor(self.parts.gradient), _Following(self)],
+            callbacks=[GradientNormMonitor(self.parts.gradient, _NoFaults()), _Following(self)],
         )
         stream = _FollowedStream(self, phase.steps)
         self.trainer.fit(module, stream, ckpt_path=phase.checkpoint, weights_only=True)
@@ -118,6 +127,16 @@ class _FollowedStream:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing to do."""
+
+
+class _NoFaults:
+    """Takes part in finding the faulty rollouts of a skipped update, which rank 0 saves."""
+
+    def save(
+        self, module: PolicyModule, batch: RolloutBatch, rollouts: Sequence[Rollout], *, step: int, update: int
+    ) -> tuple[str, int]:
+        module.row_losses(batch)
+        return "", 0
 
 
 class _Following(Checkpoint):

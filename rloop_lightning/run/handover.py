@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from rloop_lightning.errors import PushError, StateError
 from rloop_lightning.model.generation_config import GENERATION_CONFIG, generation_config
+from rloop_lightning.model.on_ranks import on_ranks
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.run.folder import RunFolder
 from rloop_lightning.run.model_card import CARD, CardFacts, base_facts, model_card
@@ -17,6 +18,7 @@ from rloop_lightning.run.results import policies_table
 from rloop_lightning.run.state import LoopState, Select, Stage
 from rloop_lightning.system.checksums import damaged_files
 from rloop_lightning.system.hub import HubConfig, push_folder
+from rloop_lightning.system.ranks import ALONE, Ranks
 
 _log = logging.getLogger(__name__)
 
@@ -63,7 +65,7 @@ def select_stage(folder: RunFolder, parts: Parts, done: Sequence[Stage], state: 
     return chosen
 
 
-def save_final(policy: Policy, folder: RunFolder, parts: Parts, state: LoopState) -> None:
+def save_final(policy: Policy, folder: RunFolder, parts: Parts, state: LoopState, ranks: Ranks = ALONE) -> None:
     """Save the final policy with its model card and with the sampling of training in generation_config.json.
 
     An adapter is saved merged into its model as well, if the policy's settings say so.
@@ -103,10 +105,11 @@ def save_final(policy: Policy, folder: RunFolder, parts: Parts, state: LoopState
         adapter=policy.adapter is not None,
     )
     generation = generation_config(policy, sampling)
-    policy.save(folder.final, {CARD: model_card(facts), GENERATION_CONFIG: generation})
+    on_ranks(ranks, policy, "save", folder.final, {CARD: model_card(facts), GENERATION_CONFIG: generation})
     if policy.merges:
         merged = replace(facts, adapter=False)
-        policy.save(folder.merged, {CARD: model_card(merged), GENERATION_CONFIG: generation}, merge=True)
+        texts = {CARD: model_card(merged), GENERATION_CONFIG: generation}
+        on_ranks(ranks, policy, "save", folder.merged, texts, merge=True)
 
 
 def push_final(folder: RunFolder, hub: HubConfig) -> None:

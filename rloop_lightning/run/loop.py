@@ -47,6 +47,7 @@ from rloop_lightning.run.results import write_results
 from rloop_lightning.run.resume import clear, drop_checkpoints, restart, resume_point
 from rloop_lightning.run.session import Session
 from rloop_lightning.run.settings import config_faults, write_config
+from rloop_lightning.run.sharded import ShardedStrategy
 from rloop_lightning.run.state import Budget, LoopState, Stage, StageOutcome, plan
 from rloop_lightning.run.trainer import MakeTrainer, PhaseTrainer, new_trainer
 from rloop_lightning.run.versions import running_versions
@@ -93,7 +94,8 @@ class LoopRunner:
         self.stages = plan(parts.loop.rounds, consolidates=parts.consolidation is not None)
         self.loggers = loggers or RunLoggers(self.folder)  # before `mend` drops rows of metrics.csv
         trainer = new_trainer(make_trainer, ranks, logger=False)
-        self.device = trainer.strategy.root_device
+        self.strategy = trainer.strategy
+        self.device = self.strategy.root_device
         self.mixed_precision = torch.bfloat16 if trainer.precision == "bf16-mixed" else None
 
     def run(self, policy: Policy, signals: StopSignals | None = None, claim: RunClaim | None = None) -> LoopState:
@@ -129,6 +131,7 @@ class LoopRunner:
         state = self._state_to_run_from(policy)
         self.policy = policy
         policy.mixed_precision = self.mixed_precision
+        self._shard(policy)
         self.parts = self.parts.rendered(policy)
         self.evaluator = Evaluator(self.sampler, self.parts.evaluation_sets, self.parts.evaluation, self.parts.seed)
         announce(self.parts, policy, self.device)
@@ -168,6 +171,12 @@ class LoopRunner:
             drop_checkpoints(self.folder, stage, consolidates=self.parts.consolidation is not None)
             drop_policies(self.folder, self.parts, self.stages[: state.stages_done], state)
         return self._hand_over(state)
+
+    def _shard(self, policy: Policy) -> None:
+        """Place the policy, sharded if the strategy says so. From then on, it is as the phases train it."""
+        if isinstance(strategy := self.strategy, ShardedStrategy):
+            policy.to(self.device)
+            strategy.shard(policy)
 
     def _state_to_run_from(self, policy: Policy) -> LoopState:
         """The state of a new run, or the one that the run resumes from, with what this resume changes."""
@@ -216,7 +225,7 @@ class LoopRunner:
         if state.selected != selected.name or damaged_files(self.folder.final) or merged_lacks:
             self._use(selected)
             state = replace(state, selected=selected.name)
-            save_final(self.policy, self.folder, self.parts, state)
+            save_final(self.policy, self.folder, self.parts, state, self.ranks)
             self.folder.save_state(state)
         drop_policies(self.folder, self.parts, self.stages[: state.stages_done], state)
         write_results(self.folder, self.parts, self.stages, state)

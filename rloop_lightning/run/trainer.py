@@ -42,6 +42,7 @@ from rloop_lightning.run.leader import BeginPhase, LeadersCheckpoints, Leading, 
 from rloop_lightning.run.loggers import RunLoggers
 from rloop_lightning.run.metrics_csv import column
 from rloop_lightning.run.parts import Parts
+from rloop_lightning.run.sharded import SHARDED, ShardedStrategy
 from rloop_lightning.run.state import Stage
 from rloop_lightning.system.ranks import ALONE, Ranks
 from rloop_lightning.system.signals import StopSignals
@@ -51,8 +52,8 @@ MakeTrainer = Callable[..., L.Trainer]
 """Makes a new Trainer from keyword arguments."""
 
 
-_STRATEGIES = ("auto", "ddp")
-_SHARDS = re.compile(r"fsdp|ModelParallel|deepspeed", re.IGNORECASE)
+_STRATEGIES = ("auto", "ddp", *SHARDED)
+_SHARDS = re.compile(r"fsdp|hsdp|ModelParallel|deepspeed", re.IGNORECASE)
 _PRECISIONS = (None, 32, "32", "32-true", "bf16", "bf16-mixed")
 _PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
 
@@ -93,7 +94,10 @@ def trainer_faults(settings: Mapping[str, Any], *, plans: bool = False) -> list[
         )
     strategy = settings.get("strategy", "auto")
     if isinstance(strategy, str) and strategy not in _STRATEGIES:
-        wrong.append(f"--trainer.strategy {one_line(strategy)} is not supported; leave it at auto")
+        wrong.append(
+            f"--trainer.strategy {one_line(strategy)} is not supported: FSDP1 and DeepSpeed keep weights where "
+            f"adapters, checkpoints and engines can't read them; take one of {', '.join(_STRATEGIES)}"
+        )
     if settings.get("precision") not in _PRECISIONS:
         wrong.append(f"--trainer.precision {settings['precision']} is not supported; take 32-true or bf16-mixed")
     profiler = settings.get("profiler")
@@ -159,8 +163,10 @@ def new_trainer(make_trainer: MakeTrainer, ranks: Ranks = ALONE, **kwargs: Any) 
         )
     if (kind := trainer.strategy.root_device.type) not in ("cpu", "cuda"):
         raise ValueError(f"--trainer.accelerator: {kind} is not supported; take cpu or gpu")
-    if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
-        raise ValueError("--trainer.strategy: weights have to be whole on the device; leave it at auto")
+    if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy | ShardedStrategy):
+        raise ValueError(f"--trainer.strategy: take one of {', '.join(_STRATEGIES)}")
+    if isinstance(trainer.strategy, ShardedStrategy) and not ranks.several:
+        raise ValueError(f"--trainer.strategy {trainer.strategy.name} shards over processes; give --trainer.devices N")
     if trainer.precision not in _PRECISIONS:
         raise ValueError(f"--trainer.precision {trainer.precision} is not supported; take 32-true or bf16-mixed")
     return trainer
@@ -219,6 +225,7 @@ class PhaseTrainer:
                     every,
                     self.signals,
                     before_saving=lambda path: self.ranks.send(SaveCheckpoint(str(path))),
+                    ranks=self.ranks,
                 ),
                 *([Leading(self.ranks, self.signals)] if self.ranks.several else []),
             ],

@@ -6,7 +6,9 @@ import shutil
 from pathlib import Path
 
 from rloop_lightning.errors import DamagedError
+from rloop_lightning.model.on_ranks import on_ranks
 from rloop_lightning.model.policy import Policy
+from rloop_lightning.model.sharding import is_sharded
 from rloop_lightning.run.damage import check_policy
 from rloop_lightning.run.folder import RunFolder
 from rloop_lightning.run.leader import UseWeights
@@ -36,7 +38,7 @@ class Weights:
         self._base = Path(policy.source) if Path(policy.source).is_dir() else folder.base
         if self._base == folder.base and not base_fault and damaged_files(folder.base):
             if policy.adapter is None:
-                policy.save(folder.base)
+                on_ranks(ranks, policy, "save", folder.base)
             else:  # its model may be quantised, which can't be undone
                 _copy_from_hub(policy.source, folder.base)
         self._held = None if base_fault else self._base
@@ -54,8 +56,8 @@ class Weights:
             raise DamagedError(self._base_fault)
         if wanted != self._base:
             check_policy(wanted)
-        self._policy.load_weights(str(wanted))
-        if self._ranks.several:
+        on_ranks(self._ranks, self._policy, "load_weights", str(wanted))
+        if self._ranks.several and not is_sharded(self._policy):
             spread = UseWeights()
             self._ranks.send(spread)
             spread.spread(self._policy, self._ranks)
@@ -63,7 +65,7 @@ class Weights:
 
     def save(self, folder: Path) -> None:
         """Save the trained weights as a policy."""
-        self._policy.save(folder)
+        on_ranks(self._ranks, self._policy, "save", folder)
         self._held = folder
 
 
