@@ -12,13 +12,15 @@ rounded up or down at random with the probabilities that make it right on averag
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from rloop_lightning.model.sharding import local, shard_number
 
 # Numbers that are in float32 at once: 256 MiB of weights, and as much of gradients.
 _AT_ONCE = 2**26
@@ -51,26 +53,23 @@ def rounding(cls: Any) -> Any:
             for weight in trained:
                 weight.grad = None
             for bucket in _buckets(trained):
-                with _in_float32(bucket, gradients):
+                wide = {weight: _in_float32(weight, gradients.pop(weight)) for weight in bucket}
+                with _standing_in(self, wide):
                     super().step()
-                    for weight, own in bucket.items():
-                        if own.dtype == torch.bfloat16:
-                            if own.device not in generators:
-                                generators[own.device] = torch.Generator(own.device).manual_seed(steps)
-                            _round_into(own, weight.data, generators[own.device])
+                for weight, values in wide.items():
+                    values.grad = None
+                    if values is not weight:
+                        if weight.device not in generators:
+                            generators[weight.device] = _generator(weight, steps)
+                        _round_into(local(weight), local(values), generators[weight.device])
             self.param_groups[0][_STEPS] = steps + 1
             return loss
 
         def load_state_dict(self, state_dict: Any) -> None:
             """Load the state as it is. An optimizer would cast it to the dtype of the weights."""
-            own = {weight: weight.data for weight in _weights(self) if weight.dtype == torch.bfloat16}
-            try:
-                for weight in own:
-                    weight.data = torch.empty(0, device=weight.device)
+            own = [weight for weight in _weights(self) if weight.dtype == torch.bfloat16]
+            with _standing_in(self, {weight: nn.Parameter(torch.empty(0, device=weight.device)) for weight in own}):
                 super().load_state_dict(state_dict)
-            finally:
-                for weight, data in own.items():
-                    weight.data = data
 
     StochasticallyRounding.__name__ = cls.__name__
     return StochasticallyRounding
@@ -101,40 +100,57 @@ def float32_sums(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
         weight.grad = total.to(weight.dtype)
 
 
+@torch.no_grad()
 def _round_into(own: Tensor, values: Tensor, generator: torch.Generator) -> None:
     """Round values into a weight, a limited amount at once."""
     for place, part in zip(own.view(-1).split(_AT_ONCE), values.reshape(-1).split(_AT_ONCE), strict=True):
         place.copy_(stochastically_rounded(part, generator))
 
 
+def _generator(weight: Tensor, steps: int) -> torch.Generator:
+    """The random numbers of a step on the weight's device; each shard of sharded weights has its own."""
+    return torch.Generator(weight.device).manual_seed(steps + (shard_number(weight) << 32))
+
+
 def _weights(optimizer: Optimizer) -> list[nn.Parameter]:
     return [weight for group in optimizer.param_groups for weight in group["params"]]
 
 
-def _buckets(weights: Iterable[nn.Parameter]) -> Iterator[dict[nn.Parameter, Tensor]]:
-    """The weights with their numbers, a limited amount at once."""
-    bucket: dict[nn.Parameter, Tensor] = {}
+def _buckets(weights: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """The weights, a limited amount at once."""
+    bucket: list[nn.Parameter] = []
     size = 0
     for weight in weights:
-        if bucket and size + weight.numel() > _AT_ONCE:
+        numbers = local(weight).numel()
+        if bucket and size + numbers > _AT_ONCE:
             yield bucket
-            bucket, size = {}, 0
-        bucket[weight] = weight.data
-        size += weight.numel()
+            bucket, size = [], 0
+        bucket.append(weight)
+        size += numbers
     if bucket:
         yield bucket
 
 
+def _in_float32(weight: nn.Parameter, gradient: Any) -> nn.Parameter:
+    """A weight with its gradient; of a bfloat16 weight, a float32 copy."""
+    wide = nn.Parameter(weight.detach().float()) if weight.dtype == torch.bfloat16 else weight
+    wide.grad = gradient.to(wide.dtype)
+    return wide
+
+
 @contextmanager
-def _in_float32(bucket: dict[nn.Parameter, Tensor], gradients: dict[nn.Parameter, Any]) -> Iterator[None]:
-    """Give an optimizer bfloat16 weights and their gradients in float32 in the block, and no gradients of others."""
+def _standing_in(optimizer: Optimizer, others: Mapping[nn.Parameter, nn.Parameter]) -> Iterator[None]:
+    """Let an optimizer see other parameters in place of its own in the block, with the state of its own."""
+    _exchange(optimizer, others)
     try:
-        for weight, own in bucket.items():
-            wide = torch.float32 if own.dtype == torch.bfloat16 else own.dtype
-            weight.data = own.to(wide)
-            weight.grad = gradients.pop(weight).to(wide)
         yield
     finally:
-        for weight, own in bucket.items():
-            weight.grad = None
-            weight.data = own
+        _exchange(optimizer, {other: own for own, other in others.items()})
+
+
+def _exchange(optimizer: Optimizer, others: Mapping[nn.Parameter, nn.Parameter]) -> None:
+    for group in optimizer.param_groups:
+        group["params"] = [others.get(weight, weight) for weight in group["params"]]
+    for weight, other in others.items():
+        if weight in optimizer.state:
+            optimizer.state[other] = optimizer.state.pop(weight)

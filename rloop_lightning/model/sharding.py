@@ -129,6 +129,17 @@ def scatter(weight: Tensor, value: Tensor | None) -> None:
     local(weight).copy_(local(value))
 
 
+def shard_number(tensor: Tensor) -> int:
+    """Which of a tensor's shards this rank has, from 0; 0 of any other tensor."""
+    number = 0
+    if isinstance(tensor, DTensor):
+        mesh = tensor.device_mesh
+        for dimension, placement in enumerate(tensor.placements):
+            if placement.is_shard():
+                number = number * mesh.size(dimension) + mesh.get_local_rank(dimension)
+    return number
+
+
 def mesh_of(policy: nn.Module) -> DeviceMesh:
     """The mesh over which a policy is sharded."""
     weight = next(policy.parameters())

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import traceback
 import warnings
 from collections.abc import Callable
@@ -72,6 +73,8 @@ def on_ranks(world: int, work: Callable[..., Any], *args: Any) -> list[Any]:
 
 def _serve(pipe: Connection, rendezvous: str, rank: int, world: int) -> None:
     torch.set_num_threads(1)
+    # For Lightning: that somebody else has started this process.
+    os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
     warnings.filterwarnings("ignore", message=".*does not have many workers|.*in eval mode|.*LeafSpec")
     dist.init_process_group(
         "gloo", init_method=rendezvous, rank=rank, world_size=world, timeout=datetime.timedelta(seconds=TIMEOUT_S)
