@@ -1,16 +1,29 @@
-"""Lightning's strategy for sharded weights, with the mesh that a policy is sharded over."""
+"""Lightning's strategy for sharded weights, with the mesh that a policy is sharded over.
+
+A run shards its policy once, at its start, since it generates and loads weights between the fits.
+"""
 
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
+import torch
+import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict, set_optimizer_state_dict
 from torch.distributed.constants import default_pg_timeout
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, OptimStateKeyType
+
+from rloop_lightning.model.policy import Policy
+from rloop_lightning.model.sharding import shard
 
 
 class FSDP2Strategy(ModelParallelStrategy):
-    """Shards weights, gradients and optimizer state over all ranks by FSDP2. Checkpoints are one file.
+    """Shards weights, gradients and optimizer state over all ranks by FSDP2.
+
+    Checkpoints are one file, which rank 0 alone writes and reads.
 
     Args:
         replicas: shard within each of so many equal groups of ranks, and replicate between them (HSDP): with the number
@@ -45,7 +58,36 @@ class FSDP2Strategy(ModelParallelStrategy):
         self._data_parallel_size = world
         super().setup_environment()
         if self.replicas > 1:
-            shape = (self.replicas, world // self.replicas)
-            mesh = init_device_mesh(self.root_device.type, shape, mesh_dim_names=("replicas", "shards"))
             assert self.lightning_module is not None
-            self.lightning_module._device_mesh = mesh
+            self.lightning_module._device_mesh = self._mesh()
+
+    def shard(self, policy: Policy) -> None:
+        """Shard a policy, which all ranks hold with the same weights. All of them call it."""
+        policy.to(self.root_device)
+        shard(policy, self._mesh())
+
+    def _mesh(self) -> DeviceMesh:
+        world, device = dist.get_world_size(), self.root_device.type
+        if self.replicas == 1:
+            return init_device_mesh(device, (world,), mesh_dim_names=("shards",))
+        shape = (self.replicas, world // self.replicas)
+        return init_device_mesh(device, shape, mesh_dim_names=("replicas", "shards"))
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Restore weights and optimizers from rank 0's file, a tensor at a time. Returns the rest of the checkpoint."""
+        checkpoint: dict[str, Any] = {}
+        if self.global_rank == 0:
+            checkpoint = torch.load(checkpoint_path, map_location="cpu", mmap=True, weights_only=True)
+        weights = checkpoint.pop("state_dict", {})
+        states = checkpoint.pop("optimizer_states", [{}] * len(self.optimizers))
+        model, module = self.model, self.lightning_module
+        assert model is not None
+        assert module is not None
+        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=module.strict_loading)
+        set_model_state_dict(model, weights, options=options)
+        for optimizer, state in zip(self.optimizers, states, strict=True):
+            if state:
+                state = FullyShardedDataParallel.rekey_optim_state_dict(state, OptimStateKeyType.PARAM_NAME, model)
+            set_optimizer_state_dict(model, optimizer, state, options=options)
+        rest: dict[str, Any] = self.broadcast(checkpoint)
+        return rest

@@ -20,8 +20,7 @@ from lightning.pytorch.callbacks import ProgressBar
 
 from rloop_lightning.cli.parse_errors import reason_in
 from rloop_lightning.cli.yaml_text import YAMLFault, load_yaml
-from rloop_lightning.run.sharded import SHARDED, ShardedStrategy
-from rloop_lightning.run.trainer import callback_faults, profiler_of
+from rloop_lightning.run.trainer import callback_faults, profiler_of, strategy_of
 from rloop_lightning.system.fields import plain
 from rloop_lightning.system.terminal import one_line
 
@@ -118,8 +117,7 @@ def trainer_from(parser: ArgumentParser, settings: Namespace, fixed: Mapping[str
     fixed["callbacks"] = [callback for callback in fixed["callbacks"] if callback not in bars or callback in shown]
     if isinstance(profiler := given.get("profiler"), str):
         given["profiler"] = profiler_of(profiler, Path(fixed.get("default_root_dir", ".")))
-    if (name := given.get("strategy")) in SHARDED:
-        given["strategy"] = ShardedStrategy(name)
+    given["strategy"] = strategy_of(given.get("strategy", "auto"), given.get("num_nodes") or 1)
     if wrong := callback_faults(fixed["callbacks"]):
         raise ValueError("\n".join(wrong))
     try:

@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 
 from rloop_lightning.algorithms.base import Algorithm
+from rloop_lightning.algorithms.fsdp2 import FSDP2Strategy
 from rloop_lightning.algorithms.policy_module import PolicyModule
 from rloop_lightning.callbacks.gradient_norm import GradientNormMonitor
 from rloop_lightning.model.on_ranks import OnPolicy
@@ -22,7 +23,6 @@ from rloop_lightning.model.policy import Policy
 from rloop_lightning.rollouts.sampler import GroupSampler
 from rloop_lightning.run.leader import BeginPhase, EndBatch, EndPhase, EndRun, SaveCheckpoint, SeedAll, Step, UseWeights
 from rloop_lightning.run.parts import Parts
-from rloop_lightning.run.sharded import ShardedStrategy
 from rloop_lightning.run.trainer import MakeTrainer, new_trainer
 from rloop_lightning.system.ranks import Ranks
 from rloop_lightning.system.signals import ignore_signals
@@ -48,7 +48,7 @@ class Follower:
         self.trainer = new_trainer(make_trainer, ranks, logger=False)
         policy.mixed_precision = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
         policy.to(self.trainer.strategy.root_device)
-        if isinstance(strategy := self.trainer.strategy, ShardedStrategy):
+        if isinstance(strategy := self.trainer.strategy, FSDP2Strategy):
             strategy.shard(policy)
         self.sampler.engine.bind(policy)
 

@@ -22,6 +22,7 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from rloop_lightning.algorithms.fsdp2 import FSDP2Strategy
 from rloop_lightning.errors import Stopped
 from rloop_lightning.evaluation.evaluator import Evaluator
 from rloop_lightning.model.policy import Policy
@@ -47,7 +48,6 @@ from rloop_lightning.run.results import write_results
 from rloop_lightning.run.resume import clear, drop_checkpoints, restart, resume_point
 from rloop_lightning.run.session import Session
 from rloop_lightning.run.settings import config_faults, write_config
-from rloop_lightning.run.sharded import ShardedStrategy
 from rloop_lightning.run.state import Budget, LoopState, Stage, StageOutcome, plan
 from rloop_lightning.run.trainer import MakeTrainer, PhaseTrainer, new_trainer
 from rloop_lightning.run.versions import running_versions
@@ -174,8 +174,7 @@ class LoopRunner:
 
     def _shard(self, policy: Policy) -> None:
         """Place the policy, sharded if the strategy says so. From then on, it is as the phases train it."""
-        if isinstance(strategy := self.strategy, ShardedStrategy):
-            policy.to(self.device)
+        if isinstance(strategy := self.strategy, FSDP2Strategy):
             strategy.shard(policy)
 
     def _state_to_run_from(self, policy: Policy) -> LoopState:

@@ -28,6 +28,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
+from rloop_lightning.algorithms.fsdp2 import FSDP2Strategy
 from rloop_lightning.algorithms.policy_module import PolicyModule
 from rloop_lightning.callbacks.checkpoint import PhaseCheckpoint
 from rloop_lightning.callbacks.faulty_rollouts import FaultyRollouts
@@ -42,7 +43,6 @@ from rloop_lightning.run.leader import BeginPhase, LeadersCheckpoints, Leading, 
 from rloop_lightning.run.loggers import RunLoggers
 from rloop_lightning.run.metrics_csv import column
 from rloop_lightning.run.parts import Parts
-from rloop_lightning.run.sharded import SHARDED, ShardedStrategy
 from rloop_lightning.run.state import Stage
 from rloop_lightning.system.ranks import ALONE, Ranks
 from rloop_lightning.system.signals import StopSignals
@@ -52,7 +52,7 @@ MakeTrainer = Callable[..., L.Trainer]
 """Makes a new Trainer from keyword arguments."""
 
 
-_STRATEGIES = ("auto", "ddp", *SHARDED)
+_STRATEGIES = ("auto", "ddp", "fsdp2", "hsdp")
 _SHARDS = re.compile(r"fsdp|hsdp|ModelParallel|deepspeed", re.IGNORECASE)
 _PRECISIONS = (None, 32, "32", "32-true", "bf16", "bf16-mixed")
 _PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
@@ -136,6 +136,15 @@ def sharding_faults(strategy: Any, policy: PolicyConfig, modules: Sequence[Polic
     return wrong
 
 
+def strategy_of(name: Any, nodes: int) -> Any:
+    """The strategy of one of our short names; any other as it is.
+
+    Args:
+        nodes: machines. `hsdp` shards within each, and replicates between them.
+    """
+    return FSDP2Strategy(replicas=nodes if name == "hsdp" else 1) if name in ("fsdp2", "hsdp") else name
+
+
 def new_trainer(make_trainer: MakeTrainer, ranks: Ranks = ALONE, **kwargs: Any) -> L.Trainer:
     """A Trainer for one phase.
 
@@ -163,10 +172,10 @@ def new_trainer(make_trainer: MakeTrainer, ranks: Ranks = ALONE, **kwargs: Any) 
         )
     if (kind := trainer.strategy.root_device.type) not in ("cpu", "cuda"):
         raise ValueError(f"--trainer.accelerator: {kind} is not supported; take cpu or gpu")
-    if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy | ShardedStrategy):
+    if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy | FSDP2Strategy):
         raise ValueError(f"--trainer.strategy: take one of {', '.join(_STRATEGIES)}")
-    if isinstance(trainer.strategy, ShardedStrategy) and not ranks.several:
-        raise ValueError(f"--trainer.strategy {trainer.strategy.name} shards over processes; give --trainer.devices N")
+    if isinstance(trainer.strategy, FSDP2Strategy) and not ranks.several:
+        raise ValueError("--trainer.strategy fsdp2 and hsdp shard over processes; give --trainer.devices N")
     if trainer.precision not in _PRECISIONS:
         raise ValueError(f"--trainer.precision {trainer.precision} is not supported; take 32-true or bf16-mixed")
     return trainer
