@@ -89,9 +89,6 @@ class RolloutEngine(ABC):
     works_beside_updates = False
     """Whether `generate` may be called in a thread while the policy is updated: the engine has weights of its own."""
 
-    one_per_rank = True
-    """Whether each process of a job has an engine of its own. Otherwise the engine of the first generates for all."""
-
     takes_updates_in_flight = False
     """Whether `sync` may be called while `generate` runs in a thread: its completions go on with the new weights."""
 
@@ -124,6 +121,11 @@ class RolloutEngine(ABC):
     def beside_faults(self) -> list[str]:
         """Settings that contradict generation beside the updates, one message each."""
         return []
+
+    @property
+    def one_per_rank(self) -> bool:
+        """Whether each process of a job has an engine of its own. Otherwise the engine of the first serves all."""
+        return True
 
     @abstractmethod
     def bind(self, policy: Policy) -> None:

@@ -32,7 +32,6 @@ from rloop_lightning.engines.rows import can_replace, most_prompts
 from rloop_lightning.engines.stops import Stops
 from rloop_lightning.engines.trial import trial_fault
 from rloop_lightning.model.policy import Policy
-from rloop_lightning.model.sharding import gather_weights, is_sharded, whole_copy
 from rloop_lightning.system.fields import LeftOpenUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveInt
 from rloop_lightning.types import Problem, Rollout, SamplingParams
 
@@ -78,7 +77,6 @@ class TorchEngine(RolloutEngine):
         self.dtype = dtype
         super().__init__(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, stop=stop)
         self._policy: Policy | None = None
-        self._sharded: Policy | None = None
         self._stops: dict[tuple[str, ...], Stops] = {}  # of the bound policy, by its stop strings
 
     reports_routed_experts = True
@@ -91,15 +89,12 @@ class TorchEngine(RolloutEngine):
         return [*super().validate_with(policy), *([] if fault is None else [fault])]
 
     def bind(self, policy: Policy) -> None:
-        """Generate with this policy from now on. Of a sharded policy, with a whole copy that `sync` fills."""
-        self._sharded = policy if is_sharded(policy) else None
-        self._policy = whole_copy(policy) if is_sharded(policy) else policy
+        """Generate with this policy from now on."""
+        self._policy = policy
         self._stops.clear()
 
     def sync(self) -> None:
-        """Gather the weights of a sharded policy, on all ranks. Else the engine uses those that are updated."""
-        if self._sharded is not None and self._policy is not None:
-            gather_weights(self._sharded, self._policy)
+        """Nothing to do: the engine uses the tensors that the optimizer updates."""
 
     def generate(self, problems: Sequence[Problem], n: int, sampling: SamplingParams) -> list[Rollout]:
         """n rollouts of each problem, problem-major: rollout g of problem p is element p * n + g.

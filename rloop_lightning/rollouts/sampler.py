@@ -8,6 +8,7 @@ from threading import Lock
 from time import perf_counter
 
 from rloop_lightning.engines.base import RolloutEngine
+from rloop_lightning.model.policy import Policy
 from rloop_lightning.rewards.base import Reward
 from rloop_lightning.types import Group, Problem, Rollout, SamplingParams
 
@@ -33,6 +34,10 @@ class GroupSampler:
         self.engine = engine
         self.reward = reward
         self.turn = Lock()
+
+    def bind(self, policy: Policy) -> None:
+        """Sample with this policy from now on."""
+        self.engine.bind(policy)
 
     def sync(self) -> None:
         """Update the engine to the policy's current weights."""

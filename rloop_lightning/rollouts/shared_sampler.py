@@ -1,6 +1,7 @@
 """Sampling that the ranks of a job share: each generates and scores its part of the problems.
 
 The groups are those of one process, in the same order: a rollout depends on its place in the request, not on the rank.
+Engines generate with whole weights. Of a sharded policy, they get a copy that is not sharded.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 from time import perf_counter
 
 from rloop_lightning.engines.base import RolloutEngine
+from rloop_lightning.model.policy import Policy
+from rloop_lightning.model.sharding import gather_weights, is_sharded, whole_copy
 from rloop_lightning.rewards.base import Reward
 from rloop_lightning.rollouts.sampler import GroupSampler, SamplingCost
 from rloop_lightning.system.ranks import Ranks
@@ -22,7 +25,7 @@ from rloop_lightning.types import Group, Problem, SamplingParams
 class Sync:
     """Tells the ranks to update their engines to the current weights."""
 
-    def serve(self, sampler: GroupSampler, ranks: Ranks) -> None:
+    def serve(self, sampler: RankSampler, ranks: Ranks) -> None:
         sampler.sync()
 
 
@@ -34,7 +37,7 @@ class Generate:
     n: int
     sampling: SamplingParams
 
-    def serve(self, sampler: GroupSampler, ranks: Ranks) -> None:
+    def serve(self, sampler: RankSampler, ranks: Ranks) -> None:
         cost = SamplingCost()
         with _progress_of(sampler.engine, lambda tokens, rollouts: ranks.beat()):
             try:
@@ -54,12 +57,44 @@ class _Part:
     reward_metrics: dict[str, float]
 
 
-class SharedSampler(GroupSampler):
-    """The leader's sampler: its `generate` gives each rank a share. The others serve the messages."""
+class RankSampler(GroupSampler):
+    """The sampler of a rank.
 
-    def __init__(self, engine: RolloutEngine, reward: Reward, ranks: Ranks) -> None:
+    Args:
+        generates: whether the rank's engine generates; otherwise that of rank 0 does for all.
+    """
+
+    def __init__(self, engine: RolloutEngine, reward: Reward, *, generates: bool) -> None:
         super().__init__(engine, reward)
+        self.generates = generates
+        self._policy: Policy | None = None
+        self._whole: Policy | None = None  # the copy of a sharded policy that the engine has
+
+    def bind(self, policy: Policy) -> None:
+        self._policy = policy
+        self._whole = whole_copy(policy) if is_sharded(policy) and self.generates else None
+        if self.generates:
+            self.engine.bind(self._whole or policy)
+
+    def sync(self) -> None:
+        """Update the engine. All ranks call it if the policy is sharded."""
+        if self._policy is not None and is_sharded(self._policy):
+            gather_weights(self._policy, self._whole)
+        if self.generates:
+            self.engine.sync()
+
+
+class SharedSampler(RankSampler):
+    """The leader's sampler: its `generate` gives each rank a share. The others serve the messages.
+
+    Args:
+        shares: whether the other ranks generate, too.
+    """
+
+    def __init__(self, engine: RolloutEngine, reward: Reward, ranks: Ranks, *, shares: bool) -> None:
+        super().__init__(engine, reward, generates=True)
         self.ranks = ranks
+        self.shares = shares
         self._others_metrics: Counter[str] = Counter()
 
     def sync(self) -> None:
@@ -69,6 +104,8 @@ class SharedSampler(GroupSampler):
     def generate(
         self, problems: Sequence[Problem], n: int, sampling: SamplingParams, cost: SamplingCost
     ) -> list[Group]:
+        if not self.shares:
+            return super().generate(problems, n, sampling, cost)
         self.ranks.send(Generate(tuple(problems), n, sampling))
         began, own = perf_counter(), SamplingCost()
         share = self.ranks.share(len(problems))

@@ -20,8 +20,18 @@ from rloop_lightning.algorithms.policy_module import PolicyModule
 from rloop_lightning.callbacks.gradient_norm import GradientNormMonitor
 from rloop_lightning.model.on_ranks import OnPolicy
 from rloop_lightning.model.policy import Policy
-from rloop_lightning.rollouts.sampler import GroupSampler
-from rloop_lightning.run.leader import BeginPhase, EndBatch, EndPhase, EndRun, SaveCheckpoint, SeedAll, Step, UseWeights
+from rloop_lightning.rollouts.shared_sampler import RankSampler
+from rloop_lightning.run.leader import (
+    BeginPhase,
+    EndBatch,
+    EndPhase,
+    EndRun,
+    SaveCheckpoint,
+    SeedAll,
+    Step,
+    UseWeights,
+    shares_generation,
+)
 from rloop_lightning.run.parts import Parts
 from rloop_lightning.run.trainer import MakeTrainer, new_trainer
 from rloop_lightning.system.ranks import Ranks
@@ -44,13 +54,13 @@ class Follower:
         self.parts = parts
         self.policy = policy
         self.make_trainer = make_trainer
-        self.sampler = GroupSampler(parts.engine, parts.reward)
+        self.sampler = RankSampler(parts.engine, parts.reward, generates=shares_generation(parts))
         self.trainer = new_trainer(make_trainer, ranks, logger=False)
         policy.mixed_precision = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
         policy.to(self.trainer.strategy.root_device)
         if isinstance(strategy := self.trainer.strategy, FSDP2Strategy):
             strategy.shard(policy)
-        self.sampler.engine.bind(policy)
+        self.sampler.bind(policy)
 
     def run(self) -> EndRun:
         """Follow until the run ends. Returns how it ended."""

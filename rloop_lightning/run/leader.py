@@ -100,12 +100,16 @@ class EndRun:
 
 
 def sampler_of(parts: Parts, ranks: Ranks) -> GroupSampler:
-    """The leader's sampler. It shares the work, unless one engine serves all, or generates beside the updates."""
-    engine = parts.engine
-    beside = parts.loop.staleness > 0 and engine.works_beside_updates
-    if not ranks.several or beside or not engine.one_per_rank:
-        return GroupSampler(engine, parts.reward)
-    return SharedSampler(engine, parts.reward, ranks)
+    """The leader's sampler, which shares its work with the other ranks."""
+    if not ranks.several:
+        return GroupSampler(parts.engine, parts.reward)
+    return SharedSampler(parts.engine, parts.reward, ranks, shares=shares_generation(parts))
+
+
+def shares_generation(parts: Parts) -> bool:
+    """Whether every rank generates. Not if one engine serves all, or if it generates beside the updates."""
+    beside = parts.loop.staleness > 0 and parts.engine.works_beside_updates
+    return parts.engine.one_per_rank and not beside
 
 
 class LedStream:

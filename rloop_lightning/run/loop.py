@@ -136,7 +136,7 @@ class LoopRunner:
         self.evaluator = Evaluator(self.sampler, self.parts.evaluation_sets, self.parts.evaluation, self.parts.seed)
         announce(self.parts, policy, self.device)
         self.weights = Weights(policy, self.folder, self.resumed.base_fault, self.ranks)
-        self.sampler.engine.bind(policy)
+        self.sampler.bind(policy)
         phases = PhaseTrainer(
             self.make_trainer, self.folder, self.parts, state.run_id, self.signals, self.loggers, self.ranks
         )

@@ -130,6 +130,11 @@ class VLLMEngine(RolloutEngine):
     takes_updates_in_flight = True
 
     @property
+    def one_per_rank(self) -> bool:
+        """Whether each process of a job starts a server of its own: not if servers or GPUs are named."""
+        return not self._urls and not self.devices
+
+    @property
     def process_id(self) -> int | None:
         """Of the server, if there is one of the trainer's own; processes under it compute."""
         process = None if self._connection is None else self._connection.process

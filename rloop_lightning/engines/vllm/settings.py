@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -37,7 +38,13 @@ class ProcessSettings:
     @property
     def environment(self) -> dict[str, str]:
         """Variables of the process that differ from the trainer's."""
-        return {"CUDA_VISIBLE_DEVICES": self.devices} if self.devices else {}
+        if self.devices:
+            return {"CUDA_VISIBLE_DEVICES": self.devices}
+        own = os.environ.get("LOCAL_RANK")  # of several ranks on a machine, each has a GPU and a process
+        if own is None:
+            return {}
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        return {"CUDA_VISIBLE_DEVICES": visible.split(",")[int(own)] if visible else own}
 
     def tokens(self, policy: Policy, needed: int) -> int:
         """The longest prompt and completion that the process takes: with room, so that it is not started again.
