@@ -126,6 +126,8 @@ class PolicyModule(CheckedHyperparameters, L.LightningModule, ABC):
         if (mesh := self.device_mesh) is not None:
             names = mesh.mesh_dim_names or ()
             shard(self.policy, mesh["data_parallel"] if "data_parallel" in names else mesh)
+            # Lightning looks for each weight of shards by itself, also for the frozen ones that checkpoints leave out.
+            self.strict_loading = self.policy.adapter is None
 
     @abstractmethod
     def loss(self, scores: TokenScores, batch: RolloutBatch) -> LossOutput:

@@ -32,6 +32,7 @@ from rloop_lightning.engines.rows import can_replace, most_prompts
 from rloop_lightning.engines.stops import Stops
 from rloop_lightning.engines.trial import trial_fault
 from rloop_lightning.model.policy import Policy
+from rloop_lightning.model.sharding import gather_weights, is_sharded, whole_copy
 from rloop_lightning.system.fields import LeftOpenUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveInt
 from rloop_lightning.types import Problem, Rollout, SamplingParams
 
@@ -42,7 +43,7 @@ BATCHES_PER_PART = {"cpu": 1, "cuda": 4}
 
 
 class TorchEngine(RolloutEngine):
-    """Generates with the policy's own model, so no weights need to be transferred.
+    """Generates with the policy's own model, so no weights need to be transferred. A sharded one is copied whole.
 
     Args:
         max_new_tokens: completion length limit, tokens; null takes what the longest prompt leaves of the policy's
@@ -76,7 +77,8 @@ class TorchEngine(RolloutEngine):
         self.max_rows = max_rows
         self.dtype = dtype
         super().__init__(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, stop=stop)
-        self._policy: Policy | None = None
+        self._bound: Policy | None = None
+        self._policy: Policy | None = None  # that generates: the bound one, or a whole copy of a sharded one
         self._stops: dict[tuple[str, ...], Stops] = {}  # of the bound policy, by its stop strings
 
     reports_routed_experts = True
@@ -90,11 +92,21 @@ class TorchEngine(RolloutEngine):
 
     def bind(self, policy: Policy) -> None:
         """Generate with this policy from now on."""
-        self._policy = policy
+        self._bound = self._policy = policy
         self._stops.clear()
 
     def sync(self) -> None:
-        """Nothing to do: the engine uses the tensors that the optimizer updates."""
+        """Gather the weights of a sharded policy into a whole copy; all ranks call it.
+
+        Of any other policy, the engine uses the tensors that the optimizer updates.
+        """
+        if self._bound is None or not is_sharded(self._bound):
+            return
+        is_new = self._policy is self._bound
+        if is_new:
+            self._policy = whole_copy(self._bound)
+        assert self._policy is not None
+        gather_weights(self._bound, self._policy, trained_only=not is_new)
 
     def generate(self, problems: Sequence[Problem], n: int, sampling: SamplingParams) -> list[Rollout]:
         """n rollouts of each problem, problem-major: rollout g of problem p is element p * n + g.
@@ -103,7 +115,7 @@ class TorchEngine(RolloutEngine):
         rounding of different batch shapes. The global random state is neither read nor changed.
 
         Raises:
-            RuntimeError: no policy is bound.
+            RuntimeError: no policy is bound, or a sharded one was not gathered by `sync`.
             ValueError: a prompt is empty, or does not fit the model together with `max_new_tokens`.
             TypeError: the model has no KV cache.
             NonFiniteError: logits are NaN or infinite.
@@ -135,6 +147,8 @@ class TorchEngine(RolloutEngine):
         if self._policy is None:
             raise RuntimeError("TorchEngine.generate needs a policy; call bind(policy) first")
         policy = self._policy
+        if is_sharded(policy):
+            raise RuntimeError("TorchEngine.generate can't use a sharded policy; call sync() first, on all ranks")
         prompts = [policy.prompt_ids(problem) for problem in problems]
         check_prompts(problems, prompts, sampling, policy.context)
         prompt_ids = [np.array(prompt, dtype=np.int64) for prompt in prompts]

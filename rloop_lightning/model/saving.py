@@ -7,24 +7,21 @@ from __future__ import annotations
 
 import copy
 import json
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
-from torch import Tensor, nn
+from torch import nn
 from transformers.core_model_loading import revert_weight_conversion
 
 from rloop_lightning.errors import NonFiniteError
 from rloop_lightning.model.adapter_folder import write_adapter
-from rloop_lightning.model.lora import Adapter, merged, under_adapter
-from rloop_lightning.model.quantization import is_quantised
+from rloop_lightning.model.lora import Adapter
 from rloop_lightning.model.safetensors_file import TensorWriter
 from rloop_lightning.model.sharding import whole
-from rloop_lightning.model.whole_weights import whole_weights
+from rloop_lightning.model.whole_weights import described, meta, plain_weights
 
 if TYPE_CHECKING:
     from rloop_lightning.model.policy import Policy
@@ -53,7 +50,7 @@ def write_weights(policy: Policy, folder: Path, *, base: str, merge: bool) -> No
 def gather_for_writer(policy: Policy, *, merge: bool) -> None:
     """Gather with the rank that calls `write_weights`."""
     if policy.adapter is None or merge:
-        for _ in whole_weights(policy):
+        for _ in plain_weights(policy):
             pass
     else:
         for weight in policy.adapter.parameters.values():
@@ -68,18 +65,18 @@ def _write_model(policy: Policy, folder: Path) -> None:
     plain.config.save_pretrained(folder)
     if plain.can_generate():
         plain.generation_config.save_pretrained(folder)
-    described = _described(policy)
+    layout = described(policy)
+    in_order = {name: layout[name] for name in plain.state_dict() if name in layout}
     # Such as one tensor for each expert, each in its own memory, since files are filled by that.
-    in_files = {name: _meta(weight) for name, weight in revert_weight_conversion(plain, described).items()}
+    in_files = {name: meta(weight) for name, weight in revert_weight_conversion(plain, in_order).items()}
     plan = split_torch_state_dict_into_shards(in_files, filename_pattern=_FILE, max_shard_size=_LARGEST_FILE)
     with ExitStack() as stack:
         writers = {
             file: stack.enter_context(TensorWriter(folder / file, {name: in_files[name] for name in names}))
             for file, names in plan.filename_to_tensors.items()
         }
-        for weights in _layers(policy):
-            own = {name: weight for name, weight in weights.items() if name in described}
-            for name, weight in revert_weight_conversion(plain, own).items():
+        for weights in plain_weights(policy):
+            for name, weight in revert_weight_conversion(plain, weights).items():
                 writers[plan.tensor_to_filename[name]].write(name, weight)
     if plan.is_sharded:
         index = {
@@ -87,12 +84,6 @@ def _write_model(policy: Policy, folder: Path) -> None:
             "weight_map": plan.tensor_to_filename,
         }
         (folder / _INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _layers(policy: Policy) -> Iterator[Mapping[str, Tensor]]:
-    """The weights of the model, with the adapter merged, a layer at a time."""
-    for weights in whole_weights(policy):
-        yield weights if policy.adapter is None else merged(policy.adapter, weights)
 
 
 def _without_adapter(adapter: Adapter) -> Any:
@@ -105,27 +96,6 @@ def _without_adapter(adapter: Adapter) -> Any:
         plain = type(model)(config)
     plain.generation_config = model.generation_config
     return plain
-
-
-def _described(policy: Policy) -> dict[str, Tensor]:
-    """The weights to write by name, on the device meta, with one name for tied weights."""
-    model, adapter = policy.model, policy.adapter
-    weights: dict[str, Any] = model.state_dict(keep_vars=True)
-    if adapter is not None:
-        weights = under_adapter(adapter, weights)
-    names: dict[int, list[str]] = defaultdict(list)
-    for name, weight in weights.items():
-        names[id(weight)].append(name)
-    left_out = set(model._keys_to_ignore_on_save or ())
-    for tied in names.values():
-        targets = [name for name in tied if name in model.all_tied_weights_keys]
-        left_out |= set(targets if len(targets) < len(tied) else tied[1:])
-    return {name: _meta(weight) for name, weight in weights.items() if name not in left_out}
-
-
-def _meta(weight: Any) -> Tensor:
-    held = weight.quant_state if is_quantised(weight) else weight
-    return torch.empty(held.shape, dtype=held.dtype, device="meta")
 
 
 @torch.no_grad()

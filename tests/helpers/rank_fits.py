@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from rloop_lightning.algorithms.base import Algorithm
 from rloop_lightning.algorithms.fsdp2 import FSDP2Strategy
+from rloop_lightning.algorithms.grpo import GRPO
 from rloop_lightning.algorithms.policy_module import PolicyModule
 from rloop_lightning.callbacks.gradient_norm import GradientConfig, GradientNormMonitor
 from rloop_lightning.cli.registry import find_class
@@ -105,3 +108,48 @@ def _fit(case: Case, policy: Policy, batch: Any, strategy: str, world: int, trai
 
 def train_on_rank(rank: int, case: Case, strategy: str, world: int) -> Trained:
     return train(case, strategy, world)
+
+
+class Resumable:
+    """Training data from a list, which goes on after a resume where a checkpoint was written."""
+
+    def __init__(self, items: list[Any]) -> None:
+        self.items = items
+        self.position = 0
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[Any]:
+        while self.position < len(self.items):
+            self.position += 1
+            yield self.items[self.position - 1]
+
+    def state_dict(self) -> dict[str, int]:
+        return {"position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.position = state["position"]
+
+
+class _SaveAfterFirst(L.Callback):
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 0:
+            trainer.save_checkpoint(self.path)
+
+
+def resume_on_rank(rank: int, kind: str, world: int, path: Path) -> tuple[Tensor, Tensor]:
+    """The weights after three training steps, and after a resume from a checkpoint behind the first of them."""
+    batch = random_batch(max_new_tokens=12)
+    found = []
+    for callbacks, fit_kwargs in (([_SaveAfterFirst(path)], {}), ([], {"ckpt_path": path, "weights_only": True})):
+        policy = build(kind)
+        module = GRPO(lr=1e-3, warmup_steps=0, kl_beta=0.1)
+        data = Resumable([step_of(batch, index) for index in range(3)])
+        strategy = FSDP2Strategy(process_group_backend="gloo")
+        fit(module, policy, data, callbacks, fit_kwargs, strategy=strategy, devices=world)
+        found.append(vector(policy))
+    return found[0], found[1]

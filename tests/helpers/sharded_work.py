@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from builders import make_model, make_policy, make_tokenizer, random_batch
+from builders import make_model, make_policy, make_problems, make_tokenizer, random_batch
 from moe import make_moe, make_moe_policy
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from rloop_lightning.algorithms.shares import micro_batches
+from rloop_lightning.engines.torch_engine import TorchEngine
+from rloop_lightning.engines.vllm.weights import NamedWeights, fingerprint
+from rloop_lightning.errors import NonFiniteError
 from rloop_lightning.model.lora import LoraSettings, add_adapter
 from rloop_lightning.model.policy import Policy
-from rloop_lightning.model.sharding import shard, whole
+from rloop_lightning.model.sharding import local, shard, whole
 from rloop_lightning.types import RolloutBatch
 
 
@@ -107,3 +110,52 @@ def no_file_may_be_read(folder: Path) -> None:
             raise AssertionError(f"{args[0]} is read")
 
     sys.addaudithook(refuse)
+
+
+def generate(rank: int, kind: str, world: int, number: int) -> list[Any]:
+    """Rollouts of a sharded policy, before and after its weights have changed."""
+    policy = sharded(kind, world) if world > 1 else build(kind)
+    engine = TorchEngine(max_new_tokens=6)
+    engine.bind(policy)
+    found = []
+    for _ in range(number):
+        engine.sync()
+        rollouts = engine.generate(make_problems(3), 2, engine.sampling(seed=5))
+        found.append([(rollout.completion_ids.tolist(), rollout.sampling_logprobs.tolist()) for rollout in rollouts])
+        change(policy)
+    return found
+
+
+@torch.no_grad()
+def change(policy: Policy) -> None:
+    """Move the trained weights, alike on all ranks."""
+    for weight in policy.parameters():
+        if weight.requires_grad:
+            weight.mul_(1.5)
+
+
+def push(rank: int, kind: str, world: int) -> tuple[dict[str, Tensor], list[Any], list[int]]:
+    """What is pushed to an engine, as it comes; what was told of it before; fingerprints before and after a change."""
+    policy = sharded(kind, world) if world > 1 else build(kind)
+    named = NamedWeights(policy)
+    told = [(name, weight.dtype, weight.shape) for name, weight in named.described()]
+    prints = [fingerprint(policy)]
+    change(policy)
+    pushed = {name: weight.clone() for name, weight in named}
+    prints += [fingerprint(policy), fingerprint(policy)]
+    return pushed, told, prints
+
+
+def spoil(rank: int, kind: str, world: int) -> str:
+    """What is said of a policy with one weight that is not finite, which is in the shard of the last rank."""
+    policy = sharded(kind, world)
+    policy.check_finite()
+    weight = local(policy.get_parameter("model.model.layers.1.mlp.up_proj.weight"))
+    if rank == world - 1:
+        with torch.no_grad():
+            weight[-1, 0] = float("nan")
+    try:
+        policy.check_finite()
+    except NonFiniteError as error:
+        return str(error)
+    return ""

@@ -6,7 +6,7 @@ import pytest
 import torch
 from builders import random_batch, relative_difference
 from rank_pool import on_ranks
-from sharded_work import backward, build, gradient_of, load, save, vector
+from sharded_work import backward, build, generate, gradient_of, load, push, save, spoil, vector
 
 KINDS = [
     "dense",
@@ -64,3 +64,30 @@ def test_a_folder_is_read_by_rank_0_alone(tmp_path, kind):
     policy.save(tmp_path / "saved")
     for found in on_ranks(2, load, kind, 2, tmp_path / "saved"):
         assert torch.equal(found, vector(policy))
+
+
+@pytest.mark.parametrize("kind", ["dense tied", "moe", "lora"])
+def test_the_torch_engine_generates_with_a_whole_copy(kind):
+    expected = generate(0, kind, 1, 2)
+    assert expected[0] != expected[1]
+    for found in on_ranks(2, generate, kind, 2, 2):
+        assert found == expected
+
+
+@pytest.mark.parametrize("kind", ["dense tied", "moe", "lora moe"])
+def test_weights_are_pushed_one_by_one_as_they_were_described(kind):
+    expected, told, _ = push(0, kind, 1)
+    assert [name for name, _, _ in told] == list(expected)
+    prints = []
+    for pushed, described, (before, after, again) in on_ranks(2, push, kind, 2):
+        assert described == told == [(name, weight.dtype, weight.shape) for name, weight in pushed.items()]
+        for name, weight in pushed.items():
+            torch.testing.assert_close(weight, expected[name], rtol=1e-6, atol=1e-6)
+        assert after == again != before
+        prints.append((before, after))
+    assert prints[0] == prints[1]
+
+
+def test_a_weight_that_is_not_finite_is_named_on_all_ranks():
+    expected = "the policy's weight model.layers.1.mlp.up_proj.weight holds NaN or infinite values"
+    assert on_ranks(2, spoil, "dense", 2) == [expected, expected]

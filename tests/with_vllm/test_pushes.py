@@ -17,7 +17,7 @@ from builders import make_tokenizer
 from rloop_lightning.batching import collate
 from rloop_lightning.engines.vllm import connection as connections
 from rloop_lightning.engines.vllm.engine import VLLMEngine
-from rloop_lightning.engines.vllm.weights import named_weights
+from rloop_lightning.engines.vllm.weights import NamedWeights
 from rloop_lightning.errors import EngineError
 from rloop_lightning.model.lora import LoraSettings, add_adapter
 from rloop_lightning.model.policy import Policy
@@ -111,15 +111,17 @@ def test_rollouts_in_progress_are_finished_with_the_weights_that_began_them(engi
 def test_weights_that_arrive_wrong_stop_the_run(
     engine: VLLMEngine, policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def without_a_layer(given: Policy) -> Iterator[tuple[str, torch.Tensor]]:
+    class WithoutALayer(NamedWeights):
         """One matrix stays what it was before the update."""
-        for name, weight in named_weights(given):
-            yield name, weight - 0.05 if name == "model.layers.1.mlp.down_proj.weight" else weight
+
+        def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+            for name, weight in super().__iter__():
+                yield name, weight - 0.05 if name == "model.layers.1.mlp.down_proj.weight" else weight
 
     engine.bind(policy)
     engine.sync()
     train(policy, engine.generate(PROBLEMS, N, SAMPLING))
-    monkeypatch.setattr(connections, "named_weights", without_a_layer)
+    monkeypatch.setattr(connections, "NamedWeights", WithoutALayer)
     with pytest.raises(EngineError, match=r"does not compute with the trainer's weights: after push \d+") as error:
         engine.sync()
     assert "at most 0.001 is rounding; take --engine torch, or raise --engine.max_gap_nats" in str(error.value)

@@ -19,7 +19,7 @@ from rloop_lightning.engines.vllm.process import EngineProcess
 from rloop_lightning.engines.vllm.protocol import PATH, Completion, completions, request_body
 from rloop_lightning.engines.vllm.settings import ProcessSettings
 from rloop_lightning.engines.vllm.transfer import make_sender
-from rloop_lightning.engines.vllm.weights import named_weights
+from rloop_lightning.engines.vllm.weights import NamedWeights
 from rloop_lightning.errors import EngineError
 from rloop_lightning.model.policy import Policy
 
@@ -113,7 +113,7 @@ class Connection:
 
     async def _push(self, policy: Policy, version: int, prompts: Sequence[Sequence[int]]) -> list[list[Completion]]:
         await self._all("/pause", mode="keep")
-        await self._sender.send(named_weights(policy))
+        await self._sender.send(NamedWeights(policy))
         for server in self.servers:  # paused, so that no request holds a part of the cache
             if not (await server.post("/reset_prefix_cache"))["success"]:
                 raise EngineError(f"{server.what}: vLLM did not forget what it computed with earlier weights")

@@ -2,10 +2,13 @@
 
     sender = make_sender("shm", servers)
     loop.wait(sender.begin(), watch)                       # once
-    loop.wait(sender.send(named_weights(policy)), watch)   # for every version
+    loop.wait(sender.send(NamedWeights(policy)), watch)   # for every version
 
 The servers must be paused. `shm` is ours, for servers on this machine; `ipc` and `nccl` are vLLM's own backends for
 GPUs, spoken here without vLLM. ipc and nccl have never been run: there was no GPU with vLLM to run them on.
+
+shm and nccl take one tensor after the other, so that a sharded policy is never whole in the trainer; ipc keeps all of
+them until the servers have read them.
 """
 
 from __future__ import annotations
@@ -16,9 +19,9 @@ import os
 import pickle
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -28,7 +31,18 @@ from rloop_lightning.errors import EngineError
 
 Backend = Literal["shm", "ipc", "nccl"]
 
-Named = Iterable[tuple[str, Tensor]]
+
+class Named(Protocol):
+    """Weights with their names."""
+
+    stay: bool
+    """Whether a tensor stays as it is when the next one comes."""
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]: ...
+
+    def described(self) -> list[tuple[str, Tensor]]:
+        """The names, and tensors of the same dtypes and shapes, in the same order."""
+
 
 _ALIGNMENT = 64  # bytes
 
@@ -53,15 +67,19 @@ class Sender(ABC):
         Raises:
             EngineError: a server can't take them.
         """
-        named = [(name, weight.contiguous()) for name, weight in weights]
+        layout = weights.described()
         await self._all("/start_weight_update")
-        await self._move(named)
+        await self._move(weights, layout)
         await self._all("/finish_weight_update")
-        return sum(weight.numel() * weight.element_size() for _, weight in named)
+        return sum(map(_bytes, layout))
 
     @abstractmethod
-    async def _move(self, named: list[tuple[str, Tensor]]) -> None:
-        """Send the tensors, between the start and the end of an update."""
+    async def _move(self, weights: Named, layout: list[tuple[str, Tensor]]) -> None:
+        """Send the tensors, between the start and the end of an update.
+
+        Args:
+            layout: `weights.described()`.
+        """
 
     async def _all(self, path: str, body: Any = None) -> None:
         await asyncio.gather(*(server.post(path, body) for server in self.servers))
@@ -75,16 +93,16 @@ class SharedMemorySender(Sender):
         self._file: int | None = None
         self._buffer = torch.empty(0, dtype=torch.uint8)
 
-    async def _move(self, named: list[tuple[str, Tensor]]) -> None:
-        sizes = [-(-weight.numel() * weight.element_size() // _ALIGNMENT) * _ALIGNMENT for _, weight in named]
+    async def _move(self, weights: Named, layout: list[tuple[str, Tensor]]) -> None:
+        sizes = [-(-_bytes(one) // _ALIGNMENT) * _ALIGNMENT for one in layout]
         starts = [0, *accumulate(sizes)]
         table = [
             [name, _dtype_name(weight), list(weight.shape), start]
-            for (name, weight), start in zip(named, starts, strict=False)
+            for (name, weight), start in zip(layout, starts, strict=False)
         ]
         buffer = self._room(starts[-1])
-        for (_, weight), start in zip(named, starts, strict=False):
-            flat = weight.reshape(-1).view(torch.uint8)
+        for (_, weight), start in zip(weights, starts, strict=False):
+            flat = weight.contiguous().reshape(-1).view(torch.uint8)
             buffer[start : start + len(flat)].copy_(flat)
         path = f"/proc/{os.getpid()}/fd/{self._file}"
         await self._all("/update_weights", {"update_info": {"path": path, "tensors": table}})
@@ -107,13 +125,14 @@ class IpcSender(Sender):
         """Say that every tensor is sent by itself."""
         await self._all("/init_weight_transfer_engine", {"init_info": {"packed": False}})
 
-    async def _move(self, named: list[tuple[str, Tensor]]) -> None:
+    async def _move(self, weights: Named, layout: list[tuple[str, Tensor]]) -> None:
         from torch.multiprocessing.reductions import reduce_tensor
 
-        card = str(torch.cuda.get_device_properties(named[0][1].device).uuid)
-        handles = [{card: reduce_tensor(weight)[1]} for _, weight in named]
+        kept = [weight.contiguous() if weights.stay else weight.clone() for _, weight in weights]
+        card = str(torch.cuda.get_device_properties(kept[0].device).uuid)
+        handles = [{card: reduce_tensor(weight)[1]} for weight in kept]
         # vLLM reads the handles as a pickle. It is made here and read there, never the other way.
-        info = {**_listed(named), "ipc_handles_pickled": base64.b64encode(pickle.dumps(handles)).decode()}
+        info = {**_listed(layout), "ipc_handles_pickled": base64.b64encode(pickle.dumps(handles)).decode()}
         torch.cuda.synchronize()
         await self._all("/update_weights", {"update_info": info})
 
@@ -142,13 +161,13 @@ class NcclSender(Sender):
         ]
         self._group, *_ = await asyncio.gather(asyncio.to_thread(_open_group, world, unique), *requests)
 
-    async def _move(self, named: list[tuple[str, Tensor]]) -> None:
-        received = self._all("/update_weights", {"update_info": _listed(named)})
-        await asyncio.gather(received, asyncio.to_thread(self._broadcast, [weight for _, weight in named]))
+    async def _move(self, weights: Named, layout: list[tuple[str, Tensor]]) -> None:
+        received = self._all("/update_weights", {"update_info": _listed(layout)})
+        await asyncio.gather(received, asyncio.to_thread(self._broadcast, weights))
 
-    def _broadcast(self, weights: Sequence[Tensor]) -> None:
-        for weight in weights:
-            torch.cuda.nccl.broadcast([weight], root=0, comms=[self._group])
+    def _broadcast(self, weights: Named) -> None:
+        for _, weight in weights:
+            torch.cuda.nccl.broadcast([weight.contiguous()], root=0, comms=[self._group])
         torch.cuda.synchronize()
 
 
@@ -179,6 +198,10 @@ def _listed(named: Sequence[tuple[str, Tensor]]) -> dict[str, Any]:
         "dtype_names": [_dtype_name(weight) for _, weight in named],
         "shapes": [list(weight.shape) for _, weight in named],
     }
+
+
+def _bytes(named: tuple[str, Tensor]) -> int:
+    return named[1].numel() * named[1].element_size()
 
 
 def _dtype_name(weight: Tensor) -> str:

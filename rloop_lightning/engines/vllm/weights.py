@@ -8,21 +8,32 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from rloop_lightning.model.lora import merged
 from rloop_lightning.model.policy import Policy
+from rloop_lightning.model.sharding import is_sharded, local
+from rloop_lightning.model.whole_weights import described, plain_weights
 
 _CHUNK = 2**20  # numbers hashed at once
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by the bytes of a number
 
 
-@torch.no_grad()
-def named_weights(policy: Policy) -> Iterator[tuple[str, Tensor]]:
-    """The weights that the policy computes with, without gradients: an adapter merged, 4-bit weights dequantised."""
-    if policy.adapter is not None:
-        yield from merged(policy.adapter).items()
-        return
-    for name, weight in policy.model.named_parameters():
-        yield name, weight.detach()
+class NamedWeights:
+    """The weights that a policy computes with, under the names of its Hugging Face model (whole_weights.py).
+
+    Each iteration gives (name, tensor), in the order of `described`. Those of a sharded policy are gathered: all ranks
+    iterate, to the end, and a tensor is valid until the next one.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self.stay = not is_sharded(policy)
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        for weights in plain_weights(self._policy):
+            yield from weights.items()
+
+    def described(self) -> list[tuple[str, Tensor]]:
+        """The names, with tensors of the same dtypes and shapes on the device meta. Nothing is gathered."""
+        return list(described(self._policy).items())
 
 
 def trained_weights(policy: Policy) -> Iterator[Tensor]:
@@ -38,16 +49,21 @@ def fingerprint(policy: Policy) -> int:
     """A number that differs for weights that differ in any bit, but for a chance of about 2**-60.
 
     A sum over all weights' bits, each multiplied by a fixed random number of its place, modulo 2**64. It takes one pass
-    over the weights and no memory to speak of.
+    over the weights and no memory to speak of. All ranks of a sharded policy call it, and get the same number.
     """
     total, place = 0, 1
     for weight in trained_weights(policy):
-        bits = weight.detach().reshape(-1).view(_INTEGERS[weight.element_size()])
+        bits = local(weight.detach()).reshape(-1).view(_INTEGERS[weight.element_size()])
         for chunk in bits.split(_CHUNK):
             multipliers = _multipliers(chunk.device)[: len(chunk)]
             total += place * int((chunk.long() * multipliers).sum())
             place += 2  # odd, so that no bit of the sum is lost
-    return total % 2**64
+    total %= 2**64
+    if not is_sharded(policy):
+        return total
+    parts = torch.tensor(total - 2**63, device=policy.device)  # of each rank, as a signed number
+    torch.distributed.all_reduce(parts)
+    return int(parts) % 2**64
 
 
 @functools.cache
