@@ -22,7 +22,7 @@ from rloop_lightning.model.policy import Policy
 from rloop_lightning.run.claim import RunClaim
 from rloop_lightning.run.folder import RunFolder
 from rloop_lightning.run.follower import Follower
-from rloop_lightning.system.rank_watch import JobStore, RankWatch, is_lost_connection, rank_name
+from rloop_lightning.system.rank_watch import JobStore, RankWatch, is_lost_connection, rank_name, told
 from rloop_lightning.system.ranks import Place, join, launched_place
 from rloop_lightning.system.signals import ignore_signals
 from rloop_lightning.system.terminal import printable_lines
@@ -30,11 +30,11 @@ from rloop_lightning.system.terminal import printable_lines
 
 def follow(place: Place) -> int:
     """Follow rank 0. Returns the exit code."""
-    ignore_signals()
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
     store = JobStore(place.host, place.port, serves=False)
     watch = RankWatch(place.rank, place.size, store, hang_s=hang_seconds(), tell=_tell)
+    ignore_signals()  # from here on, the watch ends this process
     try:
         with quiet_lightning(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -45,7 +45,7 @@ def follow(place: Place) -> int:
     except Exception as error:  # of any kind: it ends the job, and rank 0 says it
         if is_lost_connection(error):
             watch.await_verdict()
-        watch.fail(f"{rank_name(place.rank)}: {type(error).__name__}: {error}")
+        watch.fail(f"{rank_name(place.rank)}: {told(error)}")
         return 1
     watch.stop()
     return code

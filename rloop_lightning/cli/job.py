@@ -21,6 +21,7 @@ from typing import Self
 import torch
 
 from rloop_lightning.cli.arguments import UsageError
+from rloop_lightning.system import dies_with_parent
 from rloop_lightning.system.rank_watch import Fault, JobStore, RankWatch
 from rloop_lightning.system.ranks import ALONE, Place, Ranks, join, launched_place
 
@@ -112,10 +113,12 @@ class Job:
             "NODE_RANK": "0",
             _THREADS: os.environ.get(_THREADS, str(threads)),
         }
-        command = [sys.executable, "-m", "rloop_lightning.cli.follow"]
+        command = [sys.executable, "-IS", dies_with_parent.__file__, str(os.getpid())]  # also while it is starting
+        command += [sys.executable, "-m", "rloop_lightning.cli.follow"]
         for rank in range(1, size):
             own = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            self._children.append(subprocess.Popen(command, env=own, stdin=subprocess.DEVNULL))
+            # In a process group of its own, so that Ctrl-C reaches rank 0 alone.
+            self._children.append(subprocess.Popen(command, env=own, stdin=subprocess.DEVNULL, process_group=0))
         os.environ.update({**shared, "RANK": "0", "LOCAL_RANK": "0"})  # Lightning reads them
         place = Place(0, size, "127.0.0.1", store.port, serves=True)
         self._watch = self._new_watch(place, store)
@@ -134,12 +137,9 @@ class Job:
 
     def _lost_child(self) -> Fault | None:
         for rank, child in enumerate(self._children, start=1):
-            if (code := child.poll()) is not None and code < 0:
-                return Fault(
-                    f"rank {rank} (process {child.pid}) was killed by {signal.Signals(-code).name}",
-                    rank=rank,
-                    lost=True,
-                )
+            if code := child.poll():
+                how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"has ended with exit code {code}"
+                return Fault(f"rank {rank} (process {child.pid}) {how}", rank=rank, lost=True)
         return None
 
     def _kill_children(self) -> None:

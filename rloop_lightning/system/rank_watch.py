@@ -23,14 +23,18 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # torch does not say that it exports it
 
-LOST_AFTER_S = 15.0
+from rloop_lightning.errors import RunFault
+
+LOST_AFTER_S = 30.0
 """A rank that has not written to the store for so long is lost."""
 
 _EVERY_S = 0.5
 _ANSWER = timedelta(seconds=10)
 _COMES = timedelta(minutes=10)  # rank 0 may still be starting
 _LEAVE_S = 2.0  # after the end of the run, a rank has so long to end by itself
+_LEFT_S = 30.0  # after the end of the run, rank 0 keeps the store for so long, for ranks that have not left
 _FAULT, _END = "fault", "end"
+_DISTRIBUTED = os.path.dirname(dist.__file__)
 
 
 @dataclass(frozen=True)
@@ -135,14 +139,22 @@ class RankWatch:
         time.sleep(LOST_AFTER_S + 4 * _EVERY_S + _ANSWER.seconds)
 
     def end(self, code: int) -> None:
-        """The run is over: the other ranks are to exit with this code, if they have not left by themselves."""
+        """The run is over: the other ranks are to exit with this code, if they have not left by themselves.
+
+        Returns when they have: they would take the end of their store for the death of rank 0.
+        """
         self._done.set()
         self._thread.join(2 * _ANSWER.seconds)
         self._reports.set(_END, str(code))
+        until = time.monotonic() + _LEFT_S
+        others = [_left(rank) for rank in range(1, self.size)]
+        while not self._reports.check(others) and self._lost() is None and time.monotonic() < until:
+            time.sleep(0.05)
 
     def stop(self) -> None:
         """This rank leaves, as the run is over."""
         self._done.set()
+        self._reports.set(_left(self.rank), "")
 
     def _watch(self) -> None:
         beats = 0
@@ -169,7 +181,8 @@ class RankWatch:
 
     def _hangs(self) -> Fault | None:
         stalled = time.monotonic() - self._last_beat
-        if self._waits or stalled < self._hang_s:
+        # In a collective, it most likely waits for another rank that hangs; all may wait if they are out of step.
+        if self._waits or stalled < self._hang_s * (2 if _in_collective() else 1):
             return None
         text = f"{rank_name(self.rank)} has made no progress for {stalled:.0f} s; the stacks of all ranks are above"
         return Fault(text, rank=self.rank, stacks=True)
@@ -194,6 +207,7 @@ class RankWatch:
     def _leave(self, code: int) -> None:
         """End this process, unless it does so by itself."""
         if not self._done.wait(_LEAVE_S):
+            self._looks.set(_left(self.rank), "")
             self._before_exit()
             os._exit(code)
 
@@ -217,6 +231,17 @@ def is_lost_connection(error: BaseException) -> bool:
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
 
 
+def _in_collective() -> bool:
+    """Whether the main thread is inside of torch.distributed."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    return frame is not None and frame.f_code.co_filename.startswith(_DISTRIBUTED)
+
+
+def told(error: BaseException) -> str:
+    """An error for a user who sees no traceback: a fault of the run by its message, any other with its type."""
+    return str(error) if isinstance(error, RunFault) else f"{type(error).__name__}: {error}".removesuffix(": ")
+
+
 def rank_name(rank: int) -> str:
     """This rank and its process, for messages."""
     return f"rank {rank} (process {os.getpid()} on {socket.gethostname()})"
@@ -224,3 +249,7 @@ def rank_name(rank: int) -> str:
 
 def _alive(rank: int) -> str:
     return f"alive/{rank}"
+
+
+def _left(rank: int) -> str:
+    return f"left/{rank}"

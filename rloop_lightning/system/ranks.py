@@ -23,7 +23,7 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from torch.distributed import PrefixStore  # type: ignore[attr-defined]  # torch does not say that it exports it
 
 from rloop_lightning.errors import RunFault
-from rloop_lightning.system.rank_watch import RankWatch, rank_name
+from rloop_lightning.system.rank_watch import RankWatch, rank_name, told
 
 _MESSAGES_WAIT = timedelta(days=30)
 """A rank waits for the leader's next message as long as the leader lives, such as while it filters a pool."""
@@ -130,7 +130,7 @@ class Ranks:
 
     def fault(self, error: BaseException) -> RankFault:
         """An error of this rank, to be raised by the leader."""
-        return RankFault(f"{rank_name(self.rank)}: {error or type(error).__name__}")
+        return RankFault(f"{rank_name(self.rank)}: {told(error)}")
 
     def beat(self) -> None:
         """This rank has made progress (rank_watch.py)."""

@@ -22,6 +22,11 @@ def always(problems: Sequence[Problem], completions: Sequence[str]) -> list[floa
     return [1.0] * len(completions)
 
 
+def even(problems: Sequence[Problem], completions: Sequence[str]) -> list[float]:
+    """1 for a text of even length, of which any policy has some."""
+    return [float(len(text) % 2 == 0) for text in completions]
+
+
 def matches(problems: Sequence[Problem], completions: Sequence[str]) -> list[float]:
     """1 for the gold answer, and a hundredth for each of its characters otherwise."""
     return [

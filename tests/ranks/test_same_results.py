@@ -1,0 +1,115 @@
+"""Runs of 1, 2 and 3 processes give the same rows, and the same policies up to rounding; resumes, too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders import make_policy
+from killing import Signal
+from moe import make_moe_policy
+from rank_jobs import Job, run_ranks
+from same_rows import assert_same_rows
+from tiny_run import TinyRun
+
+pytestmark = pytest.mark.timeout(600)  # a busy machine
+
+_SMALL: Mapping[str, Mapping[str, Any]] = {
+    "data": {"name": "countdown", "train_size": 20, "validation_size": 4, "test_size": 4, "ood_size": 4},
+    "engine": {"max_new_tokens": 8},
+    "reward": {"name": "reward_functions.even"},
+    "loop": {"explore_steps": 2, "problems_per_step": 3, "rollouts_per_problem": 4, "checkpoint_every_n_steps": 1},
+    "eval": {"samples": 2, "k": [1, 2], "max_problems": 2, "sets": ["test"]},
+}
+_EVERYTHING: Mapping[str, Mapping[str, Any]] = {
+    "algo": {
+        "name": "dapo",
+        "lr": 1e-4,
+        "warmup_steps": 2,
+        "updates_per_step": 2,
+        "dynamic_sampling": True,
+        "kl_beta": 0.05,
+        "entropy_coef": 0.01,
+    },
+    "filter": {"enabled": True, "max_success_rate": 0.6},
+    "capture": {"every_n_steps": 1, "extra_rollouts": 2, "extra_problems": 2},
+    "eval": {"every_n_steps": 1, "sets_inside": ["test"]},
+}
+"""A KL reference, old logprobs, dynamic sampling, captures, and evaluations inside the exploration."""
+
+
+class Runs:
+    """Runs of several kinds and numbers of ranks, each made once.
+
+    Args:
+        folder: where they are made.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.out = cache(self._made)
+
+    def settings(self, kind: str) -> TinyRun:
+        first, *words = kind.split()
+        folder = self.folder / kind.replace(" ", "-")
+        folder.mkdir(exist_ok=True)
+        changes = {group: dict(values) for group, values in _SMALL.items()}
+        policy: dict[str, Any] = {}
+        if not (model := folder / "model").exists():
+            new = make_moe_policy if first == "moe" else make_policy
+            new(dtype=_float32()).save(model)
+        policy["model"] = str(model)
+        if first == "moe":
+            policy["routing_replay"] = "r2"
+        if "lora" in words or first == "lora":
+            policy["lora"] = {"rank": 4}
+        if "everything" in words:
+            for group, values in _EVERYTHING.items():
+                changes[group] = {**changes.get(group, {}), **values}
+        changes["policy"] = policy
+        return TinyRun.written(folder, **changes)
+
+    def arguments(self, kind: str, strategy: str, out: Path) -> list[str]:
+        words = kind.split()
+        given = ["--trainer.precision", "bf16-mixed"] if "bf16" in words else []
+        given += ["--trainer.strategy", strategy] if strategy != "auto" else []
+        return ["--config", str(self.settings(kind).config), "--out", str(out), *given]
+
+    def _made(self, kind: str, size: int, strategy: str = "auto", nodes: int = 1) -> Path:
+        out = self.folder / f"{kind}-{size}-{strategy}-{nodes}".replace(" ", "-")
+        job = run_ranks(size, self.arguments(kind, strategy, out), out.with_suffix(".logs"), nodes=nodes)
+        assert not any(job.codes), job.said
+        return out
+
+
+def _float32() -> Any:
+    import torch
+
+    return torch.float32
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    return Runs(tmp_path_factory.mktemp("ranks"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "strategy"),
+    [
+        ("dense everything", 2, "auto"),
+        ("dense everything", 3, "auto"),
+        ("dense everything", 2, "fsdp2"),
+        ("dense everything", 3, "fsdp2"),
+        ("moe", 2, "auto"),
+        ("moe", 2, "fsdp2"),
+        ("moe", 3, "fsdp2"),
+        ("lora", 2, "auto"),
+        ("lora", 2, "fsdp2"),
+        ("lora", 3, "fsdp2"),
+    ],
+)
+def test_the_number_of_ranks_changes_no_row(kind: str, size: int, strategy: str, runs: Runs) -> None:
+    assert_same_rows(runs.out(kind, size, strategy), runs.out(kind, 1))
