@@ -39,7 +39,9 @@ def follow(place: Place) -> int:
         with quiet_lightning(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             ranks = join(place, watch)
-            cli = _settings(ranks.receive())
+            settings = ranks.receive()
+            cli = _parts(settings)
+            cli.parts.engine.longest_rollout = settings.longest_rollout
             policy = Policy.load(cli.policy_config)
             code = Follower(ranks, cli.parts, policy, cli.make_trainer).run().code
     except Exception as error:  # of any kind: it ends the job, and rank 0 says it
@@ -51,7 +53,7 @@ def follow(place: Place) -> int:
     return code
 
 
-def _settings(given: Settings) -> RLoopCLI:
+def _parts(given: Settings) -> RLoopCLI:
     """The parts of the run from rank 0's settings, without what is about its folder."""
     settings = load_yaml(given.yaml)
     kept = {name: value for name, value in settings.items() if name == "seed_everything" or name not in RUN_OPTIONS}

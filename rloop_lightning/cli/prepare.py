@@ -83,7 +83,7 @@ def prepare(cli: RLoopCLI) -> tuple[LoopRunner, Policy]:
         begin(folder, cli.settings(), today)
     keep_record(folder.problems, parts.data, runner.parts.data, today)
     _remember_code(cli)
-    cli.ranks.send(Settings(cli.settings(), str(folder.out)))
+    cli.ranks.send(Settings(cli.settings(), str(folder.out), parts.engine.longest_rollout))
     return runner, policy
 
 

@@ -12,7 +12,9 @@ class Settings:
     Args:
         yaml: its accepted settings.
         out: the run folder, which rank 0 alone uses.
+        longest_rollout: tokens of the longest prompt and completion (`RolloutEngine.longest_rollout`).
     """
 
     yaml: str
     out: str
+    longest_rollout: int | None

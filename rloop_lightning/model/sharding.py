@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from itertools import repeat
 from typing import TYPE_CHECKING
 
 import torch
@@ -86,16 +85,11 @@ def whole_copy(policy: Policy) -> Policy:
 
 
 @torch.no_grad()
-def gather_weights(policy: Policy, whole_policy: Policy | None) -> None:
-    """Give a whole copy the weights of a sharded policy, one tensor at a time.
-
-    All ranks call it; those without a copy give None.
-    """
-    copies = repeat(None) if whole_policy is None else whole_policy.parameters()
-    for weight, own in zip(policy.parameters(), copies, strict=False):
-        gathered = whole(weight)
-        if own is not None:
-            own.copy_(gathered)
+def gather_weights(policy: Policy, whole_policy: Policy, *, trained_only: bool = False) -> None:
+    """Give a whole copy the weights of a sharded policy, one tensor at a time. All ranks call it."""
+    for weight, own in zip(policy.parameters(), whole_policy.parameters(), strict=True):
+        if weight.requires_grad or not trained_only:
+            own.copy_(whole(weight))
 
 
 @torch.no_grad()

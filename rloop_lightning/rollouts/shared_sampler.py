@@ -1,7 +1,6 @@
 """Sampling that the ranks of a job share: each generates and scores its part of the problems.
 
 The groups are those of one process, in the same order: a rollout depends on its place in the request, not on the rank.
-Engines generate with whole weights. Of a sharded policy, they get a copy that is not sharded.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from time import perf_counter
 
 from rloop_lightning.engines.base import RolloutEngine
 from rloop_lightning.model.policy import Policy
-from rloop_lightning.model.sharding import gather_weights, is_sharded, whole_copy
 from rloop_lightning.rewards.base import Reward
 from rloop_lightning.rollouts.sampler import GroupSampler, SamplingCost
 from rloop_lightning.system.ranks import Ranks
@@ -67,19 +65,12 @@ class RankSampler(GroupSampler):
     def __init__(self, engine: RolloutEngine, reward: Reward, *, generates: bool) -> None:
         super().__init__(engine, reward)
         self.generates = generates
-        self._policy: Policy | None = None
-        self._whole: Policy | None = None  # the copy of a sharded policy that the engine has
 
     def bind(self, policy: Policy) -> None:
-        self._policy = policy
-        self._whole = whole_copy(policy) if is_sharded(policy) and self.generates else None
         if self.generates:
-            self.engine.bind(self._whole or policy)
+            self.engine.bind(policy)
 
     def sync(self) -> None:
-        """Update the engine. All ranks call it if the policy is sharded."""
-        if self._policy is not None and is_sharded(self._policy):
-            gather_weights(self._policy, self._whole)
         if self.generates:
             self.engine.sync()
 
