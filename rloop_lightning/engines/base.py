@@ -176,7 +176,7 @@ class RolloutEngine(ABC):
         Raises:
             As `generate`.
         """
-        return self.generate(problems, n, sampling)[first * n :]
+        return [rollout for part in self.generate_parts(problems, n, sampling, first) for rollout in part]
 
 
 def _are_texts(stop: Any) -> bool:

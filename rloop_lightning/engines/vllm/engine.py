@@ -144,8 +144,8 @@ class VLLMEngine(RolloutEngine):
         """Conflicts with this policy and with the machine: an interpreter without vLLM, a server that is not there."""
         faults = super().validate_with(policy)
         if self._urls:
-            return [*faults, *url_faults(self._servers(), self._running_loop(), policy)]
-        return [*faults, *python_faults(self._interpreter())]
+            return [*faults, *url_faults([Server(address) for address in self._urls], self._running_loop(), policy)]
+        return [*faults, *python_faults(os.path.expanduser(self.python or sys.executable))]
 
     def beside_faults(self) -> list[str]:
         """The server can't sleep while it generates."""
@@ -199,12 +199,6 @@ class VLLMEngine(RolloutEngine):
     ) -> Iterator[list[Rollout]]:
         """The rollouts of `generate`, at least `max_rows` at a time."""
         yield from self.results(self.begin(problems, n, sampling, done))
-
-    def generate_share(
-        self, problems: Sequence[Problem], n: int, sampling: SamplingParams, first: int
-    ) -> list[Rollout]:
-        """The rollouts of `generate` from problem `first` on."""
-        return [rollout for part in self.generate_parts(problems, n, sampling, first) for rollout in part]
 
     def begin(self, problems: Sequence[Problem], n: int, sampling: SamplingParams, done: int = 0) -> Generation:
         """Start to generate, and return while the servers work; `results` waits for the rollouts."""
@@ -260,7 +254,7 @@ class VLLMEngine(RolloutEngine):
         if self._connection is None:
             limits, loop = Limits(self.start_s, self.timeout_s), self._running_loop()
             if self._urls:
-                self._connection = connected(self._servers(), limits, policy, tokens, loop)
+                self._connection = connected([Server(address) for address in self._urls], limits, policy, tokens, loop)
             else:
                 self._connection = started(self._process_settings(policy), limits, policy, tokens, loop)
         elif self._connection.tokens < tokens:
@@ -299,13 +293,7 @@ class VLLMEngine(RolloutEngine):
             self._loop = LoopThread()
         return self._loop
 
-    def _servers(self) -> list[Server]:
-        return [Server(address) for address in self._urls]
-
-    def _interpreter(self) -> str:
-        return os.path.expanduser(self.python or sys.executable)
-
     def _process_settings(self, policy: Policy) -> ProcessSettings:
         dtype = str(policy.compute_dtype).removeprefix("torch.") if self.dtype == "auto" else self.dtype
         given = {field.name: getattr(self, field.name) for field in fields(ProcessSettings)}
-        return ProcessSettings(**{**given, "python": self._interpreter(), "dtype": dtype})
+        return ProcessSettings(**{**given, "python": os.path.expanduser(self.python or sys.executable), "dtype": dtype})
