@@ -24,9 +24,12 @@ from rloop_lightning.types import RolloutBatch
 
 
 def build(kind: str, **changes: Any) -> Policy:
-    """A tiny policy of a kind: `dense`, `moe` or `lora`, with further words of `_CHANGES`."""
+    """A tiny policy of a kind: `dense`, `moe` or `lora`, then maybe an architecture, and words of `_CHANGES`."""
     first, *words = kind.split()
     settings: dict[str, Any] = {"dtype": torch.float32, "num_hidden_layers": 3, **changes}
+    settings["architecture"] = (
+        words.pop(0) if words and words[0][0].isupper() else "Qwen3Moe" if "moe" in kind else "Qwen2"
+    )
     for word in words:
         settings |= _CHANGES.get(word, {})
     recomputes = settings.pop("recomputes", False)
@@ -43,6 +46,7 @@ def build(kind: str, **changes: Any) -> Policy:
     else:
         policy = make_policy(**settings)
     policy.recomputes = recomputes
+    policy.packs = policy.packs and "padded" not in words
     return policy
 
 
@@ -56,7 +60,7 @@ _CHANGES: Mapping[str, Mapping[str, Any]] = {
 
 def mesh_over(world: int, replicas: int = 1) -> DeviceMesh:
     if replicas == 1:
-        return init_device_mesh("cpu", (world,))
+        return init_device_mesh("cpu", (world,), mesh_dim_names=("shards",))
     return init_device_mesh("cpu", (replicas, world // replicas), mesh_dim_names=("replicas", "shards"))
 
 
@@ -81,13 +85,13 @@ def gradient_of(rank: int, kind: str, world: int, replicas: int, tokens: int, ro
     return backward(policy, batch if rows is None else batch.select(torch.tensor(rows)))
 
 
-def save(rank: int, kind: str, world: int, folder: Path, merge: bool) -> None:
-    sharded(kind, world).save(folder, merge=merge)
+def save(rank: int, kind: str, world: int, folder: Path, merge: bool, replicas: int = 1) -> None:
+    sharded(kind, world, replicas).save(folder, merge=merge)
 
 
-def load(rank: int, kind: str, world: int, folder: Path) -> Tensor:
+def load(rank: int, kind: str, world: int, folder: Path, replicas: int = 1) -> Tensor:
     """The weights of a policy that was another and took over those of a folder, as one vector."""
-    policy = sharded(kind, world)
+    policy = sharded(kind, world, replicas)
     with torch.no_grad():
         for weight in policy.parameters():
             if weight.requires_grad:

@@ -9,14 +9,10 @@ from rank_pool import on_ranks
 from sharded_work import backward, build, generate, gradient_of, load, push, save, spoil, vector
 
 KINDS = [
-    "dense",
-    "dense tied",
-    "dense checkpointed",
-    "moe",
-    "moe checkpointed",
-    "lora",
-    "lora checkpointed",
-    "lora moe",
+    *("dense", "dense tied", "dense checkpointed", "dense padded", "dense GPTNeoX checkpointed"),
+    "dense Gemma2",  # with a soft cap behind its head
+    *("moe", "moe checkpointed", "moe Mixtral"),
+    *("lora", "lora checkpointed", "lora moe", "lora moe checkpointed"),
 ]
 
 
@@ -91,3 +87,12 @@ def test_weights_are_pushed_one_by_one_as_they_were_described(kind):
 def test_a_weight_that_is_not_finite_is_named_on_all_ranks():
     expected = "the policy's weight model.layers.1.mlp.up_proj.weight holds NaN or infinite values"
     assert on_ranks(2, spoil, "dense", 2) == [expected, expected]
+
+
+def test_replicated_shards_are_saved_and_loaded(tmp_path):
+    policy = build("dense tied")
+    policy.save(tmp_path / "one")
+    on_ranks(4, save, "dense tied", 4, tmp_path / "four", False, 2)
+    assert files(tmp_path / "four") == files(tmp_path / "one")
+    for found in on_ranks(4, load, "dense tied", 4, tmp_path / "one", 2):
+        assert torch.equal(found, vector(policy))
