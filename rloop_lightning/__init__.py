@@ -12,11 +12,13 @@ __version__ = "0.1.0"
 TYPE_CHECKING = False  # to a type checker it is true; importing `typing` would take longer than all that is here
 if TYPE_CHECKING:
     from rloop_lightning.algorithms.base import Algorithm
+    from rloop_lightning.algorithms.cispo import CISPO
     from rloop_lightning.algorithms.consolidation import Consolidation
     from rloop_lightning.algorithms.dapo import DAPO
     from rloop_lightning.algorithms.dr_grpo import DrGRPO
     from rloop_lightning.algorithms.grpo import GRPO
     from rloop_lightning.algorithms.gspo import GSPO
+    from rloop_lightning.algorithms.maxrl import MaxRL
     from rloop_lightning.algorithms.minirl import MiniRL
     from rloop_lightning.algorithms.replay import Replay
     from rloop_lightning.algorithms.rft import RFT
@@ -61,6 +63,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "CISPO",
     "DAPO",
     "GRPO",
     "GSPO",
@@ -85,6 +88,7 @@ __all__ = [
     "LoopState",
     "LossOutput",
     "MathReward",
+    "MaxRL",
     "MiniRL",
     "Parts",
     "PassAtK",
@@ -120,11 +124,13 @@ __all__ = [
 
 _HOMES = {
     "algorithms.base": "Algorithm",
+    "algorithms.cispo": "CISPO",
     "algorithms.consolidation": "Consolidation",
     "algorithms.dapo": "DAPO",
     "algorithms.dr_grpo": "DrGRPO",
     "algorithms.grpo": "GRPO",
     "algorithms.gspo": "GSPO",
+    "algorithms.maxrl": "MaxRL",
     "algorithms.minirl": "MiniRL",
     "algorithms.replay": "Replay",
     "algorithms.rft": "RFT",

@@ -36,6 +36,10 @@ IN_REWARD = {"kl_beta": 0.5, "kl_estimator": "k1", "kl_in": "reward"}
 ENTROPY = {"entropy_coef": 0.3}
 
 SETTINGS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "cispo": {
+        "low cap": {"clip_eps_high": 0.1},
+        "k2, token weights, entropy": {**IN_LOSS, **BY_TOKEN, **ENTROPY, "clip_eps_high": 0.1},
+    },
     "dapo": {"dual clip": {"dual_clip": 1.5}, "k2, token weights, entropy": {**IN_LOSS, **BY_TOKEN, **ENTROPY}},
     "dr-grpo": {"": {}, "k2, token weights, entropy": {**IN_LOSS, **BY_TOKEN, **ENTROPY}},
     "grpo": {"": {}, "k2 in the loss": IN_LOSS, "k1 in the reward": IN_REWARD, "entropy": ENTROPY},
@@ -44,6 +48,7 @@ SETTINGS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "k1 in the reward, rollout weights, entropy": {**IN_REWARD, **BY_ROLLOUT, **ENTROPY},
     },
     "kl": {"k3": {"kl_beta": 0.5}},
+    "maxrl": {"": {}, "k1 in the reward, token weights, entropy": {**IN_REWARD, **BY_TOKEN, **ENTROPY}},
     "minirl": {
         "": {},
         "length normalised": {"length_normalised": True},

@@ -272,6 +272,14 @@ def test_help_shows_every_field(group: str, registry: str, name: str, capsys: py
                 "--algo.importance_cap: expected a number >= 1, got 0.5",
             ),
         ),
+        (
+            "--algo maxrl --algo.clip_eps_low 1.5 --algo.dual_clip 1",
+            (
+                "--algo.clip_eps_low: expected a number > 0 and < 1, got 1.5",
+                "--algo.dual_clip: expected a number > 1 or null, got 1",
+            ),
+        ),
+        ("--algo cispo --algo.clip_eps_high 0", ("--algo.clip_eps_high: expected a number > 0, got 0",)),
         ("--algo gspo --algo.clip_eps_low 1.5", ("--algo.clip_eps_low: expected a number > 0 and < 1, got 1.5",)),
         (
             "--algo kl --algo.kl_beta 0 --algo.kl_target 0.1 --algo.reference_reset_steps 4 --algo.kl_adaptation 0",
