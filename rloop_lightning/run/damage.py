@@ -82,7 +82,9 @@ def _makers(stage: Stage, parts: Parts) -> list[tuple[Stage, bool]]:
     if stage.phase == "evaluate":
         return [] if stage.which == "base" else [_maker(stage)]
     consolidates = stage.phase == "consolidate"
-    reads_earlier = parts.filter.rate_over == "run" if consolidates else parts.algorithm.trains_on_stored
+    algorithm = parts.algorithm
+    explores_by_earlier = algorithm.trains_on_stored or algorithm.unsolved.over == "run"
+    reads_earlier = parts.filter.rate_over == "run" if consolidates else explores_by_earlier
     pools = range(0 if reads_earlier else stage.round, stage.round + consolidates)
     initial = [(Stage(stage.round - 1, "consolidate", "consolidated"), False)] if stage.round else []
     makers = [*((Stage(number, "explore", "explored"), True) for number in pools), *initial]

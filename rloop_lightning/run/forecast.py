@@ -103,6 +103,8 @@ def _sampling(parts: Parts, policy: Policy) -> Iterator[tuple[str, str]]:
     if parts.algorithm.dynamic_sampling:
         most = parts.algorithm.max_generation_batches
         yield "", f"dynamic sampling draws up to {most} times as many, to get groups with right and wrong rollouts"
+    if parts.algorithm.unsolved.enabled:
+        yield "", _unsolved(parts)
     if ahead := parts.loop.staleness:
         beside = "meanwhile" if parts.engine.works_beside_updates else "between updates, which saves no time"
         yield "", f"generated {ahead} step{'s' * (ahead > 1)} ahead, {beside} (--loop.staleness)"
@@ -111,6 +113,16 @@ def _sampling(parts: Parts, policy: Policy) -> Iterator[tuple[str, str]]:
     is_default = limit == default_completion_limit(policy.context_tokens, longest)
     flag = f"{'the default of ' if is_default else ''}--engine.max_new_tokens"
     yield "completions", f"at most {limit:,} tokens ({flag}); longest prompt {longest:,}, {context}"
+
+
+def _unsolved(parts: Parts) -> str:
+    """Which problems are trained on, if it is the unsolved ones alone."""
+    rule, most = parts.algorithm.unsolved, parts.algorithm.max_generation_batches
+    rate = f" or with a success rate below {rule.below:g}" if rule.below else ""
+    return (
+        f"trains on problems without a success{rate} so far in the {rule.over} alone (--algo.unsolved_only); draws up "
+        f"to {most} times as many to find them"
+    )
 
 
 def _expert_set(parts: Parts) -> str:
