@@ -23,5 +23,7 @@ ALGORITHMS = {
 }
 
 CONSOLIDATIONS = {
+    "average": "rloop_lightning.algorithms.average.Average",
+    "distil": "rloop_lightning.algorithms.distil.Distil",
     "rft": "rloop_lightning.algorithms.rft.RFT",
 }

@@ -102,7 +102,7 @@ def _nothing_unsolved(last: Mapping[str, Any], phase: Phase) -> Diagnosis | None
 def no_gradient(steps: Steps, phase: Phase) -> Diagnosis | None:
     """All gradients are 0. Weight decay may change the weights all the same."""
     norms = [step["grad/norm_preclip_max"] for step in steps if "grad/norm_preclip_max" in step]
-    if not norms or max(norms) > 0:
+    if not norms or max(norms) > 0 or not rollouts_in(steps):  # of a consolidation, rewards are not the cause
         return None
     return Diagnosis(
         "the policy learnt nothing: every gradient was 0, because all rollouts of each group had the same reward "

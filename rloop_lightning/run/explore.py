@@ -63,7 +63,7 @@ def explore(session: Session, evaluator: Evaluator, stage: Stage, state: LoopSta
             parts.capture,
             session.sampler,
             parts.problems,
-            parts.filter if parts.consolidation is not None and parts.filter.enabled else None,
+            parts.filter if parts.filters and parts.filter.enabled else None,
             session.earlier_pools(stage),
             round=stage.round,
             run_id=state.run_id,

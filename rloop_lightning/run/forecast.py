@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from rloop_lightning.algorithms.consolidation import TrainedConsolidation
 from rloop_lightning.engines.base import default_completion_limit
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.model.quantization import count, is_quantised
@@ -95,7 +96,7 @@ def _inside_evaluations(parts: Parts, steps: int | None = None) -> int:
 def _sampling(parts: Parts, policy: Policy) -> Iterator[tuple[str, str]]:
     problems, rollouts, reach = parts.problems_per_step, parts.loop.rollouts_per_problem, parts.reach
     yield "visits", f"{reach.visits:.1f} per problem and exploration, {rollouts} rollouts each"
-    if parts.consolidation is not None:
+    if parts.filters:
         yield "expert set", _expert_set(parts)
     limit = parts.engine.sampling(seed=0).max_new_tokens
     tokens = _short(problems * rollouts * limit)
@@ -151,8 +152,7 @@ def _training(parts: Parts) -> Iterator[tuple[str, str]]:
         f"{rollouts // algorithm.updates_per_step:,} rollouts{limit}",
     )
     if parts.consolidation is not None:
-        per_update, epochs = parts.consolidation.rollouts_per_update, parts.consolidation.epochs
-        yield "consolidation", f"{epochs} passes over the expert set, {per_update} rollouts per optimizer step"
+        yield "consolidation", parts.consolidation.plan()
 
 
 def _evaluation(parts: Parts) -> Iterator[tuple[str, str]]:
@@ -197,7 +197,7 @@ def _adapter(parts: Parts, policy: Policy) -> Iterator[tuple[str, str]]:
     trained = sum(weight.numel() for weight in policy.adapter.parameters.values())
     yield "adapter", f"LoRA of rank {config.r} in {layers} layers, {_short(trained)} trained weights"
     rates = f"--algo.lr is {parts.algorithm.lr:g}"
-    if parts.consolidation is not None:
+    if isinstance(parts.consolidation, TrainedConsolidation):
         rates += f", --consolidate.lr {parts.consolidation.lr:g}"
     yield "", f"an adapter takes about 10 times the learning rate of full fine-tuning; {rates}"
 

@@ -87,6 +87,8 @@ def save_final(policy: Policy, folder: RunFolder, parts: Parts, state: LoopState
         base=base_facts(policy.source),
         algorithm=type(parts.algorithm).__name__,
         consolidation=type(parts.consolidation).__name__ if parts.consolidation else "",
+        consolidated_by=parts.consolidation.does if parts.consolidation else "",
+        rloop=parts.filters,
         handed_over=state.selected,
         table=policies_table(parts, state),
         notes=state.notes,

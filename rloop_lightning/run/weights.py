@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from rloop_lightning.errors import DamagedError
+from rloop_lightning.model.averaging import move_towards
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.run.damage import check_policy
 from rloop_lightning.run.folder import RunFolder
@@ -52,6 +53,16 @@ class Weights:
             check_policy(wanted)
         self._policy.load_weights(str(wanted))
         self._held = wanted
+
+    def move_towards(self, folder: Path, share: float) -> None:
+        """Move the weights that are loaded by this share of their way to those of a folder.
+
+        Raises:
+            DamagedError: a file of the folder has changed since it was written.
+        """
+        check_policy(folder)
+        self._held = None
+        move_towards(self._policy, folder, share)
 
     def save(self, folder: Path) -> None:
         """Save the trained weights as a policy."""

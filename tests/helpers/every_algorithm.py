@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rloop_lightning.algorithms import ALGORITHMS, CONSOLIDATIONS
 from rloop_lightning.algorithms.base import Algorithm
+from rloop_lightning.algorithms.distil import Distil
 from rloop_lightning.algorithms.policy_module import PolicyModule
 from rloop_lightning.cli.registry import find_class
 from rloop_lightning.types import LossOutput, RolloutBatch
@@ -62,6 +63,7 @@ CASES: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
     f"{name} {what}".strip(): (registry, name, settings)
     for registry, names in (("algorithms", ALGORITHMS), ("consolidations", CONSOLIDATIONS))
     for name in names
+    if issubclass(find_class(registry, name, object), PolicyModule)  # others train nothing
     for what, settings in SETTINGS.get(name, {"": {}}).items()
 }
 
@@ -70,7 +72,10 @@ def make_case(case: str) -> PolicyModule:
     """The module of a case, at a learning rate that moves nothing."""
     registry, name, settings = CASES[case]
     whole = {"updates_per_step": 1} if registry == "algorithms" else {}
-    return find_class(registry, name, PolicyModule)(**{"lr": 1e-30, "weight_decay": 0.0, **whole, **settings})
+    module = find_class(registry, name, PolicyModule)(**{"lr": 1e-30, "weight_decay": 0.0, **whole, **settings})
+    if isinstance(module, Distil):
+        module.learn_from(make_policy())
+    return module
 
 
 def make_batch() -> RolloutBatch:
@@ -89,7 +94,7 @@ def make_batch() -> RolloutBatch:
 def gradient_and_metrics(case: str, batch: RolloutBatch, *, max_tokens: int = 16384) -> tuple[Tensor, dict[str, float]]:
     """Of one training step through Lightning, whose mini-batch is the whole batch."""
     module, recorder, metrics = make_case(case), GradientRecorder(), StepMetrics()
-    data = step_of(batch) if isinstance(module, Algorithm) else batch
+    data = step_of(batch) if isinstance(module, Algorithm | Distil) else batch
     fit(module, make_policy(max_tokens=max_tokens), [data], [MoveTo(moved_policy()), recorder, metrics])
     (gradient,), (step,) = recorder.gradients, metrics.steps
     return gradient, {name: value for name, value in step.items() if not name.startswith("time/")}
