@@ -11,11 +11,14 @@ __version__ = "0.1.0"
 
 TYPE_CHECKING = False  # to a type checker it is true; importing `typing` would take longer than all that is here
 if TYPE_CHECKING:
+    from rloop_lightning.algorithms.average import Average
     from rloop_lightning.algorithms.base import Algorithm
     from rloop_lightning.algorithms.cispo import CISPO
     from rloop_lightning.algorithms.consolidation import Consolidation
     from rloop_lightning.algorithms.dapo import DAPO
+    from rloop_lightning.algorithms.distil import Distil
     from rloop_lightning.algorithms.dr_grpo import DrGRPO
+    from rloop_lightning.algorithms.fine_tuning import FineTuning
     from rloop_lightning.algorithms.grpo import GRPO
     from rloop_lightning.algorithms.gspo import GSPO
     from rloop_lightning.algorithms.maxrl import MaxRL
@@ -69,15 +72,18 @@ __all__ = [
     "GSPO",
     "RFT",
     "Algorithm",
+    "Average",
     "CaptureConfig",
     "ClaimError",
     "Consolidation",
     "Countdown",
     "CountdownReward",
+    "Distil",
     "DrGRPO",
     "EngineError",
     "EvaluationConfig",
     "FilterConfig",
+    "FineTuning",
     "FunctionReward",
     "GradientConfig",
     "Group",
@@ -123,11 +129,14 @@ __all__ = [
 ]
 
 _HOMES = {
+    "algorithms.average": "Average",
     "algorithms.base": "Algorithm",
     "algorithms.cispo": "CISPO",
     "algorithms.consolidation": "Consolidation",
     "algorithms.dapo": "DAPO",
+    "algorithms.distil": "Distil",
     "algorithms.dr_grpo": "DrGRPO",
+    "algorithms.fine_tuning": "FineTuning",
     "algorithms.grpo": "GRPO",
     "algorithms.gspo": "GSPO",
     "algorithms.maxrl": "MaxRL",

@@ -24,6 +24,8 @@ class FineTuning(TrainedConsolidation):
     Args:
         start: the policy that is fine-tuned: `initial`, the policy that the round began with (RLoop, arXiv 2511.04285);
             `explored`, the policy that the exploration made of it; `base`, the policy that the run began with.
+        expert_sets: what it is fine-tuned on: the `round`'s expert set (RLoop), or those of all rounds of the `run` so
+            far, each rollout once.
         epochs: passes over the expert set.
         kl_beta: weight of a KL term against the reference policy on the expert set's tokens; 0 is off.
         kl_reference: the reference policy: the policy that the fine-tuning starts from (`round`), or, with an adapter
@@ -42,6 +44,7 @@ class FineTuning(TrainedConsolidation):
         self,
         *,
         start: Start = "initial",
+        expert_sets: Literal["round", "run"] = "round",
         epochs: PositiveInt = 2,
         kl_beta: NonNegativeFloat = 0.0,
         kl_reference: ReferenceKind = "round",
@@ -51,6 +54,7 @@ class FineTuning(TrainedConsolidation):
     ) -> None:
         super().__init__(aggregation=aggregation, **kwargs)
         self.start = start
+        self.expert_sets = expert_sets
         self.epochs = epochs
         self.kl = KLTerm(beta=kl_beta, estimator=kl_estimator, kind=kl_reference)
 
@@ -64,7 +68,8 @@ class FineTuning(TrainedConsolidation):
 
     def plan(self) -> str:
         of = {"initial": "", "explored": "the explored policy: ", "base": "the base policy: "}[self.start]
-        return f"{of}{self.epochs} passes over the expert set, {self.rollouts_per_update} rollouts per optimizer step"
+        sets = {"round": "the expert set", "run": "the expert sets of all rounds so far"}[self.expert_sets]
+        return f"{of}{self.epochs} passes over {sets}, {self.rollouts_per_update} rollouts per optimizer step"
 
     def conflicts(self, policy: Policy, rounds: int) -> Iterator[str]:
         if fault := self.kl.conflict(policy, self.flag):

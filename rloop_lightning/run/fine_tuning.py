@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import copy
 import logging
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 
 from rloop_lightning.algorithms.fine_tuning import FineTuning
 from rloop_lightning.errors import RunFault
-from rloop_lightning.rollouts.expert_set import read_expert_set
+from rloop_lightning.rollouts.expert_set import read_expert_sets
 from rloop_lightning.rollouts.expert_stream import ExpertStream
 from rloop_lightning.rollouts.filter import ExpertStats, build_expert_set
 from rloop_lightning.run.damage import check_pool
 from rloop_lightning.run.session import Session
 from rloop_lightning.run.state import Budget, LoopState, Stage, StageOutcome
 from rloop_lightning.seeds import derive_seed
-from rloop_lightning.system.checksums import add_checksum
+from rloop_lightning.system.checksums import add_checksum, damaged_files
 from rloop_lightning.types import Rollout
 
 _log = logging.getLogger(__name__)
@@ -67,7 +67,9 @@ def fine_tune(session: Session, consolidation: FineTuning, stage: Stage, state: 
     watch = session.watch(stage)
     module = copy.deepcopy(consolidation)
     module.policy = session.policy
-    rollouts = _expert_rollouts(session, expert_file)
+    rollouts = _expert_rollouts(session, consolidation, stage)
+    if consolidation.expert_sets == "run":
+        results[stage.name]["expert/accumulated"] = float(len(rollouts))
     stream = ExpertStream(
         rollouts,
         module.weights([rollout.reward for rollout in rollouts]),
@@ -104,9 +106,23 @@ def _empty_set_note(session: Session, stage: Stage, stats: ExpertStats) -> str:
     return note
 
 
-def _expert_rollouts(session: Session, expert_file: Path) -> list[Rollout]:
-    """The expert set as rollouts, with prompts as the policy sees them."""
-    policy = session.policy
+def _expert_rollouts(session: Session, consolidation: FineTuning, stage: Stage) -> list[Rollout]:
+    """The rollouts to train on, with prompts as the policy sees them.
+
+    Raises:
+        RunFault: the expert set of an earlier round is missing or damaged.
+    """
+    folder, policy = session.folder, session.policy
+    first = 0 if consolidation.expert_sets == "run" else stage.round
+    earlier = [replace(stage, round=number) for number in range(first, stage.round)]
+    for one in earlier:
+        path = folder.expert_set(one)
+        for what in damaged_files(path.parent, [path.name]).values():
+            again = f"--restart_from {folder.phase(one).relative_to(folder.out)}"
+            raise RunFault(
+                f"{path} {what}, and --consolidate.expert_sets run trains on it; resume with {again}, which makes it "
+                "again, or with --consolidate.expert_sets round"
+            )
     prompts = {problem.id: np.array(policy.prompt_ids(problem)) for problem in session.parts.problems}
     return [
         Rollout(
@@ -119,5 +135,5 @@ def _expert_rollouts(session: Session, expert_file: Path) -> list[Rollout]:
             reward=expert.reward,
             success=True,
         )
-        for expert in read_expert_set(expert_file)
+        for expert in read_expert_sets([folder.expert_set(one) for one in (*earlier, stage)])
     ]
