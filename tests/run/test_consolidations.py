@@ -204,10 +204,12 @@ def test_the_initial_policy_samples_and_nears_the_explored_one(finished_distil: 
 
 
 def test_distillation_brings_the_policy_to_the_explored_one(tmp_path: Path) -> None:
-    run = written(tmp_path, {**DISTIL, "steps": 30, "rollouts_per_update": 32}, loop={"rounds": 1, "explore_steps": 4})
-    rows = rows_of(run.finished(tmp_path / "run"), "consolidate")
-    first, last = (sum(row["policy/teacher_kl_nats"] for row in some) for some in (rows[:5], rows[-5:]))
-    assert last < 0.5 * first
+    far = {"algo": {"name": "dapo", **FAR, "lr": 2e-3}, "loop": {"rounds": 1, "explore_steps": 2}}
+    run = written(tmp_path, {**DISTIL, "steps": 20, "rollouts_per_update": 16}, **far)
+    assert run.fit(tmp_path / "run") == 0
+    rows = rows_of(tmp_path / "run", "consolidate")
+    first, last = (sum(row["policy/teacher_kl_nats"] for row in some) for some in (rows[:4], rows[-4:]))
+    assert last < 0.7 * first, [row["policy/teacher_kl_nats"] for row in rows]
 
 
 def test_its_samples_are_paid_for(finished_distil: Path) -> None:
