@@ -11,12 +11,17 @@ __version__ = "0.1.0"
 
 TYPE_CHECKING = False  # to a type checker it is true; importing `typing` would take longer than all that is here
 if TYPE_CHECKING:
+    from rloop_lightning.algorithms.average import Average
     from rloop_lightning.algorithms.base import Algorithm
+    from rloop_lightning.algorithms.cispo import CISPO
     from rloop_lightning.algorithms.consolidation import Consolidation
     from rloop_lightning.algorithms.dapo import DAPO
+    from rloop_lightning.algorithms.distil import Distil
     from rloop_lightning.algorithms.dr_grpo import DrGRPO
+    from rloop_lightning.algorithms.fine_tuning import FineTuning
     from rloop_lightning.algorithms.grpo import GRPO
     from rloop_lightning.algorithms.gspo import GSPO
+    from rloop_lightning.algorithms.maxrl import MaxRL
     from rloop_lightning.algorithms.minirl import MiniRL
     from rloop_lightning.algorithms.replay import Replay
     from rloop_lightning.algorithms.rft import RFT
@@ -61,20 +66,24 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "CISPO",
     "DAPO",
     "GRPO",
     "GSPO",
     "RFT",
     "Algorithm",
+    "Average",
     "CaptureConfig",
     "ClaimError",
     "Consolidation",
     "Countdown",
     "CountdownReward",
+    "Distil",
     "DrGRPO",
     "EngineError",
     "EvaluationConfig",
     "FilterConfig",
+    "FineTuning",
     "FunctionReward",
     "GradientConfig",
     "Group",
@@ -85,6 +94,7 @@ __all__ = [
     "LoopState",
     "LossOutput",
     "MathReward",
+    "MaxRL",
     "MiniRL",
     "Parts",
     "PassAtK",
@@ -119,12 +129,17 @@ __all__ = [
 ]
 
 _HOMES = {
+    "algorithms.average": "Average",
     "algorithms.base": "Algorithm",
+    "algorithms.cispo": "CISPO",
     "algorithms.consolidation": "Consolidation",
     "algorithms.dapo": "DAPO",
+    "algorithms.distil": "Distil",
     "algorithms.dr_grpo": "DrGRPO",
+    "algorithms.fine_tuning": "FineTuning",
     "algorithms.grpo": "GRPO",
     "algorithms.gspo": "GSPO",
+    "algorithms.maxrl": "MaxRL",
     "algorithms.minirl": "MiniRL",
     "algorithms.replay": "Replay",
     "algorithms.rft": "RFT",

@@ -11,15 +11,19 @@ if __name__ != "rloop_lightning.algorithms":
     raise DoorError(__name__)
 
 ALGORITHMS = {
+    "cispo": "rloop_lightning.algorithms.cispo.CISPO",
     "dapo": "rloop_lightning.algorithms.dapo.DAPO",
     "dr-grpo": "rloop_lightning.algorithms.dr_grpo.DrGRPO",
     "grpo": "rloop_lightning.algorithms.grpo.GRPO",
     "gspo": "rloop_lightning.algorithms.gspo.GSPO",
     "kl": "rloop_lightning.algorithms.kl.KLConstrained",
+    "maxrl": "rloop_lightning.algorithms.maxrl.MaxRL",
     "minirl": "rloop_lightning.algorithms.minirl.MiniRL",
     "replay": "rloop_lightning.algorithms.replay.Replay",
 }
 
 CONSOLIDATIONS = {
+    "average": "rloop_lightning.algorithms.average.Average",
+    "distil": "rloop_lightning.algorithms.distil.Distil",
     "rft": "rloop_lightning.algorithms.rft.RFT",
 }

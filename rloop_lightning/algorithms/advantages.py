@@ -33,6 +33,22 @@ def group_normalised(rewards: Tensor, *, eps: float = 1e-6) -> Tensor:
     return advantages.masked_fill(_all_equal(rewards), 0.0).float()
 
 
+def mean_normalised(rewards: Tensor) -> Tensor:
+    """A = (r - mean(r)) / mean(r), and 0 where the mean is not positive (MaxRL, arXiv 2602.02710).
+
+    The paper's rewards are 0 or 1. Rewards >= 0 have advantages of at most G - 1. Rewards below 0, of the task or of a
+    punishment, can bring the mean as near to 0 as you like. The divisor is therefore at least (max - min) / G, which no
+    mean of rewards >= 0 is below (ours).
+
+    Args: rewards [P, G]. Returns [P, G].
+    """
+    rewards = rewards.double()
+    mean = rewards.mean(dim=1, keepdim=True)
+    spread = (torch.amax(rewards, dim=1, keepdim=True) - torch.amin(rewards, dim=1, keepdim=True)) / rewards.shape[1]
+    advantages = (rewards - mean) / torch.maximum(mean, spread)
+    return advantages.masked_fill(_all_equal(rewards) | (mean <= 0), 0.0).float()
+
+
 def _all_equal(rewards: Tensor) -> Tensor:
     """[P, 1] bool."""
     return torch.amax(rewards, dim=1, keepdim=True) == torch.amin(rewards, dim=1, keepdim=True)

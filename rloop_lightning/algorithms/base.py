@@ -7,7 +7,6 @@ dynamic_sampling.py, overlong.py, kl_term.py, importance.py, entropy_bonus.py, a
 
 from __future__ import annotations
 
-import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -25,8 +24,8 @@ from rloop_lightning.algorithms.importance import (
     ImportanceCorrection,
     ImportanceLevel,
     ImportanceMode,
+    LostWeight,
     gap_metrics,
-    lost_weight,
 )
 from rloop_lightning.algorithms.kl_term import KLEstimator, KLTerm, kl
 from rloop_lightning.algorithms.overlong import Overlong
@@ -34,7 +33,15 @@ from rloop_lightning.algorithms.policy_module import PolicyModule
 from rloop_lightning.algorithms.reference import ReferenceKind
 from rloop_lightning.algorithms.shares import scores_no_grad
 from rloop_lightning.batching import check_kept_tokens, collate
-from rloop_lightning.system.fields import AtLeastOne, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from rloop_lightning.rollouts.unsolved import CountedOver, UnsolvedOnly
+from rloop_lightning.system.fields import (
+    AtLeastOne,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    RightOpenUnitInterval,
+)
 from rloop_lightning.types import (
     Group,
     LossOutput,
@@ -56,6 +63,10 @@ class Algorithm(PolicyModule):
             them.
         max_generation_batches: limit of dynamic sampling per rollout step, in multiples of --loop.problems_per_step.
             --loop.on_too_few_groups decides what happens if that is not enough.
+        unsolved_only: train only on groups of problems that were unsolved before the group, and sample until there are
+            enough of them: problems without a success so far (BBG, arXiv 2606.15455; what is counted is ours).
+        unsolved_below: with unsolved_only, a problem whose success rate so far is below this is unsolved too.
+        unsolved_over: what is counted so far: the rollout steps of the `round`'s exploration, or of the whole `run`.
         mask_truncated: overlong filtering: leave rollouts truncated at the length limit out of the loss.
         overlong_buffer_tokens: soft overlong punishment: the reward falls linearly by 1 over this many tokens before
             the length limit, in groups with both right and wrong rollouts; 0 is off.
@@ -86,7 +97,6 @@ class Algorithm(PolicyModule):
     min_rollouts_per_problem = 2
     """The smallest group size that `advantages` accepts."""
 
-    _warned_of_lost_weight = False
     _lag = 0.0  # of the current rollout step
 
     def __init__(
@@ -96,6 +106,9 @@ class Algorithm(PolicyModule):
         passes: PositiveInt = 1,
         dynamic_sampling: bool = False,
         max_generation_batches: PositiveInt = 10,
+        unsolved_only: bool = False,
+        unsolved_below: RightOpenUnitInterval = 0.0,
+        unsolved_over: CountedOver = "round",
         mask_truncated: bool = False,
         overlong_buffer_tokens: NonNegativeInt = 0,
         kl_beta: NonNegativeFloat = 0.0,
@@ -116,6 +129,7 @@ class Algorithm(PolicyModule):
         self.passes = passes
         self.dynamic_sampling = dynamic_sampling
         self.max_generation_batches = max_generation_batches
+        self.unsolved = UnsolvedOnly(unsolved_only, unsolved_below, unsolved_over)
         self.overlong = Overlong(mask_truncated, overlong_buffer_tokens)
         self.kl = KLTerm(
             beta=kl_beta,
@@ -127,8 +141,9 @@ class Algorithm(PolicyModule):
             kind=kl_reference,
         )
         self.entropy_coef = entropy_coef
+        self._lost_weight = LostWeight()
         self.importance = ImportanceCorrection(importance_correction, importance_level, importance_cap)
-        for fault in self.kl.faults():
+        for fault in (*self.unsolved.faults(), *self.kl.faults()):
             self.refuse(*fault)
 
     @abstractmethod
@@ -158,10 +173,7 @@ class Algorithm(PolicyModule):
 
     def validate(self, sampling: SamplingParams) -> list[str]:
         """Conflicts with the sampling settings, one message each."""
-        wrong = []
-        if self.overlong.buffer_tokens >= sampling.max_new_tokens:
-            limit = f"--engine.max_new_tokens {sampling.max_new_tokens}"
-            wrong.append(f"--algo.overlong_buffer_tokens {self.overlong.buffer_tokens} must be below {limit}")
+        wrong = list(filter(None, [self.overlong.conflict(sampling)]))
         if self.trains_on_stored and sampling.truncates:
             wrong.append(
                 f"--engine.top_k {sampling.top_k}, --engine.top_p {sampling.top_p:g}: the stored rollouts of "
@@ -237,9 +249,11 @@ class Algorithm(PolicyModule):
         self._optimizer().zero_grad()  # frees memory for the generation that follows
         self._record_updates(updates)
         self.record({**step.metrics, "time/update_s": perf_counter() - started})
-        self._warn_of_lost_weight(step.index)
+        self._lost_weight.warn(self.step_metrics, self.importance.level, step.index)
         self._step_schedule()
-        self._steer_kl(step.index)
+        self.record(self.kl.adapt(self.step_metrics))
+        if self.kl.reset_if_due(step.index):
+            self._optimizer().state.clear()
 
     def scores(self, batch: RolloutBatch) -> TokenScores:
         return self.policy.logprobs(batch, entropy_gradient=self.entropy_coef > 0)
@@ -282,19 +296,3 @@ class Algorithm(PolicyModule):
         if self.policy.routing is not None and old.routed_experts is not None:
             batch = self.policy.routing.recorded(batch, old.routed_experts)
         return replace(batch, old_logprobs=batch.recorded_or(old.logprobs))
-
-    def _warn_of_lost_weight(self, rollout_step: int) -> None:
-        """Warn once in a phase if most of the importance weight is gone, and most of the gradient with it."""
-        lost = lost_weight(self.step_metrics, self.importance.level)
-        if lost is not None and not self._warned_of_lost_weight:
-            warnings.warn(f"rollout step {rollout_step + 1}: {lost}", stacklevel=1)
-            self._warned_of_lost_weight = True
-
-    def _steer_kl(self, rollout_step: int) -> None:
-        """Adapt beta to the measured KL divergence, and reset the reference if that is due."""
-        measured = self.step_metrics.get("policy/kl_nats")
-        if self.kl.target is not None and measured is not None:
-            self.kl.adapt(measured)
-            self.record({"train/kl_beta": self.kl.beta})
-        if self.kl.reset_if_due(rollout_step):
-            self._optimizer().state.clear()

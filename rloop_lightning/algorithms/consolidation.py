@@ -1,90 +1,71 @@
-"""What all consolidations share: one optimizer step per mini-batch of the expert set (rft.py, ...)."""
+"""What all consolidations share. Each makes theta_{k+1}, the policy that the next round begins with.
+
+Consolidation             the base class
+  TrainedConsolidation    a LightningModule with an optimizer
+    FineTuning            trains on the round's expert set (fine_tuning.py; rft.py)
+    Distil                trains on its own samples (distil.py)
+  Average                 trains nothing: averages weights (average.py)
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal
 
-import torch
-
-from rloop_lightning.algorithms.kl_term import KLTerm
+from rloop_lightning.algorithms.hyperparameters import CheckedHyperparameters
 from rloop_lightning.algorithms.policy_module import PolicyModule
-from rloop_lightning.algorithms.reference import ReferenceKind
-from rloop_lightning.errors import RunFault
-from rloop_lightning.system.fields import NonNegativeFloat, PositiveInt
-from rloop_lightning.types import LossOutput, RolloutBatch, TokenScores
+from rloop_lightning.model.policy import Policy
+from rloop_lightning.system.fields import PositiveInt
 
-_LARGEST_WEIGHT = torch.finfo(torch.float32).max
+Start = Literal["initial", "explored", "base"]
+"""theta_k, the round's initial policy; phi, its explored policy; theta_0, the base policy."""
 
 
-class Consolidation(PolicyModule):
-    """Fine-tunes the round's initial policy on the round's expert set. Subclasses implement `loss`.
-
-    Args:
-        epochs: passes over the expert set.
-        rollouts_per_update: mini-batch size of an optimizer step, rollouts.
-        kl_beta: weight of a KL term against the reference policy on the expert set's tokens; 0 is off.
-        kl_reference: the reference policy: the policy that the `round` began with, or, with an adapter
-            (--policy.lora.rank), the `base` model under it.
-        kl_estimator: estimator of the KL divergence at a token, with d = lp_ref - lp: `k2` d^2 / 2, `k3`
-            exp(d) - d - 1.
-        aggregation: how token losses become the loss of a mini-batch: `token-mean` is the mean over all its tokens,
-            `sequence-mean` the mean over each rollout's tokens, then over rollouts, `sequence-sum` the sum over each
-            rollout's tokens, then the mean over rollouts.
-    """
+class Consolidation(CheckedHyperparameters, ABC):
+    """Makes a round's consolidated policy. Subclass one of the kinds below it, which say how."""
 
     flag = "--consolidate"
 
-    def __init__(
-        self,
-        *,
-        epochs: PositiveInt = 2,
-        rollouts_per_update: PositiveInt = 64,
-        kl_beta: NonNegativeFloat = 0.0,
-        kl_reference: ReferenceKind = "round",
-        kl_estimator: Literal["k2", "k3"] = "k3",
-        aggregation: Literal["token-mean", "sequence-mean", "sequence-sum"] = "token-mean",
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(aggregation=aggregation, **kwargs)
-        self.epochs = epochs
-        self.rollouts_per_update = rollouts_per_update
-        self.kl = KLTerm(beta=kl_beta, estimator=kl_estimator, kind=kl_reference)
+    takes_experts: ClassVar[bool] = False
+    """Whether it trains on an expert set, which the filter then makes of the round's pool."""
 
-    def configure_model(self) -> None:
-        super().configure_model()
-        self.kl.begin(self.policy)
+    does: ClassVar[str]
+    """What it does, as in "consolidation by ...", for the model card."""
 
-    def weight(self, reward: float) -> float:
-        """The loss weight of an expert rollout with this reward, at least 0."""
-        return 1.0
+    start: Start = "initial"
+    """The policy that it starts from."""
 
-    def weights(self, rewards: Sequence[float]) -> list[float]:
-        """The weights of an expert set's rollouts.
+    @property
+    def reads_explored(self) -> bool:
+        """Whether it reads the explored policy phi."""
+        return self.start == "explored"
 
-        Raises:
-            RunFault: a weight is negative, which would make its completion less likely, or not finite; or all are 0,
-                which would train nothing.
+    @abstractmethod
+    def plan(self) -> str:
+        """What it does in a run, in figures, for the plan that a run logs."""
+
+    def conflicts(self, policy: Policy, rounds: int) -> Iterator[str]:
+        """Conflicts with the base policy, one message each.
+
+        Args:
+            rounds: of the run.
         """
-        weights = [self.weight(reward) for reward in rewards]
-        for weight, reward in zip(weights, rewards, strict=True):
-            if not 0 <= weight <= _LARGEST_WEIGHT:
-                raise RunFault(
-                    f"{self.flag} {type(self).__name__}: the weight of a rollout with reward {reward:g} is {weight:g}; "
-                    "its method `weight` must give finite numbers >= 0"
-                )
-        if weights and not any(weights):
-            raise RunFault(
-                f"{self.flag} {type(self).__name__}: all {len(weights)} rollouts of the expert set have weight 0 "
-                f"(rewards {min(rewards):g} to {max(rewards):g}), so nothing would be trained; start a new run with "
-                "another weight (rft: --consolidate.weight binary), or with rewards above 0 for successes"
-            )
-        return weights
+        yield from ()
 
-    def micro_batch_loss(self, scores: TokenScores, batch: RolloutBatch) -> LossOutput:
-        return self.kl.add_to(self.loss(scores, batch), scores, batch)
 
-    def training_step(self, batch: RolloutBatch, batch_idx: int) -> None:
-        """One optimizer step."""
-        self._record_updates([self.update(batch)])
-        self._step_schedule()
+class TrainedConsolidation(Consolidation, PolicyModule):
+    """A consolidation by optimizer steps.
+
+    Args:
+        rollouts_per_update: mini-batch size of an optimizer step, rollouts.
+    """
+
+    def __init__(self, *, rollouts_per_update: PositiveInt = 64, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.rollouts_per_update = rollouts_per_update
+
+    @property
+    @abstractmethod
+    def keeps_copy(self) -> bool:
+        """Whether it keeps a copy of the trained weights beside the policy, for the memory plan."""

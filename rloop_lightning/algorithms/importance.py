@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -107,7 +108,21 @@ def weight_metrics(ratios: Tensor, weights: Tensor, *, cap: float) -> dict[str, 
     }
 
 
-def lost_weight(metrics: Mapping[str, float], level: ImportanceLevel) -> str | None:
+class LostWeight:
+    """Warns once in a phase if most of the importance weight is gone, and most of the gradient with it."""
+
+    def __init__(self) -> None:
+        self._told = False
+
+    def warn(self, metrics: Mapping[str, float], level: ImportanceLevel, rollout_step: int) -> None:
+        """Look at the metrics of a rollout step."""
+        lost = _lost_weight(metrics, level)
+        if lost is not None and not self._told:
+            warnings.warn(f"rollout step {rollout_step + 1}: {lost}", stacklevel=1)
+            self._told = True
+
+
+def _lost_weight(metrics: Mapping[str, float], level: ImportanceLevel) -> str | None:
     """A warning if most of the weight is gone, by a rollout step's metrics: on average, weights are about 1."""
     mean = metrics.get("policy/importance_weight", 1.0)
     if mean >= 0.5:

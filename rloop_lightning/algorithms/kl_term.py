@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 import torch
@@ -121,10 +121,13 @@ class KLTerm(nn.Module):
         metrics = {**output.metrics, "policy/kl_nats": estimate.detach()}
         return LossOutput(output.loss + self.beta * estimate, metrics)
 
-    def adapt(self, measured: float) -> None:
-        """Adapt beta to the KL divergence that a rollout step measured, nats per token."""
-        assert self.target is not None
+    def adapt(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Adapt beta, if it has a target, to the KL divergence that a rollout step measured. Returns it as a metric."""
+        measured = metrics.get("policy/kl_nats")
+        if self.target is None or measured is None:
+            return {}
         self.beta.fill_(adapted(float(self.beta), measured, target=self.target, rate=self.adaptation))
+        return {"train/kl_beta": float(self.beta)}
 
     def reset_if_due(self, rollout_step: int) -> bool:
         """Copy the policy into the reference every `reset_steps` rollout steps. Returns whether it did."""

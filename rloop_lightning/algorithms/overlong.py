@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rloop_lightning.algorithms.dynamic_sampling import has_right_and_wrong
-from rloop_lightning.types import Group, Rollout
+from rloop_lightning.types import Group, Rollout, SamplingParams
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,13 @@ class Overlong:
 
     mask_truncated: bool
     buffer_tokens: int
+
+    def conflict(self, sampling: SamplingParams) -> str:
+        """Why these completions are too short for the buffer; empty if they are not."""
+        if self.buffer_tokens < sampling.max_new_tokens:
+            return ""
+        limit = f"--engine.max_new_tokens {sampling.max_new_tokens}"
+        return f"--algo.overlong_buffer_tokens {self.buffer_tokens} must be below {limit}"
 
     def in_loss(self, rollout: Rollout) -> bool:
         """Whether a rollout's tokens are loss tokens."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-from rloop_lightning.algorithms.consolidation import Consolidation
+from rloop_lightning.algorithms.fine_tuning import FineTuning
 from rloop_lightning.algorithms.losses import negative_log_likelihood
 from rloop_lightning.system.fields import NonNegativeFloat, NonNegativeInt, PositiveFloat
 from rloop_lightning.types import LossOutput, RolloutBatch, TokenScores
 
 
-class RFT(Consolidation):
+class RFT(FineTuning):
     """Rejection fine-tuning: -w log p, averaged over the tokens of the expert set.
 
     With p* the expert distribution and pi the behaviour policy of the pool, max E_p*[log p] = max E_pi[(p*/pi) log p].

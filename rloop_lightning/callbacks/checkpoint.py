@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 
 from rloop_lightning.model.on_ranks import on_ranks
+from rloop_lightning.model.policy import Policy
 from rloop_lightning.system.files import atomic_path
 from rloop_lightning.system.ranks import ALONE, Ranks
 from rloop_lightning.system.signals import StopSignals
@@ -53,10 +54,10 @@ class PhaseCheckpoint(Checkpoint):
         self.ranks = ranks
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        on_ranks(self.ranks, pl_module.policy, "check_finite")
+        on_ranks(self.ranks, pl_module.policy, Policy.check_finite)
         row = _first_row(batch.batch if isinstance(batch, RolloutStep) else batch)
         with trainer.precision_plugin.forward_context():
-            on_ranks(self.ranks, pl_module.policy, "check_logprobs", row)
+            on_ranks(self.ranks, pl_module.policy, Policy.check_logprobs, row)
         step = batch_idx + 1
         is_due = self.every_n_steps > 0 and step % self.every_n_steps == 0
         if step == trainer.num_training_batches or trainer.should_stop or not (is_due or self.signals.noted):

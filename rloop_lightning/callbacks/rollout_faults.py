@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from rloop_lightning.callbacks.findings import Diagnosis, Phase
 from rloop_lightning.callbacks.trends import Steps, rollouts_in, success_rate, total
@@ -58,10 +60,12 @@ def always_right(steps: Steps, phase: Phase) -> Diagnosis | None:
 
 
 def too_few_groups(steps: Steps, phase: Phase) -> Diagnosis | None:
-    """Dynamic sampling found too few groups with both right and wrong rollouts."""
+    """A step found too few groups to train on: with both right and wrong rollouts, or of unsolved problems."""
     if not phase.too_few_groups:
         return None
     last = steps[-1]
+    if found := _nothing_unsolved(last, phase):
+        return found
     kept, right = last["rollout/kept_rate"], last["rollout/all_right_rate"]
     wrong = 1 - last["rollout/solved_rate"]
     groups = round(last["rollout/generated_rollouts"] / phase.rollouts_per_problem)
@@ -81,10 +85,24 @@ def too_few_groups(steps: Steps, phase: Phase) -> Diagnosis | None:
     )
 
 
+def _nothing_unsolved(last: Mapping[str, Any], phase: Phase) -> Diagnosis | None:
+    """Most groups were left out because their problem had been solved before."""
+    groups = round(last["rollout/generated_rollouts"] / phase.rollouts_per_problem)
+    solved = last.get("rollout/solved_groups", 0.0)
+    if solved < groups / 2:
+        return None
+    return Diagnosis(
+        f"too little is left to train on: of {groups:,} groups, {solved:,.0f} are of problems that were solved before, "
+        f"and {last['rollout/unsolved_problems']:,.0f} problems are unsolved (--algo.unsolved_only)",
+        at_resume=("--loop.on_too_few_groups train",),
+        in_new_run=("more or harder problems (--data)", "--algo.unsolved_below 0.1", "fewer --loop.explore_steps"),
+    )
+
+
 def no_gradient(steps: Steps, phase: Phase) -> Diagnosis | None:
     """All gradients are 0. Weight decay may change the weights all the same."""
     norms = [step["grad/norm_preclip_max"] for step in steps if "grad/norm_preclip_max" in step]
-    if not norms or max(norms) > 0:
+    if not norms or max(norms) > 0 or not rollouts_in(steps):  # of a consolidation, rewards are not the cause
         return None
     return Diagnosis(
         "the policy learnt nothing: every gradient was 0, because all rollouts of each group had the same reward "

@@ -19,6 +19,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
+from rloop_lightning.algorithms.hyperparameters import CheckedHyperparameters
 from rloop_lightning.algorithms.policy_module import PolicyModule
 from rloop_lightning.callbacks.capture import CaptureConfig
 from rloop_lightning.callbacks.gradient_norm import GradientConfig
@@ -178,7 +179,9 @@ class RLoopCLI(LightningCLI):
             settings = self.folder.located(arguments_of(self.parser, self.config, group))
             if (part := constructed(group, cls, settings, self.choices.get(group), wrong)) is not None:
                 made[group] = part
-        wrong += [message for part in made.values() if isinstance(part, PolicyModule) for message in part.invalid()]
+        wrong += [
+            message for part in made.values() if isinstance(part, CheckedHyperparameters) for message in part.invalid()
+        ]
         wrong += trainer_faults(self.config.trainer, plans=self.config.plan.only)
         if "policy" in made:
             modules = [part for part in made.values() if isinstance(part, PolicyModule)]

@@ -47,7 +47,7 @@ SWAPPABLE = {
         "consolidations",
         "rloop_lightning.algorithms.consolidation.Consolidation",
         "rft",
-        "the fine-tuning on the expert set, or none",
+        "what makes the next round's policy of a round's rollouts and policies, or none",
     ),
     "engine": Swappable(
         "engines", "rloop_lightning.engines.base.RolloutEngine", "torch", "the engine that generates rollouts"

@@ -112,7 +112,7 @@ def train(
 
     Args:
         algo: the RL algorithm of the exploration.
-        consolidate: the fine-tuning on the expert set; None or "none" is plain RL.
+        consolidate: what ends a round, such as the fine-tuning on the expert set; None or "none" is plain RL.
         policy: a Hugging Face name or folder, `countdown` for the policy in the package, or a dict of fields.
         engine: the engine that generates rollouts.
         data: a `datasets.Dataset` or a list of dicts; a dict of those, with `train` and evaluation sets; or a file, a

@@ -46,6 +46,11 @@ class ExpertRollout:
     reward: float
     finish_reason: FinishReason
 
+    @property
+    def key(self) -> tuple[str, bytes]:
+        """Equal for equal completions of a problem."""
+        return self.problem_id, self.completion_ids.tobytes()
+
 
 def write_expert_set(out: Path, drawn: Sequence[tuple[Success, int]]) -> None:
     """Write the file atomically. An empty set is written too.
@@ -95,3 +100,14 @@ def read_expert_set(path: Path) -> list[ExpertRollout]:
             strict=True,
         )
     ]
+
+
+def read_expert_sets(paths: Sequence[Path]) -> list[ExpertRollout]:
+    """Read several expert sets in order, without completions of a problem that a set before has too."""
+    seen: set[tuple[str, bytes]] = set()
+    found: list[ExpertRollout] = []
+    for path in paths:
+        new = [expert for expert in read_expert_set(path) if expert.key not in seen]
+        seen.update(expert.key for expert in new)
+        found += new
+    return found

@@ -10,6 +10,7 @@ import numpy as np
 
 from rloop_lightning.rollouts.sampled_step import SampledStep
 from rloop_lightning.rollouts.sampler import GroupSampler, SamplingCost
+from rloop_lightning.rollouts.unsolved import SuccessCounts, UnsolvedOnly
 from rloop_lightning.seeds import derive_seed
 from rloop_lightning.types import Group, Problem, RolloutBatch, SamplingParams
 
@@ -23,6 +24,7 @@ class Explorer(Protocol):
     """What a stream needs from an algorithm."""
 
     max_generation_batches: int
+    unsolved: UnsolvedOnly
 
     def keep_group(self, group: Group) -> bool: ...
 
@@ -41,6 +43,9 @@ class StepSampler:
         problems_per_step: P, groups in the batch of a step.
         rollouts_per_problem: G, rollouts per group.
         seed: seed of the problem order and of all sampling.
+
+    Attributes:
+        counts: what the problems gave so far; an algorithm that trains on unsolved ones alone leaves the others out.
     """
 
     def __init__(
@@ -59,6 +64,7 @@ class StepSampler:
         self.problems_per_step = problems_per_step
         self.rollouts_per_problem = rollouts_per_problem
         self.seed = seed
+        self.counts = SuccessCounts([problem.id for problem in problems])
         self.drawn = 0  # problems drawn so far, over all passes
         self.share_kept = 1.0  # share of the latest groups that were kept; decides how many to request
 
@@ -68,10 +74,13 @@ class StepSampler:
         return self.problems_per_step * self.explorer.max_generation_batches
 
     def state_dict(self) -> dict[str, Any]:
-        return {"drawn": self.drawn, "share_kept": self.share_kept}
+        counts = {"counts": self.counts.state_dict()} if self.explorer.unsolved.enabled else {}
+        return {"drawn": self.drawn, "share_kept": self.share_kept, **counts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.drawn, self.share_kept = state["drawn"], state["share_kept"]
+        if "counts" in state:
+            self.counts.load_state_dict(state["counts"])
 
     def sample(self, index: int, version: int, before_call: Callable[..., None]) -> SampledStep:
         """Sample step `index` with the engine's weights.
@@ -85,6 +94,7 @@ class StepSampler:
         """
         generated: list[Group] = []
         kept: list[bool] = []
+        unsolved: list[bool] = []
         cost = SamplingCost()
         self.sampler.reward_metrics()  # discards the counts of an evaluation
         while (missing := self.problems_per_step - sum(kept)) > 0 and len(generated) < self.most_groups:
@@ -94,12 +104,57 @@ class StepSampler:
             sampling = self.sampler.engine.sampling(derive_seed(self.seed, index, len(generated)))
             groups = self.sampler.generate(self._draw(wanted), self.rollouts_per_problem, sampling, cost)
             generated += groups
+            unsolved += [self._counted(group) for group in groups]
             kept += [self.explorer.keep_group(group) for group in groups]
+            kept = [one and open for one, open in zip(kept, unsolved, strict=True)]
             self.share_kept = max(sum(kept), 1) / len(generated)
+            if self.explorer.unsolved.enabled and not self._left:
+                break
         counts = {f"reward/{name}": value for name, value in self.sampler.reward_metrics().items()}
         trained = min(sum(kept), self.problems_per_step)
-        metrics = {**_step_metrics(generated, sum(kept), trained, cost), **counts, **self.sampler.engine.sync_metrics}
+        metrics = {
+            **_step_metrics(generated, sum(kept), trained, cost),
+            **self._unsolved_metrics(unsolved),
+            **counts,
+            **self.sampler.engine.sync_metrics,
+        }
         return SampledStep(index, version, tuple(generated), tuple(kept), sampling, metrics, cost)
+
+    def shortage(self, sampled: SampledStep) -> str:
+        """How few groups of a step can be trained on, and why."""
+        kept, groups = len(sampled.kept_groups), len(sampled.groups)
+        if not self.explorer.unsolved.enabled:
+            return f"only {kept} of {groups} problems gave a group with both right and wrong rollouts"
+        solved = int(sampled.metrics["rollout/solved_groups"])
+        left = int(sampled.metrics["rollout/unsolved_problems"])
+        others = groups - kept - solved
+        return (
+            f"only {kept} of {groups} groups can be trained on: {solved} are of problems that were solved before "
+            f"(--algo.unsolved_only)"
+            + (f", {others} have no right and wrong rollouts" if others else "")
+            + f"; {left:,} of {len(self.counts):,} problems are unsolved"
+        )
+
+    @property
+    def _left(self) -> int:
+        """Unsolved problems."""
+        return self.counts.unsolved(self.explorer.unsolved.below)
+
+    def _counted(self, group: Group) -> bool:
+        """Count a group, and tell whether it may be trained on: whether its problem was unsolved before it."""
+        rule = self.explorer.unsolved
+        unsolved = not rule.enabled or self.counts.is_unsolved(group.problem.id, rule.below)
+        self.counts.add(group)
+        return unsolved
+
+    def _unsolved_metrics(self, unsolved: Sequence[bool]) -> dict[str, float]:
+        """How many groups were left out because their problem was solved before, and what is left."""
+        if not self.explorer.unsolved.enabled:
+            return {}
+        return {
+            "rollout/solved_groups": float(len(unsolved) - sum(unsolved)),
+            "rollout/unsolved_problems": float(self._left),
+        }
 
     def _draw(self, count: int) -> list[Problem]:
         """The next problems. Each pass over the training set has its own order."""

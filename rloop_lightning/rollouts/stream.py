@@ -55,8 +55,8 @@ class RolloutStream:
         step_sampler: samples a step.
         steps: rollout steps in the phase.
         tokens: generated completion tokens at which the phase ends, after the step that reaches them; None is no limit.
-        on_too_few_groups: what to do if dynamic sampling reaches its limit before it has P groups: end the phase, train
-            on the groups it has, or raise an error. With no group at all, `train` ends the phase.
+        on_too_few_groups: what to do if a step reaches its limit before it has P groups to train on: end the phase,
+            train on the groups it has, or raise an error. With no group at all, `train` ends the phase.
         staleness: rollout steps that are generated ahead.
         in_flight_updates: give new weights to an engine that generates, in the middle of its completions.
         listeners: follow the sampling.
@@ -213,8 +213,7 @@ class RolloutStream:
         """
         kept = len(sampled.kept_groups)
         self.shortage = (
-            f"rollout step {sampled.index + 1}: only {kept} of {len(sampled.groups)} problems gave a group with both "
-            f"right and wrong rollouts; the step needs {self._needed}"
+            f"rollout step {sampled.index + 1}: {self.step_sampler.shortage(sampled)}; the step needs {self._needed}"
         )
         if self.on_too_few_groups == "stop":
             raise NotEnoughGroupsError(self.shortage, self.newest)

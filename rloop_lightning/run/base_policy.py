@@ -95,14 +95,21 @@ def source_on_resume(
     policies = (folder.policy(stage) for stage in reversed(stages) if stage.phase != "evaluate")
     intact = next((path for path in policies if path.is_dir() and not damaged_files(path)), None)
     # Adapters that phases saved are of no use without the model under them.
-    if state is None or intact is None or config.lora.rank or is_adapter(str(intact)) or _needs_base(stages, state):
+    has_adapter = bool(config.lora.rank) or is_adapter(str(intact))
+    if state is None or intact is None or has_adapter or _needs_base(stages, parts, state):
         advice = f"--resume {folder.out}: the rest of the run needs the base policy; restore it, or start a new run"
         raise ValueError("\n".join([*faults, advice]))
     told = "\n".join(f"{fault}; the rest of the run does not need it" for fault in faults)
     return Source(replace(config, model=str(intact)), told)
 
 
-def _needs_base(stages: Sequence[Stage], state: LoopState) -> bool:
+def _needs_base(stages: Sequence[Stage], parts: Parts, state: LoopState) -> bool:
     """Whether a phase that is left reads the base policy. The hand-over may read it besides."""
     left = () if state.stopped else stages[state.stages_done :]
-    return any(stage.which == "base" or (stage.round == 0 and stage.phase in TRAINS) for stage in left)
+    starts_there = parts.consolidation is not None and parts.consolidation.start == "base"
+    return any(
+        stage.which == "base"
+        or (stage.round == 0 and stage.phase in TRAINS)
+        or (starts_there and stage.phase == "consolidate")
+        for stage in left
+    )

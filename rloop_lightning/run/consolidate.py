@@ -1,120 +1,98 @@
-"""The consolidation of a round: fine-tunes theta_k, not phi, on the expert set of the round's pool."""
+"""The consolidation of a round: makes theta_{k+1}, in the way of its kind."""
 
 from __future__ import annotations
 
 import copy
 import logging
-from pathlib import Path
+from contextlib import closing
 
-import numpy as np
-
-from rloop_lightning.errors import RunFault
-from rloop_lightning.rollouts.expert_set import read_expert_set
-from rloop_lightning.rollouts.expert_stream import ExpertStream
-from rloop_lightning.rollouts.filter import ExpertStats, build_expert_set
-from rloop_lightning.run.damage import check_pool
+from rloop_lightning.algorithms.average import Average
+from rloop_lightning.algorithms.consolidation import Consolidation
+from rloop_lightning.algorithms.distil import Distil
+from rloop_lightning.algorithms.fine_tuning import FineTuning
+from rloop_lightning.model.weight_sample import share_changed, weight_sample
+from rloop_lightning.rollouts.step_sampler import StepSampler
+from rloop_lightning.rollouts.stream import RolloutStream
+from rloop_lightning.run.fine_tuning import fine_tune
+from rloop_lightning.run.leader import LearnFrom
 from rloop_lightning.run.session import Session
 from rloop_lightning.run.state import Budget, LoopState, Stage, StageOutcome
 from rloop_lightning.seeds import derive_seed
-from rloop_lightning.system.checksums import add_checksum
-from rloop_lightning.types import Rollout
 
 _log = logging.getLogger(__name__)
 
-_EMPTY_SET_ADVICE = (
-    "Resume with a larger --filter.max_success_rate, with --filter.rate_over run, or with --filter.enabled false, each "
-    "of which rebuilds the expert set; or with --loop.on_empty_expert_set continue or stop"
-)
-
-
-class EmptyExpertSetError(RunFault):
-    """The filter selected nothing, and the run is configured to end then."""
-
 
 def consolidate(session: Session, stage: Stage, state: LoopState) -> StageOutcome:
-    """Filter the round's pool, fine-tune the round's initial policy on the expert set, and save theta_{k+1}.
+    """Make theta_{k+1} and save it.
 
     Raises:
         EmptyExpertSetError: the expert set is empty, and the run should end with an error.
     """
-    folder, parts = session.folder, session.parts
-    assert parts.consolidation is not None
-    seed = derive_seed(parts.seed, "consolidate", stage.round)
-    expert_file, pool = folder.expert_set(stage), folder.pool(stage)
-    with session.signals.at_once():  # a resume rebuilds the expert set anyway
-        check_pool(folder, stage)
-        stats = build_expert_set(pool, expert_file, parts.filter, seed, earlier=session.earlier_pools(stage))
-    add_checksum(expert_file)
-    results = {stage.name: {key: float(value) for key, value in stats.metrics().items()}}
-    what = f"expert set of {stats.kept} rollouts of {stats.hard_problems} problems"
-    if parts.filter.control == "random":
-        what = (
-            f"random control of {stats.kept} rollouts of {stats.kept_problems} problems (--filter.control random), "
-            f"{stats.kept_hard} of them of the {stats.hard_problems} hard problems"
-        )
-    _log.info(
-        f"round {stage.round + 1}: {what} ({stats.successes:,} successes among {stats.rollouts_seen:,} rollouts, "
-        f"{stats.within_reach:,} of {stats.problems_seen:,} problems within reach)"
-    )
-    session.weights.use(folder.initial_policy(stage))
-    if stats.kept == 0:
-        note = _empty_set_note(session, stage, stats)
-        session.weights.save(folder.policy(stage))
-        return StageOutcome(results=results, note=note, stops=parts.loop.on_empty_expert_set == "stop")
-    watch = session.watch(stage)
-    module = copy.deepcopy(parts.consolidation)
-    module.policy = session.policy
-    rollouts = _expert_rollouts(session, expert_file)
-    stream = ExpertStream(
-        rollouts,
-        module.weights([rollout.reward for rollout in rollouts]),
-        rollouts_per_update=module.rollouts_per_update,
-        epochs=module.epochs,
-        seed=seed,
-    )
-    optimizer_steps, skipped = session.phases.fit(module, stream, stage, session.progress(stage, state))
+    consolidation = session.parts.consolidation
+    if isinstance(consolidation, FineTuning):
+        return fine_tune(session, consolidation, stage, state)
+    if isinstance(consolidation, Average):
+        return average(session, consolidation, stage)
+    assert isinstance(consolidation, Distil)  # the parts are checked
+    return distil(session, consolidation, stage, state)
+
+
+def average(session: Session, consolidation: Average, stage: Stage) -> StageOutcome:
+    """Save the average of the explored policy and the one that it started from."""
+    folder = session.folder
+    note = _note_if_equal(session, consolidation, stage)
+    if not note:
+        session.weights.move_towards(folder.explored_policy(stage), consolidation.alpha)
     session.weights.save(folder.policy(stage))
-    note = "; ".join(filter(None, [skipped, watch.note(ended_early=stream.position < len(stream))]))
-    return StageOutcome(Budget(optimizer_steps=optimizer_steps), results, note=note)
+    return StageOutcome(note=note)
 
 
-def _empty_set_note(session: Session, stage: Stage, stats: ExpertStats) -> str:
-    """Why the expert set is empty and what happens now, logged as a warning.
+def distil(session: Session, consolidation: Distil, stage: Stage, state: LoopState) -> StageOutcome:
+    """Train the start towards the explored policy on its own samples, and save it.
 
-    Raises:
-        EmptyExpertSetError: the run should end with an error.
+    It goes on from the phase's newest checkpoint, if there is one.
     """
-    loop = session.parts.loop
-    why = f"round {stage.round + 1}: the expert set is empty: {stats.why_empty(session.parts.filter)}"
-    if loop.on_empty_expert_set == "error":
-        raise EmptyExpertSetError(f"{why}. {_EMPTY_SET_ADVICE}")
-    if loop.on_empty_expert_set == "stop":
-        what_now = "the run stops here"
-    elif stage.round + 1 < loop.rounds:
-        what_now = "the next round begins where this one began"
-    elif loop.select == "last":
-        what_now = "the explored policy is handed over"
-    else:
-        what_now = "there is no consolidated policy of this round"
-    note = f"{why}; {what_now}"
+    folder, parts = session.folder, session.parts
+    if note := _note_if_equal(session, consolidation, stage):
+        session.weights.save(folder.policy(stage))
+        return StageOutcome(note=note)
+    module = copy.deepcopy(consolidation)
+    module.policy = session.policy
+    session.weights.use(folder.explored_policy(stage))
+    session.phases.ranks.send(LearnFrom())
+    module.learn_from(session.policy)
+    session.weights.use(folder.start(stage, consolidation.start))
+    watch, progress = session.watch(stage), session.progress(stage, state)
+    stream = RolloutStream(
+        StepSampler(
+            session.sampler,
+            module,
+            parts.problems,
+            problems_per_step=module.rollouts_per_update,
+            rollouts_per_problem=1,
+            seed=derive_seed(parts.seed, "consolidate", stage.round),
+        ),
+        steps=module.steps,
+        listeners=[progress],
+    )
+    with closing(stream):
+        optimizer_steps, skipped = session.phases.fit(module, stream, stage, progress)
+    session.weights.save(folder.policy(stage))
+    note = "; ".join(filter(None, [skipped, watch.note(ended_early=stream.position < stream.steps)]))
+    spent = Budget(optimizer_steps=optimizer_steps, rollouts=stream.cost.rollouts, tokens=stream.cost.tokens)
+    return StageOutcome(spent, note=note)
+
+
+def _note_if_equal(session: Session, consolidation: Consolidation, stage: Stage) -> str:
+    """A note, logged as a warning, if the explored policy has the weights of the start. Loads the start."""
+    session.weights.use(session.folder.explored_policy(stage))
+    explored = weight_sample(session.policy)
+    session.weights.use(session.folder.start(stage, consolidation.start))
+    if share_changed(explored, weight_sample(session.policy)):
+        return ""
+    note = (
+        f"{session.title(stage)}: the explored policy has the weights of the {consolidation.start} policy, so there is "
+        f"nothing to consolidate; that policy is kept"
+    )
     _log.warning(note)
     return note
-
-
-def _expert_rollouts(session: Session, expert_file: Path) -> list[Rollout]:
-    """The expert set as rollouts, with prompts as the policy sees them."""
-    policy = session.policy
-    prompts = {problem.id: np.array(policy.prompt_ids(problem)) for problem in session.parts.problems}
-    return [
-        Rollout(
-            problem_id=expert.problem_id,
-            prompt_ids=prompts[expert.problem_id],
-            completion_ids=expert.completion_ids,
-            sampling_logprobs=expert.sampling_logprobs,
-            text="",
-            finish_reason=expert.finish_reason,
-            reward=expert.reward,
-            success=True,
-        )
-        for expert in read_expert_set(expert_file)
-    ]

@@ -82,10 +82,19 @@ def _makers(stage: Stage, parts: Parts) -> list[tuple[Stage, bool]]:
     if stage.phase == "evaluate":
         return [] if stage.which == "base" else [_maker(stage)]
     consolidates = stage.phase == "consolidate"
-    reads_earlier = parts.filter.rate_over == "run" if consolidates else parts.algorithm.trains_on_stored
+    algorithm, consolidation = parts.algorithm, parts.consolidation
+    explores_by_earlier = algorithm.trains_on_stored or algorithm.unsolved.over == "run"
+    reads_earlier = parts.filter.rate_over == "run" if consolidates else explores_by_earlier
     pools = range(0 if reads_earlier else stage.round, stage.round + consolidates)
-    initial = [(Stage(stage.round - 1, "consolidate", "consolidated"), False)] if stage.round else []
-    makers = [*((Stage(number, "explore", "explored"), True) for number in pools), *initial]
+    if consolidates and not parts.filters:
+        pools = range(0)
+    policies = [Stage(stage.round - 1, "consolidate", "consolidated")] if stage.round else []
+    if consolidates and consolidation is not None and consolidation.reads_explored:
+        policies.append(Stage(stage.round, "explore", "explored"))
+    makers = [
+        *((Stage(number, "explore", "explored"), True) for number in pools),
+        *((maker, False) for maker in policies),
+    ]
     return sorted(makers, key=lambda maker: (maker[0].round, TRAINS.index(maker[0].phase)))
 
 

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+from rloop_lightning.algorithms.consolidation import TrainedConsolidation
 from rloop_lightning.callbacks.diagnosis import diagnose
 from rloop_lightning.callbacks.findings import Diagnosis, Phase
 from rloop_lightning.errors import DiagnosedError, NonFiniteError
@@ -98,10 +99,10 @@ def explaining(folder: RunFolder, stage: Stage, parts: Parts) -> Iterator[None]:
 
 def phase_of(stage: Stage, parts: Parts) -> Phase:
     """The settings of a phase that a diagnosis needs."""
-    explores = stage.phase != "consolidate" or parts.consolidation is None
-    module = parts.algorithm if explores or parts.consolidation is None else parts.consolidation
+    trained = parts.consolidation if stage.phase == "consolidate" else None
+    module = trained if isinstance(trained, TrainedConsolidation) else parts.algorithm
     return Phase(
-        flag="--algo" if explores else "--consolidate",
+        flag=module.flag,
         lr=module.lr,
         max_new_tokens=parts.engine.sampling(seed=0).max_new_tokens,
         problems_per_step=parts.problems_per_step,

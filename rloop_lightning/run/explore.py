@@ -14,6 +14,7 @@ from rloop_lightning.callbacks.rollout_metrics import RolloutMetrics
 from rloop_lightning.callbacks.run_estimate import RunEstimate
 from rloop_lightning.evaluation.evaluator import Evaluator
 from rloop_lightning.evaluation.record import drop_inside_records
+from rloop_lightning.rollouts.pool_scan import count_rollouts
 from rloop_lightning.rollouts.step_sampler import StepSampler
 from rloop_lightning.rollouts.stream import RolloutStream
 from rloop_lightning.run.forecast import work_left
@@ -52,6 +53,8 @@ def explore(session: Session, evaluator: Evaluator, stage: Stage, state: LoopSta
         in_flight_updates=parts.loop.in_flight_updates,
         listeners=[progress, completion_log(progress.title, stage, parts, session.policy)],
     )
+    if algorithm.unsolved.over == "run":
+        stream.step_sampler.counts.add_pools(count_rollouts(*session.earlier_pools(stage)))
     pool = folder.pool(stage)
     pool.drop_after(folder.steps_done(stage))
     callbacks: list[Callback] = [
@@ -60,7 +63,7 @@ def explore(session: Session, evaluator: Evaluator, stage: Stage, state: LoopSta
             parts.capture,
             session.sampler,
             parts.problems,
-            parts.filter if parts.consolidation is not None and parts.filter.enabled else None,
+            parts.filter if parts.filters and parts.filter.enabled else None,
             session.earlier_pools(stage),
             round=stage.round,
             run_id=state.run_id,

@@ -24,10 +24,11 @@ from __future__ import annotations
 
 import itertools
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rloop_lightning.algorithms.consolidation import Start
 from rloop_lightning.callbacks.checkpoint import checkpoint_step, checkpoints
 from rloop_lightning.errors import DamagedError, StateError
 from rloop_lightning.rollouts.pool import RolloutPool
@@ -189,6 +190,18 @@ class RunFolder:
     def initial_policy(self, stage: Stage) -> Path | None:
         """theta_k, the initial policy of the stage's round; None is the base policy."""
         return self.out / f"round-{stage.round - 1}" / "policy" if stage.round else None
+
+    def explored_policy(self, stage: Stage) -> Path:
+        """phi, the explored policy of the stage's round."""
+        return self.policy(replace(stage, which="explored"))
+
+    def start(self, stage: Stage, start: Start) -> Path | None:
+        """The policy that a consolidation starts from; None is the base policy."""
+        return {
+            "initial": self.initial_policy(stage),
+            "explored": self.explored_policy(stage),
+            "base": None,
+        }[start]
 
     def checkpoint_folder(self, stage: Stage) -> Path:
         """The folder of the phase's checkpoints."""

@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 
 from rloop_lightning.algorithms.base import Algorithm
+from rloop_lightning.algorithms.distil import Distil
 from rloop_lightning.algorithms.fsdp2 import FSDP2Strategy
 from rloop_lightning.algorithms.policy_module import PolicyModule
 from rloop_lightning.callbacks.gradient_norm import GradientNormMonitor
@@ -26,6 +27,7 @@ from rloop_lightning.run.leader import (
     EndBatch,
     EndPhase,
     EndRun,
+    LearnFrom,
     SaveCheckpoint,
     SeedAll,
     Step,
@@ -54,6 +56,7 @@ class Follower:
         self.parts = parts
         self.policy = policy
         self.make_trainer = make_trainer
+        self._distillation: Distil | None = None  # of the phase that comes
         self.sampler = RankSampler(parts.engine, parts.reward, generates=shares_generation(parts))
         self.trainer = new_trainer(make_trainer, ranks, logger=False)
         policy.mixed_precision = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
@@ -83,6 +86,8 @@ class Follower:
                 case OnPolicy():
                     with self.trainer.precision_plugin.forward_context():
                         message.call(self.policy)
+                case LearnFrom():
+                    self._learn()
                 case SeedAll(seed):
                     L.seed_everything(seed, verbose=False)
                 case SaveCheckpoint(path):
@@ -93,8 +98,7 @@ class Follower:
                     message.serve(self.sampler, self.ranks)
 
     def _fit(self, phase: BeginPhase) -> None:
-        module = copy.deepcopy(self._module(phase))
-        module.policy = self.policy
+        module = self._module(phase)
         if isinstance(module, Algorithm):
             module.expect_lag(phase.staleness)
         self.trainer = new_trainer(
@@ -108,9 +112,21 @@ class Follower:
         self.trainer.fit(module, stream, ckpt_path=phase.checkpoint, weights_only=True)
 
     def _module(self, phase: BeginPhase) -> PolicyModule:
-        module = self.parts.algorithm if phase.explores else self.parts.consolidation
-        assert module is not None
+        if self._distillation is not None:
+            distillation, self._distillation = self._distillation, None
+            return distillation
+        given = self.parts.algorithm if phase.explores else self.parts.consolidation
+        assert isinstance(given, PolicyModule)
+        module = copy.deepcopy(given)
+        module.policy = self.policy
         return module
+
+    def _learn(self) -> None:
+        """Take the policy's weights as the teacher's of the distillation that comes."""
+        assert isinstance(self.parts.consolidation, Distil)
+        self._distillation = copy.deepcopy(self.parts.consolidation)
+        self._distillation.policy = self.policy
+        self._distillation.learn_from(self.policy)
 
 
 class _FollowedStream:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from rloop_lightning.algorithms.consolidation import TrainedConsolidation
 from rloop_lightning.engines.base import default_completion_limit
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.model.quantization import count, is_quantised
@@ -95,7 +96,7 @@ def _inside_evaluations(parts: Parts, steps: int | None = None) -> int:
 def _sampling(parts: Parts, policy: Policy) -> Iterator[tuple[str, str]]:
     problems, rollouts, reach = parts.problems_per_step, parts.loop.rollouts_per_problem, parts.reach
     yield "visits", f"{reach.visits:.1f} per problem and exploration, {rollouts} rollouts each"
-    if parts.consolidation is not None:
+    if parts.filters:
         yield "expert set", _expert_set(parts)
     limit = parts.engine.sampling(seed=0).max_new_tokens
     tokens = _short(problems * rollouts * limit)
@@ -103,6 +104,8 @@ def _sampling(parts: Parts, policy: Policy) -> Iterator[tuple[str, str]]:
     if parts.algorithm.dynamic_sampling:
         most = parts.algorithm.max_generation_batches
         yield "", f"dynamic sampling draws up to {most} times as many, to get groups with right and wrong rollouts"
+    if parts.algorithm.unsolved.enabled:
+        yield "", _unsolved(parts)
     if ahead := parts.loop.staleness:
         beside = "meanwhile" if parts.engine.works_beside_updates else "between updates, which saves no time"
         yield "", f"generated {ahead} step{'s' * (ahead > 1)} ahead, {beside} (--loop.staleness)"
@@ -111,6 +114,16 @@ def _sampling(parts: Parts, policy: Policy) -> Iterator[tuple[str, str]]:
     is_default = limit == default_completion_limit(policy.context_tokens, longest)
     flag = f"{'the default of ' if is_default else ''}--engine.max_new_tokens"
     yield "completions", f"at most {limit:,} tokens ({flag}); longest prompt {longest:,}, {context}"
+
+
+def _unsolved(parts: Parts) -> str:
+    """Which problems are trained on, if it is the unsolved ones alone."""
+    rule, most = parts.algorithm.unsolved, parts.algorithm.max_generation_batches
+    rate = f" or with a success rate below {rule.below:g}" if rule.below else ""
+    return (
+        f"trains on problems without a success{rate} so far in the {rule.over} alone (--algo.unsolved_only); draws up "
+        f"to {most} times as many to find them"
+    )
 
 
 def _expert_set(parts: Parts) -> str:
@@ -139,8 +152,7 @@ def _training(parts: Parts) -> Iterator[tuple[str, str]]:
         f"{rollouts // algorithm.updates_per_step:,} rollouts{limit}",
     )
     if parts.consolidation is not None:
-        per_update, epochs = parts.consolidation.rollouts_per_update, parts.consolidation.epochs
-        yield "consolidation", f"{epochs} passes over the expert set, {per_update} rollouts per optimizer step"
+        yield "consolidation", parts.consolidation.plan()
 
 
 def _evaluation(parts: Parts) -> Iterator[tuple[str, str]]:
@@ -185,7 +197,7 @@ def _adapter(parts: Parts, policy: Policy) -> Iterator[tuple[str, str]]:
     trained = sum(weight.numel() for weight in policy.adapter.parameters.values())
     yield "adapter", f"LoRA of rank {config.r} in {layers} layers, {_short(trained)} trained weights"
     rates = f"--algo.lr is {parts.algorithm.lr:g}"
-    if parts.consolidation is not None:
+    if isinstance(parts.consolidation, TrainedConsolidation):
         rates += f", --consolidate.lr {parts.consolidation.lr:g}"
     yield "", f"an adapter takes about 10 times the learning rate of full fine-tuning; {rates}"
 

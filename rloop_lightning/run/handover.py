@@ -89,6 +89,8 @@ def save_final(policy: Policy, folder: RunFolder, parts: Parts, state: LoopState
         base=base_facts(policy.source),
         algorithm=type(parts.algorithm).__name__,
         consolidation=type(parts.consolidation).__name__ if parts.consolidation else "",
+        consolidated_by=parts.consolidation.does if parts.consolidation else "",
+        rloop=parts.filters,
         handed_over=state.selected,
         table=policies_table(parts, state),
         notes=state.notes,
@@ -105,11 +107,11 @@ def save_final(policy: Policy, folder: RunFolder, parts: Parts, state: LoopState
         adapter=policy.adapter is not None,
     )
     generation = generation_config(policy, sampling)
-    on_ranks(ranks, policy, "save", folder.final, {CARD: model_card(facts), GENERATION_CONFIG: generation})
+    on_ranks(ranks, policy, Policy.save, folder.final, {CARD: model_card(facts), GENERATION_CONFIG: generation})
     if policy.merges:
         merged = replace(facts, adapter=False)
         texts = {CARD: model_card(merged), GENERATION_CONFIG: generation}
-        on_ranks(ranks, policy, "save", folder.merged, texts, merge=True)
+        on_ranks(ranks, policy, Policy.save, folder.merged, texts, merge=True)
 
 
 def push_final(folder: RunFolder, hub: HubConfig) -> None:

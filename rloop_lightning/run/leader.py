@@ -1,6 +1,7 @@
 """What rank 0 tells the other ranks of a run. They serve it in follower.py.
 
 - `UseWeights`: take over the weights that rank 0 has loaded.
+- `LearnFrom`: the teacher of a distillation.
 - `BeginPhase`, `EndPhase`: a `Trainer.fit`.
 - `Step`, `EndBatch`: a batch of rank 0's stream; all callbacks of rank 0 are done with it.
 - `SaveCheckpoint`: take part in saving a checkpoint.
@@ -45,6 +46,11 @@ class SeedAll:
     """Seed the global random state, which only code of the user reads."""
 
     seed: int
+
+
+@dataclass(frozen=True)
+class LearnFrom:
+    """The consolidation of the phase that comes learns from the weights that the policy has now."""
 
 
 @dataclass(frozen=True)

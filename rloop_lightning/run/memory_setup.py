@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from rloop_lightning.algorithms.consolidation import TrainedConsolidation
 from rloop_lightning.algorithms.optimizer import state_bytes
 from rloop_lightning.algorithms.policy_module import PolicyModule
 from rloop_lightning.engines.base import default_completion_limit
@@ -129,10 +130,9 @@ def phases(parts: Parts, problems: int) -> Iterator[Phase]:
     algorithm, consolidation = parts.algorithm, parts.consolidation
     per_update = max(1, -(-problems * rollouts // algorithm.updates_per_step))
     yield Phase("exploration", moments(algorithm), algorithm.kl.has_copy, per_update, rollouts)
-    if consolidation is not None:
-        yield Phase(
-            "consolidation", moments(consolidation), consolidation.kl.has_copy, consolidation.rollouts_per_update, 1
-        )
+    if isinstance(consolidation, TrainedConsolidation):
+        per_update = consolidation.rollouts_per_update
+        yield Phase("consolidation", moments(consolidation), consolidation.keeps_copy, per_update, 1)
 
 
 def moments(module: PolicyModule) -> Moments:

@@ -61,6 +61,8 @@ class CardFacts:
         base: the base policy.
         algorithm: the class of the RL algorithm.
         consolidation: the class of the consolidation; empty for plain RL.
+        consolidated_by: what the consolidation did.
+        rloop: whether the run was RLoop, with fine-tuning on expert sets.
         handed_over: the name of the final policy in the results table.
         table: the results table, Markdown.
         notes: the notes of the run.
@@ -75,6 +77,8 @@ class CardFacts:
     base: BaseFacts
     algorithm: str
     consolidation: str
+    consolidated_by: str
+    rloop: bool
     handed_over: str
     table: str
     notes: Sequence[str]
@@ -111,7 +115,7 @@ def _metadata(facts: CardFacts) -> dict[str, Any]:
     data = facts.settings.get("data") or {}
     dataset = data.get("dataset")
     on_hub = isinstance(dataset, str) and _HUB_NAME.fullmatch(dataset) and not Path(dataset).exists()
-    method = ["rloop"] if facts.consolidation else []
+    method = ["rloop"] if facts.rloop else []
     relation, lora = ("adapter", ["lora"]) if facts.adapter else ("finetune", [])
     return {
         **({"base_model": facts.base.on_hub, "base_model_relation": relation} if facts.base.on_hub else {}),
@@ -124,10 +128,10 @@ def _metadata(facts: CardFacts) -> dict[str, Any]:
 
 
 def _introduction(facts: CardFacts) -> str:
+    paper = " (RLoop, [arXiv 2511.04285](https://arxiv.org/abs/2511.04285))" if facts.rloop else ""
     consolidated = (
         f"Each round of exploration with {code(facts.algorithm)} was followed by consolidation with "
-        f"{code(facts.consolidation)} on the successes of hard problems (RLoop, "
-        "[arXiv 2511.04285](https://arxiv.org/abs/2511.04285))."
+        f"{code(facts.consolidation)}: {facts.consolidated_by}{paper}."
     )
     plain = f"The algorithm was {code(facts.algorithm)}."
     licence = facts.base.licence.get("license")

@@ -6,8 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from rloop_lightning.algorithms.average import Average
 from rloop_lightning.algorithms.base import Algorithm
 from rloop_lightning.algorithms.consolidation import Consolidation
+from rloop_lightning.algorithms.distil import Distil
+from rloop_lightning.algorithms.fine_tuning import FineTuning
 from rloop_lightning.callbacks.capture import CaptureConfig
 from rloop_lightning.callbacks.gradient_norm import GradientConfig
 from rloop_lightning.data.base import ProblemSource
@@ -35,7 +38,7 @@ class Parts:
         data: the problem sets.
         reward: scores completions.
         algorithm: the RL algorithm; a copy of it trains in each round.
-        consolidation: fine-tunes each round's initial policy on the expert set; None is plain RL.
+        consolidation: makes the policy that the next round begins with; None is plain RL.
         loop: rounds and sizes.
         filter: the selection of the expert set.
         capture: extra rollouts for the pool.
@@ -83,6 +86,11 @@ class Parts:
         return self.loop.problems_per_step or min(_DEFAULT_PROBLEMS_PER_STEP, len(self.problems))
 
     @property
+    def filters(self) -> bool:
+        """Whether rounds end with a consolidation on an expert set."""
+        return self.consolidation is not None and self.consolidation.takes_experts
+
+    @property
     def explorations(self) -> int:
         """Explorations of the run: one per round, or a single one without consolidation."""
         return self.loop.rounds if self.consolidation is not None else 1
@@ -125,7 +133,7 @@ class Parts:
         if not self.problems:
             return [*invalid, "--data: there is no problem to train on; give a source that has a training set"]
         sizes = [*self._check_sizes(), *self._check_truncation(), *self._check_staleness(), *self._check_reach()]
-        return [*invalid, *sizes, *self._check_sets()]
+        return [*invalid, *sizes, *self._check_sets(), *self._check_kind()]
 
     def readable(self) -> tuple[Parts, list[str]]:
         """The same parts without problems that the reward can't read, and errors about such problems."""
@@ -190,14 +198,18 @@ class Parts:
         elif self.loop.staleness == 0:
             yield "--loop.in_flight_updates true needs --loop.staleness of at least 1: nothing is generated ahead"
 
+    def _check_kind(self) -> Iterator[str]:
+        """A consolidation that the loop can't run."""
+        if self.consolidation is not None and not isinstance(self.consolidation, FineTuning | Average | Distil):
+            name = type(self.consolidation).__name__
+            yield f"--consolidate {name}: is no FineTuning, Average or Distil; subclass one of them (docs/extending.md)"
+
     def _check_references(self, policy: Policy) -> Iterator[str]:
-        """KL terms against a reference that this policy doesn't have."""
+        """KL terms against a reference that this policy doesn't have, and what a consolidation can't do with it."""
         if fault := self.algorithm.kl.conflict(policy, self.algorithm.flag):
             yield fault
-        if self.consolidation is not None and (
-            fault := self.consolidation.kl.conflict(policy, self.consolidation.flag)
-        ):
-            yield fault
+        if self.consolidation is not None:
+            yield from self.consolidation.conflicts(policy, self.loop.rounds)
 
     def _check_routing(self, policy: Policy) -> Iterator[str]:
         """Parts that can't provide routed experts, which routing replay R3 needs for every rollout."""
@@ -248,7 +260,7 @@ class Parts:
     def _check_reach(self) -> Iterator[str]:
         """An expert set that is empty by arithmetic."""
         reach, loop = self.reach, self.loop
-        if self.consolidation is None or not self.filter.enabled or reach.within:
+        if not self.filters or not self.filter.enabled or reach.within:
             return
         yield (
             f"--filter.max_success_rate {reach.max_success_rate:g}: no problem can be hard, so every expert set would "

@@ -83,7 +83,7 @@ def _write_pool_plot(folder: RunFolder, parts: Parts, stage: Stage) -> None:
     pools = folder.pools(stage) if parts.filter.rate_over == "run" else folder.pools(stage)[-1:]
     counts = count_rollouts(*map(RolloutPool, pools))
     if len(counts):
-        filtered = parts.consolidation is not None and parts.filter.enabled
+        filtered = parts.filters and parts.filter.enabled
         write_pool_plot(
             counts,
             folder.pool_plot(stage),

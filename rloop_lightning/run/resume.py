@@ -85,8 +85,9 @@ def restart(folder: RunFolder, stages: Sequence[Stage], stage: Stage) -> None:
     state = LoopState.load(folder.state_before(stage))
     for path in folder.checkpoints(stage):  # first: after a kill, a resume would go on from them
         path.unlink()
-    # The phase has not begun then, so it takes the number of rollout steps that the settings give now.
-    folder.save_state(replace(state, explore_steps=state.explore_steps[: stage.round]))
+    # An exploration that is repeated has not begun then, so it takes the rollout steps that the settings give now.
+    explored = stage.round + (stage.phase == "consolidate")
+    folder.save_state(replace(state, explore_steps=state.explore_steps[:explored]))
     _forget_later(folder, stages[stages.index(stage) :])
 
 

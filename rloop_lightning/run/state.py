@@ -60,9 +60,9 @@ class LoopConfig:
             largest --eval.k.
         on_empty_expert_set: what to do when the expert set is empty: `continue` with the next round from the same
             initial policy, `stop` the run and hand over a policy, or end it with an `error`.
-        on_too_few_groups: what to do when dynamic sampling reaches its limit before it has enough groups: `end_phase`
-            ends the exploration, and the round goes on to the filter; `train` trains on the groups it has; `stop` ends
-            the run with an error.
+        on_too_few_groups: what to do when a rollout step reaches its limit before it has enough groups to train on
+            (with --algo.dynamic_sampling or --algo.unsolved_only): `end_phase` ends the exploration, and the round goes
+            on to the filter; `train` trains on the groups it has; `stop` ends the run with an error.
         keep_policies: policies of phases that stay on disk: `all`, two per round, or `last`, only those that a resume
             or the hand-over can still need: the last explored one, the last two consolidated ones, and the best one so
             far if `select` is a pass@k.

@@ -28,6 +28,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
+from rloop_lightning.algorithms.base import Algorithm
 from rloop_lightning.algorithms.fsdp2 import FSDP2Strategy
 from rloop_lightning.algorithms.policy_module import PolicyModule
 from rloop_lightning.callbacks.checkpoint import PhaseCheckpoint
@@ -242,7 +243,7 @@ class PhaseTrainer:
         newest = saved[-1] if saved else None
         self.ranks.send(
             BeginPhase(
-                explores=isinstance(stream, RolloutStream),
+                explores=isinstance(module, Algorithm),
                 steps=len(stream),
                 staleness=self.parts.loop.staleness,
                 checkpoint=None if newest is None else str(newest),

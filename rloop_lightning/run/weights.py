@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from rloop_lightning.errors import DamagedError
+from rloop_lightning.model.averaging import move_towards
 from rloop_lightning.model.on_ranks import on_ranks
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.model.sharding import is_sharded
@@ -38,7 +39,7 @@ class Weights:
         self._base = Path(policy.source) if Path(policy.source).is_dir() else folder.base
         if self._base == folder.base and not base_fault and damaged_files(folder.base):
             if policy.adapter is None:
-                on_ranks(ranks, policy, "save", folder.base)
+                on_ranks(ranks, policy, Policy.save, folder.base)
             else:  # its model may be quantised, which can't be undone
                 _copy_from_hub(policy.source, folder.base)
         self._held = None if base_fault else self._base
@@ -56,16 +57,31 @@ class Weights:
             raise DamagedError(self._base_fault)
         if wanted != self._base:
             check_policy(wanted)
-        on_ranks(self._ranks, self._policy, "load_weights", str(wanted))
+        on_ranks(self._ranks, self._policy, Policy.load_weights, str(wanted))
+        self._spread()
+        self._held = wanted
+
+    def move_towards(self, folder: Path, share: float) -> None:
+        """Move the weights that are loaded by this share of their way to those of a folder.
+
+        Raises:
+            DamagedError: a file of the folder has changed since it was written.
+        """
+        check_policy(folder)
+        self._held = None
+        on_ranks(self._ranks, self._policy, move_towards, folder, share)
+        self._spread()
+
+    def _spread(self) -> None:
+        """Give whole weights to the other ranks. Those of a sharded policy were set on all ranks."""
         if self._ranks.several and not is_sharded(self._policy):
             spread = UseWeights()
             self._ranks.send(spread)
             spread.spread(self._policy, self._ranks)
-        self._held = wanted
 
     def save(self, folder: Path) -> None:
         """Save the trained weights as a policy."""
-        on_ranks(self._ranks, self._policy, "save", folder)
+        on_ranks(self._ranks, self._policy, Policy.save, folder)
         self._held = folder
 
 

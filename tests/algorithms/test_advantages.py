@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rloop_lightning.algorithms.advantages import centred, group_normalised
+from rloop_lightning.algorithms.advantages import centred, group_normalised, mean_normalised
 
 
 def test_centred_subtracts_the_mean_of_each_problem():
@@ -27,12 +27,39 @@ def test_group_normalised_divides_by_the_sample_deviation():
     assert group_normalised(torch.tensor([[0.0, 4.0]]), eps=0.0)[0].tolist() == pytest.approx([-half, half], rel=1e-6)
 
 
+def test_mean_normalised_divides_by_the_mean():
+    # One success of four: mean 1/4, (1 - 1/4) / (1/4) = 3 and -1. Three of four: 1/3 and -1. Means 2 and 1: 1, 0, -1.
+    rewards = torch.tensor([[1.0, 0, 0, 0], [1.0, 1, 1, 0], [4.0, 2, 0, 2], [0.0, 1, 2, 1]])
+    expected = [[3.0, -1, -1, -1], [1 / 3, 1 / 3, 1 / 3, -1], [1.0, 0, -1, 0], [-1.0, 0, 1, 0]]
+    for row, numbers in zip(mean_normalised(rewards).tolist(), expected, strict=True):
+        assert row == pytest.approx(numbers)
+
+
+def test_mean_normalised_averages_to_the_gradient_of_the_mean_log_likelihood_of_successes():
+    """sum_i A_i s_i / G = mean of s over the successes - mean of s: the paper's estimator with its control variate."""
+    rewards, scores = torch.tensor([[1.0, 0, 1, 0, 0]]), torch.tensor([0.3, -2.0, 0.5, 1.0, 0.0])
+    estimate = (mean_normalised(rewards)[0] * scores).mean()
+    assert float(estimate) == pytest.approx((0.3 + 0.5) / 2 - float(scores.mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize("rewards", [[1.0, -1.0], [-3.0, 1.0], [0.5, -0.5, 0.0], [-1.0, -2.0]])
+def test_a_mean_that_is_not_positive_gives_zero(rewards):
+    assert mean_normalised(torch.tensor([rewards])).tolist() == [[0.0] * len(rewards)]
+
+
+def test_rewards_below_zero_never_make_an_advantage_larger_than_the_group():
+    # mean 0.0025 / 4 would give A = 1599; (max - min) / G = 1.9975 / 4 is the divisor instead.
+    rewards = [1.0, -0.9975, 0.0, 0.0]
+    advantages = mean_normalised(torch.tensor([rewards], dtype=torch.float64))[0].tolist()
+    assert advantages == pytest.approx([(reward - 0.0025 / 4) / (1.9975 / 4) for reward in rewards])
+
+
 def test_eps_is_added_to_the_deviation():
     # std 1/2 + eps 1/2 = 1
     assert group_normalised(torch.tensor([[1.0, 0, 0, 0]]), eps=0.5).tolist() == [[0.75, -0.25, -0.25, -0.25]]
 
 
-@pytest.mark.parametrize("function", [centred, group_normalised])
+@pytest.mark.parametrize("function", [centred, group_normalised, mean_normalised])
 @pytest.mark.parametrize("value", [0.0, 1.0, 0.1, -0.3, 1 / 3, 1e6 + 0.1, 1e-12])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("size", [2, 3, 7, 16])

@@ -54,7 +54,7 @@ def test_equal_rewards_give_no_gradient_at_all(case):
     assert gradient_of(make_case(case), random_groups()).any()
 
 
-@pytest.mark.parametrize("name", ["dapo", "grpo", "dr-grpo", "gspo", "kl", "replay"])
+@pytest.mark.parametrize("name", ["dapo", "grpo", "dr-grpo", "gspo", "kl", "maxrl", "replay"])
 def test_at_ratio_one_the_gradient_is_reinforce(name):
     """sum_t -A logp_t, weighted as the algorithm counts, whatever the clip."""
     groups, policy = random_groups(), make_policy()
@@ -67,6 +67,7 @@ def test_at_ratio_one_the_gradient_is_reinforce(name):
         "grpo": (lambda n: 1 / n, len(rows)),
         "gspo": (lambda n: 1 / n, len(rows)),
         "dr-grpo": (lambda n: 1.0, len(rows) * SAMPLING.max_new_tokens),
+        "maxrl": (lambda n: 1.0, len(rows) * SAMPLING.max_new_tokens),
     }.get(name, (lambda n: 1.0, sum(lengths)))
     total = 0.0
     for row, advantage in zip(rows, batch.advantages.tolist(), strict=True):
@@ -96,7 +97,7 @@ def test_by_default_no_token_has_more_than_ten_times_the_gradient_of_an_on_polic
         assert abs(token_gradients(module, advantage, log_ratio)) <= 10 * abs(advantage)
 
 
-@pytest.mark.parametrize("name", ["dapo", "grpo", "dr-grpo", "gspo", "kl", "replay"])
+@pytest.mark.parametrize("name", ["dapo", "grpo", "dr-grpo", "gspo", "kl", "maxrl", "replay"])
 def test_dual_clip_null_is_the_papers_surrogate(name):
     """Through the command line: what TRL computes, at a log-ratio of 19 as well."""
     module = RLoopCLI(["--algo", name, "--algo.dual_clip=null"]).parts.algorithm

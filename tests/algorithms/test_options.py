@@ -185,7 +185,7 @@ def test_the_overlong_punishment_is_added_before_advantages_are_taken(name):
     module = make(name, overlong_buffer_tokens=4)
     assert module.rewards([group], SAMPLING).tolist() == [2.0, 0.5, 0.0, 0.5]
     # mean 3/4, squared deviations 25/16 + 1/16 + 9/16 + 1/16 = 9/4, over 3 is 3/4
-    scale = (3 / 4) ** 0.5 if SLOW[name].normalised else 1.0
+    scale = {"std": (3 / 4) ** 0.5, "mean": 3 / 4, "none": 1.0}[SLOW[name].divisor]
     advantages = module.make_batch([group], SAMPLING).advantages.tolist()
     assert advantages == pytest.approx([a / scale for a in (1.25, -0.25, -0.75, -0.25)], abs=1e-5)
 
@@ -251,8 +251,8 @@ def test_kl_in_the_reward_is_added_to_the_advantages_of_the_task(name, beta):
     made = [make_rollout(p, range(3 + n, 3 + 2 * n), reward=reward) for p, reward, n in rollouts]
     groups = [make_group(*made[:3]), make_group(*made[3:])]
     advantages, divergences = kl_advantages(name, groups, beta)
-    std = (1 / 3) ** 0.5 if SLOW[name].normalised else 1.0
-    of_task = [2 / 3 / std, -1 / 3 / std, -1 / 3 / std, 0.0, 0.0, 0.0]
+    scale = {"std": (1 / 3) ** 0.5, "mean": 1 / 3, "none": 1.0}[SLOW[name].divisor]
+    of_task = [2 / 3 / scale, -1 / 3 / scale, -1 / 3 / scale, 0.0, 0.0, 0.0]
     for start in (0, 3):
         mean = sum(divergences[start : start + 3]) / 3
         expected = [of_task[i] - beta * (divergences[i] - mean) for i in range(start, start + 3)]

@@ -1,13 +1,15 @@
 """A rollout step of each algorithm with PPO's clip against its slow implementation: gradient and loss."""
 
 import pytest
-from slow_algorithms import Slow, assert_update_is, random_groups
+from slow_algorithms import Slow, SlowCISPO, assert_update_is, random_groups
 
+from rloop_lightning.algorithms.cispo import CISPO
 from rloop_lightning.algorithms.dapo import DAPO
 from rloop_lightning.algorithms.dr_grpo import DrGRPO
 from rloop_lightning.algorithms.grpo import GRPO
 from rloop_lightning.algorithms.gspo import GSPO
 from rloop_lightning.algorithms.kl import KLConstrained
+from rloop_lightning.algorithms.maxrl import MaxRL
 
 ONE = {"updates_per_step": 1}
 
@@ -35,7 +37,20 @@ def test_grpo_with_a_kl_term(estimator, kl_in):
 
 
 def test_dr_grpo():
-    assert_update_is(DrGRPO(), Slow(normalised=False, aggregation="constant"))
+    assert_update_is(DrGRPO(), Slow(divisor="none", aggregation="constant"))
+
+
+@pytest.mark.parametrize("high", [0.2, 0.5])
+def test_maxrl(high):
+    metrics = assert_update_is(MaxRL(clip_eps_high=high), Slow(divisor="mean", aggregation="constant", high=high))
+    assert 0.1 < metrics["policy/clip_fraction"] < 0.9
+
+
+@pytest.mark.parametrize("eps", [4.0, 0.05])
+def test_cispo(eps):
+    """A capped token keeps its gradient, with the cap as its weight."""
+    metrics = assert_update_is(CISPO(clip_eps_high=eps), SlowCISPO(cap_of_ratio=1 + eps))
+    assert 0 < metrics["policy/clip_fraction"] < 0.6
 
 
 @pytest.mark.parametrize(("low", "high"), [(3e-4, 4e-4), (0.1, 0.2)])

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rloop_lightning.algorithms import ALGORITHMS, CONSOLIDATIONS
 from rloop_lightning.algorithms.base import Algorithm
+from rloop_lightning.algorithms.distil import Distil
 from rloop_lightning.algorithms.policy_module import PolicyModule
 from rloop_lightning.cli.registry import find_class
 from rloop_lightning.types import LossOutput, RolloutBatch
@@ -35,6 +36,10 @@ IN_REWARD = {"kl_beta": 0.5, "kl_estimator": "k1", "kl_in": "reward"}
 ENTROPY = {"entropy_coef": 0.3}
 
 SETTINGS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "cispo": {
+        "low cap": {"clip_eps_high": 0.1},
+        "k2, token weights, entropy": {**IN_LOSS, **BY_TOKEN, **ENTROPY, "clip_eps_high": 0.1},
+    },
     "dapo": {"dual clip": {"dual_clip": 1.5}, "k2, token weights, entropy": {**IN_LOSS, **BY_TOKEN, **ENTROPY}},
     "dr-grpo": {"": {}, "k2, token weights, entropy": {**IN_LOSS, **BY_TOKEN, **ENTROPY}},
     "grpo": {"": {}, "k2 in the loss": IN_LOSS, "k1 in the reward": IN_REWARD, "entropy": ENTROPY},
@@ -43,6 +48,7 @@ SETTINGS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "k1 in the reward, rollout weights, entropy": {**IN_REWARD, **BY_ROLLOUT, **ENTROPY},
     },
     "kl": {"k3": {"kl_beta": 0.5}},
+    "maxrl": {"": {}, "k1 in the reward, token weights, entropy": {**IN_REWARD, **BY_TOKEN, **ENTROPY}},
     "minirl": {
         "": {},
         "length normalised": {"length_normalised": True},
@@ -56,6 +62,7 @@ CASES: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
     f"{name} {what}".strip(): (registry, name, settings)
     for registry, names in (("algorithms", ALGORITHMS), ("consolidations", CONSOLIDATIONS))
     for name in names
+    if issubclass(find_class(registry, name, object), PolicyModule)  # others train nothing
     for what, settings in SETTINGS.get(name, {"": {}}).items()
 }
 
@@ -64,7 +71,10 @@ def make_case(case: str) -> PolicyModule:
     """The module of a case, at a learning rate that moves nothing."""
     registry, name, settings = CASES[case]
     whole = {"updates_per_step": 1} if registry == "algorithms" else {}
-    return find_class(registry, name, PolicyModule)(**{"lr": 1e-30, "weight_decay": 0.0, **whole, **settings})
+    module = find_class(registry, name, PolicyModule)(**{"lr": 1e-30, "weight_decay": 0.0, **whole, **settings})
+    if isinstance(module, Distil):
+        module.learn_from(make_policy())
+    return module
 
 
 def make_batch() -> RolloutBatch:
@@ -83,7 +93,7 @@ def make_batch() -> RolloutBatch:
 def gradient_and_metrics(case: str, batch: RolloutBatch, *, max_tokens: int = 16384) -> tuple[Tensor, dict[str, float]]:
     """Of one training step through Lightning, whose mini-batch is the whole batch."""
     module, recorder, metrics = make_case(case), GradientRecorder(), StepMetrics()
-    data = step_of(batch) if isinstance(module, Algorithm) else batch
+    data = step_of(batch) if isinstance(module, Algorithm | Distil) else batch
     fit(module, make_policy(max_tokens=max_tokens), [data], [MoveTo(moved_policy()), recorder, metrics])
     (gradient,), (step,) = recorder.gradients, metrics.steps
     return gradient, {name: value for name, value in step.items() if not name.startswith("time/")}

@@ -1,6 +1,6 @@
 """The algorithms once more, as slow as their formulas: loops over groups, rollouts and tokens in plain Python.
 
-    Slow(normalised=True, aggregation="sequence-mean").update(policy, reference, groups, batch)
+    Slow(divisor="std", aggregation="sequence-mean").update(policy, reference, groups, batch)
 
 Of the batch it takes the logprobs of engine and old policy and the mask, nothing that the trainer computed.
 """
@@ -59,12 +59,21 @@ def random_groups(sizes: Sequence[int] = (4, 4, 3), seed: int = 0) -> list[Group
     return groups
 
 
-def slow_advantages(rewards: Sequence[float], normalised: bool) -> list[float]:
+def slow_advantages(rewards: Sequence[float], divisor: str) -> list[float]:
     """Of one group."""
     mean = math.fsum(rewards) / len(rewards)
-    if max(rewards) == min(rewards):
+    if max(rewards) == min(rewards) or (divisor == "mean" and mean <= 0):
         return [0.0] * len(rewards)
-    return [(reward - mean) / (statistics.stdev(rewards) + 1e-6 if normalised else 1.0) for reward in rewards]
+    return [(reward - mean) / scale(rewards, divisor) for reward in rewards]
+
+
+def scale(rewards: Sequence[float], divisor: str) -> float:
+    """What a group's differences from its mean are divided by."""
+    if divisor == "std":
+        return statistics.stdev(rewards) + 1e-6
+    if divisor == "mean":
+        return max(math.fsum(rewards), max(rewards) - min(rewards)) / len(rewards)
+    return 1.0
 
 
 def slow_kl(logprob: float, other: float, estimator: str) -> Token:
@@ -78,7 +87,7 @@ def slow_kl(logprob: float, other: float, estimator: str) -> Token:
 class Slow:
     """An algorithm by its formula."""
 
-    normalised: bool = True
+    divisor: str = "std"  # of advantages: std, mean or none
     aggregation: str = "token-mean"
     low: float = 0.2
     high: float = 0.2
@@ -178,7 +187,7 @@ class Slow:
                 penalties.append(self.beta * penalty)
                 row += 1
             mean = math.fsum(penalties) / len(penalties)
-            advantages = slow_advantages(rewards, self.normalised)
+            advantages = slow_advantages(rewards, self.divisor)
             found += [a - (penalty - mean) for a, penalty in zip(advantages, penalties, strict=True)]
         return found
 
@@ -190,7 +199,7 @@ class Slow:
 
 @dataclass(frozen=True)
 class SlowMiniRL(Slow):
-    normalised: bool = False
+    divisor: str = "none"
     aggregation: str = "sequence-sum"
     high: float = 0.27
     cap: float = 5.0
@@ -211,12 +220,26 @@ class SlowMiniRL(Slow):
         return found
 
 
+@dataclass(frozen=True)
+class SlowCISPO(Slow):
+    cap_of_ratio: float = 5.0
+
+    def tokens(self, advantage: float, logprobs: Sequence[float], old: Sequence[float], engine: Sequence[float]) -> Any:
+        found = []
+        for weight, logprob, other in zip(self.weights(old[: len(logprobs)], engine), logprobs, old, strict=False):
+            weight *= min(math.exp(logprob - other), self.cap_of_ratio)
+            found.append((-weight * advantage * logprob, -weight * advantage))
+        return found
+
+
 SLOW = {
+    "cispo": SlowCISPO(),
     "dapo": Slow(high=0.28),
-    "dr-grpo": Slow(normalised=False, aggregation="constant"),
+    "dr-grpo": Slow(divisor="none", aggregation="constant"),
     "grpo": Slow(aggregation="sequence-mean"),
     "gspo": Slow(aggregation="sequence-mean", low=3e-4, high=4e-4, of_rollout=True),
     "kl": Slow(high=0.28, beta=0.04),
+    "maxrl": Slow(divisor="mean", aggregation="constant"),
     "minirl": SlowMiniRL(),
     "replay": Slow(high=0.28),
 }

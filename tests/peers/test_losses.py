@@ -20,6 +20,7 @@ from peers.tables import Tables, random_tables
 from peers.trl_side import trl_runs
 
 from rloop_lightning.algorithms.base import Algorithm
+from rloop_lightning.algorithms.cispo import CISPO
 from rloop_lightning.algorithms.dapo import DAPO
 from rloop_lightning.algorithms.dr_grpo import DrGRPO
 from rloop_lightning.algorithms.grpo import GRPO
@@ -81,7 +82,8 @@ CASES = {
     ),
     "bnpo, whole mini-batches": Case(dapo, {"loss_type": "bnpo"}, pieces=1),
     "gspo": Case(partial(GSPO, **GSPO_CLIP), TRL_GSPO, clip=TRL_GSPO_CLIP),
-    "cispo": Case(
+    "cispo": Case(partial(CISPO, clip_eps_high=0.1), {"loss_type": "cispo"}, clip={"epsilon_high": 1.1}),
+    "minirl without its clip": Case(
         partial(MiniRL, clip=False, importance_cap=1.1),
         {"loss_type": "cispo", "scale_rewards": "none"},
         tables=FROM_THE_ENGINE,

@@ -19,6 +19,8 @@ FACTS = CardFacts(
     base=BaseFacts("Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-0.5B", {"license": "apache-2.0"}),
     algorithm="DAPO",
     consolidation="RFT",
+    consolidated_by="fine-tuning on the successes of hard problems",
+    rloop=True,
     handed_over="round 1 consolidated",
     table=results_table([PolicyResult("base", {"eval/test/pass@1": 0.5})]),
     notes=(),
@@ -57,7 +59,7 @@ def test_the_front_matter_is_the_hubs() -> None:
 
 
 def test_a_local_base_of_plain_rl_names_no_repository_and_no_licence() -> None:
-    card = model_card(replace(FACTS, base=BaseFacts("mine"), consolidation="", settings={}))
+    card = model_card(replace(FACTS, base=BaseFacts("mine"), consolidation="", rloop=False, settings={}))
     assert front_matter(card).keys() == {"library_name", "pipeline_tag", "tags"}
     assert "rloop" not in front_matter(card)["tags"]
     assert "Look it up before you publish" in card

@@ -19,6 +19,7 @@ from same_run import assert_same_run
 from tiny_run import TinyRun
 
 from rloop_lightning.algorithms import ALGORITHMS, CONSOLIDATIONS
+from rloop_lightning.algorithms.consolidation import Consolidation
 from rloop_lightning.algorithms.grpo import GRPO
 from rloop_lightning.algorithms.policy_module import PolicyModule
 from rloop_lightning.algorithms.rft import RFT
@@ -39,11 +40,16 @@ OPTIONS = [
 SETTINGS = {
     "minirl": ["--algo.importance_weight=false"],
     "replay": ["--algo.replay_successes_only=false"],
+    "distil": [
+        *("--consolidate.steps=3", "--consolidate.rollouts_per_update=6", "--consolidate.lr=1e-4"),
+        "--consolidate.lr_schedule=linear",
+    ],
     "rft": ["--consolidate.kl_beta=0.1", "--consolidate.weight=exp", "--consolidate.lr_schedule=linear"],
 }
 REPLAY = ["--algo=replay", "--algo.dynamic_sampling=false", "--algo.replay_successes_only=false"]
 METRICS = {
     "replay": {"replay/share", "replay/stored"},
+    "distil": {"policy/teacher_kl_nats", "rollout/reward_mean", "time/generate_s"},
     "rft": {"policy/kl_nats"},
 }
 
@@ -116,10 +122,10 @@ def count_groups(generated: list[dict[str, Any]]) -> tuple[int, int]:
 @pytest.mark.parametrize("name", CONSOLIDATIONS)
 def test_every_consolidation_runs_by_its_short_name(name: str, config: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    still = ["--algo=minirl", "--loop.explore_steps=1"]
-    assert fit(config, out, "--consolidate", name, *still, *SETTINGS.get(name, []), "--debug") == 0
+    still = ["--algo=dapo", "--algo.dynamic_sampling=false", "--loop.explore_steps=1"]
+    assert fit(config, out, *still, "--consolidate", name, *SETTINGS.get(name, []), "--debug") == 0
     rows = rows_of(out, "consolidate")
-    assert rows
+    assert (rows == []) == (name == "average")
     lrs = [row["train/lr"] for row in rows]
     assert lrs == pytest.approx([1e-4 * (1 - step / len(rows)) for step in range(len(rows))])
     assert all({"train/loss"} | METRICS.get(name, set()) <= set(row) for row in rows)
@@ -220,7 +226,7 @@ def fields_of(cls: type) -> dict[str, object]:
     """The keyword arguments of a class and of those that it extends, with its own defaults."""
     fields: dict[str, object] = {}
     for base in reversed(cls.__mro__):
-        if issubclass(base, PolicyModule) and "__init__" in vars(base):
+        if issubclass(base, PolicyModule | Consolidation) and "__init__" in vars(base):
             for name, parameter in inspect.signature(base.__init__).parameters.items():
                 if parameter.kind is parameter.KEYWORD_ONLY:
                     fields[name] = parameter.default
@@ -230,7 +236,7 @@ def fields_of(cls: type) -> dict[str, object]:
 @pytest.mark.parametrize(("group", "registry", "name"), GROUPS)
 def test_every_field_is_an_option_with_its_default_and_a_help_text(group: str, registry: str, name: str) -> None:
     cli = parse(f"--{group}", name, "--policy.model", "elsewhere")  # a model without a preset
-    expected = fields_of(find_class(registry, name, PolicyModule))
+    expected = fields_of(find_class(registry, name, object))
     options = {
         action.option_strings[0].removeprefix(f"--{group}."): (action.default, action.help)
         for action in cli.parser._actions
@@ -249,7 +255,7 @@ def test_help_shows_every_field(group: str, registry: str, name: str, capsys: py
         parse(f"--{group}", name, "--help_all")
     assert ended.value.code == 0
     shown = capsys.readouterr().out
-    for field in fields_of(find_class(registry, name, PolicyModule)):
+    for field in fields_of(find_class(registry, name, object)):
         assert f"--{group}.{field} " in shown, field
 
 
@@ -272,6 +278,14 @@ def test_help_shows_every_field(group: str, registry: str, name: str, capsys: py
                 "--algo.importance_cap: expected a number >= 1, got 0.5",
             ),
         ),
+        (
+            "--algo maxrl --algo.clip_eps_low 1.5 --algo.dual_clip 1",
+            (
+                "--algo.clip_eps_low: expected a number > 0 and < 1, got 1.5",
+                "--algo.dual_clip: expected a number > 1 or null, got 1",
+            ),
+        ),
+        ("--algo cispo --algo.clip_eps_high 0", ("--algo.clip_eps_high: expected a number > 0, got 0",)),
         ("--algo gspo --algo.clip_eps_low 1.5", ("--algo.clip_eps_low: expected a number > 0 and < 1, got 1.5",)),
         (
             "--algo kl --algo.kl_beta 0 --algo.kl_target 0.1 --algo.reference_reset_steps 4 --algo.kl_adaptation 0",
@@ -314,6 +328,23 @@ def test_help_shows_every_field(group: str, registry: str, name: str, capsys: py
                 "--consolidate.optimizer_options must hold arguments of adamw, which has no momentum",
             ),
         ),
+        (
+            "--consolidate average --consolidate.alpha 0 --consolidate.start explored",
+            (
+                "--consolidate.alpha: expected a number > 0 and <= 1, got 0",
+                "--consolidate.start: expected initial or base, got 'explored'",
+            ),
+        ),
+        ("--consolidate average --consolidate.lr 1", ("--consolidate.lr",)),
+        (
+            "--consolidate distil --consolidate.steps 0 --consolidate.start phi --consolidate.lr -1",
+            (
+                "--consolidate.start: expected initial or base, got 'phi'",
+                "--consolidate.steps: expected an integer > 0, got 0",
+                "--consolidate.lr: expected a number > 0, got -1",
+            ),
+        ),
+        ("--consolidate.start phi", ("--consolidate.start: expected initial, explored or base, got 'phi'",)),
         ("--algo kl --algo.kl_estimator k4", ("--algo.kl_estimator: expected k1, k2 or k3, got 'k4'",)),
         ("--consolidate.kl_estimator k1", ("--consolidate.kl_estimator: expected k2 or k3, got 'k1'",)),
         (

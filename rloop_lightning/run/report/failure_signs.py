@@ -127,10 +127,13 @@ def falls_between_rounds(run: ReportedRun) -> Sign:
         seen.append(f"{one_line(set_name)}, {before.name} to {after.name}: pass@1 {signed(difference.interval)}")
     if not seen:
         return Sign(name, None, "the records of the rounds can't be compared")
-    advice = (
-        "Consolidation does more harm than good: lower --consolidate.lr or --consolidate.epochs, or enlarge the expert "
-        "set (rloop-data refilter shows how). --loop.select pass@1 hands over the best policy on validation."
+    less = (
+        "lower --consolidate.lr or --consolidate.epochs, or enlarge the expert set (rloop-data refilter shows how)"
+        if run.has_expert_sets
+        else "let it move the policy less (--consolidate.alpha, or --consolidate.lr and --consolidate.steps)"
     )
+    best = "--loop.select pass@1 hands over the best policy on validation"
+    advice = f"Consolidation does more harm than good: {less}. {best}."
     return _sign(name, falls > 0, "\n".join(seen), advice)
 
 

@@ -162,7 +162,7 @@ def success_rates(run: ReportedRun, totals: PoolTotals) -> Bars | None:
         return None
     rollouts, successes = totals.counts(totals.rounds[-1:])
     rates = successes[rollouts > 0] / rollouts[rollouts > 0]
-    limit = run.setting("filter", "max_success_rate") if run.consolidates else None
+    limit = run.setting("filter", "max_success_rate") if run.has_expert_sets else None
     inner = sorted({0.25, 0.5, 0.75, *([float(limit)] if isinstance(limit, int | float) and limit < 1 else [])})
     edges = [0.0, *inner, 1.0]
     names, counts = ["never"], [int((rates == 0).sum())]

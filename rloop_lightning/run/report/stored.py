@@ -93,6 +93,12 @@ class ReportedRun:
         return any("consolidated" in name for name in self.state.results)
 
     @property
+    def has_expert_sets(self) -> bool:
+        """Whether the consolidations are on expert sets, as far as it is known: they are until one was not."""
+        consolidated = [result for name, result in self.state.results.items() if name.endswith("consolidated")]
+        return self.consolidates and all("expert/rollouts" in result for result in consolidated)
+
+    @property
     def stages(self) -> list[Stage]:
         """The plan of the run."""
         rounds = self.setting("loop", "rounds")
