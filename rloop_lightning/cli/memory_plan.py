@@ -37,7 +37,15 @@ def plan_lines(cli: RLoopCLI) -> Iterator[str]:
         wrong += [fault.replace("--trainer.strategy", "--plan.strategy") for fault in faults]
     device = _device_to_plan_for(cli, wrong)
     refuse(wrong)
-    yield from _planned(cli, policy, parts, device, knows_problems=False).lines()
+    planned = _planned(cli, policy, parts, device, knows_problems=False)
+    try:
+        simulated = planned.simulated(cli.plan)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    yield from planned.lines()
+    if simulated is not None:
+        yield ""
+        yield from simulated.lines()
 
 
 def planned(cli: RLoopCLI, policy: PolicyConfig, parts: Parts, device: torch.device) -> PlannedRun:

@@ -26,6 +26,7 @@ from rloop_lightning.run.parts import Parts
 from rloop_lightning.run.plan_config import PlanConfig
 from rloop_lightning.run.plan_ranks import ONE_RANK, Ranks, RankWeights, pushed_bytes
 from rloop_lightning.run.plan_text import SHARE, communication_lines, plan_blocks, size_text
+from rloop_lightning.run.simulated_plan import SimulatedPlan
 from rloop_lightning.system.memory import available_memory
 
 _LEARNING_RATE = "an adapter takes about 10 times the learning rate of full fine-tuning (--algo.lr, --consolidate.lr)"
@@ -150,6 +151,17 @@ class PlannedRun:
             return []
         mixed = plan.setup.products.products != plan.setup.products.weights
         return advices(plan, self.policy, self.model, SHARE * self.limit, mixed=mixed)
+
+    def simulated(self, config: PlanConfig) -> SimulatedPlan | None:
+        """The simulation of its rollout steps that --plan asks for; None if it asks for none.
+
+        Raises:
+            ValueError: it can't be made; names the flag.
+        """
+        plan = self.resolved()
+        if plan is None:
+            return None
+        return SimulatedPlan.of(self.parts, config, plan, pushed_bytes(self.model, self.policy))
 
     def lines(self) -> Iterator[str]:
         """What --plan prints."""
