@@ -104,7 +104,8 @@ class RankWeights:
             model: the model without its weights.
         """
         itemsize = getattr(torch, policy.dtype).itemsize
-        sizes = [_numbers(layer) for layer in model.get_decoder().layers]
+        decoder_layers = model.get_decoder().layers
+        sizes = [_numbers(layer) for layer in decoder_layers]
         trains_all = not weights.frozen
         root = (_numbers(model) - sum(sizes)) * itemsize
         layers = weights.bytes - root
@@ -117,7 +118,9 @@ class RankWeights:
             share = sum(_part(shape, ranks.shards) for shape in shapes) / _numbers(model)
             trained = tuple(math.ceil(size / ranks.shards) for size in weights.trained)
             own = replace(weights, frozen=weights.frozen * share, trained=trained)
-        gradient = max(sizes) * itemsize if trains_all else 0
+        # The gradient of the largest tensor counts as a temporary one of the backward pass (model/update_memory.py).
+        largest = max(weight.numel() for layer in decoder_layers for weight in layer.parameters())
+        gradient = (max(sizes) - largest) * itemsize if trains_all else 0
         gathered = root + _AT_ONCE * max(sizes) * itemsize + gradient
         return cls(own, gathered, weights.bytes, layers, root, sum(weights.trained))
 

@@ -87,8 +87,8 @@ class SimulatedPlan:
         sizes = self.sizes
         yield (
             f"simulated time of a rollout step, mean of {self.steps:,} steps: {sizes.problems:,} problems x "
-            f"{sizes.rollouts:,} rollouts, {sizes.engines:,} engines of {sizes.rows:,} rollouts at once, "
-            f"{sizes.ranks:,} ranks"
+            f"{sizes.rollouts:,} rollouts, {_count(sizes.engines, 'engine')} of {sizes.rows:,} rollouts at once, "
+            f"{_count(sizes.ranks, 'rank')}"
         )
         yield from (f"  - {line}" for line in self._assumptions())
         yield ""
@@ -142,6 +142,7 @@ class SimulatedPlan:
         else:
             yield "no engine and no rank is slower than the others (--plan.straggler_share)"
         yield "evaluations, captures and checkpoints do not count"
+        yield "engines busy: generated tokens, as a share of what the engines generate with many rollouts all the time"
 
     def _check(self, measured: MeasuredRun) -> str:
         """The simulation of the measured run itself: its sizes, one engine and one rank."""
@@ -155,6 +156,10 @@ class SimulatedPlan:
             f"(generation, reward, update and metrics, one after the other); simulated: {step_s:.3g} s "
             f"({step_s / measured.step_s - 1:+.0%})"
         )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number > 1)}"
 
 
 def _rates(config: PlanConfig, measured: MeasuredRun | None, pushed: float) -> Rates:

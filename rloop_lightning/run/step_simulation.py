@@ -79,11 +79,17 @@ class Rates:
 
 @dataclass(frozen=True)
 class StepWork:
-    """Seconds of one rollout step: of its generation, with the reward; of its update; and of each engine's decoding."""
+    """Seconds of one rollout step.
+
+    Args:
+        generate_s: of its generation, with the reward.
+        update_s: of its update.
+        decoding_s: of its generation if all engines had as many rollouts as they decode at once, all the time.
+    """
 
     generate_s: float
     update_s: float
-    decoding_s: Sequence[float]
+    decoding_s: float
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,7 @@ class StepTimes:
     Args:
         step_s: seconds of a step.
         waiting: share of the time in which the trainer waits for rollouts or pushes weights.
-        busy: share of the time in which an engine decodes, mean over the engines.
+        busy: tokens that the engines generate, as a share of what they could with many rollouts all the time.
     """
 
     step_s: float
@@ -115,7 +121,7 @@ def step_work(lengths: Sequence[int], sizes: Sizes, rates: Rates, rng: np.random
     return StepWork(
         generate_s=max(decoding) + rates.reward_s * count,
         update_s=tokens / (rates.update * sizes.ranks) * slowest_rank + rates.metrics_s * count,
-        decoding_s=decoding,
+        decoding_s=sum(lengths) / (rates.generate * sizes.engines),
     )
 
 
@@ -220,9 +226,9 @@ def run_steps(works: Sequence[StepWork], staleness: int, push_s: float, *, in_fl
     span = begins[last] - begins[first]
     counted = works[first:last]
     # With rollouts ahead, other steps are generated in this time; their number is the same.
-    decoding = [np.mean(work.decoding_s) for work in works[first + staleness : last + staleness]]
+    decoding = sum(work.decoding_s for work in works[first + staleness : last + staleness])
     updating = sum(work.update_s for work in counted)
-    return StepTimes(span / len(counted), max(0.0, 1 - updating / span), min(1.0, float(sum(decoding)) / span))
+    return StepTimes(span / len(counted), max(0.0, 1 - updating / span), min(1.0, decoding / span))
 
 
 def _begins(works: Sequence[StepWork], staleness: int, push_s: float, *, in_flight: bool) -> Iterator[float]:

@@ -91,7 +91,7 @@ def test_a_request_goes_to_the_engine_that_has_fewest_rollouts_by_then() -> None
 
 def works(generate: list[float], update: list[float], count: int = 40) -> list[StepWork]:
     return [
-        StepWork(generate[place % len(generate)], update[place % len(update)], [generate[place % len(generate)]])
+        StepWork(generate[place % len(generate)], update[place % len(update)], generate[place % len(generate)] / 2)
         for place in range(count)
     ]
 
@@ -100,7 +100,7 @@ def test_without_staleness_a_step_is_the_sum_of_its_parts() -> None:
     found = run_steps(works([3.0], [1.0]), 0, push_s=0.5)
     assert found.step_s == pytest.approx(4.5)
     assert found.waiting == pytest.approx(3.5 / 4.5)
-    assert found.busy == pytest.approx(3 / 4.5)
+    assert found.busy == pytest.approx(3 / 4.5 / 2)
 
 
 @pytest.mark.parametrize("in_flight", [False, True])
@@ -111,7 +111,7 @@ def test_a_step_ahead_overlaps_generation_and_update(
     found = run_steps(works([generate], [update]), 1, push_s=0.0, in_flight=in_flight)
     assert found.step_s == pytest.approx(step)
     assert found.waiting == pytest.approx(1 - update / step)
-    assert found.busy == pytest.approx(generate / step)
+    assert found.busy == pytest.approx(generate / step / 2)
 
 
 def test_a_push_between_steps_adds_its_time() -> None:
@@ -131,6 +131,7 @@ def test_stragglers_slow_down_the_engines_and_all_ranks() -> None:
     given, lengths = sizes(ranks=4, trained=0.5), [8] * 32
     fast = step_work(lengths, given, Rates(64, update=2, reward_s=0.1, metrics_s=0.2), np.random.default_rng(0))
     assert (fast.generate_s, fast.update_s) == pytest.approx((256 / 64 + 3.2, 128 / 8 + 6.4))
+    assert fast.decoding_s == 256 / 64
     slow = Rates(64, update=2, straggler_share=1.0, straggler_slowdown=3.0)
     all_slow = step_work(lengths, given, slow, np.random.default_rng(0))
     assert (all_slow.generate_s, all_slow.update_s) == pytest.approx((3 * 256 / 64, 3 * 128 / 8))
