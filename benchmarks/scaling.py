@@ -9,7 +9,6 @@ pool's folder.
 from __future__ import annotations
 
 import json
-import resource
 import shutil
 import statistics
 import subprocess
@@ -21,7 +20,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import ROOT, peak_bytes, side_environment
+from benchmarks.measure import ROOT, peak_bytes, peaks_of_children, side_environment
 from benchmarks.models import SIZES, Size, save_model
 from benchmarks.options import Options
 from benchmarks.pool_of_rollouts import PoolShape, write_pool
@@ -165,9 +164,10 @@ def main() -> None:
     """Filter the pool in a folder by so many processes, and print time and memory as JSON."""
     pool, out, processes = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     started = time.perf_counter()
-    stats = build_expert_set(RolloutPool(pool), out, FilterConfig(), seed=0, processes=processes)
+    with peaks_of_children() as peaks:
+        stats = build_expert_set(RolloutPool(pool), out, FilterConfig(), seed=0, processes=processes)
     found = {"seconds": time.perf_counter() - started, "peak_bytes": peak_bytes("cpu"), "processes": processes}
-    found["others_bytes"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024  # of the largest
+    found["others_bytes"] = max(peaks.values(), default=0)
     print(json.dumps({**found, "rollouts": stats.rollouts_seen, "kept": stats.kept}))
 
 
