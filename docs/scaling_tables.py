@@ -36,7 +36,7 @@ PLANS: Mapping[str, str] = {
     "[q_proj,k_proj,v_proj,o_proj] --plan.memory 80GB --plan.nodes 4 --plan.devices_per_node 8 --plan.strategy fsdp2",
     "235B MoE, 32 GPUs": f"{_PLAN}qwen3-235b-a22b {_WHOLE} {_LONG} --plan.memory 141GB --plan.nodes 4 "
     "--plan.devices_per_node 8 --plan.strategy fsdp2",
-    "235B MoE, 32 nodes of 8": f"{_PLAN}qwen3-235b-a22b {_WHOLE} {_LONG} --plan.memory 80GB --plan.nodes 32 "
+    "235B MoE, 32 nodes of 8": f"{_PLAN}qwen3-235b-a22b {_WHOLE} {_LONG} --plan.memory 141GB --plan.nodes 32 "
     "--plan.devices_per_node 8 --plan.strategy fsdp2",
 }
 """Command by row of the table."""

@@ -5,9 +5,9 @@
 Collectives are counted as rings make them: of B bytes on N ranks, an all-gather and a reduce-scatter bring each rank
 (N - 1) / N of B, and an all-reduce twice as much. Each rollout counts at its full length, as in the memory plan.
 
-With shards, each micro-batch gathers each layer twice, to compute it and to compute its gradient, the embeddings and
-the head once, and adds up its gradients over the ranks. A pass without gradients gathers everything once. Copies of
-shards (`hsdp`) add up their gradients for each micro-batch. Without shards, gradients are added up once an update.
+With shards, each micro-batch gathers all weights twice, layer by layer, for the forward and for the backward pass, and
+sums its gradients over the ranks. A pass without gradients gathers them once. Copies of shards (`hsdp`) sum their
+gradients for each micro-batch. Without shards, gradients are summed once an update.
 """
 
 from __future__ import annotations
@@ -59,15 +59,13 @@ def received(plan: MemoryPlan, own: RankWeights, work: Work) -> Mapping[str, flo
     gradients = own.trained * plan.gradient_itemsize
     if ranks.shards == 1:
         return {"gradients, all-reduce": work.updates * 2 * _others(ranks.number) * gradients}
-    once = own.layers + own.root
-    gathers = work.trained * (2 * own.layers + own.root) + work.scored * once
     found = {
-        "weights, all-gather": _others(ranks.shards) * gathers,
+        "weights, all-gather": _others(ranks.shards) * (2 * work.trained + work.scored) * own.undivided,
         "gradients, reduce-scatter": _others(ranks.shards) * work.trained * gradients,
         "gradients of copies, all-reduce": 2 * _others(ranks.copies) * work.trained * gradients / ranks.shards,
     }
     if plan.setup.generation is not None:
-        found["weights for generation, all-gather"] = _others(ranks.shards) * once
+        found["weights for generation, all-gather"] = _others(ranks.shards) * own.undivided
     return found
 
 

@@ -116,7 +116,7 @@ class MemoryPlan:
         setup: what else decides the memory; of several ranks, the work of one.
         ranks: the processes that train.
         gathered: bytes of whole layers that a rank holds while it updates, besides its shards (plan_ranks.py).
-        whole: bytes of the weights that it gathers to generate.
+        whole: bytes of the whole copy of the weights that an engine without a model of its own generates with.
     """
 
     shape: ModelShape
@@ -156,7 +156,6 @@ class MemoryPlan:
             "generation",
             {
                 **held,
-                "gathered weights": self.whole,
                 "weights cast": self._cast_bytes(dtype),
                 "KV cache": self.setup.rows * self.row_bytes(dtype),
                 "activations": self._prefill(dtype),
@@ -243,6 +242,7 @@ class MemoryPlan:
             "weights": self.weights.bytes,
             "optimizer": 0 if on_host else moments,
             "reference policy": reference,
+            "whole copy": 0 if self.setup.generation is None else self.whole,
         }
 
     def _optimizer_step(self) -> float:

@@ -10,7 +10,8 @@
 - `hsdp`: they are divided over the devices of a node; the nodes hold copies.
 
 While a rank computes, it holds whole layers besides: the one that computes and the next one, which is fetched
-meanwhile; the embeddings and the head; and the gradient of one layer before it is divided.
+meanwhile; the embeddings and the head; and the gradient of one layer with its copy in float32, which is summed over the
+ranks.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from rloop_lightning.model.policy_weights import PolicyWeights
 Strategy = Literal["ddp", "fsdp2", "hsdp"]
 
 _AT_ONCE = 2  # layers that are whole at one time
+_SUMMED = 4  # bytes of a gradient that is summed over ranks
 
 
 @dataclass(frozen=True)
@@ -82,17 +84,15 @@ class RankWeights:
     Args:
         weights: those that it holds all the time; of the rank that holds most.
         gathered: bytes of whole layers, and of the gradient of one, while it updates; 0 without shards.
-        whole: bytes of all weights, gathered to generate; 0 without shards.
-        layers: bytes of the weights of all layers, undivided.
-        root: bytes of the embeddings, the head and the last norm.
+        whole: bytes of a whole copy to generate with; 0 without shards.
+        undivided: bytes of all weights, undivided.
         trained: numbers of all trained weights, undivided.
     """
 
     weights: PolicyWeights
     gathered: float
     whole: float
-    layers: float
-    root: float
+    undivided: float
     trained: int
 
     @classmethod
@@ -108,9 +108,8 @@ class RankWeights:
         sizes = [_numbers(layer) for layer in decoder_layers]
         trains_all = not weights.frozen
         root = (_numbers(model) - sum(sizes)) * itemsize
-        layers = weights.bytes - root
         if ranks.shards == 1:
-            return cls(weights, 0, 0, layers, root, sum(weights.trained))
+            return cls(weights, 0, 0, weights.bytes, sum(weights.trained))
         shapes = [tuple(weight.shape) for weight in model.parameters()]
         if trains_all:
             own = replace(weights, trained=tuple(_part(shape, ranks.shards) for shape in shapes))
@@ -120,9 +119,9 @@ class RankWeights:
             own = replace(weights, frozen=weights.frozen * share, trained=trained)
         # The gradient of the largest tensor counts as a temporary one of the backward pass (model/update_memory.py).
         largest = max(weight.numel() for layer in decoder_layers for weight in layer.parameters())
-        gradient = (max(sizes) - largest) * itemsize if trains_all else 0
+        gradient = (max(sizes) - largest) * itemsize + max(sizes) * _SUMMED if trains_all else 0
         gathered = root + _AT_ONCE * max(sizes) * itemsize + gradient
-        return cls(own, gathered, weights.bytes, layers, root, sum(weights.trained))
+        return cls(own, gathered, weights.bytes, weights.bytes, sum(weights.trained))
 
 
 def pushed_bytes(model: Any, policy: PolicyConfig) -> float:

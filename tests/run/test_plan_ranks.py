@@ -46,8 +46,9 @@ def test_eight_shards_of_a_7b_model() -> None:
     bar = rank_plan(Ranks(1, 8, "fsdp2"), reference=True).training()
     held = {name: bar.parts[name] / NUMBERS for name in ("weights", "optimizer", "gradients", "reference policy")}
     assert held == pytest.approx({"weights": 2 / 8, "optimizer": 8 / 8, "gradients": 4 / 8, "reference policy": 2 / 8})
-    # Embeddings, head and last norm; a layer and the next one; and the gradient of one, less its largest tensor's.
-    assert bar.parts["gathered layers"] == 2 * (2 * EMBEDDING + 3584) + 3 * 2 * LAYER - 2 * 3584 * 18_944
+    # Embeddings, head and last norm; a layer and the next one; the gradient of one, less its largest tensor's, and its
+    # copy in float32.
+    assert bar.parts["gathered layers"] == 2 * (2 * EMBEDDING + 3584) + (3 * 2 + 4) * LAYER - 2 * 3584 * 18_944
 
 
 def test_ddp_holds_everything_on_each_rank() -> None:
@@ -88,11 +89,13 @@ def test_frozen_weights_are_divided_like_the_adapter() -> None:
     assert eight.gathered == pytest.approx(2 * (2 * EMBEDDING + 3584) + 2 * 2 * LAYER)  # frozen layers have no gradient
 
 
-def test_generation_gathers_the_whole_weights() -> None:
-    bar = rank_plan(Ranks(1, 8, "fsdp2"), generation=torch.bfloat16).generation()
-    assert bar is not None
-    assert bar.parts["gathered weights"] == 2 * NUMBERS
-    assert rank_plan(Ranks(1, 8), generation=torch.bfloat16).generation().parts["gathered weights"] == 0  # type: ignore[union-attr]
+def test_an_engine_without_a_model_of_its_own_has_a_whole_copy_all_the_time() -> None:
+    sharded, whole = (rank_plan(Ranks(1, 8, name), generation=torch.bfloat16) for name in ("fsdp2", "ddp"))  # type: ignore[arg-type]  # a strategy
+    for bar in (sharded.generation(), sharded.training()):
+        assert bar is not None
+        assert bar.parts["whole copy"] == 2 * NUMBERS
+    assert whole.training().parts["whole copy"] == 0
+    assert rank_plan(Ranks(1, 8, "fsdp2")).training().parts["whole copy"] == 0
 
 
 def algorithm(**settings: Any) -> DAPO:
@@ -116,9 +119,8 @@ def test_the_micro_batches_of_a_rollout_step(settings: dict[str, Any], expected:
 
 def test_what_ranks_receive_by_hand() -> None:
     work = Work(updates=2, trained=6, scored=3)
-    layers, root = 28 * LAYER, 2 * EMBEDDING + 3584
     found = received(rank_plan(Ranks(1, 8, "fsdp2")), rank_weights(Ranks(1, 8, "fsdp2")), work)
-    assert found["weights, all-gather"] == pytest.approx(7 / 8 * 2 * (6 * (2 * layers + root) + 3 * (layers + root)))
+    assert found["weights, all-gather"] == pytest.approx(7 / 8 * 2 * NUMBERS * (2 * 6 + 3))
     assert found["gradients, reduce-scatter"] == pytest.approx(7 / 8 * 6 * 4 * NUMBERS)
     assert found["gradients of copies, all-reduce"] == 0
     assert "weights for generation, all-gather" not in found
