@@ -192,7 +192,14 @@ class PlannedRun:
         own = RankWeights.of(PolicyWeights.planned(self.model, self.policy), self.model, self.policy, plan.ranks)
         work = Work.of(plan, self.parts.algorithm)
         pushed = pushed_bytes(self.model, self.policy) if plan.setup.generation is None else 0
-        return communication_lines(plan, own, work, pushed)
+        yield from communication_lines(plan, own, work, pushed)
+        rollouts = (self.parts.loop.problems_per_step or PROBLEMS) * self.parts.loop.rollouts_per_problem
+        of_update = rollouts // self.parts.algorithm.updates_per_step
+        if of_update < plan.ranks.number:
+            yield (
+                f"  An update has {of_update:,} rollouts, so {plan.ranks.number - of_update:,} ranks have none; take "
+                "fewer ranks, fewer --algo.updates_per_step, or more --loop.problems_per_step."
+            )
 
     def _what_fits(self, plan: MemoryPlan) -> Iterator[str]:
         limit = SHARE * self.limit

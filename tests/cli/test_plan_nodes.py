@@ -31,6 +31,9 @@ def test_shards_on_several_nodes(dense: Path, capsys: pytest.CaptureFixture[str]
     assert "gathered layers" in shown
     assert re.search(r"weights pushed to each engine +14.2 GiB", shown)
     assert "all-gather" in shown
+    assert "ranks have none" not in shown
+    few = plan(capsys, dense, *EIGHT, "--plan.nodes=32", "--engine=vllm")
+    assert "An update has 128 rollouts, so 128 ranks have none; take fewer ranks" in few
 
 
 def test_whole_weights_on_eight_devices(dense: Path, capsys: pytest.CaptureFixture[str]) -> None:
