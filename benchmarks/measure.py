@@ -17,10 +17,11 @@ import os
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -254,12 +255,38 @@ def peak_bytes(device: str) -> int:
     return _status_bytes("VmHWM")
 
 
-def _status_bytes(key: str) -> int:
+@contextmanager
+def peaks_of_children() -> Iterator[dict[int, int]]:
+    """Yield the largest memory of each child process that lives in the block, by its id, as last looked at."""
+    peaks: dict[int, int] = {}
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.wait(0.1):
+            for pid in _children():
+                with suppress(OSError, RuntimeError):  # it has ended
+                    peaks[pid] = _status_bytes("VmHWM", pid)
+
+    watcher = threading.Thread(target=look, daemon=True)
+    watcher.start()
+    try:
+        yield peaks
+    finally:
+        ended.set()
+        watcher.join()
+
+
+def _children() -> list[int]:
+    lists = Path("/proc/self/task").glob("*/children")
+    return [int(pid) for one in lists for pid in one.read_text().split()]
+
+
+def _status_bytes(key: str, pid: int | str = "self") -> int:
     # Not getrusage: its maximum includes the parent's memory at the start of this process.
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith(f"{key}:"):
             return int(line.split()[1]) * 1024
-    raise RuntimeError(f"/proc/self/status has no {key}")
+    raise RuntimeError(f"/proc/{pid}/status has no {key}")
 
 
 def ratio_text(slower: Sequence[float], faster: Sequence[float]) -> str:

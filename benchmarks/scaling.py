@@ -20,7 +20,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import ROOT, peak_bytes, side_environment
+from benchmarks.measure import ROOT, peak_bytes, peaks_of_children, side_environment
 from benchmarks.models import SIZES, Size, save_model
 from benchmarks.options import Options
 from benchmarks.pool_of_rollouts import PoolShape, write_pool
@@ -29,8 +29,10 @@ from benchmarks.step_vs_trl import open_side, random_task
 from benchmarks.task import OURS, Task, variants
 from rloop_lightning.rollouts.filter import FilterConfig, build_expert_set
 from rloop_lightning.rollouts.pool import RolloutPool
+from rloop_lightning.rollouts.shard_processes import processes_for
 
 _BARS = "Bars: 10 million rollouts in less than 60 s and 1 GB; `--help` in less than 3 s."
+_FILTER_COLUMNS = ["rollouts", "processes", "seconds", "peak memory", "of each other process", "pool", "expert set"]
 _FIT = "import sys; from rloop_lightning.cli.commands import rloop_fit; sys.exit(rloop_fit())"
 
 
@@ -51,9 +53,7 @@ def run(options: Options) -> Result:
     start_rows = [[what, f"{statistics.median(times):.2f}", f"{min(times):.2f}"] for what, times in started.items()]
     tables = [
         Table("A rollout step as it grows", step_columns, steps, [_base_text(options)]),
-        Table(
-            "The pool filter as the pool grows", ["rollouts", "seconds", "peak memory", "pool", "expert set"], filtered
-        ),
+        Table("The pool filter as the pool grows", _FILTER_COLUMNS, filtered),
         Table("Start-up", ["", "median, seconds", "least"], start_rows, [_BARS]),
     ]
     return Result(tables, {"steps": step_raw, "filter": filter_raw, "start-up": started})
@@ -117,12 +117,15 @@ def _filters(options: Options, work: Path) -> tuple[list[list[str]], list[dict[s
         {max(1, options.filter_rollouts // part) for part in ((10, 1) if options.toy else (1000, 100, 10, 1))}
     ):
         write_pool(pool.folder, PoolShape(rollouts=rollouts))
-        command = [sys.executable, "-m", "benchmarks.scaling", str(pool.folder), str(work / "expert.parquet")]
-        found = json.loads(_output(command))
-        disk = sum(path.stat().st_size for path in pool.shards())
-        row = [f"{found['rollouts']:,}", f"{found['seconds']:.3g}", size_text(found["peak_bytes"])]
-        rows.append([*row, size_text(disk), f"{found['kept']:,}"])
-        raw.append(found)
+        shards = pool.shards()
+        disk = sum(path.stat().st_size for path in shards)
+        for processes in sorted({1, processes_for(shards)}):
+            arguments = [str(pool.folder), str(work / "expert.parquet"), str(processes)]
+            found = json.loads(_output([sys.executable, "-m", "benchmarks.scaling", *arguments]))
+            other = size_text(found["others_bytes"]) if processes > 1 else "none"
+            row = [f"{found['rollouts']:,}", str(processes), f"{found['seconds']:.3g}", size_text(found["peak_bytes"])]
+            rows.append([*row, other, size_text(disk), f"{found['kept']:,}"])
+            raw.append(found)
     return rows, raw
 
 
@@ -158,10 +161,13 @@ def _output(command: list[str]) -> str:
 
 
 def main() -> None:
-    """Filter the pool in a folder, and print time and memory as JSON."""
+    """Filter the pool in a folder by so many processes, and print time and memory as JSON."""
+    pool, out, processes = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     started = time.perf_counter()
-    stats = build_expert_set(RolloutPool(Path(sys.argv[1])), Path(sys.argv[2]), FilterConfig(), seed=0)
-    found = {"seconds": time.perf_counter() - started, "peak_bytes": peak_bytes("cpu")}
+    with peaks_of_children() as peaks:
+        stats = build_expert_set(RolloutPool(pool), out, FilterConfig(), seed=0, processes=processes)
+    found = {"seconds": time.perf_counter() - started, "peak_bytes": peak_bytes("cpu"), "processes": processes}
+    found["others_bytes"] = max(peaks.values(), default=0)
     print(json.dumps({**found, "rollouts": stats.rollouts_seen, "kept": stats.kept}))
 
 

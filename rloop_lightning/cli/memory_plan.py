@@ -16,6 +16,7 @@ from rloop_lightning.model.folder import faults_for_a_plan, hub_faults
 from rloop_lightning.run.memory_setup import AUTO
 from rloop_lightning.run.parts import Parts
 from rloop_lightning.run.planned_run import PlannedRun
+from rloop_lightning.run.trainer import sharding_faults
 
 if TYPE_CHECKING:
     from rloop_lightning.cli.fit import RLoopCLI
@@ -30,9 +31,21 @@ def plan_lines(cli: RLoopCLI) -> Iterator[str]:
     policy, parts = cli.policy_config, cli.parts
     wrong = lora_faults(policy) or faults_for_a_plan(_base(policy)) or lora_target_faults(policy)
     wrong = of_policy(policy, wrong)
+    modules = [one for one in (parts.algorithm, parts.consolidation) if one is not None]
+    if cli.plan.strategy in ("fsdp2", "hsdp"):
+        faults = sharding_faults("fsdp2", policy, modules)
+        wrong += [fault.replace("--trainer.strategy", "--plan.strategy") for fault in faults]
     device = _device_to_plan_for(cli, wrong)
     refuse(wrong)
-    yield from _planned(cli, policy, parts, device, knows_problems=False).lines()
+    planned = _planned(cli, policy, parts, device, knows_problems=False)
+    try:
+        simulated = planned.simulated(cli.plan)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    yield from planned.lines()
+    if simulated is not None:
+        yield ""
+        yield from simulated.lines()
 
 
 def planned(cli: RLoopCLI, policy: PolicyConfig, parts: Parts, device: torch.device) -> PlannedRun:
@@ -48,9 +61,17 @@ def planned(cli: RLoopCLI, policy: PolicyConfig, parts: Parts, device: torch.dev
 def _planned(
     cli: RLoopCLI, policy: PolicyConfig, parts: Parts, device: torch.device, *, knows_problems: bool
 ) -> PlannedRun:
-    precision = cli.config.trainer.precision
+    trainer = cli.config.trainer
     try:
-        return PlannedRun.of(parts, policy, cli.plan, precision=precision, device=device, knows_problems=knows_problems)
+        return PlannedRun.of(
+            parts,
+            policy,
+            cli.plan,
+            precision=trainer.precision,
+            device=device,
+            knows_problems=knows_problems,
+            ranks=cli.plan.ranks(trainer),
+        )
     except (ValueError, OSError) as error:
         raise UsageError("\n".join(of_policy(policy, str(error).splitlines()))) from error
 

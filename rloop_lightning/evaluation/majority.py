@@ -108,9 +108,9 @@ def majority_at_k(groups: np.ndarray, right: np.ndarray, k: int) -> np.ndarray:
         raise ValueError(f"maj@{k} needs 1 <= k <= n, got k = {k} and n = {samples}")
     blocks = samples // k
     voters = groups[:, : blocks * k].reshape(-1, k)
-    votes = np.zeros(voters.shape, dtype=np.int64)  # of each voter's answer
-    for other in range(k):
-        votes += voters == voters[:, other : other + 1]
+    of_block = np.arange(len(voters))[:, None] * (int(voters.max(initial=0)) + 2) + voters + 1
+    _, answer, counts = np.unique(of_block, return_inverse=True, return_counts=True)
+    votes = counts[answer.reshape(voters.shape)]  # of each voter's answer
     votes[voters < 0] = 0
     winner = votes.argmax(axis=1)[:, None]  # the first of equals
     chosen_right = np.take_along_axis(right[:, : blocks * k].reshape(-1, k), winner, axis=1)

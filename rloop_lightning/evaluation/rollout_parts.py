@@ -11,7 +11,7 @@ folder as one table.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -58,8 +58,8 @@ class RolloutParts:
             problems: of the set, in order.
             n: rollouts per problem.
         """
-        done = 0
-        while size := self._problems_in(self._file(done), problems[done:], n):
+        done, intact = 0, self._intact()
+        while size := self._problems_in(self._file(done), intact, problems, done, n):
             done += size
         return done
 
@@ -94,9 +94,10 @@ class RolloutParts:
             DamagedError: a file is missing or is not what was written.
         """
         rollouts: list[Rollout] = []
+        intact = self._intact()
         while len(rollouts) < len(problems) * n:
             path = self._file(len(rollouts) // n)
-            if not self._problems_in(path, problems[len(rollouts) // n :], n):
+            if not self._problems_in(path, intact, problems, len(rollouts) // n, n):
                 raise DamagedError(f"{path} is missing or damaged")
             rollouts += _read(path)
         return [Group(problem, tuple(rollouts[place * n : (place + 1) * n])) for place, problem in enumerate(problems)]
@@ -105,9 +106,14 @@ class RolloutParts:
         """The file of the part that begins with problem number `first`."""
         return self.folder / f"part-{first:06d}.parquet"
 
-    def _problems_in(self, path: Path, problems: Sequence[Problem], n: int) -> int:
-        """The number of problems in a file; 0 if it is missing or damaged, or does not hold the next of `problems`."""
-        if damaged_files(self.folder, [path.name]):
+    def _intact(self) -> set[str]:
+        """The names of the files that are what was written."""
+        names = [path.name for path in self.folder.glob("part-*.parquet")]
+        return set(names) - damaged_files(self.folder, names).keys()
+
+    def _problems_in(self, path: Path, intact: Collection[str], problems: Sequence[Problem], first: int, n: int) -> int:
+        """The number of problems in a file; 0 if it is missing or damaged, or does not hold those from `first` on."""
+        if path.name not in intact:
             return 0
         try:
             if not pq.read_schema(path).equals(ROLLOUT_SCHEMA):
@@ -116,7 +122,8 @@ class RolloutParts:
         except (OSError, pa.ArrowException):
             return 0
         size = len(ids) // n
-        return size if ids == [problem.id for problem in problems[:size] for _ in range(n)] else 0
+        expected = [problem.id for problem in problems[first : first + size] for _ in range(n)]
+        return size if ids == expected else 0
 
 
 def _read(path: Path) -> Iterator[Rollout]:

@@ -41,7 +41,8 @@ class Visits:
         self.seed = seed
         self.most_tokens = most_tokens
         self._kept: dict[str, tuple[int, list[np.ndarray]]] = {}  # by problem: step and rollouts of the latest visit
-        self._steps: deque[tuple[int, int]] = deque()  # steps in memory, oldest first, and the tokens kept of each
+        self._steps: deque[tuple[int, int, list[str]]] = deque()  # steps in memory, oldest first: tokens and problems
+        self._tokens = 0  # of all steps in memory
         self._solved: dict[str, bool] = {}  # by problem, whether its latest visit has a success
         self._ever: set[str] = set()
 
@@ -56,7 +57,6 @@ class Visits:
             with open_shard(path, ["problem_id", "success"]) as shard:
                 table = shard.read(columns=["problem_id", "success"], use_threads=False)
             self._note(table["problem_id"].to_pylist(), table["success"].to_pylist())
-        tokens = 0
         for path in reversed(shards):
             columns = ["problem_id", "rollout_step", "completion_ids"]
             with open_shard(path, columns) as shard:
@@ -65,11 +65,12 @@ class Visits:
                 continue
             step = table["rollout_step"][0].as_py()
             kept = self._chosen(step, table["problem_id"].to_pylist(), list_rows(table["completion_ids"].chunk(0)))
-            tokens += _tokens(kept)
-            if tokens > self.most_tokens:
+            if self._tokens + _tokens(kept) > self.most_tokens:
                 return
-            self._steps.appendleft((step, _tokens(kept)))
-            self._kept = {problem_id: (step, rollouts) for problem_id, rollouts in kept.items()} | self._kept
+            self._tokens += _tokens(kept)
+            self._steps.appendleft((step, _tokens(kept), list(kept)))
+            for problem_id, rollouts in kept.items():
+                self._kept.setdefault(problem_id, (step, rollouts))
 
     def similarity(self, step: int, problem_ids: Sequence[str], completions: Sequence[np.ndarray]) -> Similarity:
         """Similarity of a step's rollouts: within the step, and with the latest visits. Call it before `add`.
@@ -109,10 +110,14 @@ class Visits:
         self._note(problem_ids, right)
         kept = self._chosen(step, problem_ids, completions)
         self._kept |= {problem_id: (step, rollouts) for problem_id, rollouts in kept.items()}
-        self._steps.append((step, _tokens(kept)))
-        while self._steps and sum(tokens for _, tokens in self._steps) > self.most_tokens:
-            dropped, _ = self._steps.popleft()
-            self._kept = {name: visit for name, visit in self._kept.items() if visit[0] != dropped}
+        self._steps.append((step, _tokens(kept), list(kept)))
+        self._tokens += _tokens(kept)
+        while self._steps and self._tokens > self.most_tokens:
+            dropped, tokens, names = self._steps.popleft()
+            self._tokens -= tokens
+            for name in names:
+                if name in self._kept and self._kept[name][0] == dropped:
+                    del self._kept[name]
 
     def coverage(self) -> Coverage:
         """Of the problems seen: those that the latest visit solves, and those ever solved."""

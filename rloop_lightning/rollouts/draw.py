@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import itertools
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
@@ -51,12 +52,13 @@ class ProblemDraw(Generic[Row]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def offer(self, digest: int, row: Row) -> None:
+    def offer(self, digest: int, row: Row, copies: int = 1) -> None:
+        """Offer a row, or one that another draw kept of so many copies."""
         key = (digest, 0 if self._deduplicate else next(self._serial))
         if key in self._rows:
             # Every copy of a row that is finally kept is counted here, because its digest was never too large.
-            held, copies = self._rows[key]
-            self._rows[key] = (min(held, row, key=self._order), copies + 1)
+            held, before = self._rows[key]
+            self._rows[key] = (min(held, row, key=self._order), before + copies)
             return
         negated = (-key[0], -key[1])
         if self._limit == 0 or len(self._rows) < self._limit:
@@ -66,7 +68,7 @@ class ProblemDraw(Generic[Row]):
             del self._rows[-dropped[0], -dropped[1]]
         else:
             return
-        self._rows[key] = (row, 1)
+        self._rows[key] = (row, copies)
 
     def drop_above(self, key: tuple[int, int]) -> None:
         """Drop the rows whose digest and serial number are larger."""
@@ -80,14 +82,40 @@ class ProblemDraw(Generic[Row]):
 
     def sorted(self) -> list[tuple[Row, int]]:
         """Rows and how often each was offered, sorted by digest."""
-        return [entry for _, entry in sorted(self._rows.items(), key=lambda item: item[0])]
+        return [(row, copies) for _, row, copies in self.entries()]
+
+    def entries(self) -> Iterator[tuple[int, Row, int]]:
+        """Digests, rows and copies, sorted by digest; rows of equal digests in the order in which they came."""
+        for (digest, _), (row, copies) in sorted(self._rows.items(), key=lambda item: item[0]):
+            yield digest, row, copies
+
+
+class ProblemDraws(Generic[Row]):
+    """A draw of each problem, begun with its first row.
+
+    Draws of parts of the rows can be merged: what the whole draw keeps, the draw of its part has kept too.
+
+    Args:
+        limit, deduplicate, order: of the draw from each problem.
+    """
+
+    def __init__(self, limit: int, deduplicate: bool, order: Callable[[Row], Any]) -> None:
+        self._draws: dict[str, ProblemDraw[Row]] = defaultdict(lambda: ProblemDraw(limit, deduplicate, order))
+
+    def offer(self, problem_id: str, digest: int, row: Row, copies: int = 1) -> None:
+        self._draws[problem_id].offer(digest, row, copies)
+
+    def entries(self) -> Iterator[tuple[int, Row, int]]:
+        """Digests, rows and copies, sorted by problem and digest."""
+        for _, draw in sorted(self._draws.items(), key=lambda item: item[0]):
+            yield from draw.entries()
 
 
 class SizedDraw(Generic[Row]):
     """Keeps `size` rows over all problems: those with the smallest digests among the rows of each problem's draw.
 
     So it takes the rollouts in random order, and skips those of a problem that has `limit` already. It never holds more
-    than about twice `size` rows.
+    than about twice `size` rows. Draws of parts of the rows can be merged, as those of `ProblemDraws`.
 
     Args:
         size: the number of rows.
@@ -101,20 +129,21 @@ class SizedDraw(Generic[Row]):
         self._held = 0
         self._bound: int | None = None  # no row with a larger digest is among the smallest
 
-    def offer(self, problem_id: str, digest: int, row: Row) -> None:
+    def offer(self, problem_id: str, digest: int, row: Row, copies: int = 1) -> None:
         if self._bound is not None and digest > self._bound:
             return
         draw = self._draws.setdefault(problem_id, self._new())
         before = len(draw)
-        draw.offer(digest, row)
+        draw.offer(digest, row, copies)
         self._held += len(draw) - before
         if self._held > 2 * self._size:
             self._shrink()
 
-    def sorted(self) -> list[tuple[Row, int]]:
-        """Rows and how often each was offered, sorted by problem and digest."""
+    def entries(self) -> Iterator[tuple[int, Row, int]]:
+        """Digests, rows and copies, sorted by problem and digest."""
         self._shrink()
-        return [entry for _, draw in sorted(self._draws.items(), key=lambda item: item[0]) for entry in draw.sorted()]
+        for _, draw in sorted(self._draws.items(), key=lambda item: item[0]):
+            yield from draw.entries()
 
     def _shrink(self) -> None:
         """Drop what is not among the smallest."""

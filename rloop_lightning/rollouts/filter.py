@@ -4,24 +4,26 @@
 
 The filter makes two passes over the shards, in memory that does not grow with the pool. The first pass counts every
 problem's rollouts and successes; the second keeps successes of the hard problems. The expert set depends on the pool's
-rollouts and the seed, not on the order or number of the shards. reach.py says which problems can be hard at all.
+rollouts and the seed, not on the order or number of the shards. Large pools are read by several processes
+(shard_processes.py). reach.py says which problems can be hard at all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 
-from rloop_lightning.rollouts.draw import ProblemDraw, SizedDraw, content_digest
+from rloop_lightning.rollouts.expert_draw import DrawRules
 from rloop_lightning.rollouts.expert_set import write_expert_set
 from rloop_lightning.rollouts.pool import RolloutPool
-from rloop_lightning.rollouts.pool_scan import Success, count_rollouts, successes_of
+from rloop_lightning.rollouts.pool_scan import sum_counts
 from rloop_lightning.rollouts.reach import fewest_rollouts
+from rloop_lightning.rollouts.shard_processes import counts_of, draw_from, processes_for
 from rloop_lightning.system.fields import LeftOpenUnitInterval, NonNegativeInt, check_fields
 
 
@@ -60,6 +62,10 @@ class FilterConfig:
                 "--filter.control random takes as many rollouts as the hard-problem filter would, but --filter.enabled "
                 "is false; leave one of them out"
             )
+
+    def rules(self, seed: int) -> DrawRules:
+        """How rollouts of a problem are drawn."""
+        return DrawRules(seed, self.max_per_problem, self.deduplicate, self.finished_only)
 
 
 @dataclass(frozen=True)
@@ -130,12 +136,18 @@ class ExpertStats:
 
 
 def build_expert_set(
-    pool: RolloutPool, out: Path, config: FilterConfig, seed: int, *, earlier: Sequence[RolloutPool] = ()
+    pool: RolloutPool,
+    out: Path,
+    config: FilterConfig,
+    seed: int,
+    *,
+    earlier: Sequence[RolloutPool] = (),
+    processes: int | None = None,
 ) -> ExpertStats:
     """Write the pool's expert set to `out` atomically. An empty set is written too.
 
-    Rows are sorted by problem id. The same rollouts, config and seed give the same bytes. Memory grows with the number
-    of problems and of kept rows, not with the pool.
+    Rows are sorted by problem id. The same rollouts, config and seed give the same bytes, whatever the number of
+    processes. Memory grows with the number of problems and of kept rows, not with the pool.
 
     Args:
         pool: every rollout of a round's exploration.
@@ -143,43 +155,44 @@ def build_expert_set(
         config: the selection.
         seed: seed of the draw from a problem with more than `config.max_per_problem` successes.
         earlier: the pools of earlier rounds, for `config.rate_over` run.
+        processes: processes that read the shards; None takes one for each core if the pool is large.
     """
-    counts = count_rollouts(pool)
-    rated = counts if config.rate_over == "round" else count_rollouts(*earlier, pool)
-    taken = set(rated["problem_id"].filter(pa.array(is_hard(rated, config))).to_pylist())
-    solved = dict(zip(counts["problem_id"].to_pylist(), counts["successes"].to_pylist(), strict=True))
-    hard_draws = {
-        problem_id: _problem_draw(config)
-        for problem_id in sorted(taken.intersection(name for name, count in solved.items() if count))
-    }
-    truncated = 0
-    key = str(seed).encode()
-    for row in successes_of(pool, hard_draws.keys()):
-        if config.finished_only and row.finish_reason != "stop":
-            truncated += 1
-        else:
-            hard_draws[row.problem_id].offer(success_digest(row, key, config.deduplicate), row)
-
-    drawn = [entry for draw in hard_draws.values() for entry in draw.sorted()]
+    shards = pool.shards()
+    before = [path for one in earlier for path in one.shards()] if config.rate_over == "run" else []
+    processes = processes_for([*before, *shards]) if processes is None else processes
+    counts = counts_of(shards, processes)
+    rated = sum_counts([counts_of(before, processes), counts]) if before else counts
+    solved = _solved(counts)
+    hard = {name for name in rated["problem_id"].filter(pa.array(is_hard(rated, config))).to_pylist() if name in solved}
+    rules = config.rules(seed)
+    selected = draw_from(shards, hard, rules, processes)
+    drawn = selected.rows()
     duplicates = sum(copies for _, copies in drawn) - len(drawn)
-    if config.control == "random":
-        drawn = _random_control(pool, {name for name, count in solved.items() if count}, len(drawn), config, key)
+    if config.control == "random" and drawn:
+        control = replace(rules, control_size=len(drawn))
+        drawn = draw_from(shards, solved.keys(), control, processes).rows()
     write_expert_set(out, drawn)
-    hard_successes = sum(solved[problem_id] for problem_id in hard_draws)
+    hard_successes = sum(solved[problem_id] for problem_id in hard)
     return ExpertStats(
         problems_seen=len(counts),
         rollouts_seen=int(counts["rollouts"].to_numpy().sum()),
         successes=sum(solved.values()),
         within_reach=int((rated["rollouts"].to_numpy() >= fewest_rollouts(config.max_success_rate)).sum()),
-        hard_problems=len(hard_draws),
+        hard_problems=len(hard),
         hard_successes=hard_successes,
         kept=len(drawn),
-        truncated=truncated,
+        truncated=selected.truncated,
         duplicates=duplicates,
-        over_cap=hard_successes - truncated - len(drawn) - duplicates,
+        over_cap=hard_successes - selected.truncated - len(drawn) - duplicates,
         kept_problems=len({row.problem_id for row, _ in drawn}),
-        kept_hard=sum(row.problem_id in hard_draws for row, _ in drawn),
+        kept_hard=sum(row.problem_id in hard for row, _ in drawn),
     )
+
+
+def _solved(counts: pa.Table) -> dict[str, int]:
+    """The number of successes of each problem that has some."""
+    some = counts.filter(pa.array(counts["successes"].to_numpy() > 0))
+    return dict(zip(some["problem_id"].to_pylist(), some["successes"].to_pylist(), strict=True))
 
 
 def is_hard(rated: pa.Table, config: FilterConfig) -> np.ndarray:
@@ -194,30 +207,3 @@ def is_hard(rated: pa.Table, config: FilterConfig) -> np.ndarray:
         return successes > 0
     # The quotient is the double nearest to the rate, like a literal such as 0.10. So 1 of 10 is not below 0.10.
     return (successes > 0) & (successes / rollouts < config.max_success_rate)
-
-
-def _random_control(
-    pool: RolloutPool, solved: Container[str], size: int, config: FilterConfig, key: bytes
-) -> list[tuple[Success, int]]:
-    """As many successes as the hard-problem filter keeps, drawn from those of all problems."""
-    draw: SizedDraw[Success] = SizedDraw(size, config.max_per_problem, config.deduplicate, _order)
-    for row in successes_of(pool, solved) if size else ():
-        if row.finish_reason == "stop" or not config.finished_only:
-            draw.offer(row.problem_id, success_digest(row, b"control " + key, config.deduplicate), row)
-    return draw.sorted()
-
-
-def _problem_draw(config: FilterConfig) -> ProblemDraw[Success]:
-    return ProblemDraw(config.max_per_problem, config.deduplicate, _order)
-
-
-def success_digest(row: Success, key: bytes, deduplicate: bool) -> int:
-    """A row's rank in its problem's draw: pseudo-random, from the seed and the row's content."""
-    # Without deduplication, copies would have equal ranks and be drawn together.
-    unique = () if deduplicate else (f"{row.rollout_step} {row.reward!r}".encode() + row.sampling_logprobs,)
-    return content_digest(key, row.problem_id, row.completion_ids, *unique)
-
-
-def _order(row: Success) -> tuple[int, bytes, float]:
-    """Sort key among copies: the smallest is kept."""
-    return row.rollout_step, row.sampling_logprobs, row.reward

@@ -16,6 +16,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +24,9 @@ import pyarrow.parquet as pq
 
 from rloop_lightning.system.checksums import add_checksum, checksums, damaged_files, keep_checksums
 from rloop_lightning.system.files import atomic_path
-from rloop_lightning.types import Group, Rollout
+
+if TYPE_CHECKING:  # it imports torch, which readers of a pool in processes of their own do without
+    from rloop_lightning.types import Group, Rollout
 
 TOKEN_IDS = pa.list_(pa.field("element", pa.int32(), nullable=False))
 LOGPROBS = pa.list_(pa.field("element", pa.float32(), nullable=False))  # nats

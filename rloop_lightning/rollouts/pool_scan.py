@@ -7,7 +7,7 @@ contain a requested success. selection.py scans for an export.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Container, Iterator
+from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -51,14 +51,20 @@ def count_rollouts(*pools: RolloutPool, rows_at_once: int = 1 << 20) -> pa.Table
     Raises:
         DamagedError: a file is not a shard of a pool, or damaged; the message names it.
     """
+    return counts_in(itertools.chain.from_iterable(pool.shards() for pool in pools), rows_at_once=rows_at_once)
+
+
+def counts_in(shards: Iterable[Path], *, rows_at_once: int = 1 << 20) -> pa.Table:
+    """The same for some shards."""
     counts = _COUNTS_SCHEMA.empty_table()
     pending: list[pa.Table] = []
     rows = 0
-    for path in itertools.chain.from_iterable(pool.shards() for pool in pools):
+    for path in shards:
         with open_shard(path, _READ) as shard:
             pending.append(shard.read(columns=_COUNTED, use_threads=False))
         rows += len(pending[-1])
-        if rows >= rows_at_once:
+        # At least as many rows as there are problems, or the time would grow with rollouts times problems.
+        if rows >= max(rows_at_once, len(counts)):
             counts, pending, rows = _add_counts(counts, pending), [], 0
     return _add_counts(counts, pending) if pending else counts
 
@@ -66,7 +72,12 @@ def count_rollouts(*pools: RolloutPool, rows_at_once: int = 1 << 20) -> pa.Table
 def _add_counts(counts: pa.Table, rollouts: list[pa.Table]) -> pa.Table:
     grouped = pa.concat_tables(rollouts).group_by("problem_id").aggregate([("success", "count"), ("success", "sum")])
     more = grouped.select(["problem_id", "success_count", "success_sum"]).rename_columns(_COUNTS_SCHEMA.names)
-    both = pa.concat_tables([counts, more.cast(_COUNTS_SCHEMA)]).group_by("problem_id")
+    return sum_counts([counts, more.cast(_COUNTS_SCHEMA)])
+
+
+def sum_counts(tables: Sequence[pa.Table]) -> pa.Table:
+    """The sum of counts of several parts."""
+    both = pa.concat_tables(tables).group_by("problem_id")
     summed = both.aggregate([("rollouts", "sum"), ("successes", "sum")])
     return summed.select(["problem_id", "rollouts_sum", "successes_sum"]).rename_columns(_COUNTS_SCHEMA.names)
 
@@ -77,7 +88,12 @@ def successes_of(pool: RolloutPool, problems: Container[str]) -> Iterator[Succes
     Raises:
         DamagedError: a file is not a shard of a pool, or damaged; the message names it.
     """
-    for path in pool.shards():
+    return successes_in(pool.shards(), problems)
+
+
+def successes_in(shards: Iterable[Path], problems: Container[str]) -> Iterator[Success]:
+    """The same for some shards."""
+    for path in shards:
         with open_shard(path, _READ) as shard:
             for group in range(shard.num_row_groups):
                 if not may_hold_success(shard, group):

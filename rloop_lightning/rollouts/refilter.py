@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rloop_lightning.rollouts.draw import ProblemDraw
-from rloop_lightning.rollouts.filter import FilterConfig, is_hard, success_digest
+from rloop_lightning.rollouts.expert_draw import success_digest
+from rloop_lightning.rollouts.filter import FilterConfig, is_hard
 from rloop_lightning.rollouts.pool import RolloutPool
 from rloop_lightning.rollouts.pool_scan import count_rollouts, successes_of
 

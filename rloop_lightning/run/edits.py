@@ -165,7 +165,8 @@ def restart_stage(run: RunFolder, stages: Sequence[Stage], restart_from: str) ->
     begun = [stage for stage in stages if stage.phase != "evaluate" and run.state_before(stage).exists()]
     state, _ = run.newest_state()
     done = len(stages) if state is None else state.stages_done
-    begun = [stage for stage in begun if stages.index(stage) <= done]
+    reached = set(stages[: done + 1])
+    begun = [stage for stage in begun if stage in reached]
     named = {run.phase(stage).relative_to(run.out).as_posix(): stage for stage in begun}
     if restart_from.strip("/") not in named:
         raise ValueError(

@@ -6,6 +6,7 @@ policies_of(["runs/NAME", "Qwen/Qwen2.5-0.5B"], "final")
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -68,8 +69,8 @@ def policies_of(words: Sequence[str], which: WhichPolicies) -> FoundPolicies:
             _find_in_run(run, word, which, prefix, found)
     if which == "all" and not any(runs):
         found.wrong.append("--policies all: none of the policies is a run folder")
-    names = [one.name for one in found.policies]
-    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    names = Counter(one.name for one in found.policies)
+    twice = [name for name, count in names.items() if count > 1]
     found.wrong += [f"{one_line(name, limit=200)}: it is there twice; give it once" for name in twice]
     for one in found.policies:
         found.wrong += [f"{one.name}: {fault}" for fault in source_faults(one.source)]

@@ -17,6 +17,7 @@ from rloop_lightning.model.config import PolicyConfig
 from rloop_lightning.model.policy_weights import PolicyWeights
 from rloop_lightning.model.quantization import quantised_share
 from rloop_lightning.run.memory_plan import MemoryPlan, Moments
+from rloop_lightning.run.plan_ranks import RankWeights
 
 _RANK = 32
 _MOST = 3  # advices
@@ -93,12 +94,12 @@ def _by_cost(changes: Sequence[Change]) -> Iterator[tuple[Change, ...]]:
 
 def _changes(plan: MemoryPlan, policy: PolicyConfig, model: Any, *, mixed: bool) -> Iterator[Change]:
     setup = plan.setup
-    full = setup.products.trains_all
+    full, whole = setup.products.trains_all, plan.ranks.shards == 1
     if not setup.products.checkpointing:
         yield Change("--policy.gradient_checkpointing true", 1, lambda one: replace(one, gradient_checkpointing=True))
     if setup.products.device == "cuda" and policy.dtype == "float32" and not mixed:
         yield Change("--trainer.precision bf16-mixed", 1, plan=_in_bfloat16)
-    if full and any(phase.moments.large > 4 for phase in setup.phases):
+    if full and whole and any(phase.moments.large > 4 for phase in setup.phases):
         names = {"exploration": "--algo", "consolidation": "--consolidate"}
         flags = " ".join(f"{names[phase.name]}.optimizer adamw8bit" for phase in setup.phases)
         yield Change(flags, 2, plan=_in_8_bits)
@@ -107,7 +108,7 @@ def _changes(plan: MemoryPlan, policy: PolicyConfig, model: Any, *, mixed: bool)
     if full:
         lora = replace(policy.lora, rank=_RANK)
         yield Change(f"--policy.lora.rank {_RANK}", 6, lambda one: replace(one, lora=lora))
-    if policy.quantization == "none" and quantised_share(model) >= _LEAST_QUANTISED:
+    if policy.quantization == "none" and whole and quantised_share(model) >= _LEAST_QUANTISED:
         yield Change("--policy.quantization nf4", 4, lambda one: replace(one, quantization="nf4"))
     for cost, divisor in ((9, 2), (10, 4), (12, 8)):
         shorter = setup.completion // divisor
@@ -143,7 +144,9 @@ def _changed(plan: MemoryPlan, policy: PolicyConfig, model: Any, changes: Sequen
     generation = plan.setup.generation
     if generation == before.weights:
         generation = dtype
-    plan = replace(plan, weights=weights).with_(products=products, generation=generation)
+    own = RankWeights.of(weights, model, policy, plan.ranks)
+    plan = replace(plan, weights=own.weights, gathered=own.gathered, whole=own.whole)
+    plan = plan.with_(products=products, generation=generation)
     for change in changes:
         plan = change.plan(plan)
     return plan

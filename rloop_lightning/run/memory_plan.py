@@ -23,6 +23,7 @@ from rloop_lightning.model.model_shape import ModelShape
 from rloop_lightning.model.policy_weights import PolicyWeights
 from rloop_lightning.model.token_scores import LOGITS_PER_PIECE
 from rloop_lightning.model.update_memory import Products, UpdateMemory, update_memory
+from rloop_lightning.run.plan_ranks import ONE_RANK, Ranks
 
 _FULL = 4  # bytes of a number in float32
 _SMALL_TENSOR = 4096  # numbers from which on bitsandbytes keeps a tensor's moments in 8 bits
@@ -111,13 +112,19 @@ class MemoryPlan:
 
     Args:
         shape: widths of the model.
-        weights: the weights of the policy.
-        setup: what else decides the memory.
+        weights: the weights of the policy, of several ranks those that one of them holds.
+        setup: what else decides the memory; of several ranks, the work of one.
+        ranks: the processes that train.
+        gathered: bytes of whole layers that a rank holds while it updates, besides its shards (plan_ranks.py).
+        whole: bytes of the whole copy of the weights that an engine without a model of its own generates with.
     """
 
     shape: ModelShape
     weights: PolicyWeights
     setup: Setup
+    ranks: Ranks = ONE_RANK
+    gathered: float = 0
+    whole: float = 0
 
     def training(self) -> Bar:
         """What the phase that needs most holds during an update."""
@@ -129,7 +136,8 @@ class MemoryPlan:
         activations = min(update.activations, update.peak)
         parts = {
             **self._held(phase),
-            "gradients": sum(self.weights.trained) * self._gradient_bytes(),
+            "gathered layers": self.gathered,
+            "gradients": sum(self.weights.trained) * self.gradient_itemsize,
             "activations": activations,
             "logits and head": update.peak - activations,
         }
@@ -157,14 +165,17 @@ class MemoryPlan:
 
     def update(self, phase: Phase) -> UpdateMemory:
         """The memory of the largest micro-batch of a phase."""
-        rows = PackedRows.within(
+        return update_memory(self.shape, self.micro_batch(phase), self.setup.products)
+
+    def micro_batch(self, phase: Phase) -> PackedRows:
+        """The largest micro-batch of a phase."""
+        return PackedRows.within(
             self.setup.tokens,
             prompt=self.setup.prompt,
             completion=self.setup.completion,
             per_prompt=phase.per_prompt,
             most=phase.per_update,
         )
-        return update_memory(self.shape, rows, self.setup.products)
 
     def row_bytes(self, dtype: torch.dtype) -> float:
         """The KV cache of one rollout at its longest, with the columns in reserve (engines/rows.py)."""
@@ -199,6 +210,11 @@ class MemoryPlan:
 
         return _largest(fits, most) or None
 
+    @property
+    def gradient_itemsize(self) -> int:
+        """Bytes of a trained weight's gradient: over several micro-batches, it is summed in float32."""
+        return max(_FULL, self.weights.itemsize)
+
     def fits(self, limit: float) -> bool:
         """Whether both bars fit."""
         generation = self.generation()
@@ -226,11 +242,8 @@ class MemoryPlan:
             "weights": self.weights.bytes,
             "optimizer": 0 if on_host else moments,
             "reference policy": reference,
+            "whole copy": 0 if self.setup.generation is None else self.whole,
         }
-
-    def _gradient_bytes(self) -> int:
-        """Bytes of a gradient: over several micro-batches, it is summed in float32."""
-        return max(_FULL, self.weights.itemsize)
 
     def _optimizer_step(self) -> float:
         """Temporary float32 weights and gradients of an optimizer step on bfloat16 weights."""

@@ -27,6 +27,7 @@ from rloop_lightning.model.update_memory import Products
 from rloop_lightning.run.memory_plan import MemoryPlan, Moments, Phase, Setup
 from rloop_lightning.run.parts import Parts
 from rloop_lightning.run.plan_config import PlanConfig
+from rloop_lightning.run.plan_ranks import ONE_RANK, Ranks, RankWeights
 
 PROMPT_TOKENS = 512
 """Tokens of the longest prompt that a plan counts with if nothing says more."""
@@ -57,6 +58,7 @@ def memory_plan(
     precision: Any,
     device: str,
     knows_problems: bool,
+    ranks: Ranks = ONE_RANK,
 ) -> MemoryPlan | None:
     """The plan before anything is loaded; None if the model has layers that are not counted.
 
@@ -67,6 +69,7 @@ def memory_plan(
         precision: --trainer.precision.
         device: `cuda` or `cpu`.
         knows_problems: whether the problems may be read.
+        ranks: the processes that train; the plan is of one of them.
     """
     shape = ModelShape.of(model)
     if shape is None:
@@ -79,7 +82,10 @@ def memory_plan(
     weights = PolicyWeights.planned(model, policy)
     problems = parts.problems_per_step if knows_problems else parts.loop.problems_per_step or PROBLEMS
     setup = _setup(policy, parts, weights, precision=precision, device=device, problems=problems)
-    return MemoryPlan(shape, weights, replace(setup, prompt=prompt, completion=completion))
+    shares = tuple(replace(phase, per_update=-(-phase.per_update // ranks.number)) for phase in setup.phases)
+    setup = replace(setup, prompt=prompt, completion=completion, phases=shares)
+    own = RankWeights.of(weights, model, policy, ranks)
+    return MemoryPlan(shape, own.weights, setup, ranks, own.gathered, own.whole)
 
 
 def _prompt_tokens(parts: Parts, knows_problems: bool) -> int:

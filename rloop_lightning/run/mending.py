@@ -10,7 +10,8 @@ later phases, and those after the newest checkpoint of the current one, are drop
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,7 +20,6 @@ from rloop_lightning.run.metrics_csv import (
     KEYS,
     MetricsError,
     Row,
-    Table,
     cells,
     read_table,
     result_step,
@@ -30,6 +30,9 @@ from rloop_lightning.run.phase_records import PhaseRecord, Recorded, Steps, gaps
 from rloop_lightning.run.state import Stage
 
 _log = logging.getLogger(__name__)
+
+_PhaseKey = tuple[int, str]
+"""A round and the name of a phase."""
 
 _MOST_NAMED = 3
 """Faults of one file, or ranges of steps, that a message lists."""
@@ -63,9 +66,12 @@ def mend(folder: RunFolder, complete: Sequence[Stage], current: Stage | None = N
         WriteError: a file can't be written.
     """
     table = read_table(folder.metrics)
-    parts = [_Part.of(folder, stage, table) for stage in complete]
+    by_phase: dict[_PhaseKey, list[Row]] = defaultdict(list)
+    for row in table.rows:
+        by_phase[row["round"], row["phase"]].append(row)
+    parts = [_Part.of(folder, stage, by_phase) for stage in complete]
     if current is not None:
-        parts.append(_Part.of(folder, current, table, done=folder.steps_done(current)))
+        parts.append(_Part.of(folder, current, by_phase, done=folder.steps_done(current)))
     rows = [row for part in parts for row in part.rows.values()]
     recorded = any(part.record.path.exists() for part in parts)
     if table.fault and folder.metrics.exists() and not rows and not recorded:
@@ -133,18 +139,20 @@ class _Part:
     is_complete: bool
 
     @classmethod
-    def of(cls, folder: RunFolder, stage: Stage, table: Table, done: int | None = None) -> _Part:
+    def of(
+        cls, folder: RunFolder, stage: Stage, table: Mapping[_PhaseKey, Sequence[Row]], done: int | None = None
+    ) -> _Part:
         """Read what there is of a stage.
 
         Args:
             folder: the run folder.
             stage: the stage.
-            table: what could be read of metrics.csv.
+            table: the rows of metrics.csv that could be read, by phase.
             done: training steps that are not repeated; None if the stage is complete.
         """
         record = PhaseRecord(folder.record(stage))
         found = record.read()
-        tabled = {row["step"]: row for row in table.rows if _is_of(row, stage)}
+        tabled = {row["step"]: row for row in table.get((stage.round, stage.phase), ()) if _is_of(row, stage)}
         if any(not _is_of(row, stage) for row in found.rows.values()):
             found = Recorded(faults=["its rows are of another phase"])
         if stage.phase == "evaluate":

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from rloop_lightning.run.communication import Work, received
 from rloop_lightning.run.memory_plan import Bar, MemoryPlan
+from rloop_lightning.run.plan_ranks import RankWeights
 
 _WIDTH = 40  # characters of a bar
 _UNITS = ((40, "TiB"), (30, "GiB"), (20, "MiB"))
@@ -35,6 +37,26 @@ def plan_blocks(plan: MemoryPlan, limit: float) -> Iterator[str]:
         return
     columns = setup.prompt + setup.completion
     yield from _block(f"generation, {setup.rows:,} rollouts of {columns:,} tokens at once", generation, limit, scale)
+
+
+def communication_lines(plan: MemoryPlan, own: RankWeights, work: Work, pushed: float) -> Iterator[str]:
+    """What each rank receives in a rollout step.
+
+    Args:
+        plan: of a rank.
+        own: the weights of a rank.
+        work: of a rollout step.
+        pushed: bytes that an engine with a model of its own receives; 0 if there is none.
+    """
+    parts = received(plan, own, work)
+    yield f"communication of a rollout step: {size_text(sum(parts.values()))} to each rank"
+    scored = f", and {work.scored:,} passes without gradients" if work.scored else ""
+    yield f"  for {work.updates:,} updates of {work.trained:,} micro-batches in all{scored}"
+    for name, size in parts.items():
+        if size:
+            yield f"  {name:<36} {size_text(size):>9}"
+    if pushed:
+        yield f"  {'weights pushed to each engine':<36} {size_text(pushed):>9}"
 
 
 def _block(title: str, bar: Bar, limit: float, scale: float) -> Iterator[str]:

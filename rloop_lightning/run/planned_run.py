@@ -16,13 +16,17 @@ import torch
 
 from rloop_lightning.model.config import PolicyConfig
 from rloop_lightning.model.libraries import library_errors
+from rloop_lightning.model.policy_weights import PolicyWeights
+from rloop_lightning.run.communication import Work
 from rloop_lightning.run.memory_advice import advices
 from rloop_lightning.run.memory_forecast import ROWS, TOKENS
 from rloop_lightning.run.memory_plan import MemoryPlan
 from rloop_lightning.run.memory_setup import AUTO, PROBLEMS, PROMPT_TOKENS, memory_plan, model_of
 from rloop_lightning.run.parts import Parts
 from rloop_lightning.run.plan_config import PlanConfig
-from rloop_lightning.run.plan_text import SHARE, plan_blocks, size_text
+from rloop_lightning.run.plan_ranks import ONE_RANK, Ranks, RankWeights, pushed_bytes
+from rloop_lightning.run.plan_text import SHARE, communication_lines, plan_blocks, size_text
+from rloop_lightning.run.simulated_plan import SimulatedPlan
 from rloop_lightning.system.memory import available_memory
 
 _LEARNING_RATE = "an adapter takes about 10 times the learning rate of full fine-tuning (--algo.lr, --consolidate.lr)"
@@ -60,6 +64,7 @@ class PlannedRun:
         precision: Any,
         device: torch.device,
         knows_problems: bool,
+        ranks: Ranks = ONE_RANK,
     ) -> Self:
         """Plan a run.
 
@@ -67,6 +72,7 @@ class PlannedRun:
             precision: --trainer.precision.
             device: the device to plan for, which need not exist if `plan.memory` is given.
             knows_problems: whether the problems may be read.
+            ranks: the processes that train.
 
         Raises:
             ValueError: the model's config can't be used; names all errors.
@@ -74,7 +80,14 @@ class PlannedRun:
         with library_errors("config.json describes no model that can be made"):
             model = model_of(policy)
         found = memory_plan(
-            model, policy, parts, plan, precision=precision, device=device.type, knows_problems=knows_problems
+            model,
+            policy,
+            parts,
+            plan,
+            precision=precision,
+            device=device.type,
+            knows_problems=knows_problems,
+            ranks=ranks,
         )
         limit, source = plan.limit, f"{plan.memory} (--plan.memory)"
         if limit is None:
@@ -139,6 +152,17 @@ class PlannedRun:
         mixed = plan.setup.products.products != plan.setup.products.weights
         return advices(plan, self.policy, self.model, SHARE * self.limit, mixed=mixed)
 
+    def simulated(self, config: PlanConfig) -> SimulatedPlan | None:
+        """The simulation of its rollout steps that --plan asks for; None if it asks for none.
+
+        Raises:
+            ValueError: it can't be made; names the flag.
+        """
+        plan = self.resolved()
+        if plan is None:
+            return None
+        return SimulatedPlan.of(self.parts, config, plan, pushed_bytes(self.model, self.policy))
+
     def lines(self) -> Iterator[str]:
         """What --plan prints."""
         total = sum(weight.numel() for weight in self.model.parameters())
@@ -153,11 +177,29 @@ class PlannedRun:
             f"counted with prompts of {setup.prompt:,} tokens (--plan.prompt_tokens; default {PROMPT_TOKENS}) and "
             f"completions of {setup.completion:,} (--engine.max_new_tokens)"
         )
+        if plan.ranks.number > 1:
+            yield f"{plan.ranks}; figures are of one rank, and --plan.memory is that of one device"
         yield ""
         yield from plan_blocks(plan, self.limit)
         yield ""
+        if plan.ranks.number > 1:
+            yield from self._communication(plan)
+            yield ""
         yield "Training and generation do not happen at the same time: the larger of the two is what the run needs."
         yield from self._what_fits(plan)
+
+    def _communication(self, plan: MemoryPlan) -> Iterator[str]:
+        own = RankWeights.of(PolicyWeights.planned(self.model, self.policy), self.model, self.policy, plan.ranks)
+        work = Work.of(plan, self.parts.algorithm)
+        pushed = pushed_bytes(self.model, self.policy) if plan.setup.generation is None else 0
+        yield from communication_lines(plan, own, work, pushed)
+        rollouts = (self.parts.loop.problems_per_step or PROBLEMS) * self.parts.loop.rollouts_per_problem
+        of_update = rollouts // self.parts.algorithm.updates_per_step
+        if of_update < plan.ranks.number:
+            yield (
+                f"  An update has {of_update:,} rollouts, so {plan.ranks.number - of_update:,} ranks have none; take "
+                "fewer ranks, fewer --algo.updates_per_step, or more --loop.problems_per_step."
+            )
 
     def _what_fits(self, plan: MemoryPlan) -> Iterator[str]:
         limit = SHARE * self.limit
@@ -178,12 +220,13 @@ class PlannedRun:
     def _most_rows(self) -> int:
         """The rollouts of the largest request: of a rollout step, or of an evaluation if the problems are known."""
         parts = self.parts
+        ranks = 1 if self.plan is None else self.plan.ranks.number
         if not self.knows_problems:
-            return (parts.loop.problems_per_step or PROBLEMS) * parts.loop.rollouts_per_problem
+            return -(-(parts.loop.problems_per_step or PROBLEMS) * parts.loop.rollouts_per_problem // ranks)
         samples, most = parts.evaluation.samples, parts.evaluation.max_problems
         sizes = [len(problems) for problems in parts.evaluation_sets.values()]
         evaluated = [samples * (min(size, most) if most else size) for size in sizes]
-        return max([parts.problems_per_step * parts.loop.rollouts_per_problem, *evaluated])
+        return -(-max([parts.problems_per_step * parts.loop.rollouts_per_problem, *evaluated]) // ranks)
 
     def _figure(self, flag: str, fitting: Any) -> int:
         if self.plan is None:

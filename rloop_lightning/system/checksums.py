@@ -10,6 +10,7 @@ The name begins with an underscore, so that readers of a folder of Parquet files
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -22,8 +23,7 @@ _DIGEST_CHARACTERS = 64
 def add_checksum(path: Path) -> None:
     """Add the checksum of a file to its folder's checksums. The last one of a name counts."""
     sums = path.parent / SUMS
-    cut = sums.exists() and not sums.read_bytes().endswith(b"\n")  # a kill left a half-written line
-    append(sums, ("\n" * cut + _line(path.name, digest(path))).encode())
+    append(sums, ("\n" * _is_cut(sums) + _line(path.name, digest(path))).encode())
 
 
 def write_checksums(folder: Path) -> None:
@@ -67,6 +67,15 @@ def damaged_files(folder: Path, names: Iterable[str] | None = None) -> dict[str,
         elif digest(folder / name) != listed[name]:
             damage[name] = "is damaged (its checksum differs)"
     return damage
+
+
+def _is_cut(sums: Path) -> bool:
+    """Whether a kill left a half-written line. Reads the last byte alone: a pool adds a line for each of its shards."""
+    if not sums.exists() or not sums.stat().st_size:
+        return False
+    with sums.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() != b"\n"
 
 
 def _line(name: str, digest: str) -> str:

@@ -1,7 +1,8 @@
-"""What the processor can do."""
+"""What the processor can do, and how much of it this process may use."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Set
 from pathlib import Path
 
@@ -22,3 +23,8 @@ def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str] | None:
 def emulates_bfloat16(flags: Set[str] | None) -> bool:
     """Whether a processor with these flags has no units for bfloat16. False if the flags are not known."""
     return flags is not None and not flags & BFLOAT16_UNITS
+
+
+def usable_cores() -> int:
+    """The number of cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

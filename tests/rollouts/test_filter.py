@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rloop_lightning.rollouts import expert_set
+from rloop_lightning.rollouts import expert_set, pool_scan
 from rloop_lightning.rollouts.expert_set import read_expert_set
 from rloop_lightning.rollouts.filter import ExpertStats, FilterConfig, build_expert_set
 from rloop_lightning.rollouts.pool import RolloutPool
@@ -370,3 +370,19 @@ def test_every_wrong_setting_is_named_at_once():
         FilterConfig(max_success_rate=float("nan"), max_per_problem=-1)
     assert "--filter.max_per_problem: expected an integer >= 0, got -1" in str(error.value)
     assert FilterConfig(max_success_rate=1.0).max_success_rate == 1.0
+
+
+def test_counting_a_pool_of_ever_new_problems_sums_each_row_a_few_times(tmp_path, monkeypatch):
+    """Not rollouts times problems."""
+    steps = [[(f"p{step}-{row}", [1], True) for row in range(4)] for step in range(64)]
+    pool = make_pool(tmp_path / "pool", steps)
+    summed = []
+    real = pool_scan.sum_counts
+
+    def spy(tables):
+        summed.append(sum(map(len, tables)))
+        return real(tables)
+
+    monkeypatch.setattr(pool_scan, "sum_counts", spy)
+    assert len(count_rollouts(pool, rows_at_once=4)) == 256
+    assert sum(summed) <= 3 * 256
