@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,18 @@ class PhaseCheckpoint(Checkpoint):
         folder: folder of the checkpoints.
         every_n_steps: training steps between checkpoints; 0 saves none, and a killed phase restarts.
         signals: the signals that stop the run.
+        saved: called when a checkpoint is on disk.
     """
 
-    def __init__(self, folder: Path, every_n_steps: int, signals: StopSignals | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        every_n_steps: int,
+        signals: StopSignals | None = None,
+        saved: Callable[[], None] = lambda: None,
+    ) -> None:
         self.folder = folder
+        self.saved = saved
         self.every_n_steps = every_n_steps
         self.signals = signals or StopSignals()
 
@@ -51,6 +60,7 @@ class PhaseCheckpoint(Checkpoint):
             trainer.save_checkpoint(partial)
         for older in checkpoints(self.folder)[:-_KEPT]:
             older.unlink()
+        self.saved()
         self.signals.check(f"the checkpoint {path} is saved")
 
 

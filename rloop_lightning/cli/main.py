@@ -18,11 +18,14 @@ from rloop_lightning.cli.fit import RLoopCLI
 from rloop_lightning.cli.instant import fit_answer, show
 from rloop_lightning.cli.memory_plan import plan_lines
 from rloop_lightning.cli.quiet import quiet_lightning
+from rloop_lightning.cli.run_place import place_of, run_place, with_local_folder
 from rloop_lightning.errors import DiagnosedError, PushError, RunFault, StateError, Stopped
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.rewards.workers import WorkerStartError
+from rloop_lightning.run.claim import RunClaim
 from rloop_lightning.run.handover import push_final
 from rloop_lightning.run.loop import LoopRunner
+from rloop_lightning.run.mirror import UploadError
 from rloop_lightning.run.start import RunFolderError
 from rloop_lightning.system.signals import StopSignals
 from rloop_lightning.system.terminal import log_handler, printable, printable_lines
@@ -49,27 +52,38 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fit(arguments: Sequence[str], debug: bool, signals: StopSignals) -> int:
+    code = 1
     try:
-        cli = RLoopCLI(arguments)
-        if cli.plan.only:
-            show("\n".join(printable(line) for line in plan_lines(cli)))
-            return 0
-        with cli.claim:
-            runner, policy = cli.prepare()
-            if cli.config.dry_run:
-                policy.mixed_precision = runner.mixed_precision
-                for line in dry_run(runner.parts, policy, runner.device):
-                    print(printable(line))
-                return 0
-            return _run(cli, runner, policy, debug, signals)
+        place = place_of(arguments)
+        with run_place(place) as claim:
+            local = with_local_folder(arguments, place, claim) if place and claim else arguments
+            code = _fit_in(local, claim, debug, signals)
     except UsageError as error:
         return _complain(error, debug, code=2)
     except RunFolderError as error:
         return _complain(error, debug, code=1)
+    except UploadError as error:
+        return _complain(error, debug, code=code or 1)
+    return code
+
+
+def _fit_in(arguments: Sequence[str], claim: RunClaim | None, debug: bool, signals: StopSignals) -> int:
+    cli = RLoopCLI(arguments, claim=claim)
+    if cli.plan.only:
+        show("\n".join(printable(line) for line in plan_lines(cli)))
+        return 0
+    with cli.claim:
+        runner, policy = cli.prepare()
+        if cli.config.dry_run:
+            policy.mixed_precision = runner.mixed_precision
+            for line in dry_run(runner.parts, policy, runner.device):
+                print(printable(line))
+            return 0
+        return _run(cli, runner, policy, debug, signals)
 
 
 def _run(cli: RLoopCLI, runner: LoopRunner, policy: Policy, debug: bool, signals: StopSignals) -> int:
-    go_on = f"rloop-fit --resume {shlex.quote(str(runner.out))}"
+    go_on = f"rloop-fit --resume {shlex.quote(str(runner.folder))}"
     try:
         state = runner.run(policy, signals, cli.claim)
     except StateError as error:

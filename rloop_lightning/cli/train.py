@@ -189,7 +189,7 @@ def train(
                 raise
             folder = claim.folder
             begun = folder.state.exists()
-            go_on = f"resume with train(resume={str(folder.out)!r})" if begun else "no run was started"
+            go_on = f"resume with train(resume={str(folder)!r})" if begun else "no run was started"
             raise KeyboardInterrupt(f"{stopped.saved}; {go_on}" if stopped.saved else go_on) from None
     return TrainResult(
         folder=folder.out,
@@ -252,8 +252,8 @@ def _prepare(given: PythonSettings, claim: RunClaim) -> tuple[RLoopCLI, LoopRunn
     for group, name in given.unnamed.items():
         warnings.warn(
             f"{group}: {name} has no import path, so that config.yaml can't name it. Resume this run with it, "
-            f"train(resume={str(folder.out)!r}, {group}=...), or with one that has a path, "
-            f"rloop-fit --resume {folder.out} --{group} MODULE.NAME",
+            f"train(resume={str(folder)!r}, {group}=...), or with one that has a path, "
+            f"rloop-fit --resume {folder} --{group} MODULE.NAME",
             stacklevel=4,
         )
     return prepared, runner, base

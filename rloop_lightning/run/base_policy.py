@@ -96,7 +96,7 @@ def source_on_resume(
     intact = next((path for path in policies if path.is_dir() and not damaged_files(path)), None)
     # Adapters that phases saved are of no use without the model under them.
     if state is None or intact is None or config.lora.rank or is_adapter(str(intact)) or _needs_base(stages, state):
-        advice = f"--resume {folder.out}: the rest of the run needs the base policy; restore it, or start a new run"
+        advice = f"--resume {folder}: the rest of the run needs the base policy; restore it, or start a new run"
         raise ValueError("\n".join([*faults, advice]))
     told = "\n".join(f"{fault}; the rest of the run does not need it" for fault in faults)
     return Source(replace(config, model=str(intact)), told)

@@ -24,9 +24,9 @@ from __future__ import annotations
 
 import itertools
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rloop_lightning.callbacks.checkpoint import checkpoint_step, checkpoints
 from rloop_lightning.errors import DamagedError, StateError
@@ -38,15 +38,33 @@ _HERE = "{run}/"
 """Prefix of settings that are paths relative to the run folder, so that the folder can be moved."""
 
 
+class SavesListener(Protocol):
+    """Is told what a run has saved, such as the copy of the run in a store (mirror.py)."""
+
+    def state_saved(self) -> None:
+        """A state is on disk, with all files that it needs."""
+
+    def checkpoint_saved(self) -> None:
+        """A checkpoint of a phase is on disk."""
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """The paths of a run.
 
     Args:
         out: the run folder.
+        address: the URL of the store that has a copy of it, without credentials; empty if there is none.
+        listener: is told what the run has saved.
     """
 
     out: Path
+    address: str = ""
+    listener: SavesListener | None = field(default=None, compare=False, repr=False)
+
+    def __str__(self) -> str:
+        """What `--out` and `--resume` take for this run."""
+        return self.address or str(self.out)
 
     def setting_of(self, path: Path) -> str:
         """The setting in config.yaml for a path in the run folder."""
@@ -249,7 +267,7 @@ class RunFolder:
             return state, warnings
         if damage:
             raise StateError(
-                "\n".join(damage) + f"\n--resume {self.out}: no other record of its state exists; start a new run"
+                "\n".join(damage) + f"\n--resume {self}: no other record of its state exists; start a new run"
             )
         return None, []
 
@@ -259,11 +277,17 @@ class RunFolder:
             before = LoopState.load(self.state)
         except DamagedError:
             before = None  # keep the existing `previous_state`
-        if before is not None and before.checksum == state.checksum:
-            return
-        if before is not None:
-            before.save(self.previous_state)
-        state.save(self.state)
+        if before is None or before.checksum != state.checksum:
+            if before is not None:
+                before.save(self.previous_state)
+            state.save(self.state)
+        if self.listener is not None:
+            self.listener.state_saved()
+
+    def checkpoint_saved(self) -> None:
+        """Tell the listener that a checkpoint is on disk."""
+        if self.listener is not None:
+            self.listener.checkpoint_saved()
 
 
 def _damage(state: Path) -> list[str]:

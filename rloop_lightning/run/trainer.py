@@ -207,7 +207,9 @@ class PhaseTrainer:
                 GradientNormMonitor(self.parts.gradient, faults, rollouts),
                 progress,
                 StepRecord(log),
-                PhaseCheckpoint(self.folder.checkpoint_folder(stage), every, self.signals),
+                PhaseCheckpoint(
+                    self.folder.checkpoint_folder(stage), every, self.signals, self.folder.checkpoint_saved
+                ),
             ],
         )
         # Before the user's own. Lightning sets the attribute where type checkers don't see it.
