@@ -26,6 +26,9 @@ from rloop_lightning.system.store_urls import cache_folder, is_url, local_path, 
 _log = logging.getLogger(__name__)
 
 _WAIT_S = 1.0  # between looks at the lock of another process that fetches
+_URL, _INDEX, _LOCK = ".url", ".index.json", ".lock"
+"""Ends of the names of the files beside the folder of a copy: its URL, what it was made of, and its lock."""
+_CHECKPOINTS, _WEIGHTS = ("*.ckpt",), ("*.safetensors",)
 _TOLD_BYTES = 100e6  # a larger download is announced
 
 
@@ -48,7 +51,8 @@ def fetched(url: str, flag: str, *, leave_out: tuple[str, ...] = ()) -> Path:
     store, target = Store.at(url, flag), cache_folder("fetched", url)
     single = store.is_object()
     try:
-        with _alone(target.parent):
+        with _alone(_beside(target, _LOCK)):
+            write_text(_beside(target, _URL), url.rstrip("/"))
             if single:
                 _fetch(store, {"": store.object()}, lambda name: target, target)
             else:
@@ -61,6 +65,27 @@ def fetched(url: str, flag: str, *, leave_out: tuple[str, ...] = ()) -> Path:
 def fetched_word(word: str, flag: str, *, leave_out: tuple[str, ...] = ()) -> str:
     """The local copy of what a URL names; any other text as it is."""
     return str(fetched(word, flag, leave_out=leave_out)) if is_url(word) else word
+
+
+def url_of(copy: Path) -> str:
+    """The URL that a folder or file is the local copy of; empty if it is none."""
+    try:
+        url = _beside(copy.absolute(), _URL).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""
+    return url if is_url(url) and cache_folder("fetched", url) == copy.absolute() else ""
+
+
+def fetched_run(url: str, flag: str = "", *, policies: bool = False) -> Path:
+    """The local copy of a run in a store, to be read only: without checkpoints.
+
+    Args:
+        policies: with the weights of its policies.
+
+    Raises:
+        StoreError: as `fetched`.
+    """
+    return fetched(url, flag, leave_out=_CHECKPOINTS if policies else (*_CHECKPOINTS, *_WEIGHTS))
 
 
 def _fetch_folder(store: Store, target: Path, leave_out: Collection[str]) -> None:
@@ -78,7 +103,7 @@ def _fetch_folder(store: Store, target: Path, leave_out: Collection[str]) -> Non
 
 def _fetch(store: Store, wanted: Mapping[str, StoredObject], place: Callable[[str], Path], target: Path) -> None:
     """Download what has changed since the last time."""
-    index = target.parent / "index.json"
+    index = _beside(target, _INDEX)
     known = _read(index)
     new = {name: one for name, one in wanted.items() if known.get(name) != _entry(one) or not place(name).is_file()}
     size = sum(one.size for one in new.values())
@@ -88,6 +113,10 @@ def _fetch(store: Store, wanted: Mapping[str, StoredObject], place: Callable[[st
         store.get(name, place(name))
         known[name] = _entry(one)
         write_text(index, json.dumps(known))
+
+
+def _beside(copy: Path, end: str) -> Path:
+    return copy.parent.with_name(copy.parent.name + end)
 
 
 def _entry(one: StoredObject) -> list[object]:
@@ -103,10 +132,10 @@ def _read(index: Path) -> dict[str, list[object]]:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Wait until no other process fetches to a folder, and keep others from it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock, told = FolderLock(folder / "fetch.lock"), False
+def _alone(path: Path) -> Iterator[None]:
+    """Wait until no other process holds a lock, and hold it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock, told = FolderLock(path), False
     while True:
         try:
             lock.acquire()

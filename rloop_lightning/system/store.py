@@ -74,7 +74,7 @@ class Store:
     """
 
     def __init__(self, url: str, flag: str, files: Any, root: str) -> None:
-        self._name = f"{flag} {shown_url(url)}"
+        self._name = f"{flag} {shown_url(url)}".strip()
         self._files = files
         self._root = root.rstrip("/")
         self._in_folder = "file" in files.protocol

@@ -51,7 +51,7 @@ def url_faults(url: str, flag: str) -> list[str]:
         flag: the option that has it as its value, for the message.
     """
     scheme = url.partition("://")[0].lower()
-    place = f"{flag} {shown_url(url)}"
+    place = f"{flag} {shown_url(url)}".strip()
     if scheme not in _PACKAGES:
         return [f"{place}: the scheme {one_line(scheme)}:// is not supported; take one of {_known()}, or a local path"]
     if _has_secrets(url):
@@ -70,6 +70,13 @@ def url_faults(url: str, flag: str) -> list[str]:
     if package and find_spec(package) is None:
         return [f"{place}: {scheme}:// needs the package {package}; install it with: {install}"]
     return []
+
+
+def local_only(value: str | None, flag: str) -> list[str]:
+    """A message if the value of an option that takes a local path is a URL."""
+    if value is None or not is_url(value):
+        return []
+    return [f"{flag} {shown_url(value)}: it takes a local path; copy the result to the store afterwards"]
 
 
 def shown_url(url: str) -> str:
