@@ -101,6 +101,8 @@ def _run(cli: RLoopCLI, runner: LoopRunner, policy: Policy, debug: bool, signals
     folder = runner.folder
     print(f"\n{printable(folder.results.read_text(encoding='utf-8'))}")
     print(f"{state.selected} is in {folder.final}; table, plots, metrics.csv and TensorBoard logs are in {folder.out}")
+    if folder.address:
+        print(f"a copy of all of it is in {folder.address}")
     if folder.report.is_file():
         print(f"open {folder.report} in a browser for all of it on one page")
     try:

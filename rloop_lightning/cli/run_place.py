@@ -6,6 +6,7 @@ uploads what the run saves (run/mirror.py).
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -86,6 +87,8 @@ def run_place(place: tuple[str, str] | None) -> Iterator[RunClaim | None]:
         mirror.close()
     finally:
         lock.release()
+        with contextlib.suppress(OSError):  # no run was started, or there is one
+            out.parent.rmdir()
 
 
 def _begin(mirror: RunMirror, flag: str) -> None:

@@ -76,12 +76,13 @@ class StoreLock:
         threading.Thread(target=self._renew, name="store lock", daemon=True).start()
 
     def lost(self) -> str:
-        """Who has taken the lock over meanwhile; empty if it is still held.
+        """Who has taken the lock over meanwhile; empty if nobody has. A lock object that was deleted is written again.
 
         Raises:
             StoreError: the store can't be asked.
         """
-        if not self._lost and (holder := self._holder()).get("id") != self._id:
+        holder = {} if self._lost else self._holder()
+        if holder and holder.get("id") != self._id:
             self._lost = _named(holder)
         return self._lost
 

@@ -39,7 +39,8 @@ class Progress:
 
     def __str__(self) -> str:
         steps = f" and {self.steps} training steps" if self.steps else ""
-        return f"{self.stages_done} phases{steps}{', handed over' if self.handed_over else ''}"
+        phases = "phase" if self.stages_done == 1 else "phases"
+        return f"{self.stages_done} {phases}{steps}{', handed over' if self.handed_over else ''}"
 
 
 def local_state(folder: RunFolder) -> LoopState | None:

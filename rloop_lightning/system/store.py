@@ -17,6 +17,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -60,7 +61,8 @@ class StoredObject:
     def of(cls, info: Mapping[str, Any]) -> StoredObject:
         """From what fsspec says of it."""
         version = next((info[key] for key in _VERSIONS if info.get(key) is not None), "")
-        return cls(int(info["size"]), str(version))
+        # A listing may give a time as a number, and a request for one object as a date.
+        return cls(int(info["size"]), str(version.timestamp() if isinstance(version, datetime) else version))
 
 
 class Store:

@@ -82,10 +82,11 @@ def local_only(value: str | None, flag: str) -> list[str]:
 def shown_url(url: str) -> str:
     """A URL for messages, without credentials and query."""
     scheme, _, rest = url.partition("://")
-    place, mark, _ = rest.partition("?")
+    place = re.split(r"[?#]", rest, maxsplit=1)[0]
+    mark = rest[len(place) : len(place) + 1]
     host, slash, path = place.partition("/")
     host = f"...@{host.rpartition('@')[2]}" if "@" in host else host
-    return one_line(f"{scheme}://{host}{slash}{path}{'?...' if mark else ''}", limit=300)
+    return one_line(f"{scheme}://{host}{slash}{path}{mark and f'{mark}...'}", limit=300)
 
 
 def without_secrets(text: str) -> str:
