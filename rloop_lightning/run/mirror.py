@@ -71,6 +71,7 @@ class RunMirror:
         self._index = out.with_name(f"{out.name}.index.json")
         self._same = _read_index(self._index)
         self._resting_until = 0.0
+        self._told = ""
 
     def begin_faults(self) -> list[str]:
         """Why a new run can't begin at this place in the store.
@@ -144,8 +145,11 @@ class RunMirror:
         began = time.monotonic()
         try:
             self._send()
+            self._told = ""
         except (StoreError, OSError) as error:
-            _log.warning(f"{error}; the run goes on, and the next save uploads what is missing")
+            if str(error) != self._told:  # once, however many saves fail in the same way
+                _log.warning(f"{error}; the run goes on, and the next save uploads what is missing")
+            self._told = str(error)
         now = time.monotonic()
         self._resting_until = now + _REST * (now - began)
 

@@ -129,6 +129,8 @@ def test_a_failed_upload_is_told_and_the_next_save_takes_it_up(
         f"--out {URL}: can't write to the store: the cable is cut; check the network, and the address of a store of "
         "your own in AWS_ENDPOINT_URL, then try again; the run goes on, and the next save uploads what is missing"
     ) in caplog.text
+    folder.checkpoint_saved()
+    assert caplog.text.count("the cable is cut") == 1
     with pytest.raises(UploadError) as error:
         mirror.close()
     assert f"the run is whole in {folder.out}; upload the rest from this machine with: rloop-fit --resume {URL}" in str(
