@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,10 +19,14 @@ from tiny_run import TinyRun, resume
 
 from rloop_lightning import train
 from rloop_lightning.cli.main import main
+from rloop_lightning.cli.run_place import run_place
 from rloop_lightning.model.config import embedded_model_path
+from rloop_lightning.run.claim import RunClaim
+from rloop_lightning.run.folder import RunFolder
 from rloop_lightning.system import store as store_module
 from rloop_lightning.system.fetched import fetched
 from rloop_lightning.system.store import Store
+from rloop_lightning.system.store_urls import cache_folder
 
 SENT = "rloop_lightning.system.store:Store._sent"
 
@@ -136,6 +141,28 @@ def test_a_store_that_fails_loses_nothing_and_the_resume_uploads_the_rest(
     assert stored == names - {"run.lock"}
     assert main(["--out", url]) == 2
     assert f"--out {url} already contains a run; resume it with --resume {url}" in capfd.readouterr().err
+
+
+def test_a_second_process_is_refused(
+    cache: Path, memory: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    url = "memory://test_run_place/run"
+    with run_place(("--out", url)):
+        assert main(["--out", url]) == 2
+        assert main(["--resume", url]) == 2
+    told = capfd.readouterr().err
+    assert f"--out {url} is in use by process {os.getpid()} on host" in told
+    assert f"--resume {url} is in use by process {os.getpid()} on host" in told
+
+
+def test_a_local_folder_in_use_is_not_touched(cache: Path, memory: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    url = "memory://test_run_place/run"
+    out = cache_folder("runs", url)
+    with RunClaim(RunFolder(out)) as claim:
+        claim.take(resumes=False)
+        assert main(["--resume", url]) == 2
+    assert f"--resume {url}: {out} is in use by this process; wait until it ends" in capfd.readouterr().err
+    assert memory.find("/test_run_place/run") == []
 
 
 def test_train_takes_a_place_in_a_store(tiny: TinyRun, cache: Path, memory: Any) -> None:
