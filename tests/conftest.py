@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,11 +17,13 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # tests need no netwo
 os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
 os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
 os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="rloop-tests-")  # the tester's own stays as it is
+os.environ["RLOOP_CACHE"] = tempfile.mkdtemp(prefix="rloop-tests-")
 
 import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
+    from s3_server import S3Server
     from tiny_run import TinyRun
 
 settings.register_profile("no deadline", deadline=None)
@@ -31,6 +34,15 @@ def pytest_collection_finish() -> None:
     """What the imports made stays to the end: the garbage collector needs not look through it again and again."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3Server]:
+    """An S3 server of this machine, with an empty bucket."""
+    from s3_server import serving
+
+    with serving() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

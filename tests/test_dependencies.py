@@ -31,6 +31,9 @@ USED_OTHERWISE = {
     "types-pyyaml": ("pyproject.toml", "tool.mypy"),
     "types-tqdm": ("pyproject.toml", "tool.mypy"),
     "pre-commit": (".pre-commit-config.yaml", "repos:"),
+    "s3fs": ("rloop_lightning/system/store_urls.py", '("s3fs", '),
+    "gcsfs": ("rloop_lightning/system/store_urls.py", '("gcsfs", '),
+    "moto": ("tests/helpers/s3_server.py", 'importorskip("moto.server"'),
     "mkdocs-material": ("mkdocs.yml", "name: material"),
     "mkdocstrings-python": ("mkdocs.yml", "mkdocstrings:"),
 }
@@ -86,7 +89,7 @@ def test_an_extra_is_what_its_folders_import_beside_the_package(
 
 
 def test_the_other_extras_are_made_of_these() -> None:
-    assert set(EXTRAS) == {"test", "lint", "docs", "dev", "hub", "lora", "qlora", "bench"}
+    assert set(EXTRAS) == {"test", "lint", "docs", "dev", "hub", "lora", "qlora", "s3", "gs", "bench"}
     assert names(EXTRAS["dev"]) == {"pre-commit"}
 
 

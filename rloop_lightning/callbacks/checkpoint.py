@@ -36,6 +36,7 @@ class PhaseCheckpoint(Checkpoint):
         every_n_steps: training steps between checkpoints; 0 saves none, and a killed phase restarts.
         signals: the signals that stop the run.
         before_saving: called with the path of a checkpoint before it is saved, such as to tell other processes.
+        saved: called when a checkpoint is on disk.
         ranks: the processes that train together.
     """
 
@@ -45,9 +46,11 @@ class PhaseCheckpoint(Checkpoint):
         every_n_steps: int,
         signals: StopSignals | None = None,
         before_saving: Callable[[Path], None] = lambda path: None,
+        saved: Callable[[], None] = lambda: None,
         ranks: Ranks = ALONE,
     ) -> None:
         self.folder = folder
+        self.saved = saved
         self.every_n_steps = every_n_steps
         self.signals = signals or StopSignals()
         self.before_saving = before_saving
@@ -68,6 +71,7 @@ class PhaseCheckpoint(Checkpoint):
             trainer.save_checkpoint(partial)
         for older in checkpoints(self.folder)[:-_KEPT]:
             older.unlink()
+        self.saved()
         self.signals.check(f"the checkpoint {path} is saved")
 
 

@@ -20,6 +20,7 @@ from rloop_lightning.cli.study_file import StudyPlan, plan_of_names, read_plan
 from rloop_lightning.run.cells import COMMAND
 from rloop_lightning.run.study import BudgetRule
 from rloop_lightning.system.fields import PositiveInt, Seed
+from rloop_lightning.system.store_urls import local_only
 from rloop_lightning.system.terminal import one_line
 
 USAGE = "rloop-compare [STUDY.yaml] [--algos NAME,...] [--consolidate NAME,...] [--seeds 0,1,2] [--OPTION VALUE ...]"
@@ -98,7 +99,7 @@ def _own_flag(flag: str, value: str | None) -> str:
 
 
 def _faults(options: CompareOptions, file: str | None) -> list[str]:
-    wrong = []
+    wrong = local_only(options.out, "--out")
     if file and options.algos is not None:
         wrong.append(f"--algos: {file} has its arms; leave one of them out")
     if not file and not options.algos and not options.consolidate:

@@ -41,6 +41,8 @@ from rloop_lightning.run.precision import slow_bfloat16
 from rloop_lightning.run.settings import recorded_settings, settings_text
 from rloop_lightning.system.files import write_text
 from rloop_lightning.system.signals import StopSignals
+from rloop_lightning.system.store_errors import StoreError
+from rloop_lightning.system.store_urls import local_only
 from rloop_lightning.system.terminal import log_handler, one_line, printable, printable_lines
 
 _log = logging.getLogger(__name__)
@@ -64,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader has closed the pipe
         sys.stdout = None  # otherwise the interpreter would flush into the pipe again
         return 0
-    except (UsageError, ClaimError, StateError, PolicyRefused) as error:
+    except (UsageError, ClaimError, StateError, StoreError, PolicyRefused) as error:
         return _complain(error, debug, code=2)
     except OSError as error:
         return _complain(error, debug, code=1)
@@ -104,6 +106,8 @@ def _go_on(claim: EvaluationClaim) -> str:
 def _claim(words: Words) -> EvaluationClaim:
     """The folder of the evaluation, not yet taken."""
     named = words.value("--resume") or words.value("--out")
+    if remote := local_only(named, "--resume" if words.value("--resume") else "--out"):
+        raise UsageError("\n".join(remote))
     if named:
         return EvaluationClaim(EvaluationFolder(Path(named).expanduser()))
     policy = re.sub(r"[^\w.-]+", "-", Path(words.policies[0]).name if words.policies else "", flags=re.ASCII)

@@ -53,6 +53,7 @@ from rloop_lightning.run.state import LoopConfig
 from rloop_lightning.run.trainer import sharding_faults, trainer_faults
 from rloop_lightning.system.hub import HubConfig, push_faults
 from rloop_lightning.system.ranks import ALONE
+from rloop_lightning.system.store_urls import is_url, shown_url
 
 FIXED = {
     "policy": PolicyConfig,
@@ -242,6 +243,8 @@ class RLoopCLI(LightningCLI):
 
     def _new_claim(self) -> RunClaim:
         if named := self.config.resume or self.config.out:
+            if is_url(named):
+                raise UsageError(f"--out {shown_url(named)}: give a URL on the command line, not in a settings file")
             return RunClaim(RunFolder(Path(named)))
         chosen = (self.choices[group].name.rpartition(".")[2].rstrip(">") for group in ("algo", "consolidate"))
         name = "-".join([time.strftime("%Y%m%d-%H%M%S"), *chosen])

@@ -20,11 +20,14 @@ from rloop_lightning.cli.instant import fit_answer, show
 from rloop_lightning.cli.job import Job
 from rloop_lightning.cli.memory_plan import plan_lines
 from rloop_lightning.cli.quiet import quiet_lightning
+from rloop_lightning.cli.run_place import place_of, run_place, with_local_folder
 from rloop_lightning.errors import DiagnosedError, PushError, RunFault, StateError, Stopped
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.rewards.workers import WorkerStartError
+from rloop_lightning.run.claim import RunClaim
 from rloop_lightning.run.handover import push_final
 from rloop_lightning.run.loop import LoopRunner
+from rloop_lightning.run.mirror import UploadError
 from rloop_lightning.run.start import RunFolderError
 from rloop_lightning.system.rank_watch import is_lost_connection
 from rloop_lightning.system.ranks import launched_place
@@ -56,29 +59,40 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fit(arguments: Sequence[str], debug: bool, signals: StopSignals, job: Job) -> int:
+    code = 1
     try:
-        cli = RLoopCLI(arguments)
-        if cli.plan.only:
-            show("\n".join(printable(line) for line in plan_lines(cli)))
-            return 0
-        with cli.claim:
-            if not cli.config.dry_run:
-                cli.join(job)
-            runner, policy = cli.prepare()
-            if cli.config.dry_run:
-                policy.mixed_precision = runner.mixed_precision
-                for line in dry_run(runner.parts, policy, runner.device):
-                    print(printable(line))
-                return 0
-            return _run(cli, runner, policy, debug, signals, job)
+        place = place_of(arguments)
+        with run_place(place) as claim:
+            local = with_local_folder(arguments, place, claim) if place and claim else arguments
+            code = _fit_in(local, claim, debug, signals, job)
     except UsageError as error:
         return _complain(error, debug, code=2)
+    except UploadError as error:
+        return _complain(error, debug, code=code or 1)
     except (RunFolderError, RunFault) as error:
         return _complain(error, debug, code=1)
+    return code
+
+
+def _fit_in(arguments: Sequence[str], claim: RunClaim | None, debug: bool, signals: StopSignals, job: Job) -> int:
+    cli = RLoopCLI(arguments, claim=claim)
+    if cli.plan.only:
+        show("\n".join(printable(line) for line in plan_lines(cli)))
+        return 0
+    with cli.claim:
+        if not cli.config.dry_run:
+            cli.join(job)
+        runner, policy = cli.prepare()
+        if cli.config.dry_run:
+            policy.mixed_precision = runner.mixed_precision
+            for line in dry_run(runner.parts, policy, runner.device):
+                print(printable(line))
+            return 0
+        return _run(cli, runner, policy, debug, signals, job)
 
 
 def _run(cli: RLoopCLI, runner: LoopRunner, policy: Policy, debug: bool, signals: StopSignals, job: Job) -> int:
-    go_on = f"rloop-fit --resume {shlex.quote(str(runner.out))}"
+    go_on = f"rloop-fit --resume {shlex.quote(str(runner.folder))}"
     try:
         state = runner.run(policy, signals, cli.claim)
     except StateError as error:
@@ -100,6 +114,8 @@ def _run(cli: RLoopCLI, runner: LoopRunner, policy: Policy, debug: bool, signals
     folder = runner.folder
     print(f"\n{printable(folder.results.read_text(encoding='utf-8'))}")
     print(f"{state.selected} is in {folder.final}; table, plots, metrics.csv and TensorBoard logs are in {folder.out}")
+    if folder.address:
+        print(f"a copy of all of it is in {folder.address}")
     if folder.report.is_file():
         print(f"open {folder.report} in a browser for all of it on one page")
     try:

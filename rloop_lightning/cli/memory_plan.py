@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from rloop_lightning.algorithms.policy_module import PolicyModule
 from rloop_lightning.cli.arguments import UsageError
 from rloop_lightning.cli.refusal import of_policy, refuse
 from rloop_lightning.model.adapter_folder import base_of
@@ -31,7 +32,7 @@ def plan_lines(cli: RLoopCLI) -> Iterator[str]:
     policy, parts = cli.policy_config, cli.parts
     wrong = lora_faults(policy) or faults_for_a_plan(_base(policy)) or lora_target_faults(policy)
     wrong = of_policy(policy, wrong)
-    modules = [one for one in (parts.algorithm, parts.consolidation) if one is not None]
+    modules = [one for one in (parts.algorithm, parts.consolidation) if isinstance(one, PolicyModule)]
     if cli.plan.strategy in ("fsdp2", "hsdp"):
         faults = sharding_faults("fsdp2", policy, modules)
         wrong += [fault.replace("--trainer.strategy", "--plan.strategy") for fault in faults]

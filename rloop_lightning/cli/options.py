@@ -26,8 +26,13 @@ class RunOption:
 
 RUN_OPTIONS = {
     "seed_everything": RunOption(Seed, 0, "seed of all randomness"),
-    "out": RunOption(str, None, "run folder, absent or empty (default: runs/DATE-ALGO-CONSOLIDATE)"),
-    "resume": RunOption(str, None, "folder of the run to resume"),
+    "out": RunOption(
+        str,
+        None,
+        "run folder, absent or empty, or a place in a store, such as s3://BUCKET/RUN (default: "
+        "runs/DATE-ALGO-CONSOLIDATE)",
+    ),
+    "resume": RunOption(str, None, "folder of the run to resume, or its place in a store"),
     "restart_from": RunOption(
         str, None, "with --resume: repeat the run from the beginning of this phase, such as round-1/explore"
     ),

@@ -52,6 +52,7 @@ def prepare(cli: RLoopCLI) -> tuple[LoopRunner, Policy]:
     except ValueError as error:
         wrong += str(error).splitlines()
     refuse(wrong)
+    runner.folder = folder
     source = Source(cli.policy_config)
     if config.resume:
         try:

@@ -27,6 +27,8 @@ from rloop_lightning.run.report.comparison_page import write_comparison_page
 from rloop_lightning.run.report.page import is_page
 from rloop_lightning.run.report.run_page import write_report
 from rloop_lightning.run.report.stored import ReportedRun, read_run
+from rloop_lightning.system.fetched import fetched_run
+from rloop_lightning.system.store_urls import is_url, local_only
 from rloop_lightning.system.terminal import printable, printable_lines
 
 _SUFFIX = ".html"
@@ -37,7 +39,8 @@ class ReportOptions:
     """Where the page is written, and how runs are grouped.
 
     Args:
-        out: the HTML file; null is report.html of the run, or comparison.html here.
+        out: the HTML file; null is report.html of the run (of a run in a store: here), or
+            comparison.html here.
         arms: the arm of each run.
     """
 
@@ -70,9 +73,12 @@ def _report(arguments: Sequence[str]) -> list[str]:
         raise UsageError(f"give the folder of a run: {USAGE}")
     options, reading = _options(arguments[len(paths) :])
     single = len(paths) == 1
-    default = Path(paths[0]) / "report.html" if single else Path("comparison.html")
+    folder = "." if is_url(paths[0]) else paths[0]
+    default = Path(folder) / "report.html" if single else Path("comparison.html")
     out = Path(options.out) if options.out else default
-    runs, wrong = _runs(paths, _place_faults(out) + _arm_faults(options.arms, paths))
+    runs, wrong = _runs(
+        paths, local_only(options.out, "--out") or _place_faults(out) + _arm_faults(options.arms, paths)
+    )
     if not single and reading != ProblemOptions():
         wrong.append("--data and --trust belong to the report of one run; leave them out")
     if wrong:
@@ -113,7 +119,7 @@ def _runs(paths: Sequence[str], wrong: list[str]) -> tuple[list[ReportedRun], li
     runs = []
     for path in paths:
         try:
-            runs.append(read_run(Path(path)))
+            runs.append(read_run(fetched_run(path) if is_url(path) else Path(path)))
         except ValueError as error:
             wrong += str(error).splitlines()
     twice = {path for path in paths if sum(Path(path).resolve() == Path(other).resolve() for other in paths) > 1}

@@ -29,7 +29,10 @@ from rloop_lightning.run.folder import RunFolder
 from rloop_lightning.run.problem_record import recorded_date
 from rloop_lightning.run.settings import recorded_settings
 from rloop_lightning.run.state import LoopState
+from rloop_lightning.system.fetched import fetched_run
 from rloop_lightning.system.imports import is_unnamed
+from rloop_lightning.system.store_errors import StoreError
+from rloop_lightning.system.store_urls import is_url
 from rloop_lightning.system.terminal import one_line
 
 WITHOUT = "--format prompt-completion with --without_prompts needs no data"
@@ -45,15 +48,15 @@ class StoredRun:
 
     @classmethod
     def at(cls, path: str) -> StoredRun:
-        """Read a run.
+        """Read a run at a path or a URL.
 
         Raises:
-            UsageError: the folder holds no readable run.
+            UsageError: there is no readable run, or the store can't be read.
         """
-        folder = RunFolder(Path(path))
         try:
+            folder = RunFolder(fetched_run(path) if is_url(path) else Path(path))
             state, _ = folder.newest_state()
-        except StateError as error:
+        except (StateError, StoreError) as error:
             raise UsageError(str(error)) from error
         if state is None:
             raise UsageError(f"{path}: no {folder.state.name} there; give the folder of a run")

@@ -26,6 +26,7 @@ from rloop_lightning.cli.fit import RLoopCLI
 from rloop_lightning.cli.python_settings import PythonSettings
 from rloop_lightning.cli.quiet import quiet_lightning
 from rloop_lightning.cli.registry import NONE
+from rloop_lightning.cli.run_place import run_place
 from rloop_lightning.data.base import ProblemSource
 from rloop_lightning.data.records import Records, record_faults, record_sets, write_sets
 from rloop_lightning.engines.base import RolloutEngine
@@ -43,6 +44,7 @@ from rloop_lightning.run.loop import LoopRunner
 from rloop_lightning.run.state import Budget, LoopConfig
 from rloop_lightning.system.hub import HubConfig
 from rloop_lightning.system.signals import StopSignals
+from rloop_lightning.system.store_urls import is_url
 
 Fields = Mapping[str, Any]
 """Fields of a group by name, as in `--GROUP.FIELD`. For a swappable part, `name` chooses the part, in any form that the
@@ -138,59 +140,63 @@ def train(
         RunFault: a fault during the run; fix the cause and resume.
         PushError: the run is complete, and its policy could not be uploaded.
         StateError: the run can't be resumed.
-        OSError: a file can't be written.
+        OSError: a file can't be written, or not all files could be uploaded to the store.
         KeyboardInterrupt: Ctrl-C, after the training step is done and saved; a second Ctrl-C does not wait.
         Stopped: SIGTERM, in the same way.
     """
-    place = Path(resume or out or f"runs/{time.strftime('%Y%m%d-%H%M%S')}")
-    claim = RunClaim(RunFolder(place), named=bool(resume or out))
-    as_configured = isinstance(consolidate, _AsConfigured)
-    sets, data = _split_data(data)
-    given = PythonSettings()
-    given.flags += ["--trust"] if trust else []
-    given.options(
-        {
-            "resume": resume,
-            "out": None if resume else out,
-            "config": config,
-            "seed_everything": seed_everything,
-            "restart_from": restart_from,
-        }
-    )
-    given.parts(
-        {
-            "algo": algo,
-            "consolidate": None if as_configured else NONE if consolidate is None else consolidate,
-            "engine": engine,
-            "data": data,
-            "reward": reward,
-        }
-    )
-    given.groups(
-        {
-            "policy": {"model": policy} if isinstance(policy, str | Path) else policy,
-            "filter": filter,
-            "capture": capture,
-            "gradient": gradient,
-            "eval": eval,
-            "loop": loop,
-            "hub": hub,
-            "trainer": trainer,
-        }
-    )
-    with StopSignals() as signals, quiet_lightning(), claim:
-        try:
-            cli, runner, base = _begin(given, claim, sets, resumes=resume is not None)
-            folder = claim.folder
-            state = runner.run(base, signals, claim)
-            push_final(folder, cli.hub)
-        except Stopped as stopped:
-            if stopped.number != signal.SIGINT:
-                raise
-            folder = claim.folder
-            begun = folder.state.exists()
-            go_on = f"resume with train(resume={str(folder.out)!r})" if begun else "no run was started"
-            raise KeyboardInterrupt(f"{stopped.saved}; {go_on}" if stopped.saved else go_on) from None
+    url = str(resume or out or "")
+    place = ("--resume" if resume else "--out", url) if is_url(url) else None
+    with StopSignals() as signals, quiet_lightning(), run_place(place) as stored:
+        claim = stored or RunClaim(RunFolder(Path(url or _default_name())), named=bool(url))
+        if stored is not None:
+            resume, out = (claim.folder.out, None) if resume else (None, claim.folder.out)
+        as_configured = isinstance(consolidate, _AsConfigured)
+        sets, data = _split_data(data)
+        given = PythonSettings()
+        given.flags += ["--trust"] if trust else []
+        given.options(
+            {
+                "resume": resume,
+                "out": None if resume else out,
+                "config": config,
+                "seed_everything": seed_everything,
+                "restart_from": restart_from,
+            }
+        )
+        given.parts(
+            {
+                "algo": algo,
+                "consolidate": None if as_configured else NONE if consolidate is None else consolidate,
+                "engine": engine,
+                "data": data,
+                "reward": reward,
+            }
+        )
+        given.groups(
+            {
+                "policy": {"model": policy} if isinstance(policy, str | Path) else policy,
+                "filter": filter,
+                "capture": capture,
+                "gradient": gradient,
+                "eval": eval,
+                "loop": loop,
+                "hub": hub,
+                "trainer": trainer,
+            }
+        )
+        with claim:
+            try:
+                cli, runner, base = _begin(given, claim, sets, resumes=resume is not None)
+                folder = claim.folder
+                state = runner.run(base, signals, claim)
+                push_final(folder, cli.hub)
+            except Stopped as stopped:
+                if stopped.number != signal.SIGINT:
+                    raise
+                folder = claim.folder
+                begun = folder.state.exists()
+                go_on = f"resume with train(resume={str(folder)!r})" if begun else "no run was started"
+                raise KeyboardInterrupt(f"{stopped.saved}; {go_on}" if stopped.saved else go_on) from None
     return TrainResult(
         folder=folder.out,
         final=folder.final,
@@ -199,6 +205,10 @@ def train(
         budget=state.budget,
         table=(folder.results).read_text(encoding="utf-8"),
     )
+
+
+def _default_name() -> str:
+    return f"runs/{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def _split_data(data: Any) -> tuple[Mapping[str, Records], Any]:
@@ -252,8 +262,8 @@ def _prepare(given: PythonSettings, claim: RunClaim) -> tuple[RLoopCLI, LoopRunn
     for group, name in given.unnamed.items():
         warnings.warn(
             f"{group}: {name} has no import path, so that config.yaml can't name it. Resume this run with it, "
-            f"train(resume={str(folder.out)!r}, {group}=...), or with one that has a path, "
-            f"rloop-fit --resume {folder.out} --{group} MODULE.NAME",
+            f"train(resume={str(folder)!r}, {group}=...), or with one that has a path, "
+            f"rloop-fit --resume {folder} --{group} MODULE.NAME",
             stacklevel=4,
         )
     return prepared, runner, base

@@ -1,4 +1,4 @@
-"""Problems in files: `rloop-fit --data train.jsonl --data.eval test.jsonl`."""
+"""Problems in files, here or in a store: `rloop-fit --data train.jsonl --data.eval s3://bucket/test.jsonl`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class ProblemFiles(ReadProblems):
     """Problems in a JSONL, JSON, CSV or Parquet file, or in all such files of a folder.
 
     Args:
-        path: the file or folder.
+        path: the file or folder, or its URL in a store, such as s3://BUCKET/train.jsonl.
     """
 
     def __init__(self, path: str, **kwargs: Any) -> None:

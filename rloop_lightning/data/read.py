@@ -18,19 +18,28 @@ from rloop_lightning.data.presets import PRESETS, Lists
 from rloop_lightning.data.problem_set import Layout, ProblemSet, read_set
 from rloop_lightning.data.render import BOXED, PLACE, messages_of, render_problems
 from rloop_lightning.data.rows import BadRow, Row, files_of, looks_like_a_file, read_rows
+from rloop_lightning.system.fetched import fetched
 from rloop_lightning.system.fields import NonNegativeInt, PositiveInt, wrong_fields
+from rloop_lightning.system.store_errors import StoreError
+from rloop_lightning.system.store_urls import is_url, name_of, shown_url
 from rloop_lightning.system.terminal import one_line
 from rloop_lightning.types import Message, Problem
 
 
 @dataclass(frozen=True)
 class FileRows:
-    """A file, or the files of a folder."""
+    """A file, or the files of a folder.
+
+    Args:
+        path: where it is on this machine.
+        url: where it came from; empty if that is the path.
+    """
 
     path: Path
+    url: str = ""
 
     def __str__(self) -> str:
-        return str(self.path)
+        return self.url or str(self.path)
 
 
 Origin = FileRows | HubName
@@ -215,9 +224,12 @@ class ReadProblems(ProblemSource):
 
 
 def file_origin(path: str, flag: str, wrong: list[str]) -> FileRows:
-    """The file or folder of that name. Faults are appended to `wrong`."""
+    """The file or folder of that name, fetched if it is a URL. Faults are appended to `wrong`."""
     try:
-        origin = FileRows(Path(path).expanduser())
+        origin = FileRows(fetched(path, flag), shown_url(path)) if is_url(path) else FileRows(Path(path).expanduser())
+    except StoreError as error:
+        wrong += str(error).splitlines()
+        return FileRows(Path(), shown_url(path))
     except RuntimeError:
         wrong.append(f"{flag} {one_line(path, limit=200)}: there is no user of that name")
         return FileRows(Path(path))
@@ -241,7 +253,7 @@ def _evaluation_origins(
         places = [given] if isinstance(given, str) else given or []
         given = {}
         for place in places:
-            name = Path(place.partition(":")[0].partition("@")[0]).stem
+            name = Path(name_of(place) if is_url(place) else place.partition(":")[0].partition("@")[0]).stem
             if name in given:
                 wrong.append(
                     f"{flag}: two sets would be named {name}; name them, as in {field} '{{a: {place}, b: ...}}'"

@@ -13,6 +13,7 @@ from rloop_lightning.data.parquet_rows import parquet_rows
 from rloop_lightning.data.row import BadRow, Row
 from rloop_lightning.data.text_rows import csv_rows, json_rows, jsonl_rows
 from rloop_lightning.system.regular_files import exists, not_a_file
+from rloop_lightning.system.store_urls import is_url
 from rloop_lightning.system.terminal import one_line
 
 __all__ = ["SUFFIXES", "BadRow", "Row", "files_of", "looks_like_a_file", "read_rows"]
@@ -24,9 +25,9 @@ _MOST_BAD_ROWS = 1000
 
 
 def looks_like_a_file(name: str) -> bool:
-    """Whether a name on the command line means a file or folder, which may be missing."""
+    """Whether a name on the command line means a file or folder, which may be missing or in a store."""
     rooted = name.startswith(("./", "../", "/", "~")) or name.endswith("/")
-    return rooted or Path(name).suffix.lower() in SUFFIXES or exists(Path(name))
+    return is_url(name) or rooted or Path(name).suffix.lower() in SUFFIXES or exists(Path(name))
 
 
 def files_of(path: Path) -> list[Path]:

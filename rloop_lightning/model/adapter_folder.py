@@ -32,6 +32,7 @@ from rloop_lightning.model.quantization import quantised_share
 from rloop_lightning.model.safetensors_file import TensorWriter
 from rloop_lightning.model.sharding import leads, scatter, whole
 from rloop_lightning.model.weight_files import WeightFiles
+from rloop_lightning.system.fetched import fetched_word, url_of
 from rloop_lightning.system.terminal import one_line
 
 ADAPTER = "adapter_config.json"
@@ -167,7 +168,7 @@ class AdapterFolder:
         if wrong := list(_setting_faults(settings)):
             raise ValueError("\n".join(f"{ADAPTER}: {fault}" for fault in wrong))
         config = {name: settings[name] for name in _TAKEN if settings.get(name) is not None}
-        base = settings[_BASE]
+        base = fetched_word(settings[_BASE], _BASE)
         return cls(folder, str(Path(base).expanduser()) if is_folder(base) else base, config)
 
     def faults(self) -> Iterator[str]:
@@ -235,7 +236,8 @@ def write_adapter(adapter: Adapter, folder: Path, base: str) -> None:
     with TensorWriter(folder / WEIGHTS, weights) as writer:
         for name, weight in weights.items():
             writer.write(name, whole(weight))
-    settings = {**adapter.config.to_dict(), _BASE: str(Path(base).absolute()) if is_folder(base) else base}
+    under = (url_of(Path(base)) or str(Path(base).absolute())) if is_folder(base) else base
+    settings = {**adapter.config.to_dict(), _BASE: under}
     # PEFT keeps names in sets, whose order changes from process to process.
     settings = {name: sorted(value) if isinstance(value, set) else value for name, value in settings.items()}
     (folder / ADAPTER).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")

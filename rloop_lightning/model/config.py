@@ -19,7 +19,10 @@ from rloop_lightning.model.loading import is_folder, model_type
 from rloop_lightning.model.lora import LoraSettings
 from rloop_lightning.model.lora_targets import ALL_LINEAR
 from rloop_lightning.model.routers import unknown_routers
+from rloop_lightning.system.fetched import fetched
 from rloop_lightning.system.fields import PositiveInt, check_fields
+from rloop_lightning.system.store_errors import StoreError
+from rloop_lightning.system.store_urls import is_url
 
 RoutingReplayMode = Literal["none", "r2", "r3"]
 Quantization = Literal["none", "nf4"]
@@ -34,7 +37,13 @@ def embedded_model_path() -> Path:
 
 
 def model_source(name: str) -> str:
-    """The folder or hub name that `--policy.model NAME` refers to."""
+    """The folder or hub name that `--policy.model NAME` refers to. A URL is fetched to a folder.
+
+    Raises:
+        StoreError: it can't be fetched.
+    """
+    if is_url(name):
+        return str(fetched(name, "--policy.model"))
     if name == EMBEDDED_MODEL:
         return str(embedded_model_path())
     return str(Path(name).expanduser()) if is_folder(name) else name
@@ -46,7 +55,8 @@ class PolicyConfig:
 
     Args:
         model: `countdown` for the small policy that ships with the package, a Hugging Face folder, a folder with an
-            adapter (LoRA), which names its model, or a name on the hub.
+            adapter (LoRA), which names its model, the URL of such a folder in a store (s3://BUCKET/MODEL), or a name
+            on the hub.
         dtype: dtype of the weights. Updates of bfloat16 weights are rounded up or down at random, so that small ones
             are right on average and not lost. float32 with --trainer.precision bf16-mixed and --engine.dtype bfloat16
             is as fast and exact, in twice the memory. An adapter's weights are float32 in any case.
@@ -84,7 +94,10 @@ class PolicyConfig:
 
 def policy_faults(config: PolicyConfig) -> list[str]:
     """Errors found before the policy's weights are read, one message each; for a hub name, only those found offline."""
-    name = model_source(config.model)
+    try:
+        name = model_source(config.model)
+    except StoreError as error:
+        return str(error).splitlines()
     if faults := [*lora_faults(config), *source_faults(name)]:
         return faults
     return [*routing_faults(config), *lora_target_faults(config)] if is_folder(base_of(name)) else []

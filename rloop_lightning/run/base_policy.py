@@ -18,6 +18,7 @@ from rloop_lightning.run.parts import Parts
 from rloop_lightning.run.resume import resume_point
 from rloop_lightning.run.state import TRAINS, LoopState, Stage
 from rloop_lightning.system.checksums import damaged_files, digest
+from rloop_lightning.system.fetched import url_of
 
 _READ = {".json", ".safetensors", ".model", ".txt", ".jinja"}
 """Suffixes of the files that a policy is loaded from."""
@@ -35,7 +36,8 @@ def base_checksums(source: str) -> dict[str, str]:
     if not is_adapter(source):
         return found
     under = base_of(source)
-    return found | {str(Path(under).absolute() / name): value for name, value in base_checksums(under).items()}
+    place = url_of(Path(under)) or str(Path(under).absolute())
+    return found | {f"{place}/{name}": value for name, value in base_checksums(under).items()}
 
 
 def changed_base(source: str, recorded: Mapping[str, str], began: str = "run") -> list[str]:
@@ -97,7 +99,7 @@ def source_on_resume(
     # Adapters that phases saved are of no use without the model under them.
     has_adapter = bool(config.lora.rank) or is_adapter(str(intact))
     if state is None or intact is None or has_adapter or _needs_base(stages, parts, state):
-        advice = f"--resume {folder.out}: the rest of the run needs the base policy; restore it, or start a new run"
+        advice = f"--resume {folder}: the rest of the run needs the base policy; restore it, or start a new run"
         raise ValueError("\n".join([*faults, advice]))
     told = "\n".join(f"{fault}; the rest of the run does not need it" for fault in faults)
     return Source(replace(config, model=str(intact)), told)

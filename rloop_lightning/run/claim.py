@@ -166,7 +166,7 @@ def _content_faults(folder: RunFolder, *, claimed_before: bool) -> list[str]:
     """
     out = folder.out
     if folder.states:
-        return [f"--out {out} already contains a run; resume it with --resume {out}, or choose another folder"]
+        return [f"--out {folder} already contains a run; resume it with --resume {folder}, or choose another folder"]
     own = {folder.lock.name}
     if claimed_before:
         own |= {path.name for path in (folder.config, folder.problems, folder.data, folder.state)}

@@ -153,7 +153,7 @@ def _how_to_go_on(found: Diagnosis, folder: RunFolder, stage: Stage, made_by: St
     done = folder.steps_done(made_by)
     spoilt = found.last_good_step is not None and done > found.last_good_step
     option, *others = found.at_resume
-    resume = f"rloop-fit --resume {shlex.quote(str(folder.out))}"
+    resume = f"rloop-fit --resume {shlex.quote(str(folder))}"
     if spoilt or made_by != stage or (done and not takes_effect_at_once(option.split()[0].removeprefix("--"))):
         phase = folder.phase(made_by).relative_to(folder.out).as_posix()
         command = f"repeat the phase from its start with: {resume} --restart_from {phase} {option}"

@@ -23,6 +23,8 @@ from rloop_lightning.run.metrics_csv import result_step
 from rloop_lightning.run.settings import recorded_settings
 from rloop_lightning.run.state import LoopState, Stage
 from rloop_lightning.system.checksums import damaged_files
+from rloop_lightning.system.fetched import fetched_run
+from rloop_lightning.system.store_urls import is_url
 from rloop_lightning.system.terminal import one_line
 
 WhichPolicies = Literal["final", "all"]
@@ -44,9 +46,13 @@ class FoundPolicies:
 
 
 def run_at(word: str) -> RunFolder | None:
-    """The run at a path; None if there is none."""
+    """The run at a path or a URL; None if there is none.
+
+    Raises:
+        StoreError: the store can't be read.
+    """
     try:
-        folder = RunFolder(Path(word).expanduser())
+        folder = RunFolder(fetched_run(word, policies=True) if is_url(word) else Path(word).expanduser())
         return folder if folder.states else None
     except (OSError, RuntimeError):  # a name that is too long, or a user without a home
         return None

@@ -36,6 +36,7 @@ from rloop_lightning.run.export_problems import ExportProblem, export_problems
 from rloop_lightning.run.folder import RunFolder
 from rloop_lightning.run.state import Stage
 from rloop_lightning.system.fields import NonNegativeInt
+from rloop_lightning.system.store_urls import local_only
 
 What = Literal["expert", "pool", "successes"]
 
@@ -76,6 +77,8 @@ class ExportConfig:
             )
         if not self.out:
             return [*wrong, "--out: give a file to write, FILE.parquet or FILE.jsonl"]
+        if remote := local_only(self.out, "--out"):
+            return [*wrong, *remote]
         try:
             wrong += [f"--out {self.out}: {fault}" for fault in self._faults_of_place(Path(self.out), folder)]
         except OSError as error:  # a name that is too long, or a folder that can't be entered

@@ -5,8 +5,7 @@
       run.lock                                          held by the process that runs; empty when none does
       tensorboard/  loggers.json                        the run as TensorBoard shows it; the user's own loggers
       data/*.jsonl                                      problem sets passed as Python objects
-      round-0/explore/{checkpoints,policy,faults}       phi, the policy at the end of the exploration
-      round-0/explore/metrics.jsonl                     the record of the phase's rows of metrics.csv
+      round-0/explore/{checkpoints,policy,faults,metrics.jsonl}    phi; the rows of the phase in metrics.csv
       round-0/pool/*.parquet  round-0/expert.parquet    every rollout, and the expert set
       round-0/consolidate/{checkpoints,faults,metrics.jsonl}
       round-0/policy/                                   theta_1, the initial policy of the next round
@@ -15,8 +14,7 @@
       final/                                            the run's final policy, a plain Hugging Face folder
       final-merged/                                     the final adapter merged into its model (--policy.lora.merge)
 
-With an adapter (--policy.lora.rank), policies are adapter folders.
-Policies that `--loop.keep_policies last` no longer needs are deleted.
+With an adapter, policies are adapter folders. `--loop.keep_policies last` deletes those that are needed no more.
 `explore` and `consolidate` also contain `state.json`, the state of the run at the start of the phase.
 """
 
@@ -24,7 +22,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +30,7 @@ from rloop_lightning.algorithms.consolidation import Start
 from rloop_lightning.callbacks.checkpoint import checkpoint_step, checkpoints
 from rloop_lightning.errors import DamagedError, StateError
 from rloop_lightning.rollouts.pool import RolloutPool
+from rloop_lightning.run.saves import SavesListener
 from rloop_lightning.run.state import TRAINS, LoopState, Stage, plan
 from rloop_lightning.system.checksums import SUMS
 
@@ -45,9 +44,17 @@ class RunFolder:
 
     Args:
         out: the run folder.
+        address: the URL of the store that has a copy of it, without credentials; empty if there is none.
+        listener: is told what the run has saved.
     """
 
     out: Path
+    address: str = ""
+    listener: SavesListener | None = field(default=None, compare=False, repr=False)
+
+    def __str__(self) -> str:
+        """What `--out` and `--resume` take for this run."""
+        return self.address or str(self.out)
 
     def setting_of(self, path: Path) -> str:
         """The setting in config.yaml for a path in the run folder."""
@@ -261,9 +268,8 @@ class RunFolder:
                 warnings += _damage(self.previous_state)
             return state, warnings
         if damage:
-            raise StateError(
-                "\n".join(damage) + f"\n--resume {self.out}: no other record of its state exists; start a new run"
-            )
+            damage.append(f"--resume {self}: no other record of its state exists; start a new run")
+            raise StateError("\n".join(damage))
         return None, []
 
     def save_state(self, state: LoopState) -> None:
@@ -272,17 +278,23 @@ class RunFolder:
             before = LoopState.load(self.state)
         except DamagedError:
             before = None  # keep the existing `previous_state`
-        if before is not None and before.checksum == state.checksum:
-            return
-        if before is not None:
+        if before is not None and before.checksum != state.checksum:
             before.save(self.previous_state)
-        state.save(self.state)
+        if before is None or before.checksum != state.checksum:
+            state.save(self.state)
+        if self.listener is not None:
+            self.listener.state_saved()
+
+    def checkpoint_saved(self) -> None:
+        """Tell the listener that a checkpoint is on disk."""
+        if self.listener is not None:
+            self.listener.checkpoint_saved()
 
 
 def _damage(state: Path) -> list[str]:
     """A warning if a state that is not needed is damaged."""
     try:
         LoopState.load(state)
+        return []
     except DamagedError as error:
         return [f"{error}; the run does not need it"]
-    return []

@@ -126,6 +126,6 @@ def push_final(folder: RunFolder, hub: HubConfig) -> None:
     try:
         address = push_folder(folder.final, hub)
     except PushError as error:
-        again = f"rloop-fit --resume {shlex.quote(str(folder.out))} --hub.push {hub.push}"
+        again = f"rloop-fit --resume {shlex.quote(str(folder))} --hub.push {hub.push}"
         raise PushError(f"{error}\nthe run is complete and saved; upload it with: {again}") from error
     _log.info(f"the policy is at {address}")

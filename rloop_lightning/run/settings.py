@@ -55,7 +55,7 @@ def config_faults(folder: RunFolder) -> list[str]:
         return []
     return [
         f"{folder.config} is missing, damaged or was changed; it is written again. To change a setting, give its flag "
-        f"with --resume {folder.out}"
+        f"with --resume {folder}"
     ]
 
 

@@ -28,7 +28,7 @@ def resume_faults(run: RunFolder) -> list[str]:
     if state is not None and (state.settings or run.config.is_file()):
         return []
     needed = run.state.name if state is None else run.config.name
-    return [f"--resume {run.out}: no {needed} there; give the folder of an existing run"]
+    return [f"--resume {run}: no {needed} there; give the folder of an existing run"]
 
 
 def begin(folder: RunFolder, settings: str, began: date) -> None:

@@ -235,6 +235,7 @@ class PhaseTrainer:
                     every,
                     self.signals,
                     before_saving=lambda path: self.ranks.send(SaveCheckpoint(str(path))),
+                    saved=self.folder.checkpoint_saved,
                     ranks=self.ranks,
                 ),
                 *([Leading(self.ranks, self.signals)] if self.ranks.several else []),

@@ -120,6 +120,24 @@ class Pause(Kill):
         os.kill(os.getpid(), signal.SIGSTOP)
 
 
+@dataclass(frozen=True)
+class Environment:
+    """Environment variables of the process, which a fork server's child would not get, and what befalls it besides.
+
+    Args:
+        variables: by name.
+        then: the other fault.
+    """
+
+    variables: Mapping[str, str]
+    then: Fault | None = None
+
+    def arm(self) -> None:
+        os.environ.update(self.variables)
+        if self.then is not None:
+            self.then.arm()
+
+
 def run_fit(
     arguments: list[str],
     log: Path,

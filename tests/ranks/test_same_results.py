@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 from builders import make_policy
-from killing import Signal
 from moe import make_moe_policy
-from rank_jobs import Job, run_ranks
+from rank_jobs import run_ranks
 from same_rows import assert_same_rows
 from tiny_run import TinyRun
 
