@@ -16,6 +16,7 @@ from rloop_lightning.model.folder import faults_for_a_plan, hub_faults
 from rloop_lightning.run.memory_setup import AUTO
 from rloop_lightning.run.parts import Parts
 from rloop_lightning.run.planned_run import PlannedRun
+from rloop_lightning.system.store_errors import StoreError
 
 if TYPE_CHECKING:
     from rloop_lightning.cli.fit import RLoopCLI
@@ -28,7 +29,10 @@ def plan_lines(cli: RLoopCLI) -> Iterator[str]:
         UsageError: the plan can't be made; names all errors.
     """
     policy, parts = cli.policy_config, cli.parts
-    wrong = lora_faults(policy) or faults_for_a_plan(_base(policy)) or lora_target_faults(policy)
+    try:
+        wrong = lora_faults(policy) or faults_for_a_plan(_base(policy)) or lora_target_faults(policy)
+    except StoreError as error:
+        wrong = str(error).splitlines()
     wrong = of_policy(policy, wrong)
     device = _device_to_plan_for(cli, wrong)
     refuse(wrong)
