@@ -18,6 +18,7 @@ from rloop_lightning.run.memory_setup import AUTO
 from rloop_lightning.run.parts import Parts
 from rloop_lightning.run.planned_run import PlannedRun
 from rloop_lightning.run.trainer import sharding_faults
+from rloop_lightning.system.store_errors import StoreError
 
 if TYPE_CHECKING:
     from rloop_lightning.cli.fit import RLoopCLI
@@ -30,7 +31,10 @@ def plan_lines(cli: RLoopCLI) -> Iterator[str]:
         UsageError: the plan can't be made; names all errors.
     """
     policy, parts = cli.policy_config, cli.parts
-    wrong = lora_faults(policy) or faults_for_a_plan(_base(policy)) or lora_target_faults(policy)
+    try:
+        wrong = lora_faults(policy) or faults_for_a_plan(_base(policy)) or lora_target_faults(policy)
+    except StoreError as error:
+        wrong = str(error).splitlines()
     wrong = of_policy(policy, wrong)
     modules = [one for one in (parts.algorithm, parts.consolidation) if isinstance(one, PolicyModule)]
     if cli.plan.strategy in ("fsdp2", "hsdp"):

@@ -37,6 +37,7 @@ def test_a_run_in_a_store_is_read_as_one_on_disk(
         exported = tmp_path / f"{kind}.jsonl"
         assert data(["export", run, "--what", "pool", "--format", "messages", "--out", str(exported)]) == 0
         exports.append(exported.read_text())
+        capsys.readouterr()
     assert tables[0] == tables[1]
     assert exports[0] == exports[1]
     assert report([URL]) == 0
@@ -55,6 +56,11 @@ def test_a_run_in_a_store_is_read_as_one_on_disk(
         (report, ["memory://test_reading/none"], "memory://test_reading/none: can't read the store: no such object"),
         (report, [URL, "--out", "s3://bucket/x.html"], "--out s3://bucket/x.html: it takes a local path"),
         (data, ["refilter", "memory://test_reading/none"], "memory://test_reading/none: can't read the store"),
+        (
+            data,
+            ["check", "countdown", "--policy.model", "memory://x/none"],
+            "--policy.model memory://x/none: can't read the store",
+        ),
         (
             data,
             ["export", URL, "--what", "pool", "--format", "messages", "--out", "s3://b/x.jsonl"],

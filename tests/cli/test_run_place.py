@@ -72,10 +72,10 @@ def test_a_run_killed_in_an_upload_resumes_on_another_machine_with_the_same_bits
     tiny: TinyRun, finished: Path, tmp_path: Path, killed: Kill
 ) -> None:
     url, log = f"file://{tmp_path}/store/run", tmp_path / "log"
-    assert tiny.fit_apart(url, log, Environment(machine(tmp_path / "first"), killed)) == -9  # type: ignore[arg-type]
+    assert tiny.fit_apart(url, log, Environment(machine(tmp_path / "first"), killed)) == -9
     shutil.rmtree(tmp_path / "first")
     second = Environment(machine(tmp_path / "second"))
-    assert resume(url, log, second) == 0, log.read_text()  # type: ignore[arg-type]
+    assert resume(url, log, second) == 0, log.read_text()
     assert_same_run(folder_in(tmp_path / "second"), finished)
     assert_same_run(tmp_path / "store" / "run", finished)
 
@@ -103,9 +103,9 @@ def test_a_run_on_s3_with_data_and_model_from_there(tmp_path: Path, s3: S3Server
     log, url = tmp_path / "log", s3.url("runs/run")
     first, second = (Environment(machine(tmp_path / name, **s3.variables)) for name in ("first", "second"))
     killed = Environment(first.variables, Kill(SENT, 1, "round-0/explore/policy/model.safetensors"))
-    assert runs["s3"].fit_apart(url, log, killed) == -9  # type: ignore[arg-type]
+    assert runs["s3"].fit_apart(url, log, killed) == -9
     shutil.rmtree(tmp_path / "first")
-    assert resume(url, log, second) == 0, log.read_text()  # type: ignore[arg-type]
+    assert resume(url, log, second) == 0, log.read_text()
     stored = s3.download("runs/run", tmp_path / "stored")
     assert_same_run(stored, expected)
     assert "run.claim.json" not in s3.names("runs/run")
@@ -128,7 +128,7 @@ def test_a_store_that_fails_loses_nothing_and_the_resume_uploads_the_rest(
     url = "memory://test_run_place/run"
     with monkeypatch.context() as cut:
         cut.setattr(Store, "_sent", _cut)
-        assert tiny.fit(url) == 1  # type: ignore[arg-type]
+        assert tiny.fit(url) == 1
     assert caplog.text.count("the run goes on, and the next save uploads what is missing") == 1
     assert f"upload the rest from this machine with: rloop-fit --resume {url}" in capfd.readouterr().err
     assert (folder_in(cache) / "final" / "model.safetensors").is_file()
@@ -182,6 +182,7 @@ def test_train_takes_a_place_in_a_store(tiny: TinyRun, cache: Path, memory: Any)
         (["--resume", "memory://test_run_place/none"], "--resume memory://test_run_place/none: no state.json there"),
         (["--out", "memory://test_run_place"], "--out memory://test_run_place is not empty, it contains other;"),
         (["--policy.model", "memory://x/none"], "--policy.model memory://x/none: can't read the store: no such object"),
+        (["--plan", "--policy.model", "memory://x/none"], "--policy.model memory://x/none: can't read the store"),
         (["--data", "memory://x/none.jsonl"], "--data memory://x/none.jsonl: can't read the store: no such object"),
         (["--policy.model", "memory://a:hidden@x/y"], "--policy.model memory://...@x/y: a URL must not hold"),
         (["--data", "memory://x/y?sig=hidden"], "--data memory://x/y?...: a URL must not hold"),

@@ -54,12 +54,18 @@ class TinyRun:
         path.write_text(yaml.safe_dump(settings))
         return cls(path)
 
-    def fit(self, out: Path, *arguments: str) -> int:
+    def fit(self, out: Path | str, *arguments: str) -> int:
         """Exit code of `rloop-fit` in this process."""
         return main(["--config", str(self.config), "--out", str(out), *arguments])
 
     def fit_apart(
-        self, out: Path, log: Path, kill: Fault | None = None, *, arguments: tuple[str, ...] = (), debug: bool = True
+        self,
+        out: Path | str,
+        log: Path,
+        kill: Fault | None = None,
+        *,
+        arguments: tuple[str, ...] = (),
+        debug: bool = True,
     ) -> int:
         """Exit code of `rloop-fit` in a process of its own, -9 where it was killed."""
         return run_fit(["--config", str(self.config), "--out", str(out), *arguments], log, kill, debug=debug)
@@ -71,6 +77,6 @@ class TinyRun:
         return out
 
 
-def resume(out: Path, log: Path, kill: Fault | None = None, *, debug: bool = True) -> int:
+def resume(out: Path | str, log: Path, kill: Fault | None = None, *, debug: bool = True) -> int:
     """Exit code of `rloop-fit --resume` in a process of its own."""
     return run_fit(["--resume", str(out)], log, kill, debug=debug)
