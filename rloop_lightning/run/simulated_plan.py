@@ -111,19 +111,18 @@ class SimulatedPlan:
         """The work of each step, and of those at the ends that do not count."""
         rng = self._generator()
         count = self.steps + 2 * ENDS
-        return [
-            step_work(self._draw(rng, sizes.problems * sizes.rollouts), sizes, self.rates, rng) for _ in range(count)
-        ]
+        rollouts = sizes.problems * sizes.rollouts
+        return [step_work(self._draw(rng, rollouts, self.limit), sizes, self.rates, rng) for _ in range(count)]
 
     def _generator(self) -> np.random.Generator:
         return np.random.default_rng(derive_seed(self.seed, "plan"))
 
-    def _draw(self, rng: np.random.Generator, count: int) -> list[int]:
+    def _draw(self, rng: np.random.Generator, count: int, limit: int) -> list[int]:
         if self.lengths is None:
-            drawn = rng.lognormal(math.log(_SHARE_AT_MEDIAN * self.limit), _SIGMA, count).round().astype(int)
+            drawn = rng.lognormal(math.log(_SHARE_AT_MEDIAN * limit), _SIGMA, count).round().astype(int)
         else:
             drawn = rng.choice(len(self.lengths), count, p=self.lengths / self.lengths.sum())
-        return np.clip(drawn, 1, self.limit).tolist()
+        return np.clip(drawn, 1, limit).tolist()
 
     def _assumptions(self) -> Iterator[str]:
         yield from self.said
@@ -149,7 +148,8 @@ class SimulatedPlan:
         per_step = max(1, round(measured.rollouts / measured.steps))
         sizes = Sizes(per_step, 1, measured.trained, engines=1, rows=per_step, ranks=1)
         own, rng = measured.rates(), self._generator()
-        works = [step_work(self._draw(rng, per_step), sizes, own, rng) for _ in range(self.steps + 2 * ENDS)]
+        longest = len(measured.lengths)
+        works = [step_work(self._draw(rng, per_step, longest), sizes, own, rng) for _ in range(self.steps + 2 * ENDS)]
         step_s = run_steps(works, 0, 0.0).step_s
         return (
             f"check: a step of {measured.name} took {measured.step_s:.3g} s in the mean of {measured.steps:,} steps "
@@ -202,4 +202,5 @@ def _said(config: PlanConfig, measured: MeasuredRun | None, rates: Rates) -> Ite
         yield "the reward and metrics take no time, and every group is trained on"
     else:
         yield f"{measured.trained:.0%} of the groups are trained on, and the reward and metrics take as long as there"
-        yield f"lengths are drawn from the {measured.lengths.sum():,} completions in its pools"
+        drawn = f"lengths are drawn from the {measured.lengths.sum():,} completions in its pools"
+        yield f"{drawn}, cut at --engine.max_new_tokens"
