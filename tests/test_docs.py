@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from rloop_lightning.algorithms import ALGORITHMS
+from rloop_lightning.algorithms import ALGORITHMS, CONSOLIDATIONS
 from rloop_lightning.cli.fit import RLoopCLI
 from rloop_lightning.cli.main import main
 from rloop_lightning.cli.presets import preset_names
@@ -29,8 +29,9 @@ PAGES = [
 
 @cache
 def known_options() -> set[str]:
-    """Those of the command line, with each algorithm and engine of ours."""
-    chosen = [*(["--algo", name] for name in ALGORITHMS), *(["--engine", name] for name in ENGINES)]
+    """Those of the command line, with each algorithm, consolidation and engine of ours."""
+    parts = {"algo": ALGORITHMS, "consolidate": CONSOLIDATIONS, "engine": ENGINES}
+    chosen = [[f"--{group}", name] for group, names in parts.items() for name in names]
     parsers = [RLoopCLI(argv).parser for argv in chosen]
     return {option for parser in parsers for action in parser._actions for option in action.option_strings}
 

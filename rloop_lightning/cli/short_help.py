@@ -156,7 +156,7 @@ def fit_help(named: Mapping[str, str], width: int = 0) -> str:
         ValueError: a name is unknown.
     """
     classes = _classes(named)
-    sections = [(title, [_shown(key, classes) for key in keys]) for title, keys in SECTIONS]
+    sections = [(title, [line for key in keys if (line := _shown(key, classes))]) for title, keys in SECTIONS]
     for group, part in named.items():
         chosen = classes.get(group)
         listed = {key for _, keys in SECTIONS for key in keys}
@@ -216,8 +216,8 @@ def _classes(named: Mapping[str, str]) -> dict[str, DeclaredClass | None]:
     return found
 
 
-def _shown(key: str, classes: Mapping[str, DeclaredClass | None]) -> Shown:
-    """The line of an option of `SECTIONS`."""
+def _shown(key: str, classes: Mapping[str, DeclaredClass | None]) -> Shown | None:
+    """The line of an option of `SECTIONS`; None if the named part has no such option."""
     group, _, field = key.rpartition(".")
     if key == "config":
         return Shown("--config", CONFIG)
@@ -228,7 +228,9 @@ def _shown(key: str, classes: Mapping[str, DeclaredClass | None]) -> Shown:
     if group == "trainer":
         return option_line(key, TRAINER[field])
     chosen = classes[group]
-    return option_line(key, chosen.arguments[field]) if chosen and field in chosen.arguments else Shown(f"--{key}", "")
+    if chosen is None:  # a class that is not ours, or none
+        return Shown(f"--{key}", "")
+    return option_line(key, chosen.arguments[field]) if field in chosen.arguments else None
 
 
 def option_line(key: str, argument: Declared) -> Shown:

@@ -74,8 +74,11 @@ def test_a_named_part_shows_its_own_options() -> None:
     assert "--algo.length_normalised" not in fit_help({})
     assert "--algo.length_normalised" in fit_help({"algo": "minirl"})
     assert "--data.answer_field" in fit_help({"data": "train.jsonl"})
+    averaging = fit_help({"consolidate": "average"})
+    assert "--consolidate.alpha" in averaging
+    assert "--consolidate.epochs" not in averaging
     assert "--algo.scale" in fit_help({"algo": "cli.test_cli_algorithms.WithoutClip"})
-    with pytest.raises(ValueError, match=r"--algo: unknown name 'dapoo'. Known are dapo, "):
+    with pytest.raises(ValueError, match=r"--algo: unknown name 'dapoo'. Known are cispo, dapo, "):
         fit_help({"algo": "dapoo"})
 
 

@@ -25,7 +25,7 @@ DISKS = {
         FullDisk("rloop_lightning.rollouts.pool:write_shard", 2, bytes=3000),
         "round-0/pool/step-000002.parquet",
     ),
-    "the expert set": (FullDisk(f"{RUN}.consolidate:build_expert_set", 1, bytes=1000), "round-0/expert.parquet"),
+    "the expert set": (FullDisk(f"{RUN}.fine_tuning:build_expert_set", 1, bytes=1000), "round-0/expert.parquet"),
     "an evaluation": (
         FullDisk(f"{RUN}.evaluation:write_record", 2, bytes=1000),
         "round-0/evaluations/explored.parquet",

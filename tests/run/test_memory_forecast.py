@@ -10,11 +10,15 @@ import torch
 from architectures import make_architecture_model
 from builders import make_model, make_policy, make_tokenizer
 
+from rloop_lightning.algorithms.average import Average
 from rloop_lightning.algorithms.dapo import DAPO
+from rloop_lightning.algorithms.distil import Distil
+from rloop_lightning.algorithms.rft import RFT
 from rloop_lightning.engines.rows import most_columns
 from rloop_lightning.engines.torch_engine import TorchEngine
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.run.memory_forecast import memory_lines
+from rloop_lightning.run.memory_setup import phases
 from rloop_lightning.run.plan_text import size_text
 
 
@@ -29,6 +33,24 @@ def lines(policy: Policy, device: str, **settings: Any) -> list[str]:
         evaluation=SimpleNamespace(samples=1),
     )
     return [text for _, text in memory_lines(parts, policy, torch.device(device))]
+
+
+def test_what_each_consolidation_holds() -> None:
+    """A fine-tuning holds a reference with a KL term alone, a distillation its teacher, an average nothing."""
+
+    def found(consolidation: Any) -> list[tuple[str, bool, int]]:
+        parts: Any = SimpleNamespace(
+            algorithm=DAPO(updates_per_step=2),
+            consolidation=consolidation,
+            loop=SimpleNamespace(rollouts_per_problem=4),
+        )
+        return [(phase.name, phase.reference, phase.per_update) for phase in phases(parts, 4)]
+
+    exploration = ("exploration", False, 8)
+    assert found(None) == found(Average()) == [exploration]
+    assert found(Distil(rollouts_per_update=6)) == [exploration, ("consolidation", True, 6)]
+    assert found(RFT()) == [exploration, ("consolidation", False, 64)]
+    assert found(RFT(kl_beta=0.1)) == [exploration, ("consolidation", True, 64)]
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
