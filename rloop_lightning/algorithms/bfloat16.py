@@ -48,11 +48,11 @@ def rounding(cls: Any) -> Any:
             steps = self.param_groups[0].get(_STEPS, 0)
             # Numbers of its own, by the step: the global random state stays as it is, and a resume draws the same ones.
             generators: dict[torch.device, torch.Generator] = {}
-            trained = [weight for weight in _weights(self) if weight.grad is not None]
+            trained = [weight for weight in weights_of(self) if weight.grad is not None]
             gradients = {weight: weight.grad for weight in trained}
             for weight in trained:
                 weight.grad = None
-            for bucket in _buckets(trained):
+            for bucket in buckets(trained):
                 wide = {weight: _in_float32(weight, gradients.pop(weight)) for weight in bucket}
                 with _standing_in(self, wide):
                     super().step()
@@ -67,7 +67,7 @@ def rounding(cls: Any) -> Any:
 
         def load_state_dict(self, state_dict: Any) -> None:
             """Load the state as it is. An optimizer would cast it to the dtype of the weights."""
-            own = [weight for weight in _weights(self) if weight.dtype == torch.bfloat16]
+            own = [weight for weight in weights_of(self) if weight.dtype == torch.bfloat16]
             with _standing_in(self, {weight: nn.Parameter(torch.empty(0, device=weight.device)) for weight in own}):
                 super().load_state_dict(state_dict)
 
@@ -112,11 +112,12 @@ def _generator(weight: Tensor, steps: int) -> torch.Generator:
     return torch.Generator(weight.device).manual_seed(steps + (shard_number(weight) << 32))
 
 
-def _weights(optimizer: Optimizer) -> list[nn.Parameter]:
+def weights_of(optimizer: Optimizer) -> list[nn.Parameter]:
+    """The parameters of an optimizer."""
     return [weight for group in optimizer.param_groups for weight in group["params"]]
 
 
-def _buckets(weights: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+def buckets(weights: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
     """The weights, a limited amount at once."""
     bucket: list[nn.Parameter] = []
     size = 0

@@ -17,6 +17,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from rloop_lightning.algorithms.bfloat16 import rounding
+from rloop_lightning.algorithms.offload import offloading
 from rloop_lightning.model.adapter_packages import import_bitsandbytes, missing_bitsandbytes
 
 OPTIMIZERS: Mapping[str, str] = {
@@ -76,6 +77,7 @@ def make_optimizer(
     weight_decay: float,
     betas: tuple[float, float],
     options: Mapping[str, Any],
+    offload: bool = False,
 ) -> Optimizer:
     """An instance of the optimizer class over `parameter_groups`.
 
@@ -83,11 +85,14 @@ def make_optimizer(
         name: a short name of `OPTIMIZERS`, or a class path.
         betas: passed on if the class has the argument `betas`.
         options: further arguments of the class; they override `betas` and `fused`.
+        offload: keep its state on the host between steps.
     """
     cls = find_optimizer(name)
     own = {"betas": betas, "fused": True}  # fused: one kernel for all weights
     kept = {name: value for name, value in own.items() if name in _arguments(cls)}
     groups = parameter_groups(parameters, weight_decay)
+    if offload:
+        cls = offloading(cls)
     if any(parameter.dtype == torch.bfloat16 for group in groups for parameter in group["params"]):
         cls = rounding(cls)
     return cls(groups, lr=lr, **{**kept, **options})
@@ -121,6 +126,11 @@ def state_bytes(name: str, options: Mapping[str, Any], numbers: int) -> float:
     return sum(tensor.nbytes for tensor in tensors) / numbers
 
 
+def is_of_bitsandbytes(name: str) -> bool:
+    """Whether a short name or class path is an optimizer of bitsandbytes."""
+    return OPTIMIZERS.get(name, name).startswith("bitsandbytes.")
+
+
 def find_optimizer(name: str) -> Any:
     """The optimizer class of a short name, or of a path such as `torch.optim.AdamW`.
 
@@ -128,7 +138,7 @@ def find_optimizer(name: str) -> Any:
         ValueError: it can't be imported, or is not a subclass of `torch.optim.Optimizer`.
     """
     path = OPTIMIZERS.get(name, name)
-    if path.startswith("bitsandbytes."):
+    if is_of_bitsandbytes(name):
         if missing := missing_bitsandbytes():
             raise ValueError(f"can't be imported: {missing}")
         import_bitsandbytes()

@@ -61,6 +61,8 @@ class PolicyModule(CheckedHyperparameters, L.LightningModule, ABC):
         optimizer: `adamw`; `adamw8bit` with moments in 8 bits, `paged_adamw8bit` and `paged_adamw32bit` with moments
             that move to the host when a GPU is full (all three need the package bitsandbytes); or a class path.
         optimizer_options: further arguments of the optimizer class, such as {"momentum": 0.9}.
+        offload_optimizer: keep the optimizer's state in the host's memory between steps, if the run has a GPU. Takes
+            the time of copying it there and back in each step.
         weight_decay: weight decay of matrices; norms and biases have none.
         beta1: decay rate of the first moment, for an optimizer with betas.
         beta2: decay rate of the second moment, for an optimizer with betas.
@@ -83,6 +85,7 @@ class PolicyModule(CheckedHyperparameters, L.LightningModule, ABC):
         warmup_steps: NonNegativeInt = 20,
         optimizer: str = "adamw",
         optimizer_options: dict[str, Any] | None = None,
+        offload_optimizer: bool = False,
         weight_decay: NonNegativeFloat = 0.1,
         beta1: RightOpenUnitInterval = 0.9,
         beta2: RightOpenUnitInterval = 0.999,
@@ -97,6 +100,7 @@ class PolicyModule(CheckedHyperparameters, L.LightningModule, ABC):
         self.warmup_steps = warmup_steps
         self.optimizer = optimizer
         self.optimizer_options = optimizer_options or {}
+        self.offload_optimizer = offload_optimizer
         self.weight_decay = weight_decay
         self.betas = (beta1, beta2)
         self.max_grad_norm = max_grad_norm
@@ -147,6 +151,7 @@ class PolicyModule(CheckedHyperparameters, L.LightningModule, ABC):
             weight_decay=self.weight_decay,
             betas=self.betas,
             options=self.optimizer_options,
+            offload=self.offload_optimizer,
         )
         return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, self._learning_rate_factor)]
 

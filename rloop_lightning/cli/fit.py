@@ -47,10 +47,11 @@ from rloop_lightning.rollouts.filter import FilterConfig
 from rloop_lightning.run.claim import RunClaim
 from rloop_lightning.run.folder import RunFolder
 from rloop_lightning.run.loop import LoopRunner
+from rloop_lightning.run.offload import offload_faults
 from rloop_lightning.run.parts import Parts
 from rloop_lightning.run.plan_config import PlanConfig
 from rloop_lightning.run.state import LoopConfig
-from rloop_lightning.run.trainer import sharding_faults, trainer_faults
+from rloop_lightning.run.trainer import does_shard, sharding_faults, trainer_faults
 from rloop_lightning.system.hub import HubConfig, push_faults
 from rloop_lightning.system.ranks import ALONE
 from rloop_lightning.system.store_urls import is_url, shown_url
@@ -186,7 +187,9 @@ class RLoopCLI(LightningCLI):
         wrong += trainer_faults(self.config.trainer, plans=self.config.plan.only)
         if "policy" in made:
             modules = [part for part in made.values() if isinstance(part, PolicyModule)]
-            wrong += sharding_faults(self.config.trainer.strategy, made["policy"], modules)
+            strategy, plans = self.config.trainer.strategy, self.config.plan.only
+            wrong += sharding_faults(strategy, made["policy"], modules)
+            wrong += offload_faults(self.config.trainer, modules, shards=does_shard(strategy), plans=plans)
         if wrong:
             if "hub" in made:
                 wrong += push_faults(made["hub"])

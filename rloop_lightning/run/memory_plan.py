@@ -42,11 +42,13 @@ class Moments:
         large: in tensors of at least 4,096 numbers.
         small: in smaller ones.
         paged: whether the state moves to the host when a GPU is full.
+        offloaded: whether it is on the host of a GPU between steps.
     """
 
     large: float
     small: float
     paged: bool = False
+    offloaded: bool = False
 
     def bytes(self, sizes: tuple[int, ...]) -> float:
         return sum(size * (self.small if size < _SMALL_TENSOR else self.large) for size in sizes)
@@ -141,7 +143,7 @@ class MemoryPlan:
             "activations": activations,
             "logits and head": update.peak - activations,
         }
-        step = self._optimizer_step()
+        step = self._optimizer_step(phase.moments)
         if step > update.peak:
             parts["activations"], parts["logits and head"] = step, 0
         return Bar(phase.name, parts)
@@ -236,7 +238,7 @@ class MemoryPlan:
     def _held(self, phase: Phase) -> dict[str, float]:
         """What a phase holds all the time."""
         moments = phase.moments.bytes(self.weights.trained)
-        on_host = phase.moments.paged and self.setup.products.device == "cuda"
+        on_host = (phase.moments.paged or phase.moments.offloaded) and self.setup.products.device == "cuda"
         reference = self.weights.trained_bytes if phase.reference else 0
         return {
             "weights": self.weights.bytes,
@@ -245,12 +247,11 @@ class MemoryPlan:
             "whole copy": 0 if self.setup.generation is None else self.whole,
         }
 
-    def _optimizer_step(self) -> float:
-        """Temporary float32 weights and gradients of an optimizer step on bfloat16 weights."""
-        if self.weights.itemsize >= _FULL:
-            return 0
+    def _optimizer_step(self, moments: Moments) -> float:
+        """What an optimizer step holds at once: float32 weights and gradients of bfloat16 ones, offloaded moments."""
         at_once = min(sum(self.weights.trained), max(_AT_ONCE, *self.weights.trained))
-        return 2 * _FULL * at_once
+        wide = 2 * _FULL if self.weights.itemsize < _FULL else 0
+        return at_once * (wide + (moments.large if moments.offloaded else 0))
 
     def _cast_bytes(self, dtype: torch.dtype) -> float:
         """Copies of weights that generation computes with."""

@@ -145,7 +145,7 @@ def moments(module: PolicyModule) -> Moments:
     """The state of a module's optimizer."""
     options = module.optimizer_options
     large, small = (state_bytes(module.optimizer, options, numbers) for numbers in (_LARGE, _SMALL))
-    return Moments(large, small, paged="paged" in module.optimizer.lower())
+    return Moments(large, small, paged="paged" in module.optimizer.lower(), offloaded=module.offload_optimizer)
 
 
 def engine_dtype(engine: Any, products: torch.dtype) -> torch.dtype | None:

@@ -30,6 +30,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from rloop_lightning.algorithms.base import Algorithm
 from rloop_lightning.algorithms.fsdp2 import FSDP2Strategy
+from rloop_lightning.algorithms.optimizer import is_of_bitsandbytes
 from rloop_lightning.algorithms.policy_module import PolicyModule
 from rloop_lightning.callbacks.checkpoint import PhaseCheckpoint
 from rloop_lightning.callbacks.faulty_rollouts import FaultyRollouts
@@ -122,18 +123,28 @@ def profiler_of(name: str, folder: Path) -> Profiler:
     return _PROFILERS[name](dirpath=folder, filename="profile")
 
 
+def does_shard(strategy: Any) -> bool:
+    """Whether a strategy, or what --trainer.strategy says, shards weights."""
+    return _SHARDS.search(_strategy_name(strategy)) is not None
+
+
+def _strategy_name(strategy: Any) -> str:
+    return strategy if isinstance(strategy, str) else str(getattr(strategy, "class_path", type(strategy).__name__))
+
+
 def sharding_faults(strategy: Any, policy: PolicyConfig, modules: Sequence[PolicyModule]) -> list[str]:
     """What bitsandbytes can't shard, one message each, if the strategy would shard weights."""
-    name = strategy if isinstance(strategy, str) else str(getattr(strategy, "class_path", type(strategy).__name__))
-    if not _SHARDS.search(name):
+    name = _strategy_name(strategy)
+    if not does_shard(strategy):
         return []
     advice = f"can't be sharded (--trainer.strategy {one_line(name)}); leave --trainer.strategy at auto"
     wrong = []
     if policy.quantization != "none":
         wrong.append(f"--policy.quantization {policy.quantization}: weights in 4 bits {advice}")
     for module in modules:
-        if "8bit" in module.optimizer:
-            wrong.append(f"{module.flag}.optimizer {module.optimizer}: moments in 8 bits {advice}")
+        if is_of_bitsandbytes(module.optimizer):
+            what = "moments in 8 bits" if "8bit" in module.optimizer else "the moments of bitsandbytes"
+            wrong.append(f"{module.flag}.optimizer {module.optimizer}: {what} {advice}")
     return wrong
 
 

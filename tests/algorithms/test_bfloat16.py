@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from typing import Any
 
@@ -110,6 +111,35 @@ def test_an_optimizer_continues_from_its_state_to_the_same_bits(name: str, dtype
         step(again, optimizer, number)
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(again, expected, strict=True))
     assert all(weight.dtype == dtype for weight in again)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["torch.optim.AdamW", "torch.optim.RMSprop", "torch.optim.Adafactor"])
+def test_state_that_is_offloaded_between_steps_gives_the_same_bits(
+    name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In buckets of one weight each, with a resume in between, and a weight that has no gradient at first."""
+    monkeypatch.setattr("rloop_lightning.algorithms.bfloat16._AT_ONCE", 600)
+    made = []
+    for offload in (False, True):
+        weights = [torch.nn.Parameter(torch.randn(64, 8, generator=generator(3)).to(dtype)) for _ in range(3)]
+        resumed = None
+        for _ in range(2):
+            optimizer = make_optimizer(
+                name, weights, lr=1e-2, weight_decay=0.1, betas=(0.9, 0.999), options={}, offload=offload
+            )
+            if resumed is not None:
+                optimizer.load_state_dict(resumed)
+            for number in range(3):
+                step(weights if number or resumed else weights[1:], optimizer, number)
+            resumed = copy.deepcopy(optimizer.state_dict())
+        made.append((weights, resumed))
+    (plain, state), (offloaded, other_state) = made
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(offloaded, plain, strict=True))
+    assert state["state"].keys() == other_state["state"].keys()
+    for number, parts in state["state"].items():
+        for part, value in parts.items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(other_state["state"][number][part]))
 
 
 @pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "adamw"])

@@ -26,7 +26,7 @@ CASES = {
     "replayed routing": Case("moe replayed", "minirl", {"updates_per_step": 2}),
     "an adapter with its reference": Case("lora checkpointed", settings=KL, rounds=2),
     "an adapter of experts": Case("lora moe", settings={**KL, "kl_reference": "base"}),
-    "fine-tuning": Case("dense", "rft", {"kl_beta": 0.5, "rollouts_per_update": 8}),
+    "fine-tuning": Case("dense tied", "rft", {"kl_beta": 0.5, "rollouts_per_update": 8}),
     "fewer rows than ranks": Case("dense", rows=(3,)),
 }
 

@@ -21,7 +21,7 @@ from tiny_run import TinyRun
 # No hub answers there, whatever network the machine has.
 NO_HUB = {"huggingface_hub.constants:ENDPOINT": "http://127.0.0.1:9"}
 # A call fails, with a traceback.
-NO_MODEL = {"rloop_lightning.model.policy:load_model": None}
+NO_MODEL = {"rloop_lightning.model.source:load_model": None}
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,13 @@ CASES = {
     "abbreviated option": Case("--loop.round 3", ("--loop.round: no such option; did you mean --loop.rounds?",)),
     "stray word": Case("3", ("'3' is not an option; options begin with --",)),
     "option without value": Case("--loop.rounds", ("--loop.rounds: needs a value",)),
+    "offload without a GPU": Case(
+        "--algo.offload_optimizer true --consolidate rft --consolidate.offload_optimizer true",
+        (
+            "--algo.offload_optimizer: the run has no GPU, so that all memory is the host's; leave it out",
+            "--consolidate.offload_optimizer: the run has no GPU",
+        ),
+    ),
     "part without name": Case("--algo", ("--algo needs a value",)),
     "text for an int": Case("--loop.rounds three", ("--loop.rounds: expected an integer > 0, got 'three'",)),
     "fraction for an int": Case("--loop.rounds 1.5", ("--loop.rounds: expected an integer > 0, got 1.5",)),

@@ -393,7 +393,7 @@ def test_load_takes_the_mode_and_refuses_a_dense_model_before_its_weights_are_re
     assert policy.routing is not None
     assert (policy.routing.mode, policy.routing.layers, policy.routing.expert_count) == ("r3", 2, EXPERTS)
     assert Policy.load(PolicyConfig(str(tmp_path / "moe"))).routing is None
-    monkeypatch.setattr("rloop_lightning.model.policy.load_model", None)
+    monkeypatch.setattr("rloop_lightning.model.source.load_model", None)
     dense = PolicyConfig(str(tmp_path / "dense"), routing_replay="r2")
     with pytest.raises(ValueError, match="no routers are known for model type 'qwen2'"):
         Policy.load(dense)

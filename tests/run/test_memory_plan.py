@@ -112,6 +112,17 @@ def test_paged_moments_are_on_the_host_of_a_gpu_only() -> None:
     assert paged.with_(products=products).training().parts["optimizer"] > 2 * 7e9
 
 
+def test_offloaded_moments_are_on_a_gpu_during_a_step_alone() -> None:
+    model = model_7b()
+    plain = plan_of(model, PolicyConfig(dtype="bfloat16")).training()
+    few = plan_of(model, PolicyConfig(dtype="bfloat16"), moments=Moments(8, 8, offloaded=True)).training()
+    assert few.parts == {**plain.parts, "optimizer": 0}
+    many = plan_of(model, PolicyConfig(dtype="bfloat16"), moments=Moments(500, 8, offloaded=True)).training()
+    embedding = 152_064 * 3584  # the largest weight, whose moments a step has with its weights and gradient in float32
+    assert many.parts["activations"] == (8 + 500) * embedding
+    assert many.parts["logits and head"] == 0
+
+
 def test_the_budgets_that_fit_are_the_largest() -> None:
     plan = plan_of(model_7b(), PolicyConfig(dtype="bfloat16", lora=LoraSettings(rank=32)))
     tokens, rows = plan.tokens_within(30 * GIB), plan.rows_within(30 * GIB)

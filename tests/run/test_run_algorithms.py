@@ -204,7 +204,7 @@ def test_another_runs_pool_is_replayed_from_the_first_step_unless_it_is_damaged(
     assert "Traceback" not in said
     # Without its footer: seen before any model loads.
     shard.write_bytes(whole[:-30])
-    monkeypatch.setattr("rloop_lightning.model.policy.load_model", None)
+    monkeypatch.setattr("rloop_lightning.model.source.load_model", None)
     assert fit(config, tmp_path / "cut", *replay) == 2
     said = capsys.readouterr().err
     assert f"rloop-fit: error: --algo.replay_pool can't be replayed: {shard}: not a Parquet file, or damaged" in said

@@ -94,7 +94,7 @@ def test_what_can_not_be_had_is_refused_before_a_model_is_loaded(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("rloop_lightning.model.policy.load_model", None)
+    monkeypatch.setattr("rloop_lightning.model.source.load_model", None)
     assert tiny.fit(tmp_path / "run", *arguments) == 2
     shown = capsys.readouterr().err
     assert said in shown
