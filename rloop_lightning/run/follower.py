@@ -149,4 +149,6 @@ class _Following(Checkpoint):
         ignore_signals()  # Lightning has put its own handlers in place
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self._follower.serve()
+        end = self._follower.serve()
+        assert isinstance(end, EndBatch)
+        trainer.should_stop = end.stops  # callbacks of this rank do not see all metrics
