@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import lightning as L
@@ -17,6 +18,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from rloop_lightning.algorithms.base import Algorithm
 from rloop_lightning.algorithms.policy_module import PolicyModule
 from rloop_lightning.callbacks.gradient_norm import GradientNormMonitor
+from rloop_lightning.errors import NonFiniteError
 from rloop_lightning.model.on_ranks import OnPolicy
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.rollouts.sampler import GroupSampler
@@ -71,7 +73,8 @@ class Follower:
                     self.policy.to(self.trainer.strategy.root_device)
                     message.spread(self.policy, self.ranks)
                 case OnPolicy():
-                    with self.trainer.precision_plugin.forward_context():
+                    # What is not finite is so on all ranks, and rank 0 says where it came from.
+                    with self.trainer.precision_plugin.forward_context(), suppress(NonFiniteError):
                         message.call(self.policy)
                 case SeedAll(seed):
                     L.seed_everything(seed, verbose=False)

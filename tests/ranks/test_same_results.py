@@ -118,7 +118,8 @@ def test_two_machines_of_two_ranks_give_the_same_rows_too(runs: Runs) -> None:
 @pytest.mark.parametrize("strategy", ["auto", "fsdp2"])
 def test_mixed_precision_gives_the_same_rows(strategy: str, runs: Runs) -> None:
     """Sums of bfloat16 products differ in the third digit, and an Adam step is of size lr where a gradient is small."""
-    assert_same_rows(runs.out("dense bf16", 2, strategy), runs.out("dense bf16", 1), weights_within=8e-4)
+    ours, theirs = runs.out("dense bf16", 2, strategy), runs.out("dense bf16", 1)
+    assert_same_rows(ours, theirs, weights_within=8e-4, values_within=0.05)
 
 
 @pytest.mark.parametrize(
