@@ -36,9 +36,9 @@ WITHIN_S = 60.0
 
 _LIMIT_S = 600.0
 _RUN: Mapping[str, Mapping[str, Any]] = {
-    "engine": {"max_new_tokens": 8},
+    "reward": {"name": "reward_functions.boxed"},
     "algo": {"updates_per_step": 2},
-    "loop": {"explore_steps": 3, "problems_per_step": 2, "rollouts_per_problem": 2, "checkpoint_every_n_steps": 1},
+    "loop": {"explore_steps": 3, "problems_per_step": 2, "rollouts_per_problem": 4},
     "capture": {"every_n_steps": 2, "extra_rollouts": 1, "extra_problems": 2},
     "eval": {"samples": 1, "k": [1], "max_problems": 2, "every_n_steps": 2, "sets_inside": ["test"]},
 }

@@ -25,8 +25,8 @@ SIZE = 2
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     return TinyRun.written(
         tmp_path_factory.mktemp("tiny"),
-        engine={"max_new_tokens": 8},
-        loop={"explore_steps": 3, "problems_per_step": 3, "rollouts_per_problem": 2},
+        reward={"name": "reward_functions.boxed"},
+        loop={"explore_steps": 3, "problems_per_step": 3, "rollouts_per_problem": 4},
         eval={"max_problems": 1},
     )
 
@@ -51,8 +51,7 @@ def resumed(folder: Path, rank: int = 0, fault: Fault | None = None) -> Job:
     return run_ranks(SIZE, ["--resume", str(folder / "run")], folder / "resumed", faults=faults)
 
 
-@pytest.mark.parametrize("moment", [GENERATE, UPDATE])
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(("rank", "moment"), [(0, UPDATE), (1, GENERATE)])
 def test_a_killed_rank_ends_all_and_a_resume_gives_the_same_bits(
     rank: int, moment: str, tiny: TinyRun, whole: Path, tmp_path: Path
 ) -> None:
@@ -82,9 +81,10 @@ def test_the_error_of_one_rank_is_the_jobs(
     assert job.logs[1] == ""
 
 
-def test_the_error_of_rank_0_ends_the_others(tiny: TinyRun, tmp_path: Path) -> None:
-    """Here, while rank 1 waits in a collective of an update."""
-    job = start(tiny, tmp_path, 0, Raises(UPDATE, 2, error=OSError(errno.EIO, "broken", "a file")))
+@pytest.mark.parametrize("moment", [GENERATE, UPDATE])
+def test_the_error_of_rank_0_ends_the_others(moment: str, tiny: TinyRun, tmp_path: Path) -> None:
+    """While they generate, or wait in a collective of an update."""
+    job = start(tiny, tmp_path, 0, Raises(moment, 2, error=OSError(errno.EIO, "broken", "a file")))
     assert "broken: 'a file'" in one_error(job)
     assert job.codes == [1, 1]
 
@@ -108,11 +108,8 @@ def test_a_rank_that_hangs_is_named_with_the_stacks_of_all(moment: str, tiny: Ti
     assert "distributed" in job.logs[0]
 
 
-@pytest.mark.parametrize("moment", [GENERATE, UPDATE, "lightning:Trainer.save_checkpoint"])
-def test_sigterm_ends_all_and_a_resume_gives_the_same_bits(
-    moment: str, tiny: TinyRun, whole: Path, tmp_path: Path
-) -> None:
-    job = start(tiny, tmp_path, 0, Signal(moment, 2))
+def test_sigterm_ends_all_and_a_resume_gives_the_same_bits(tiny: TinyRun, whole: Path, tmp_path: Path) -> None:
+    job = start(tiny, tmp_path, 0, Signal(UPDATE, 2))
     assert job.codes == [143, 143], job.said
     assert "resume with: rloop-fit --resume" in job.logs[0]
     assert "Traceback" not in job.said

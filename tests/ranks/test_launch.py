@@ -24,8 +24,8 @@ TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     return TinyRun.written(
         tmp_path_factory.mktemp("tiny"),
-        engine={"max_new_tokens": 8},
-        loop={"explore_steps": 2, "problems_per_step": 3, "rollouts_per_problem": 2},
+        reward={"name": "reward_functions.boxed"},
+        loop={"explore_steps": 2, "problems_per_step": 3, "rollouts_per_problem": 4},
         eval={"max_problems": 1},
     )
 
