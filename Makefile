@@ -5,6 +5,7 @@ ARGS ?=
 PYTEST_ARGS ?=
 JOBS ?= 2
 RUNS ?= 100
+RANKS ?= 1
 N ?= 10000
 
 VENV := .venv
@@ -15,7 +16,7 @@ VLLM_PYTHON ?= $(CURDIR)/$(VLLM_VENV)/bin/python
 VLLM_STAMP := $(if $(filter $(CURDIR)/$(VLLM_VENV)/%,$(VLLM_PYTHON)),$(VLLM_VENV)/.set-up)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fit test test-peers test-gpu test-vllm chaos fuzz lint docs bench clean
+.PHONY: help setup fit test test-peers test-ranks test-gpu test-vllm chaos fuzz lint docs bench clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -33,6 +34,10 @@ test: $(STAMP) ## Run the tests, in JOBS=2 processes. PYTEST_ARGS="-k losses" is
 test-peers: $(STAMP) ## Run the tests against TRL: the same rollouts, advantages, losses and gradients.
 	@$(BIN)/python -m pytest $(PYTEST_ARGS) tests/peers
 
+# `make test` runs them too.
+test-ranks: $(STAMP) ## Run the tests of jobs of several processes: DDP, FSDP2, launchers, faults.
+	@$(BIN)/python -m pytest --timeout 600 $(PYTEST_ARGS) tests/ranks
+
 test-gpu: $(STAMP) ## Run the tests that need a CUDA GPU, which `make test` skips without one.
 	@$(BIN)/python -m pytest --timeout 600 $(PYTEST_ARGS) tests/gpu
 
@@ -41,8 +46,10 @@ test-vllm: $(STAMP) $(VLLM_STAMP) ## Run the tests that need vLLM, in an environ
 	@RLOOP_VLLM_PYTHON=$(VLLM_PYTHON) OMP_NUM_THREADS=1 $(BIN)/python -m pytest --timeout 600 $(PYTEST_ARGS) \
 	    tests/engines/test_contract.py tests/with_vllm
 
+# RANKS=2 kills processes of jobs of several processes instead.
 chaos: $(STAMP) ## Kill and damage many runs and write the table of docs/reliability.md. RUNS=100 runs are killed.
-	@OMP_NUM_THREADS=1 PYTHONPATH=tests:tests/helpers $(BIN)/python -m chaos --runs $(RUNS) --jobs $(JOBS) --document docs/reliability.md
+	@OMP_NUM_THREADS=1 PYTHONPATH=tests:tests/helpers $(BIN)/python -m \
+	    $(if $(filter 1,$(RANKS)),chaos,chaos.ranks --ranks $(RANKS)) --runs $(RUNS) --jobs $(JOBS) --document docs/reliability.md
 
 fuzz: $(STAMP) ## Run the tests on randomly changed files with N=10000 changes each.
 	@RLOOP_FUZZ=$(N) $(BIN)/python -m pytest -n $(JOBS) --timeout 0 $(PYTEST_ARGS) $$(find tests -name '*_fuzz.py')

@@ -30,6 +30,7 @@ from rloop_lightning.algorithms.importance import (
 from rloop_lightning.algorithms.kl_term import KLEstimator, KLTerm, kl
 from rloop_lightning.algorithms.overlong import Overlong
 from rloop_lightning.algorithms.policy_module import PolicyModule
+from rloop_lightning.algorithms.ranks import decided_by_rank_0
 from rloop_lightning.algorithms.reference import ReferenceKind
 from rloop_lightning.algorithms.shares import scores_no_grad
 from rloop_lightning.batching import check_kept_tokens, collate
@@ -244,7 +245,7 @@ class Algorithm(PolicyModule):
         generated = step.batch if self.policy.routing is None else self.policy.routing.admitted(step.batch)
         for batch in self._mini_batches(self.prepare(generated)):
             updates.append(self.update(batch))
-            if self.trainer.should_stop:
+            if decided_by_rank_0(self.trainer.should_stop):
                 break
         self._optimizer().zero_grad()  # frees memory for the generation that follows
         self._record_updates(updates)

@@ -29,6 +29,15 @@ def largest_over_ranks(values: Tensor) -> Tensor:
     return values
 
 
+def decided_by_rank_0(flag: bool) -> bool:
+    """Rank 0's value of a flag on which what all ranks do next depends."""
+    if not _several():
+        return flag
+    box = [flag]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
 def sum_gradients_over_ranks(parameters: Iterable[nn.Parameter]) -> None:
     """Sum the gradients of every trained parameter over all ranks, in at least float32.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import lightning as L
@@ -19,6 +20,7 @@ from rloop_lightning.algorithms.distil import Distil
 from rloop_lightning.algorithms.fsdp2 import FSDP2Strategy
 from rloop_lightning.algorithms.policy_module import PolicyModule
 from rloop_lightning.callbacks.gradient_norm import GradientNormMonitor
+from rloop_lightning.errors import NonFiniteError
 from rloop_lightning.model.on_ranks import OnPolicy
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.rollouts.shared_sampler import RankSampler
@@ -84,7 +86,8 @@ class Follower:
                     self.policy.to(self.trainer.strategy.root_device)
                     message.spread(self.policy, self.ranks)
                 case OnPolicy():
-                    with self.trainer.precision_plugin.forward_context():
+                    # What is not finite is so on all ranks, and rank 0 says where it came from.
+                    with self.trainer.precision_plugin.forward_context(), suppress(NonFiniteError):
                         message.call(self.policy)
                 case LearnFrom():
                     self._learn()
@@ -175,4 +178,6 @@ class _Following(Checkpoint):
         ignore_signals()  # Lightning has put its own handlers in place
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self._follower.serve()
+        end = self._follower.serve()
+        assert isinstance(end, EndBatch)
+        trainer.should_stop = end.stops  # callbacks of this rank do not see all metrics

@@ -79,7 +79,13 @@ class Step:
 
 @dataclass(frozen=True)
 class EndBatch:
-    """Rank 0's callbacks are done with the batch."""
+    """Rank 0's callbacks are done with the batch.
+
+    Args:
+        stops: whether one of them has ended the phase.
+    """
+
+    stops: bool
 
 
 @dataclass(frozen=True)
@@ -156,7 +162,7 @@ class Leading(Checkpoint):
         self._signals.handle()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self._ranks.send(EndBatch())
+        self._ranks.send(EndBatch(trainer.should_stop))
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         self._ranks.send(EndPhase())

@@ -41,7 +41,7 @@ def table(played: Sequence[Played]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def replaced(document: str, content: str) -> str:
+def replaced(document: str, content: str, begin: str = BEGIN, end: str = END) -> str:
     """A document with other content between its markers."""
-    before, rest = document.split(BEGIN)
-    return f"{before}{BEGIN}\n{content}\n{END}{rest.split(END)[1]}"
+    before, rest = document.split(begin)
+    return f"{before}{begin}\n{content}\n{end}{rest.split(end)[1]}"

@@ -47,3 +47,19 @@ class InfiniteWeight(L.Callback):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if batch_idx == 1:
             next(pl_module.policy.parameters()).data[0, 0] = float("inf")
+
+
+class EndsOnRank0(L.Callback):
+    """Ends a phase after the first of the updates of its second training step, on rank 0 alone."""
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        if trainer.global_step == 2 and trainer.is_global_zero:
+            trainer.should_stop = True
+
+
+class EndsOnRank1(L.Callback):
+    """Wants to end a phase after its first training step, on rank 1 alone, which does not decide that."""
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_rank == 1:
+            trainer.should_stop = True

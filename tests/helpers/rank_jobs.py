@@ -16,17 +16,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from killing import _CONTEXT, Fault, Kill
 
-LIMIT_S = 120.0
+LIMIT_S = 240.0
 """A job that runs longer hangs. Each rank prints its stacks and ends."""
 
-_LOST_AFTER_S = 4.0  # instead of half a minute: no rank of these tests is so busy
+LOST_AFTER_S = 8.0
+"""Instead of the product's half a minute: no rank of these tests is so busy."""
 
 
 @dataclass(frozen=True)
@@ -67,25 +68,14 @@ def run_ranks(
 
     Args:
         size: the number of processes.
-        arguments: of `rloop-fit`, without `--trainer.devices`.
+        arguments: of `rloop-fit`; `--trainer.devices` among them only if it is to be another number.
         folder: takes the logs.
         faults: what befalls a rank, by its number.
         nodes: machines to play, with as many processes each.
         environment: further variables.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    local = size // nodes
-    devices = ["--trainer.devices", str(local), "--trainer.num_nodes", str(nodes)] if size > 1 else []
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(size)}
-    processes, logs = [], []
-    for rank in range(size):
-        own = {"RANK": str(rank), "LOCAL_RANK": str(rank % local), "NODE_RANK": str(rank // local)}
-        variables = {**shared, **own, **(environment or {})} if size > 1 else dict(environment or {})
-        logs.append(folder / f"rank-{rank}.log")
-        work = ([*arguments, *devices], variables, logs[-1], (faults or {}).get(rank))
-        processes.append(_CONTEXT.Process(target=_rank, args=work, daemon=True))
-        processes[-1].start()
+    processes, logs = begin_ranks(size, arguments, folder, faults=faults, nodes=nodes, environment=environment)
     for process in processes:
         process.join(LIMIT_S + 10)
         if process.exitcode is None:
@@ -95,7 +85,39 @@ def run_ranks(
     return Job(codes, [log.read_text(errors="replace") for log in logs], time.monotonic() - started)
 
 
-def _rank(arguments: list[str], variables: Mapping[str, str], log: Path, fault: Fault | None) -> None:
+def begin_ranks(
+    size: int,
+    arguments: Sequence[str],
+    folder: Path,
+    *,
+    faults: Mapping[int, Fault] | None = None,
+    nodes: int = 1,
+    environment: Mapping[str, str] | None = None,
+    lost_after_s: float | None = LOST_AFTER_S,
+) -> tuple[list[Any], list[Path]]:
+    """As `run_ranks`, but returns at once: the processes, and their logs.
+
+    Args:
+        lost_after_s: seconds of silence after which a rank is lost; None leaves the product's.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    local = size // nodes
+    devices = ["--trainer.devices", str(local), "--trainer.num_nodes", str(nodes)] if size > 1 else []
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(size)}
+    processes, logs = [], []
+    for rank in range(size):
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank % local), "NODE_RANK": str(rank // local)}
+        variables = {**shared, **own, **(environment or {})} if size > 1 else dict(environment or {})
+        logs.append(folder / f"rank-{rank}.log")
+        work = ([*devices, *arguments], variables, logs[-1], (faults or {}).get(rank), lost_after_s)
+        processes.append(_CONTEXT.Process(target=_rank, args=work, daemon=True))
+        processes[-1].start()
+    return processes, logs
+
+
+def _rank(
+    arguments: list[str], variables: Mapping[str, str], log: Path, fault: Fault | None, lost_after_s: float | None
+) -> None:
     from rloop_lightning.cli.main import main
     from rloop_lightning.system import rank_watch
 
@@ -106,7 +128,8 @@ def _rank(arguments: list[str], variables: Mapping[str, str], log: Path, fault: 
     os.dup2(descriptor, 2)
     os.environ.update(variables)
     faulthandler.dump_traceback_later(LIMIT_S, exit=True)
-    rank_watch.LOST_AFTER_S = _LOST_AFTER_S
+    if lost_after_s is not None:
+        rank_watch.LOST_AFTER_S = lost_after_s
     if fault is not None:
         fault.arm()
     sys.exit(main(arguments))
@@ -120,7 +143,7 @@ class Raises(Kill):
         error: the exception.
     """
 
-    error: BaseException = RuntimeError("bad luck")
+    error: BaseException = field(default_factory=RuntimeError)
 
     def strike(self) -> None:
         raise self.error

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from builders import make_policy
 from moe import make_moe_policy
 from rank_jobs import run_ranks
@@ -59,7 +60,7 @@ class Runs:
         policy: dict[str, Any] = {}
         if not (model := folder / "model").exists():
             new = make_moe_policy if first == "moe" else make_policy
-            new(dtype=_float32()).save(model)
+            new(dtype=torch.float32).save(model)
         policy["model"] = str(model)
         if first == "moe":
             policy["routing_replay"] = "r2"
@@ -84,12 +85,6 @@ class Runs:
         return out
 
 
-def _float32() -> Any:
-    import torch
-
-    return torch.float32
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     return Runs(tmp_path_factory.mktemp("ranks"))
@@ -112,3 +107,31 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 )
 def test_the_number_of_ranks_changes_no_row(kind: str, size: int, strategy: str, runs: Runs) -> None:
     assert_same_rows(runs.out(kind, size, strategy), runs.out(kind, 1))
+
+
+def test_two_machines_of_two_ranks_give_the_same_rows_too(runs: Runs) -> None:
+    """Shards within a machine, replicas over machines."""
+    assert_same_rows(runs.out("lora", 4, "hsdp", 2), runs.out("lora", 1))
+
+
+@pytest.mark.parametrize("strategy", ["auto", "fsdp2"])
+def test_mixed_precision_gives_the_same_rows(strategy: str, runs: Runs) -> None:
+    """Sums of bfloat16 products differ in the third digit, and an Adam step is of size lr where a gradient is small."""
+    ours, theirs = runs.out("dense bf16", 2, strategy), runs.out("dense bf16", 1)
+    assert_same_rows(ours, theirs, weights_within=8e-4, values_within=0.05)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "strategies"), [((3, 2), ("fsdp2", "auto")), ((1, 3), ("auto", "fsdp2"))], ids=["fewer", "more"]
+)
+def test_a_run_goes_on_with_another_number_of_ranks(
+    sizes: tuple[int, int], strategies: tuple[str, str], runs: Runs, tmp_path: Path
+) -> None:
+    kind, out = "dense everything", tmp_path / "run"
+    stopped = Signal("lightning:Trainer.save_checkpoint", 1)
+    job = run_ranks(sizes[0], runs.arguments(kind, strategies[0], out), tmp_path / "first", faults={0: stopped})
+    assert job.codes == [143] * sizes[0], job.said
+    assert len(list(out.rglob("*.ckpt"))) == 1
+    job = run_ranks(sizes[1], ["--resume", str(out), "--trainer.strategy", strategies[1]], tmp_path / "second")
+    assert not any(job.codes), job.said
+    assert_same_rows(out, runs.out(kind, 1))
