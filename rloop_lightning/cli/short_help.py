@@ -26,6 +26,8 @@ FIXED_PATHS: Mapping[str, str] = {
 
 TRAINER = {
     "accelerator": Declared("auto", "cpu, gpu, or auto, which takes a GPU if there is one"),
+    "devices": Declared(1, "processes on this machine, one per GPU; they split generation and updates"),
+    "strategy": Declared("auto", "of several processes: ddp, or fsdp2 or hsdp, which shard the weights"),
     "precision": Declared(None, "32-true, or bf16-mixed for forward and backward passes in bfloat16"),
     "logger": Declared(
         None, "a further logger, such as WandbLogger; metrics.csv and TensorBoard logs are there anyway"
@@ -56,6 +58,8 @@ SECTIONS: Sequence[tuple[str, Sequence[str]]] = (
             "policy.lora.rank",
             "engine.max_rows",
             "trainer.accelerator",
+            "trainer.devices",
+            "trainer.strategy",
             "trainer.precision",
         ),
     ),

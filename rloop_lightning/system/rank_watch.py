@@ -29,6 +29,7 @@ LOST_AFTER_S = 30.0
 """A rank that has not written to the store for so long is lost."""
 
 _EVERY_S = 0.5
+_BUSY = 0.2  # of a core; a rank that computes does not hang
 _ANSWER = timedelta(seconds=10)
 _COMES = timedelta(minutes=10)  # rank 0 may still be starting
 _LEAVE_S = 2.0  # after the end of the run, a rank has so long to end by itself
@@ -108,6 +109,7 @@ class RankWatch:
         self._reports = store.client()
         self._looks = store.client()
         self._last_beat = time.monotonic()
+        self._cpu_seconds = time.process_time()
         self._waits = False
         self._done = threading.Event()
         self._seen: dict[int, tuple[bytes, float]] = {}
@@ -180,6 +182,9 @@ class RankWatch:
         return Fault(**json.loads(self._looks.get(_FAULT)))
 
     def _hangs(self) -> Fault | None:
+        used, self._cpu_seconds = time.process_time() - self._cpu_seconds, time.process_time()
+        if used > _BUSY * _EVERY_S and not _in_collective():  # such as while rank 0 filters a large pool
+            self.beat()
         stalled = time.monotonic() - self._last_beat
         # In a collective, it most likely waits for another rank that hangs; all may wait if they are out of step.
         if self._waits or stalled < self._hang_s * (2 if _in_collective() else 1):
