@@ -63,8 +63,7 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     def shard(self, policy: Policy) -> None:
         """Shard a policy, which all ranks hold with the same weights. All of them call it."""
-        policy.to(self.root_device)
-        shard(policy, self._mesh())
+        shard(policy, self._mesh())  # which moves it to the mesh's device a layer at a time
 
     def _mesh(self) -> DeviceMesh:
         world, device = dist.get_world_size(), self.root_device.type

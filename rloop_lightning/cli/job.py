@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import Self
 
 import torch
+import torch.distributed as dist
 
 from rloop_lightning.cli.arguments import UsageError
 from rloop_lightning.system import dies_with_parent
@@ -60,6 +61,8 @@ class Job:
     def __exit__(self, *_: object) -> None:
         if self._watch is not None:
             self._watch.end(self.code)
+        if dist.is_initialized():
+            dist.destroy_process_group()
         for child in self._children:
             try:
                 child.wait(_END_S)

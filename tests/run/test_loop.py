@@ -244,13 +244,16 @@ def test_a_resumed_run_must_have_the_settings_that_it_began_with(run: Path, caps
     ("device", "strategy", "said"),
     [
         ("mps", SingleDeviceStrategy, "--trainer.accelerator: mps is not supported; take cpu or gpu"),
-        ("cuda", FSDPStrategy, "--trainer.strategy: weights have to be whole on the device; leave it at auto"),
+        ("cuda", FSDPStrategy, "--trainer.strategy: take one of auto, ddp, fsdp2, hsdp"),
     ],
 )
 def test_devices_and_strategies_that_the_loop_does_not_know_are_refused(device: str, strategy: type, said: str) -> None:
     """A GPU's; here is none, so Lightning would not make them."""
     made = MagicMock(
-        world_size=1, precision="32-true", strategy=MagicMock(spec=strategy, root_device=torch.device(device))
+        num_devices=1,
+        num_nodes=1,
+        precision="32-true",
+        strategy=MagicMock(spec=strategy, root_device=torch.device(device)),
     )
     with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
         new_trainer(lambda **_: made)
