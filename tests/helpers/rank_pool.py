@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from killing import _CONTEXT  # whose fork server has the package imported
 
-TIMEOUT_S = 20
+TIMEOUT_S = 60
 """A rank that waits longer for another gives up."""
 
 _pools: dict[int, _Pool] = {}
