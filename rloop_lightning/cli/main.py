@@ -45,7 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if (code := fit_answer(arguments)) is not None:
         return code
-    if (place := launched_place()) is not None and place.rank:
+    try:
+        place = launched_place()
+    except ValueError as error:
+        _say(str(error))
+        return 2
+    if place is not None and place.rank:
         return follow(place)
     logging.basicConfig(level=logging.WARNING, handlers=[log_handler()])
     logging.getLogger("rloop_lightning").setLevel(logging.INFO)

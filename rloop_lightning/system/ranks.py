@@ -49,9 +49,19 @@ class Place:
 
 
 def launched_place(environment: Mapping[str, str] = os.environ) -> Place | None:
-    """The place that srun, torchrun, or `rloop-fit --trainer.devices N` gives this process; None if it is alone."""
+    """The place that srun, torchrun, or `rloop-fit --trainer.devices N` gives this process; None if it is alone.
+
+    Raises:
+        ValueError: srun has spread the processes over machines as it likes.
+    """
     if SLURMEnvironment.detect():
-        slurm = SLURMEnvironment()
+        try:
+            slurm = SLURMEnvironment()
+        except RuntimeError as error:
+            tasks = environment["SLURM_NTASKS"]
+            raise ValueError(
+                f"srun --ntasks {tasks}: give --nodes and --ntasks-per-node instead (docs/clusters.md)"
+            ) from error
         rank, size, host, port = slurm.global_rank(), slurm.world_size(), slurm.main_address, slurm.main_port
     else:
         try:

@@ -90,7 +90,9 @@ def test_the_error_of_rank_0_ends_the_others(moment: str, tiny: TinyRun, tmp_pat
 
 
 def test_a_full_disk_is_told_and_a_resume_gives_the_same_bits(tiny: TinyRun, whole: Path, tmp_path: Path) -> None:
-    job = start(tiny, tmp_path, 0, FullDisk("lightning:Trainer.save_checkpoint", 2, bytes=1000))
+    job = start(
+        tiny, tmp_path, 0, FullDisk("lightning:Trainer.save_checkpoint", 2, bytes=100_000)
+    )  # the log is smaller
     error = one_error(job)
     assert str(tmp_path / "run") in error
     assert "fix the cause, then resume with" in error

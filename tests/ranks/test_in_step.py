@@ -55,7 +55,7 @@ def test_a_skipped_update_ends_the_phase_of_all(strategy: str, tmp_path: Path) -
 
 
 def test_an_update_that_is_not_finite_is_skipped_by_all(tmp_path: Path) -> None:
-    options = ("--algo", "faulty.NaNLoss", "--algo.at", "1", "--algo.updates_per_step", "2")
+    options = ("--algo", "faulty.NaNLoss", "--algo.at", "0")
     options += ("--gradient.stop_on_nonfinite", "false")
     out, _ = made(tmp_path, 2, *options, "--trainer.strategy", "fsdp2")
     expected, _ = made(tmp_path, 1, *options)

@@ -168,9 +168,10 @@ def test_what_cannot_work_is_refused_before_any_process_starts(
     assert not out.exists()
 
 
-def test_srun_gives_the_place(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_srun_gives_the_place(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     for name, value in {
         "SLURM_NTASKS": "6",
+        "SLURM_NTASKS_PER_NODE": "3",
         "SLURM_PROCID": "4",
         "SLURM_LOCALID": "1",
         "SLURM_NODEID": "1",
@@ -180,7 +181,8 @@ def test_srun_gives_the_place(monkeypatch: pytest.MonkeyPatch) -> None:
     }.items():
         monkeypatch.setenv(name, value)
     for name in ("MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)  # and again after the test: Lightning sets it
     place = launched_place()
     assert place is not None
     assert (place.rank, place.size, place.host, place.serves) == (4, 6, "gpu07", False)
@@ -189,6 +191,10 @@ def test_srun_gives_the_place(monkeypatch: pytest.MonkeyPatch) -> None:
     assert first is not None
     assert first.serves
     assert first.port == place.port  # the same on all ranks
+    monkeypatch.delenv("SLURM_NTASKS_PER_NODE")
+    assert main([]) == 2
+    error = "rloop-fit: error: srun --ntasks 6: give --nodes and --ntasks-per-node instead (docs/clusters.md)\n"
+    assert capfd.readouterr().err == error
     monkeypatch.setenv("SLURM_NTASKS", "1")
     assert launched_place() is None
 
