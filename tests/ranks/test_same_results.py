@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from builders import make_policy
+from killing import Signal
 from moe import make_moe_policy
 from rank_jobs import run_ranks
 from same_rows import assert_same_rows
