@@ -23,7 +23,7 @@ from rloop_lightning.model.model_shape import ModelShape
 from rloop_lightning.model.policy_weights import PolicyWeights
 from rloop_lightning.model.token_scores import LOGITS_PER_PIECE
 from rloop_lightning.model.update_memory import Products, UpdateMemory, update_memory
-from rloop_lightning.run.plan_ranks import ONE_RANK, Ranks
+from rloop_lightning.run.plan_ranks import ONE_RANK, PlannedRanks
 
 _FULL = 4  # bytes of a number in float32
 _SMALL_TENSOR = 4096  # numbers from which on bitsandbytes keeps a tensor's moments in 8 bits
@@ -124,7 +124,7 @@ class MemoryPlan:
     shape: ModelShape
     weights: PolicyWeights
     setup: Setup
-    ranks: Ranks = ONE_RANK
+    ranks: PlannedRanks = ONE_RANK
     gathered: float = 0
     whole: float = 0
 

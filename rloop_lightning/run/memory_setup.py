@@ -27,7 +27,7 @@ from rloop_lightning.model.update_memory import Products
 from rloop_lightning.run.memory_plan import MemoryPlan, Moments, Phase, Setup
 from rloop_lightning.run.parts import Parts
 from rloop_lightning.run.plan_config import PlanConfig
-from rloop_lightning.run.plan_ranks import ONE_RANK, Ranks, RankWeights
+from rloop_lightning.run.plan_ranks import ONE_RANK, PlannedRanks, RankWeights
 
 PROMPT_TOKENS = 512
 """Tokens of the longest prompt that a plan counts with if nothing says more."""
@@ -58,7 +58,7 @@ def memory_plan(
     precision: Any,
     device: str,
     knows_problems: bool,
-    ranks: Ranks = ONE_RANK,
+    ranks: PlannedRanks = ONE_RANK,
 ) -> MemoryPlan | None:
     """The plan before anything is loaded; None if the model has layers that are not counted.
 

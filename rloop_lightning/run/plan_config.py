@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rloop_lightning.run.plan_ranks import Ranks
+from rloop_lightning.run.plan_ranks import PlannedRanks
 from rloop_lightning.system.fields import AtLeastOne, ClosedUnitInterval, PositiveFloat, PositiveInt, check_fields
 
 _UNITS = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -66,16 +66,16 @@ class PlanConfig:
         if self.memory is not None:
             memory_bytes(self.memory)
 
-    def ranks(self, trainer: Mapping[str, Any]) -> Ranks:
+    def ranks(self, trainer: Mapping[str, Any]) -> PlannedRanks:
         """The ranks of a plan, or of a run.
 
         Args:
             trainer: the arguments of the Trainer.
         """
-        found = Ranks.of(trainer)
+        found = PlannedRanks.of(trainer)
         if not self.only:
             return found
-        return Ranks(
+        return PlannedRanks(
             self.nodes or found.nodes,
             self.devices_per_node or found.devices,
             found.strategy if self.strategy == "auto" else self.strategy,

@@ -1,6 +1,6 @@
 """What one rank of several holds, by arithmetic: its share of the weights, and the whole layers that it gathers.
 
-    ranks = Ranks(nodes=4, devices=8, strategy="fsdp2")
+    ranks = PlannedRanks(nodes=4, devices=8, strategy="fsdp2")
     own = RankWeights.of(weights, model, policy_config, ranks)
     own.weights, own.gathered                   # of one rank
 
@@ -33,7 +33,7 @@ _SUMMED = 4  # bytes of a gradient that is summed over ranks
 
 
 @dataclass(frozen=True)
-class Ranks:
+class PlannedRanks:
     """The processes that train, one for each device.
 
     Args:
@@ -74,7 +74,7 @@ class Ranks:
         return f"{self.number} ranks: {several}, {self.strategy}, {parts}"
 
 
-ONE_RANK = Ranks()
+ONE_RANK = PlannedRanks()
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class RankWeights:
     trained: int
 
     @classmethod
-    def of(cls, weights: PolicyWeights, model: Any, policy: PolicyConfig, ranks: Ranks) -> Self:
+    def of(cls, weights: PolicyWeights, model: Any, policy: PolicyConfig, ranks: PlannedRanks) -> Self:
         """The share of one rank.
 
         Args:

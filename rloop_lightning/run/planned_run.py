@@ -24,7 +24,7 @@ from rloop_lightning.run.memory_plan import MemoryPlan
 from rloop_lightning.run.memory_setup import AUTO, PROBLEMS, PROMPT_TOKENS, memory_plan, model_of
 from rloop_lightning.run.parts import Parts
 from rloop_lightning.run.plan_config import PlanConfig
-from rloop_lightning.run.plan_ranks import ONE_RANK, Ranks, RankWeights, pushed_bytes
+from rloop_lightning.run.plan_ranks import ONE_RANK, PlannedRanks, RankWeights, pushed_bytes
 from rloop_lightning.run.plan_text import SHARE, communication_lines, plan_blocks, size_text
 from rloop_lightning.run.simulated_plan import SimulatedPlan
 from rloop_lightning.system.memory import available_memory
@@ -64,7 +64,7 @@ class PlannedRun:
         precision: Any,
         device: torch.device,
         knows_problems: bool,
-        ranks: Ranks = ONE_RANK,
+        ranks: PlannedRanks = ONE_RANK,
     ) -> Self:
         """Plan a run.
 
@@ -91,8 +91,10 @@ class PlannedRun:
         )
         limit, source = plan.limit, f"{plan.memory} (--plan.memory)"
         if limit is None:
-            limit = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
-            source = f"{size_text(limit)} free on {device.type}"
+            on_gpu = device.type == "cuda"
+            limit = torch.cuda.mem_get_info(device)[0] if on_gpu else available_memory() // ranks.devices
+            each = f" for each of {ranks.devices} processes" if ranks.devices > 1 and not on_gpu else ""
+            source = f"{size_text(limit)} free on {device.type}{each}"
         planned = cls(policy, parts, model, found, limit, source, knows_problems)
         if found is None or not knows_problems:
             return planned

@@ -19,7 +19,7 @@ from rloop_lightning.model.update_memory import Products
 from rloop_lightning.run.communication import Work, received
 from rloop_lightning.run.memory_plan import MemoryPlan, Moments, Phase, Setup
 from rloop_lightning.run.plan_config import PlanConfig
-from rloop_lightning.run.plan_ranks import Ranks, RankWeights, pushed_bytes
+from rloop_lightning.run.plan_ranks import PlannedRanks, RankWeights, pushed_bytes
 
 BF16 = PolicyConfig(dtype="bfloat16")
 EMBEDDING = 152_064 * 3584
@@ -27,12 +27,12 @@ NUMBERS = 7_615_616_512
 LAYER = (NUMBERS - 2 * EMBEDDING - 3584) // 28
 
 
-def rank_weights(ranks: Ranks, policy: PolicyConfig = BF16, model: Any = None) -> RankWeights:
+def rank_weights(ranks: PlannedRanks, policy: PolicyConfig = BF16, model: Any = None) -> RankWeights:
     model = model_7b() if model is None else model
     return RankWeights.of(PolicyWeights.planned(model, policy), model, policy, ranks)
 
 
-def rank_plan(ranks: Ranks, *, generation: torch.dtype | None = None, reference: bool = False) -> MemoryPlan:
+def rank_plan(ranks: PlannedRanks, *, generation: torch.dtype | None = None, reference: bool = False) -> MemoryPlan:
     """Of one of the ranks that share 64 rollouts of an update, of 1,024 tokens after prompts of 512."""
     own, shape = rank_weights(ranks), ModelShape.of(model_7b())
     assert shape is not None
@@ -43,7 +43,7 @@ def rank_plan(ranks: Ranks, *, generation: torch.dtype | None = None, reference:
 
 
 def test_eight_shards_of_a_7b_model() -> None:
-    bar = rank_plan(Ranks(1, 8, "fsdp2"), reference=True).training()
+    bar = rank_plan(PlannedRanks(1, 8, "fsdp2"), reference=True).training()
     held = {name: bar.parts[name] / NUMBERS for name in ("weights", "optimizer", "gradients", "reference policy")}
     assert held == pytest.approx({"weights": 2 / 8, "optimizer": 8 / 8, "gradients": 4 / 8, "reference policy": 2 / 8})
     # Embeddings, head and last norm; a layer and the next one; the gradient of one, less its largest tensor's, and its
@@ -52,16 +52,16 @@ def test_eight_shards_of_a_7b_model() -> None:
 
 
 def test_ddp_holds_everything_on_each_rank() -> None:
-    one, eight = rank_plan(Ranks()).training(), rank_plan(Ranks(1, 8)).training()
+    one, eight = rank_plan(PlannedRanks()).training(), rank_plan(PlannedRanks(1, 8)).training()
     names = ("weights", "optimizer", "gradients", "gathered layers")
     assert [one.parts[name] for name in names] == [eight.parts[name] for name in names]
     assert one.parts["gathered layers"] == 0
 
 
 def test_hsdp_divides_over_the_devices_of_a_node() -> None:
-    assert rank_weights(Ranks(4, 8, "hsdp")) == rank_weights(Ranks(1, 8, "fsdp2"))
-    assert rank_weights(Ranks(4, 8, "fsdp2")).weights.bytes == pytest.approx(NUMBERS * 2 / 32, rel=1e-3)
-    assert (Ranks(4, 8, "hsdp").shards, Ranks(4, 8, "hsdp").copies) == (8, 4)
+    assert rank_weights(PlannedRanks(4, 8, "hsdp")) == rank_weights(PlannedRanks(1, 8, "fsdp2"))
+    assert rank_weights(PlannedRanks(4, 8, "fsdp2")).weights.bytes == pytest.approx(NUMBERS * 2 / 32, rel=1e-3)
+    assert (PlannedRanks(4, 8, "hsdp").shards, PlannedRanks(4, 8, "hsdp").copies) == (8, 4)
 
 
 def test_a_rank_holds_at_least_one_row_of_each_tensor() -> None:
@@ -72,7 +72,7 @@ def test_a_rank_holds_at_least_one_row_of_each_tensor() -> None:
     )  # fmt: skip
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config)
-    own = rank_weights(Ranks(4, 8, "fsdp2"), model=model)
+    own = rank_weights(PlannedRanks(4, 8, "fsdp2"), model=model)
     experts = [weight.numel() // 16 for name, weight in model.named_parameters() if ".experts." in name]
     assert len(experts) == 4
     sizes = list(own.weights.trained)
@@ -83,19 +83,19 @@ def test_a_rank_holds_at_least_one_row_of_each_tensor() -> None:
 
 def test_frozen_weights_are_divided_like_the_adapter() -> None:
     policy = PolicyConfig(dtype="bfloat16", lora=LoraSettings(rank=32))
-    one, eight = rank_weights(Ranks(), policy), rank_weights(Ranks(1, 8, "fsdp2"), policy)
+    one, eight = rank_weights(PlannedRanks(), policy), rank_weights(PlannedRanks(1, 8, "fsdp2"), policy)
     assert eight.weights.frozen == pytest.approx(one.weights.frozen / 8, rel=1e-4)
     assert sum(eight.weights.trained) == pytest.approx(sum(one.weights.trained) / 8, rel=1e-4)
     assert eight.gathered == pytest.approx(2 * (2 * EMBEDDING + 3584) + 2 * 2 * LAYER)  # frozen layers have no gradient
 
 
 def test_an_engine_without_a_model_of_its_own_has_a_whole_copy_all_the_time() -> None:
-    sharded, whole = (rank_plan(Ranks(1, 8, name), generation=torch.bfloat16) for name in ("fsdp2", "ddp"))  # type: ignore[arg-type]  # a strategy
+    sharded, whole = (rank_plan(PlannedRanks(1, 8, name), generation=torch.bfloat16) for name in ("fsdp2", "ddp"))  # type: ignore[arg-type]  # a strategy
     for bar in (sharded.generation(), sharded.training()):
         assert bar is not None
         assert bar.parts["whole copy"] == 2 * NUMBERS
     assert whole.training().parts["whole copy"] == 0
-    assert rank_plan(Ranks(1, 8, "fsdp2")).training().parts["whole copy"] == 0
+    assert rank_plan(PlannedRanks(1, 8, "fsdp2")).training().parts["whole copy"] == 0
 
 
 def algorithm(**settings: Any) -> DAPO:
@@ -114,22 +114,26 @@ def algorithm(**settings: Any) -> DAPO:
 )
 def test_the_micro_batches_of_a_rollout_step(settings: dict[str, Any], expected: Work) -> None:
     """8 rollouts of a rank: 3 fit into 4,096 tokens with their prompt."""
-    assert Work.of(rank_plan(Ranks(1, 8, "fsdp2")), algorithm(**settings)) == expected
+    assert Work.of(rank_plan(PlannedRanks(1, 8, "fsdp2")), algorithm(**settings)) == expected
 
 
 def test_what_ranks_receive_by_hand() -> None:
     work = Work(updates=2, trained=6, scored=3)
-    found = received(rank_plan(Ranks(1, 8, "fsdp2")), rank_weights(Ranks(1, 8, "fsdp2")), work)
+    found = received(rank_plan(PlannedRanks(1, 8, "fsdp2")), rank_weights(PlannedRanks(1, 8, "fsdp2")), work)
     assert found["weights, all-gather"] == pytest.approx(7 / 8 * 2 * NUMBERS * (2 * 6 + 3))
     assert found["gradients, reduce-scatter"] == pytest.approx(7 / 8 * 6 * 4 * NUMBERS)
     assert found["gradients of copies, all-reduce"] == 0
     assert "weights for generation, all-gather" not in found
-    copies = received(rank_plan(Ranks(4, 8, "hsdp")), rank_weights(Ranks(4, 8, "hsdp")), work)
+    copies = received(rank_plan(PlannedRanks(4, 8, "hsdp")), rank_weights(PlannedRanks(4, 8, "hsdp")), work)
     assert copies["weights, all-gather"] == found["weights, all-gather"]
     assert copies["gradients of copies, all-reduce"] == pytest.approx(2 * 3 / 4 * 6 * 4 * NUMBERS / 8)
-    whole = received(rank_plan(Ranks(1, 8)), rank_weights(Ranks(1, 8)), work)
+    whole = received(rank_plan(PlannedRanks(1, 8)), rank_weights(PlannedRanks(1, 8)), work)
     assert whole == pytest.approx({"gradients, all-reduce": 2 * 7 / 8 * 2 * 4 * NUMBERS})
-    own = received(rank_plan(Ranks(1, 8, "fsdp2"), generation=torch.bfloat16), rank_weights(Ranks(1, 8, "fsdp2")), work)
+    own = received(
+        rank_plan(PlannedRanks(1, 8, "fsdp2"), generation=torch.bfloat16),
+        rank_weights(PlannedRanks(1, 8, "fsdp2")),
+        work,
+    )
     assert own["weights for generation, all-gather"] == pytest.approx(7 / 8 * 2 * NUMBERS)
 
 
@@ -142,27 +146,27 @@ def test_engines_get_the_whole_model_in_its_dtype() -> None:
 @pytest.mark.parametrize(
     ("trainer", "expected"),
     [
-        ({}, Ranks()),
-        ({"devices": 8, "num_nodes": 4, "strategy": "fsdp2"}, Ranks(4, 8, "fsdp2")),
-        ({"devices": "8", "strategy": "ddp"}, Ranks(1, 8)),
-        ({"devices": [0, 3], "strategy": "auto"}, Ranks(1, 2)),
-        ({"devices": "auto"}, Ranks()),
+        ({}, PlannedRanks()),
+        ({"devices": 8, "num_nodes": 4, "strategy": "fsdp2"}, PlannedRanks(4, 8, "fsdp2")),
+        ({"devices": "8", "strategy": "ddp"}, PlannedRanks(1, 8)),
+        ({"devices": [0, 3], "strategy": "auto"}, PlannedRanks(1, 2)),
+        ({"devices": "auto"}, PlannedRanks()),
         (
             {
                 "devices": 2,
                 "strategy": SimpleNamespace(class_path="lightning.pytorch.strategies.ModelParallelStrategy"),
             },
-            Ranks(1, 2, "fsdp2"),
+            PlannedRanks(1, 2, "fsdp2"),
         ),
     ],
 )
-def test_the_ranks_of_a_trainer(trainer: dict[str, Any], expected: Ranks) -> None:
-    assert Ranks.of(trainer) == expected
+def test_the_ranks_of_a_trainer(trainer: dict[str, Any], expected: PlannedRanks) -> None:
+    assert PlannedRanks.of(trainer) == expected
     assert PlanConfig(nodes=9, devices_per_node=9).ranks(trainer) == expected  # a run itself takes no plan's ranks
 
 
 def test_a_plan_s_own_ranks_come_first() -> None:
     trainer = {"devices": 8, "num_nodes": 4, "strategy": "fsdp2"}
-    assert PlanConfig(only=True).ranks(trainer) == Ranks(4, 8, "fsdp2")
-    assert PlanConfig(only=True, nodes=2, strategy="hsdp").ranks(trainer) == Ranks(2, 8, "hsdp")
-    assert PlanConfig(only=True, devices_per_node=3, strategy="ddp").ranks(trainer) == Ranks(4, 3)
+    assert PlanConfig(only=True).ranks(trainer) == PlannedRanks(4, 8, "fsdp2")
+    assert PlanConfig(only=True, nodes=2, strategy="hsdp").ranks(trainer) == PlannedRanks(2, 8, "hsdp")
+    assert PlanConfig(only=True, devices_per_node=3, strategy="ddp").ranks(trainer) == PlannedRanks(4, 3)
