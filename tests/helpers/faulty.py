@@ -9,6 +9,7 @@ import torch
 
 from rloop_lightning.algorithms.dapo import DAPO
 from rloop_lightning.algorithms.rft import RFT
+from rloop_lightning.model.sharding import local
 from rloop_lightning.types import LossOutput
 
 
@@ -46,7 +47,7 @@ class InfiniteWeight(L.Callback):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if batch_idx == 1:
-            next(pl_module.policy.parameters()).data[0, 0] = float("inf")
+            local(next(pl_module.policy.parameters()).data)[0, 0] = float("inf")
 
 
 class EndsOnRank0(L.Callback):

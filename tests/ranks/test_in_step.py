@@ -84,7 +84,7 @@ def test_a_callback_of_rank_0_ends_the_phase_of_all(tmp_path: Path) -> None:
 
 def test_a_callback_of_another_rank_ends_nothing(tmp_path: Path) -> None:
     out, _ = made(tmp_path, 2, "--trainer.callbacks+=faulty.EndsOnRank1", "--consolidate", "none")
-    assert len(steps(out)) == 3
+    assert [phase for _, phase, _, _ in steps(out)].count("explore") == 3
 
 
 def test_weights_that_are_not_finite_are_told_by_rank_0(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def watches(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Watches]]
         return made[-1]
 
     monkeypatch.setattr(os, "_exit", leave)
-    monkeypatch.setattr(rank_watch, "_EVERY_S", 0.02)
+    monkeypatch.setattr(rank_watch, "_EVERY_S", 0.1)
     monkeypatch.setattr(rank_watch, "LOST_AFTER_S", 1.0)
     monkeypatch.setattr(rank_watch, "_LEAVE_S", 0.2)
     yield make
