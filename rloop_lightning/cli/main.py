@@ -109,9 +109,11 @@ def _run(cli: RLoopCLI, runner: LoopRunner, policy: Policy, debug: bool, signals
     except torch.OutOfMemoryError as error:
         return _complain(error, debug, code=1, advice=_MEMORY_ADVICE.format(go_on=go_on))
     except RuntimeError as error:
-        if is_lost_connection(error):
-            job.await_verdict()
-        raise
+        if not is_lost_connection(error):
+            raise
+        job.await_verdict()
+        lost = RunFault(f"the connection to another rank is lost: {error}")
+        return _complain(lost, debug, code=1, advice=f"fix the cause, then resume with: {go_on}")
     except Stopped as stopped:
         saved = stopped.saved or "what came after the newest checkpoint is repeated"
         print(f"\nrloop-fit: {stopped}; {saved}; resume with: {go_on}", file=sys.stderr)

@@ -113,6 +113,7 @@ class RankWatch:
         self._waits = False
         self._done = threading.Event()
         self._seen: dict[int, tuple[bytes, float]] = {}
+        self._looks.set(_alive(rank), "0")  # so that a rank that dies at once is missed
         self._thread = threading.Thread(target=self._watch, name="rank watch", daemon=True)
         self._thread.start()
 

@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -186,12 +186,16 @@ def play(jobs: Jobs, number: int) -> Played:
     try:
         for _ in range(random.choice([1, 1, 2, 3])):
             rank, itself = random.randrange(jobs.size), random.random() < 0.5
-            _, _, seconds = jobs.play(folder, strategy, rank, random, itself=itself)
-            if not seconds:
-                continue  # it had ended before, or the rank had not begun
             who = "rank 0" if rank == 0 else "another rank"
-            kills[f"{who}, {strategy}, started by {'the command' if itself else 'a launcher'}"] += 1
+            kind = f"{who}, {strategy}, started by {'the command' if itself else 'a launcher'}"
+            try:
+                _, _, seconds = jobs.play(folder, strategy, rank, random, itself=itself)
+            except Lost:
+                kills[kind] += 1
+                raise
+            kills[kind] += seconds > 0  # else it had ended before, or the rank had not begun
             slowest = max(slowest, seconds)
+        kills = +kills
         codes, said, _ = jobs.play(folder, strategy, None, random, itself=random.random() < 0.25)
         if any(codes):
             raise Lost(f"it does not resume, exit codes {codes}\n{said}")
@@ -214,6 +218,30 @@ def table(played: list[Played]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
+def kills_of(played: list[Played]) -> int:
+    return sum(one.kills.total() for one in played)
+
+
+def played_until(kills: int, jobs: Jobs, at_once: int) -> list[Played]:
+    """Play jobs, some at the same time, until there were so many kills; tells of each."""
+    played: list[Played] = []
+    began, number = time.monotonic(), 0
+    with ThreadPoolExecutor(at_once) as pool:
+        running: set[Future[Played]] = set()
+        while running or kills_of(played) < kills:
+            while len(running) < at_once and kills_of(played) < kills:
+                running.add(pool.submit(play, jobs, number))
+                number += 1
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for one in done:
+                played.append(one.result())
+                now, newest = time.monotonic() - began, played[-1]
+                print(f"{now:6.0f} s  {len(played)} jobs, {kills_of(played)} kills: {dict(newest.kills)}", flush=True)
+                if newest.lost:
+                    print(f"\nLOST {newest.lost}", flush=True)
+    return played
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ranks", type=int, default=2, help="processes of a job")
@@ -228,16 +256,8 @@ def main() -> int:
     for strategy in STRATEGIES:
         jobs.make_reference(strategy)
     print(f"uninterrupted: {jobs.seconds}", flush=True)
-    played: list[Played] = []
-    began = time.monotonic()
-    with ThreadPoolExecutor(options.jobs) as pool:
-        while (kills := sum(one.kills.total() for one in played)) < options.runs:
-            numbers = range(len(played), len(played) + options.jobs)
-            for one in pool.map(lambda number: play(jobs, number), numbers):
-                played.append(one)
-                print(f"{time.monotonic() - began:6.0f} s  {len(played)} jobs: {dict(one.kills)}", flush=True)
-                if one.lost:
-                    print(f"\nLOST {one.lost}", flush=True)
+    played = played_until(options.runs, jobs, options.jobs)
+    kills = kills_of(played)
     lost, slowest = sum(bool(one.lost) for one in played), max(one.slowest for one in played)
     said = (
         f"{kills} kills in {len(played)} jobs of {options.ranks} ranks on {date.today()}, seed {seed}: {lost} lost. "

@@ -30,10 +30,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     )
 
 
-def started(tmp_path: Path, *arguments: str, launcher: tuple[str, ...] = (), **variables: str) -> tuple[int, str]:
+def started(
+    tmp_path: Path, *arguments: str, launcher: tuple[str, ...] = (), imports: Path | None = None
+) -> tuple[int, str]:
     """Exit code and output of a command that leaves no process behind."""
     log = tmp_path / "log"
-    process = start_job(arguments, log, launcher, **variables)
+    process = start_job(arguments, log, launcher, imports)
     try:
         code = process.wait(240)
         assert wait_until_ended(tmp_path, 5) == []
@@ -109,7 +111,7 @@ def test_a_process_that_dies_while_it_starts_is_told(tiny: TinyRun, tmp_path: Pa
     code, said = started(
         tmp_path,
         *("--config", str(tiny.config), "--out", str(tmp_path / "run"), "--trainer.devices", "2"),
-        PYTHONPATH=f"{broken}:{os.environ.get('PYTHONPATH', '')}",
+        imports=broken,
     )
     assert code == 1
     assert "rank 1 (process " in said
