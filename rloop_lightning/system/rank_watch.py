@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
@@ -220,8 +220,7 @@ class RankWatch:
     def _exit(self, fault: Fault) -> None:
         """End this process with the job's fault."""
         if fault.stacks:
-            print(f"{rank_name(self.rank)}:", file=sys.stderr, flush=True)
-            faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+            self._print_stacks()
         if self.rank == 0:
             time.sleep(3 * _EVERY_S)  # the others look at its store, and print their stacks first
         if self.rank == (1 if fault.lost and fault.rank == 0 else 0):
@@ -230,6 +229,15 @@ class RankWatch:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(fault.code)
+
+
+    def _print_stacks(self) -> None:
+        """Print where this rank is, and wait for the others: the end of one would move them."""
+        print(f"{rank_name(self.rank)}:", file=sys.stderr, flush=True)
+        faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+        self._looks.set(_printed(self.rank), "")
+        with suppress(dist.DistError):
+            self._looks.wait([_printed(rank) for rank in range(self.size)], _ANSWER)
 
 
 def is_lost_connection(error: BaseException) -> bool:
@@ -255,6 +263,10 @@ def rank_name(rank: int) -> str:
 
 def _alive(rank: int) -> str:
     return f"alive/{rank}"
+
+
+def _printed(rank: int) -> str:
+    return f"printed/{rank}"
 
 
 def _left(rank: int) -> str:
