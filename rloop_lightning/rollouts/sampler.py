@@ -71,7 +71,9 @@ class GroupSampler:
         """The groups of the problems from share[0] to share[1], as in the request of all problems."""
         first, last = share
         started = perf_counter()
-        rollouts = self.engine.generate_share(problems[:last], n, sampling, first)
+        asked = problems[:last]
+        engine = self.engine
+        rollouts = engine.generate_share(asked, n, sampling, first) if first else engine.generate(asked, n, sampling)
         cost.generate_s += perf_counter() - started
         return self._scored(problems[first:last], n, rollouts, cost)
 

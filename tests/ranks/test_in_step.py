@@ -97,7 +97,7 @@ def test_weights_that_are_not_finite_are_told_by_rank_0(tmp_path: Path) -> None:
     ("moment", "call"),
     [
         ("rloop_lightning.rollouts.sampler:GroupSampler.generate_share", 1),  # of the evaluation of the base policy
-        ("rloop_lightning.run.consolidate:build_expert_set", 1),
+        ("rloop_lightning.run.fine_tuning:build_expert_set", 1),
         ("rloop_lightning.run.loop:save_final", 1),
     ],
 )

@@ -203,7 +203,7 @@ def test_a_shard_damaged_under_a_running_run_is_named_and_a_resume_repeats_its_e
     out, log = tmp_path / "run", tmp_path / "log"
     shutil.copytree(killed(EXPLORING), out)
     shard = out / "round-0" / "pool" / "step-000002.parquet"
-    damage = Flip("rloop_lightning.run.consolidate:check_pool", 1, file=str(shard))
+    damage = Flip("rloop_lightning.run.fine_tuning:check_pool", 1, file=str(shard))
     assert resume(out, log, damage, debug=False) == 1
     said = log.read_text()
     assert f"rloop-fit: error: {shard} is damaged" in said
