@@ -11,6 +11,7 @@ N ?= 10000
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
+RANK_JOBS := tests/ranks/test_faults.py tests/ranks/test_in_step.py tests/ranks/test_launch.py tests/ranks/test_same_results.py
 VLLM_VENV := .venv-vllm
 VLLM_PYTHON ?= $(CURDIR)/$(VLLM_VENV)/bin/python
 VLLM_STAMP := $(if $(filter $(CURDIR)/$(VLLM_VENV)/%,$(VLLM_PYTHON)),$(VLLM_VENV)/.set-up)
@@ -27,14 +28,15 @@ fit: $(STAMP) ## Train the embedded policy with RLoop. ARGS="--loop.rounds 1" is
 	@$(BIN)/rloop-fit --algo dapo --consolidate rft $(ARGS)
 
 # Each process computes on one thread (tests/conftest.py).
-test: $(STAMP) ## Run the tests, in JOBS=2 processes. PYTEST_ARGS="-k losses" is passed to pytest.
-	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
+test: $(STAMP) ## Run the tests, in JOBS=2 processes, but those of `make test-ranks`. PYTEST_ARGS="-k losses" is passed to pytest.
+	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(RANK_JOBS:%=--ignore=%) $(PYTEST_ARGS)
 
 # `make test` runs them too.
 test-peers: $(STAMP) ## Run the tests against TRL: the same rollouts, advantages, losses and gradients.
 	@$(BIN)/python -m pytest $(PYTEST_ARGS) tests/peers
 
 # `make test` runs them too.
+# They start several processes each, which share the cores with the other tests' processes.
 test-ranks: $(STAMP) ## Run the tests of jobs of several processes: DDP, FSDP2, launchers, faults.
 	@$(BIN)/python -m pytest --timeout 600 $(PYTEST_ARGS) tests/ranks
 
