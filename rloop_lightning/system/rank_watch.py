@@ -230,7 +230,6 @@ class RankWatch:
         sys.stderr.flush()
         os._exit(fault.code)
 
-
     def _print_stacks(self) -> None:
         """Print where this rank is, and wait for the others: the end of one would move them."""
         print(f"{rank_name(self.rank)}:", file=sys.stderr, flush=True)

@@ -139,8 +139,8 @@ def children_of(process: int) -> list[int]:
             "--trainer.num_nodes 2",
             "--trainer.num_nodes 2: torchrun or srun starts the processes of other machines; docs/clusters.md",
         ),
-        ("--trainer.strategy fsdp2", "--trainer.strategy fsdp2 and hsdp shard over processes; give --trainer.devices N"),
-        ("--trainer.strategy hsdp", "--trainer.strategy fsdp2 and hsdp shard over processes; give --trainer.devices N"),
+        ("--trainer.strategy fsdp2", "--trainer.strategy fsdp2 and hsdp shard over processes; give --trainer.devices"),
+        ("--trainer.strategy hsdp", "--trainer.strategy fsdp2 and hsdp shard over processes; give --trainer.devices"),
         (
             "--trainer.strategy fsdp --trainer.devices 2",
             "--trainer.strategy fsdp is not supported: FSDP1",
