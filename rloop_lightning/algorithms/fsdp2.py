@@ -10,11 +10,17 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict, set_optimizer_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.constants import default_pg_timeout
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FullyShardedDataParallel, OptimStateKeyType
+from torch.optim import Optimizer
 
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.model.sharding import shard
@@ -23,7 +29,8 @@ from rloop_lightning.model.sharding import shard
 class FSDP2Strategy(ModelParallelStrategy):
     """Shards weights, gradients and optimizer state over all ranks by FSDP2.
 
-    Checkpoints are one file, which rank 0 alone writes and reads.
+    Checkpoints are one file, which rank 0 alone writes and reads. It is as one process writes it, so that each strategy
+    reads those of the others.
 
     Args:
         replicas: shard within each of so many equal groups of ranks, and replicate between them (HSDP): with the number
@@ -72,6 +79,28 @@ class FSDP2Strategy(ModelParallelStrategy):
         shape = (self.replicas, world // self.replicas)
         return init_device_mesh(device, shape, mesh_dim_names=("replicas", "shards"))
 
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """The optimizer's state dict on rank 0, and an empty one on the others. All ranks call it."""
+        own = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+        assert self.model is not None
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        state: Any = get_optimizer_state_dict(self.model, own, options=options)
+        if self.global_rank != 0:
+            return {}
+        numbers = {name: number for number, name in enumerate(self._trained(own))}
+        return {
+            "state": {numbers[name]: values for name, values in state["state"].items()},
+            "param_groups": [
+                {**group, "params": [numbers[name] for name in group["params"]]} for group in state["param_groups"]
+            ],
+        }
+
+    def _trained(self, optimizer: Optimizer) -> list[str]:
+        """The names of an optimizer's parameters in its own order, which numbers them in a state dict."""
+        assert self.model is not None
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        return [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Restore weights and optimizers from rank 0's file, a tensor at a time. Returns the rest of the checkpoint."""
         checkpoint: dict[str, Any] = {}
@@ -85,8 +114,18 @@ class FSDP2Strategy(ModelParallelStrategy):
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=module.strict_loading)
         set_model_state_dict(model, weights, options=options)
         for optimizer, state in zip(self.optimizers, states, strict=True):
-            if state:
-                state = FullyShardedDataParallel.rekey_optim_state_dict(state, OptimStateKeyType.PARAM_NAME, model)
-            set_optimizer_state_dict(model, optimizer, state, options=options)
+            set_optimizer_state_dict(model, optimizer, _by_name(state, self._trained(optimizer)), options=options)
         rest: dict[str, Any] = self.broadcast(checkpoint)
         return rest
+
+
+def _by_name(state: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    """A state dict of an optimizer with names in place of numbers; empty on ranks without one."""
+    if not state:
+        return {}
+    return {
+        "state": {names[number]: values for number, values in state["state"].items()},
+        "param_groups": [
+            {**group, "params": [names[number] for number in group["params"]]} for group in state["param_groups"]
+        ],
+    }

@@ -16,20 +16,27 @@ WEIGHTS_WITHIN = 2e-5
 
 
 def assert_same_rows(
-    out: Path, expected: Path, *, weights_within: float = WEIGHTS_WITHIN, values_within: float = 1e-3
+    out: Path,
+    expected: Path,
+    *,
+    weights_within: float = WEIGHTS_WITHIN,
+    values_within: float = 1e-3,
+    in_float32: bool = True,
 ) -> None:
     """Assert it.
 
     Args:
         weights_within: largest difference of a weight.
         values_within: largest difference of a logprob or another number of a rollout.
+        in_float32: whether metrics are equal in the digits that tables show.
     """
     tables = sorted(path.relative_to(expected) for path in expected.rglob("*.parquet"))
     assert sorted(path.relative_to(out) for path in out.rglob("*.parquet")) == tables
     assert any("expert" in path.name for path in tables)
     for file in tables:
         same_table(pq.read_table(out / file), pq.read_table(expected / file), file, values_within)
-    assert (out / "results.md").read_text() == (expected / "results.md").read_text()
+    if in_float32:
+        assert (out / "results.md").read_text() == (expected / "results.md").read_text()
     assert spent(out) == spent(expected)
     policies = sorted(path.relative_to(expected) for path in expected.rglob("*model.safetensors"))
     assert sorted(path.relative_to(out) for path in out.rglob("*model.safetensors")) == policies
@@ -45,7 +52,8 @@ def assert_same_rows(
         assert ours.keys() == theirs.keys()
         for name, value in theirs.items():
             # Differences of sums that are almost equal, such as a KL divergence, keep few digits.
-            close = value if isinstance(value, str) else pytest.approx(value, rel=0.02, abs=1e-3, nan_ok=True)
+            digits = {"rel": 0.02, "abs": 1e-3} if in_float32 else {"rel": 0.1, "abs": 0.05}
+            close = value if isinstance(value, str) else pytest.approx(value, **digits, nan_ok=True)
             assert ours[name] == close, name
 
 
