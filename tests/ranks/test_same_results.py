@@ -13,6 +13,7 @@ from builders import make_policy
 from killing import Signal
 from moe import make_moe_policy
 from rank_jobs import run_ranks
+from safetensors.torch import load_file
 from same_rows import assert_same_rows
 from tiny_run import TinyRun
 
@@ -40,6 +41,12 @@ _EVERYTHING: Mapping[str, Mapping[str, Any]] = {
     "eval": {"every_n_steps": 1, "sets_inside": ["test"]},
 }
 """A KL reference, old logprobs, dynamic sampling, captures, and evaluations inside the exploration."""
+
+
+_WITHOUT_EXPERTS: Mapping[str, Mapping[str, Any]] = {
+    "average": {"name": "average", "alpha": 0.5},
+    "distil": {"name": "distil", "lr": 1e-4, "steps": 2, "rollouts_per_update": 4},
+}
 
 
 class Runs:
@@ -70,6 +77,9 @@ class Runs:
         if "everything" in words:
             for group, values in _EVERYTHING.items():
                 changes[group] = {**changes.get(group, {}), **values}
+        for way in _WITHOUT_EXPERTS.keys() & words:
+            changes["consolidate"] = _WITHOUT_EXPERTS[way]
+            changes["loop"] |= {"rounds": 2, "explore_steps": 1}
         changes["policy"] = policy
         return TinyRun.written(folder, **changes)
 
@@ -108,6 +118,20 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 )
 def test_the_number_of_ranks_changes_no_row(kind: str, size: int, strategy: str, runs: Runs) -> None:
     assert_same_rows(runs.out(kind, size, strategy), runs.out(kind, 1))
+
+
+@pytest.mark.parametrize("strategy", ["auto", "fsdp2"])
+@pytest.mark.parametrize("way", list(_WITHOUT_EXPERTS))
+def test_consolidations_without_an_expert_set_give_the_same_policy(way: str, strategy: str, runs: Runs) -> None:
+    """Over two rounds, since the second begins with what all ranks have of the first."""
+    kind, within = f"dense {way}", 1e-4 if way == "distil" else 1e-6
+    several, one = runs.out(kind, 2, strategy), runs.out(kind, 1)
+    explored = load_file(one / "round-0" / "explore" / "policy" / "model.safetensors")
+    for policy in ("round-0/policy", "round-1/explore/policy", "final"):
+        ours, theirs = (load_file(out / policy / "model.safetensors") for out in (several, one))
+        assert any(not torch.equal(weight, explored[name]) for name, weight in theirs.items())
+        for name, weight in theirs.items():
+            torch.testing.assert_close(ours[name], weight, rtol=0, atol=within)
 
 
 def test_two_machines_of_two_ranks_give_the_same_rows_too(runs: Runs) -> None:
