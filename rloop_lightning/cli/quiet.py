@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 # A user can't change how they use each other.
@@ -27,31 +27,34 @@ def quiet_lightning() -> Iterator[None]:
     """
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
-    threads = threading.excepthook
+    _hide_errors_of_tensorboard()
     with warnings.catch_warnings():
         for category in (FutureWarning, DeprecationWarning):
             warnings.filterwarnings("ignore", category=category, module=_LIBRARIES)
         for message in _REPEATED:
             warnings.filterwarnings("ignore", message=message)
         try:
-            threading.excepthook = _without_tensorboard(threads)
             for logger in loggers:
                 logger.setLevel(logging.WARNING)
             yield
         finally:
-            threading.excepthook = threads
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
 
 
-def _without_tensorboard(
-    hook: Callable[[threading.ExceptHookArgs], object],
-) -> Callable[[threading.ExceptHookArgs], object]:
-    """Show errors of threads by `hook`, except failed writes of TensorBoard's, which the main thread raises too."""
+def _hide_errors_of_tensorboard() -> None:
+    """Hide failed writes in TensorBoard's thread, which the main thread raises too.
+
+    Until the process ends: after a failed run, the thread may write once more.
+    """
+    shown = threading.excepthook
+    if getattr(shown, "hides_tensorboard", False):
+        return
 
     def show(error: threading.ExceptHookArgs) -> None:
         of_tensorboard = type(error.thread).__module__.partition(".")[0] == "tensorboard"
         if not (of_tensorboard and isinstance(error.exc_value, OSError)):
-            hook(error)
+            shown(error)
 
-    return show
+    show.hides_tensorboard = True  # type: ignore[attr-defined]
+    threading.excepthook = show

@@ -5,9 +5,9 @@
     mirror.state_saved()    # called by the run folder
     mirror.close()          # at the end; raises UploadError for what could not be uploaded
 
-Files are uploaded in the order in which they were written, state.json last. What the run has deleted is deleted in the
-store after that. So the store always holds what a kill at some moment leaves on disk, from which a run resumes with the
-same result. An upload that fails stops no run: the next one takes up what is missing.
+Files are uploaded in the order in which they were written, but checkpoints after all others and state.json last: what
+a checkpoint or a state tells of is there before it. What the run has deleted is deleted in the store after that. So a
+run resumes from the store at any moment as from the disk after a kill, with the same result. An upload that fails stops no run: the next one takes up what is missing.
 """
 
 from __future__ import annotations
@@ -161,8 +161,7 @@ class RunMirror:
             return
         if other := self._lock.lost():
             raise StoreError(f"{self._shown}: {other} has taken the run over; stop one of the two")
-        last = {self._folder.previous_state.name: 1, self._folder.state.name: 2}
-        changed.sort(key=lambda name: (last.get(name, 0), files[name].stat().st_mtime_ns, name))
+        changed.sort(key=lambda name: (self._turn(name), files[name].stat().st_mtime_ns, name))
         try:
             for name in changed:
                 changed_at = files[name].stat().st_mtime_ns  # before the upload: a change meanwhile is one for the next
@@ -173,6 +172,11 @@ class RunMirror:
                 del self._same[name]
         finally:
             self._write_index()
+
+    def _turn(self, name: str) -> int:
+        """When a file is uploaded among others. A table that grows may have changed after a checkpoint that needs it."""
+        last = {self._folder.previous_state.name: 2, self._folder.state.name: 3}
+        return last.get(name, 1 if name.endswith(".ckpt") else 0)
 
     def _is_ahead(self, objects: Mapping[str, StoredObject]) -> bool:
         """Whether the run folder is as far as the store, or further.

@@ -12,7 +12,7 @@ from typing import Any
 import fsspec
 import pytest
 import yaml
-from killing import Environment, Kill
+from killing import Environment, Kill, Patch
 from s3_server import SECRET, S3Server
 from same_run import assert_same_run
 from tiny_run import TinyRun, resume
@@ -58,21 +58,24 @@ def folder_in(cache: Path) -> Path:
     return found
 
 
+@pytest.mark.parametrize("each", [True, False], ids=["each checkpoint", "states alone"])
 @pytest.mark.parametrize(
     "killed",
     [
         Kill(SENT, 2),  # after the first state
         Kill(SENT, 2, "step-000003.ckpt"),
-        Kill("rloop_lightning.system.store:Store._removed", 1, "step-000001.ckpt"),
+        Kill("rloop_lightning.system.store:Store._removed", 1, ".ckpt"),
         Kill(SENT, 1, "round-0/policy/model.safetensors"),
     ],
     ids=["start", "checkpoint", "removal", "policy"],
 )
 def test_a_run_killed_in_an_upload_resumes_on_another_machine_with_the_same_bits(
-    tiny: TinyRun, finished: Path, tmp_path: Path, killed: Kill
+    tiny: TinyRun, finished: Path, tmp_path: Path, killed: Kill, each: bool
 ) -> None:
+    """Whether a save uploads depends on how long the last upload took: each does, or those of states alone."""
     url, log = f"file://{tmp_path}/store/run", tmp_path / "log"
-    assert tiny.fit_apart(url, log, Environment(machine(tmp_path / "first"), killed)) == -9
+    rest = Patch("rloop_lightning.run.mirror:_REST", 0 if each else 1e9, killed)
+    assert tiny.fit_apart(url, log, Environment(machine(tmp_path / "first"), rest)) == -9
     shutil.rmtree(tmp_path / "first")
     second = Environment(machine(tmp_path / "second"))
     assert resume(url, log, second) == 0, log.read_text()

@@ -138,6 +138,26 @@ class Environment:
             self.then.arm()
 
 
+@dataclass(frozen=True)
+class Patch:
+    """Another value of a module's name in the process, and what befalls it besides.
+
+    Args:
+        place: "module:name".
+        value: its value.
+        then: the other fault.
+    """
+
+    place: str
+    value: Any
+    then: Fault
+
+    def arm(self) -> None:
+        module, _, name = self.place.partition(":")
+        setattr(importlib.import_module(module), name, self.value)
+        self.then.arm()
+
+
 def run_fit(
     arguments: list[str],
     log: Path,

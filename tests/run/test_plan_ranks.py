@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -151,13 +150,6 @@ def test_engines_get_the_whole_model_in_its_dtype() -> None:
         ({"devices": "8", "strategy": "ddp"}, PlannedRanks(1, 8)),
         ({"devices": [0, 3], "strategy": "auto"}, PlannedRanks(1, 2)),
         ({"devices": "auto"}, PlannedRanks()),
-        (
-            {
-                "devices": 2,
-                "strategy": SimpleNamespace(class_path="lightning.pytorch.strategies.ModelParallelStrategy"),
-            },
-            PlannedRanks(1, 2, "fsdp2"),
-        ),
     ],
 )
 def test_the_ranks_of_a_trainer(trainer: dict[str, Any], expected: PlannedRanks) -> None:
