@@ -7,7 +7,8 @@
 
 Files are uploaded in the order in which they were written, but checkpoints after all others and state.json last: what
 a checkpoint or a state tells of is there before it. What the run has deleted is deleted in the store after that. So a
-run resumes from the store at any moment as from the disk after a kill, with the same result. An upload that fails stops no run: the next one takes up what is missing.
+run resumes from the store at any moment as from the disk after a kill, with the same result. An upload that fails stops
+no run: the next one takes up what is missing.
 """
 
 from __future__ import annotations
@@ -174,7 +175,7 @@ class RunMirror:
             self._write_index()
 
     def _turn(self, name: str) -> int:
-        """When a file is uploaded among others. A table that grows may have changed after a checkpoint that needs it."""
+        """When a file is uploaded among others. A table that grows may change after a checkpoint that needs it."""
         last = {self._folder.previous_state.name: 2, self._folder.state.name: 3}
         return last.get(name, 1 if name.endswith(".ckpt") else 0)
 
