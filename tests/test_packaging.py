@@ -122,7 +122,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
 def test_the_source_distribution_holds_the_project_once(source: Path) -> None:
     """The root's links into the package are no files, and are left to the repository."""
     names = {path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()}
-    folders = ("rloop_lightning", "tests", "benchmarks", "docs", "examples")
+    folders = ("rloop_lightning", "tests", "benchmarks", "studies", "docs", "examples")
     assert {name for name in names if "/" in name} == {name for folder in folders for name in files_of(ROOT / folder)}
     top = {name for name in names if "/" not in name} - {"PKG-INFO"}
     assert top == {

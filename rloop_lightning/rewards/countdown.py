@@ -43,18 +43,6 @@ def _value(node: ast.AST) -> Fraction:
     raise ValueError(f"no arithmetic: {ast.dump(node)}")
 
 
-def _can_be(expression: str, target: int) -> bool:
-    """Whether the expression equals the target in exact arithmetic.
-
-    This also rejects what math-verify would accept: `3(4)` and `3 4`, which it reads as the mixed number 7, powers,
-    floor division and leading zeros.
-    """
-    try:
-        return _value(ast.parse(expression, mode="eval")) == target
-    except (SyntaxError, ValueError, ZeroDivisionError, RecursionError, MemoryError):
-        return False
-
-
 @cache
 def _math_verify() -> Callable[[str, int], bool]:
     """math-verify as (expression, target) -> equal. Imported on first use, because it imports sympy."""
@@ -78,7 +66,7 @@ def _math_verify() -> Callable[[str, int], bool]:
 
 @lru_cache(maxsize=65_536)
 def _equals(expression: str, target: int) -> bool:
-    return _can_be(expression, target) and _math_verify()(expression, target)
+    return exact_value(expression) == target and _math_verify()(expression, target)
 
 
 class CountdownReward(Reward):
@@ -115,19 +103,36 @@ class CountdownReward(Reward):
         return {} if expression is None else {"expression in a box": f"\\boxed{{{expression}}}"}
 
     def _reward(self, problem: Problem, text: str) -> float:
-        box = last_box(text)
-        numbers = problem.metadata["numbers"]
-        limit = _CHARACTERS_PER_NUMBER * len(numbers)
-        if box is None or len(box) > limit:
-            return 0.0
-        for latex, operator in _LATEX_OPERATORS:
-            box = box.replace(latex, operator)
-        # The whitelist and the check of the numbers come first. They accept only + - * / on the few known numbers, of
-        # bounded length. Such an expression has no large powers and no names, and math-verify handles it quickly.
-        if not _ALLOWED.fullmatch(box) or "**" in box:
-            return 0.0
-        if sorted(_NUMBER.findall(box)) != sorted(map(str, numbers)):
-            return 0.0
-        # Drop spaces, except between digits: dropping those would join two numbers.
-        expression = re.sub(r"(?<![0-9]) +| +(?![0-9])", "", box)
-        return float(_equals(expression, int(problem.answer)))
+        expression = boxed_expression(problem, text)
+        return 0.0 if expression is None else float(_equals(expression, int(problem.answer)))
+
+
+def boxed_expression(problem: Problem, text: str) -> str | None:
+    """The expression in the last box, without spaces; None if it is not one that uses each given number once."""
+    box = last_box(text)
+    numbers = problem.metadata["numbers"]
+    limit = _CHARACTERS_PER_NUMBER * len(numbers)
+    if box is None or len(box) > limit:
+        return None
+    for latex, operator in _LATEX_OPERATORS:
+        box = box.replace(latex, operator)
+    # The whitelist and the check of the numbers come first. They accept only + - * / on the few known numbers, of
+    # bounded length. Such an expression has no large powers and no names, and math-verify handles it quickly.
+    if not _ALLOWED.fullmatch(box) or "**" in box:
+        return None
+    if sorted(_NUMBER.findall(box)) != sorted(map(str, numbers)):
+        return None
+    # Drop spaces, except between digits: dropping those would join two numbers.
+    return re.sub(r"(?<![0-9]) +| +(?![0-9])", "", box)
+
+
+def exact_value(expression: str) -> Fraction | None:
+    """The exact value of an expression; None if it has none.
+
+    Nor have those that math-verify would accept: `3(4)` and `3 4`, which it reads as the mixed number 7, powers, floor
+    division and leading zeros.
+    """
+    try:
+        return _value(ast.parse(expression, mode="eval"))
+    except (SyntaxError, ValueError, ZeroDivisionError, RecursionError, MemoryError):
+        return None
