@@ -35,7 +35,6 @@ test: $(STAMP) ## Run the tests, in JOBS=2 processes, but those of `make test-ra
 test-peers: $(STAMP) ## Run the tests against TRL: the same rollouts, advantages, losses and gradients.
 	@$(BIN)/python -m pytest $(PYTEST_ARGS) tests/peers
 
-# `make test` runs them too.
 # They start several processes each, which share the cores with the other tests' processes.
 test-ranks: $(STAMP) ## Run the tests of jobs of several processes: DDP, FSDP2, launchers, faults.
 	@$(BIN)/python -m pytest --timeout 600 $(PYTEST_ARGS) tests/ranks
