@@ -16,7 +16,15 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from rloop_lightning.cli.config_files import CLASS_PATH, INIT_ARGS, placed, read_config, with_parts, without_class_path
+from rloop_lightning.cli.config_files import (
+    CLASS_PATH,
+    INIT_ARGS,
+    INSTEAD,
+    placed,
+    read_config,
+    with_parts,
+    without_class_path,
+)
 from rloop_lightning.cli.printing import config_faults
 from rloop_lightning.cli.registry import NONE, find_class
 from rloop_lightning.cli.swappable import SWAPPABLE, Swappable, expand
@@ -265,7 +273,8 @@ def _merge(configs: Sequence[Mapping[str, Any]], choices: Mapping[str, Choice]) 
     """Merge the configuration files; later files override earlier ones key by key.
 
     If a file configures another class than the chosen one, only fields that the chosen class has as well are kept:
-    `--config countdown --algo grpo` keeps the preset's learning rate and drops DAPO's own fields.
+    `--config countdown --algo grpo` keeps the preset's learning rate and drops DAPO's own fields. What the file has for
+    the chosen class under `instead` comes on top.
     """
     merged: dict[str, Any] = {}
     for config in configs:
@@ -276,9 +285,13 @@ def _merge(configs: Sequence[Mapping[str, Any]], choices: Mapping[str, Choice]) 
                 merged[group] = values
                 continue
             choice = choices.get(group)
-            if choice is not None and values.get("name", choice.name) != choice.name:
-                forgotten = _fields_of(group, values["name"]) - fields_of(choice.cls)
-                values = {key: value for key, value in values.items() if key not in forgotten}
+            if choice is not None:
+                others = values.get(INSTEAD, {})
+                values = {key: value for key, value in values.items() if key != INSTEAD}
+                if values.get("name", choice.name) != choice.name:
+                    forgotten = _fields_of(group, values["name"]) - fields_of(choice.cls)
+                    values = {key: value for key, value in values.items() if key not in forgotten}
+                    values |= others.get(choice.name, {})
             merged.setdefault(group, {}).update({key: value for key, value in values.items() if key != "name"})
     return merged
 

@@ -5,6 +5,10 @@ A swappable part is written in one of three ways:
     algo: grpo
     algo: {name: grpo, lr: 1.0e-5}
     algo: {class_path: grpo, init_args: {lr: 1.0e-5}}      # as in a LightningCLI's file
+
+`instead` holds the fields of other classes, for when one of them is chosen over the file's own:
+
+    consolidate: {name: average, alpha: 0.75, instead: {rft: {lr: 2.0e-4, epochs: 4}}}
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rloop_lightning.cli.presets import preset_folder, preset_names
+from rloop_lightning.cli.registry import names
 from rloop_lightning.cli.swappable import SWAPPABLE, expand
 from rloop_lightning.cli.yaml_text import MOST_BYTES, YAMLFault, load_settings, repeated_keys
 from rloop_lightning.run.settings import VERSION_KEY
@@ -22,6 +27,7 @@ from rloop_lightning.system.regular_files import exists, not_a_file, open_regula
 from rloop_lightning.system.terminal import one_line
 
 CLASS_PATH, INIT_ARGS = "class_path", "init_args"
+INSTEAD = "instead"
 
 _ON_THE_COMMAND_LINE = ("config", "resume", "trust")
 
@@ -103,8 +109,21 @@ def with_parts(name: str, settings: Mapping[str, Any], wrong: list[str]) -> dict
             elif "name" in settings[group]:
                 faults.append(f"{group}.name: expected a class path or a short name, got {one_line(repr(part))}")
                 del settings[group]["name"]
+            faults += _faults_of_others(group, settings[group])
     wrong += [f"--config {one_line(name, limit=200)}: {fault}" for fault in faults]
     return settings
+
+
+def _faults_of_others(group: str, settings: dict[str, Any]) -> Iterator[str]:
+    """What is wrong with the fields of other classes; they are taken out."""
+    others = settings.get(INSTEAD, {})
+    known = names(SWAPPABLE[group].registry)
+    if not isinstance(others, dict) or not all(isinstance(fields, dict) for fields in others.values()):
+        yield f"{group}.{INSTEAD}: expected fields by name, such as {{NAME: {{FIELD: value}}}}"
+        del settings[INSTEAD]
+    elif strange := [one_line(repr(name)) for name in others if "." not in str(name) and name not in known]:
+        yield f"{group}.{INSTEAD}: unknown {', '.join(strange)}; take class paths, or {', '.join(sorted(known))}"
+        del settings[INSTEAD]
 
 
 def _text(path: Path) -> str:

@@ -55,6 +55,22 @@ def test_class_path_may_be_what_a_name_may_be(tmp_path: Path) -> None:
     assert cli.parts.consolidation is None
 
 
+def test_a_file_may_hold_the_fields_of_other_classes(tmp_path: Path) -> None:
+    file, later = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    file.write_text(
+        "consolidate: {name: average, alpha: 0.7, instead: {rft: {lr: 3e-4, epochs: 5}, distil: {class: 1}}}\n"
+        "algo: {name: dapo, lr: 1e-5, instead: {grpo: {lr: 2e-5}}}\n"
+    )
+    given = ["--policy.model", "x", "--config", str(file)]
+    assert RLoopCLI(given).config.consolidate.as_dict() == {"name": "average", "alpha": 0.7, "start": "initial"}
+    cli = RLoopCLI([*given, "--consolidate", "rft", "--consolidate.epochs", "6", "--algo", "grpo"])
+    assert (cli.config.consolidate.lr, cli.config.consolidate.epochs, cli.config.algo.lr) == (3e-4, 6, 2e-5)
+    assert RLoopCLI([*given, "--algo", "maxrl"]).config.algo.lr == 1e-5
+    assert RLoopCLI([*given, "--consolidate", "none"]).parts.consolidation is None
+    later.write_text("consolidate: rft\n")
+    assert RLoopCLI([*given, "--config", str(later)]).config.consolidate.lr == 3e-4
+
+
 def test_a_later_file_may_set_fields_alone(tmp_path: Path) -> None:
     first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
     first.write_text("algo: {class_path: grpo, init_args: {lr: 1e-5, passes: 2}}\n")
@@ -67,6 +83,15 @@ def test_a_later_file_may_set_fields_alone(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("algo: {class_path: grpo, name: dapo}", "algo.class_path: algo.name is there too; leave one of them out"),
+        (
+            "algo: {name: dapo, instead: {grpo: 3}}",
+            "algo.instead: expected fields by name, such as {NAME:",
+        ),
+        (
+            "consolidate: {name: rft, instead: {averag: {}}}",
+            "consolidate.instead: unknown 'averag'; take class",
+        ),
+        ("algo: {name: dapo, instead: grpo}", "algo.instead: expected fields by name, such as {NAME:"),
         ("algo: {class_path: 3}", "algo.name: expected a class path or a short name, got 3"),
         ("algo: {class_path: }", "algo.name: expected a class path or a short name, got None"),
         ("algo: {class_path: grpo, lr: 1e-5}", "algo.lr: write it into algo.init_args"),
