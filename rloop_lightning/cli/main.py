@@ -85,9 +85,12 @@ def _fit_in(arguments: Sequence[str], claim: RunClaim | None, debug: bool, signa
         show("\n".join(printable(line) for line in plan_lines(cli)))
         return 0
     with cli.claim:
-        if not cli.config.dry_run:
-            cli.join(job)
-        runner, policy = cli.prepare()
+        try:
+            if not cli.config.dry_run:
+                cli.join(job)
+            runner, policy = cli.prepare()
+        except RuntimeError as error:
+            return _complain(_lost_rank(error, job), debug, code=1)
         if cli.config.dry_run:
             policy.mixed_precision = runner.mixed_precision
             for line in dry_run(runner.parts, policy, runner.device):
@@ -109,11 +112,7 @@ def _run(cli: RLoopCLI, runner: LoopRunner, policy: Policy, debug: bool, signals
     except torch.OutOfMemoryError as error:
         return _complain(error, debug, code=1, advice=_MEMORY_ADVICE.format(go_on=go_on))
     except RuntimeError as error:
-        if not is_lost_connection(error):
-            raise
-        job.await_verdict()
-        lost = RunFault(f"the connection to another rank is lost: {error}")
-        return _complain(lost, debug, code=1, advice=f"fix the cause, then resume with: {go_on}")
+        return _complain(_lost_rank(error, job), debug, code=1, advice=f"fix the cause, then resume with: {go_on}")
     except Stopped as stopped:
         saved = stopped.saved or "what came after the newest checkpoint is repeated"
         print(f"\nrloop-fit: {stopped}; {saved}; resume with: {go_on}", file=sys.stderr)
@@ -133,6 +132,18 @@ def _run(cli: RLoopCLI, runner: LoopRunner, policy: Policy, debug: bool, signals
         print(f"\nrloop-fit: {stopped}; the run is complete, and its upload goes on with: {go_on}", file=sys.stderr)
         return stopped.exit_code
     return 0
+
+
+def _lost_rank(error: RuntimeError, job: Job) -> RunFault:
+    """What a lost connection to another rank means to the user, unless the watch ends this process with the reason.
+
+    Raises:
+        RuntimeError: the error itself, if it is another one.
+    """
+    if not is_lost_connection(error):
+        raise error
+    job.await_verdict()
+    return RunFault(f"the connection to another rank is lost: {error}")
 
 
 def _complain(error: Exception, debug: bool, code: int, advice: str = "") -> int:

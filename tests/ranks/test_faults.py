@@ -51,6 +51,14 @@ def resumed(folder: Path, rank: int = 0, fault: Fault | None = None) -> Job:
     return run_ranks(SIZE, ["--resume", str(folder / "run")], folder / "resumed", faults=faults)
 
 
+def test_a_rank_killed_while_the_run_is_prepared_ends_all(tiny: TinyRun, whole: Path, tmp_path: Path) -> None:
+    job = start(tiny, tmp_path, 1, Kill("rloop_lightning.system.ranks:Ranks.receive", 1))
+    assert "rank 1 was killed, or its machine can't be reached" in one_error(job)
+    again = resumed(tmp_path)
+    assert again.codes == [0, 0], again.said
+    assert_same_run(tmp_path / "run", whole)
+
+
 @pytest.mark.parametrize(("rank", "moment"), [(0, UPDATE), (1, GENERATE)])
 def test_a_killed_rank_ends_all_and_a_resume_gives_the_same_bits(
     rank: int, moment: str, tiny: TinyRun, whole: Path, tmp_path: Path
