@@ -149,10 +149,10 @@ def _begin(words: Words, claim: EvaluationClaim) -> tuple[EvaluationState, Evalu
     groups = json.loads(json.dumps(settings.settings(), default=str))
     machine = this_machine(parts.device)
     state = EvaluationState(groups, tuple(one for one, _ in fits), began.isoformat(), machine)
+    if paths := strange_paths(groups).values():
+        remember(claim.folder.out, paths)  # before there is an evaluation that a kill could leave
     state.save(claim.folder.state)
     write_text(claim.folder.config, settings_text(groups))
-    if paths := strange_paths(groups).values():
-        remember(claim.folder.out, paths)
     return state, parts
 
 

@@ -80,10 +80,10 @@ def prepare(cli: RLoopCLI) -> tuple[LoopRunner, Policy]:
         refuse(changed_problems(folder.problems, parts.data, runner.parts.data))
     if config.dry_run:
         return runner, policy
+    _remember_code(cli)  # before there is a run that a kill could leave
     if not config.resume:
         begin(folder, cli.settings(), today)
     keep_record(folder.problems, parts.data, runner.parts.data, today)
-    _remember_code(cli)
     cli.ranks.send(Settings(cli.settings(), str(folder.out), parts.engine.longest_rollout))
     return runner, policy
 

@@ -339,6 +339,29 @@ def test_a_reward_of_the_users_own_is_resumed_and_that_of_others_needs_trust(
     assert main(["--resume", str(theirs), "--trust"]) == 0
 
 
+def test_an_evaluation_that_a_kill_left_at_its_start_is_resumed_without_a_question(
+    sums: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    out, left = tmp_path / "out", tmp_path / "left"
+
+    def killed(*_: object) -> None:
+        shutil.copytree(out, left)  # an error removes the folder, and a kill does not
+        raise Killed
+
+    (tmp_path / "my_reward.py").write_text("def reward(problems, texts):\n    return [1.0 for _ in texts]\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("rloop_lightning.cli.evaluate.write_text", killed)  # right after it has its state
+        with pytest.raises(Killed):
+            main(["countdown", "--data", str(sums), *SMALL, "--reward", "my_reward.reward", "--out", str(out)])
+    left.rename(out)
+    assert main(["--resume", str(out)]) == 0
+    assert records(out)
+
+
 def test_the_help_lists_options_that_exist(sums: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for command, others in (("", ["countdown", "--data", str(sums)]), ("compare", ["compare", "a", "b"])):
         listed = re.findall(r"^  (--[\w.]+)", eval_help(command), re.MULTILINE)

@@ -72,6 +72,23 @@ def test_ones_own_run_is_resumed_without_a_question(run: Path) -> None:
     assert main(["--resume", str(run)]) == 0
 
 
+def test_ones_own_run_that_a_kill_left_at_its_start_is_resumed_without_a_question(
+    tiny: TinyRun, module: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rloop_lightning.cli.prepare.keep_record", killed)  # right after the run has its state
+        with pytest.raises(Killed):
+            tiny.fit(tmp_path / "run", f"--reward={MODULE}.reward")
+    assert (tmp_path / "run" / "state.json").exists()
+    assert main(["--resume", str(tmp_path / "run"), "--dry_run"]) == 0
+
+
 def test_a_strangers_run_is_refused_before_anything_is_imported(
     run: Path, module: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
