@@ -53,7 +53,7 @@ def imported(*folders: str) -> set[str]:
     """The distributions that the Python files of some folders import, wherever in the file."""
     distributions = packages_distributions()
     own = {path.stem for folder in ("tests", "examples") for path in (ROOT / folder).rglob("*")}
-    own |= {"rloop_lightning", "benchmarks"}
+    own |= {"rloop_lightning", "benchmarks", "studies"}
     found: set[str] = set()
     for path in python_files(folders):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

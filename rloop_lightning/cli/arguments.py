@@ -14,17 +14,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from jsonargparse import ArgumentParser
-
 from rloop_lightning.cli.config_files import (
     CLASS_PATH,
     INIT_ARGS,
-    INSTEAD,
     placed,
     read_config,
     with_parts,
     without_class_path,
 )
+from rloop_lightning.cli.merge import merged
 from rloop_lightning.cli.printing import config_faults
 from rloop_lightning.cli.registry import NONE, find_class
 from rloop_lightning.cli.swappable import SWAPPABLE, Swappable, expand
@@ -108,7 +106,7 @@ class Arguments:
             for group, choice in self.choices.items()
             if choice.cls is None and choice.name != NONE and group not in objects
         )
-        self.configuration = _merge(self._configs, self.choices)
+        self.configuration = merged(self._configs, self.choices)
         self.flags = [*(f"--{group}.name={choice.name}" for group, choice in self.choices.items()), *self.flags]
 
     def file_of(self, key: str) -> str:
@@ -267,45 +265,3 @@ def _holds(config: Mapping[str, Any], key: str) -> bool:
             return False
         settings = settings[name]
     return True
-
-
-def _merge(configs: Sequence[Mapping[str, Any]], choices: Mapping[str, Choice]) -> dict[str, Any]:
-    """Merge the configuration files; later files override earlier ones key by key.
-
-    If a file configures another class than the chosen one, only fields that the chosen class has as well are kept:
-    `--config countdown --algo grpo` keeps the preset's learning rate and drops DAPO's own fields. What the file has for
-    the chosen class under `instead` comes on top.
-    """
-    merged: dict[str, Any] = {}
-    for config in configs:
-        for group, values in config.items():
-            if values is None:  # an empty group
-                continue
-            if not isinstance(values, dict):
-                merged[group] = values
-                continue
-            choice = choices.get(group)
-            if choice is not None:
-                others = values.get(INSTEAD, {})
-                values = {key: value for key, value in values.items() if key != INSTEAD}
-                if values.get("name", choice.name) != choice.name:
-                    forgotten = _fields_of(group, values["name"]) - fields_of(choice.cls)
-                    values = {key: value for key, value in values.items() if key not in forgotten}
-                    values |= others.get(choice.name, {})
-            merged.setdefault(group, {}).update({key: value for key, value in values.items() if key != "name"})
-    return merged
-
-
-def _fields_of(group: str, name: str) -> set[str]:
-    """The fields of the class of this name; empty if the name is unknown."""
-    try:
-        return fields_of(find_class(SWAPPABLE[group].registry, name, SWAPPABLE[group].base))
-    except ValueError:
-        return set()
-
-
-def fields_of(cls: type | None) -> set[str]:
-    """The names of a class's arguments, including inherited ones."""
-    if cls is None:
-        return set()
-    return {name.partition(".")[2] for name in ArgumentParser(exit_on_error=False).add_class_arguments(cls, "part")}

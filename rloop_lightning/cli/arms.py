@@ -15,8 +15,9 @@ from typing import Any
 
 import yaml
 
-from rloop_lightning.cli.arguments import DEFAULT_PRESET, Arguments, UsageError, fields_of, pairs
+from rloop_lightning.cli.arguments import DEFAULT_PRESET, Arguments, UsageError, pairs
 from rloop_lightning.cli.fit import RLoopCLI
+from rloop_lightning.cli.merge import fields_of
 from rloop_lightning.cli.options import RUN_OPTIONS
 from rloop_lightning.cli.prepare import faults_outside
 from rloop_lightning.cli.study_file import StudyPlan
