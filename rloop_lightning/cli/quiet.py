@@ -56,5 +56,5 @@ def _hide_errors_of_tensorboard() -> None:
         if not (of_tensorboard and isinstance(error.exc_value, OSError)):
             shown(error)
 
-    show.hides_tensorboard = True  # type: ignore[attr-defined]
+    show.hides_tensorboard = True  # type: ignore[attr-defined]  # marks the hook, so that it is set once
     threading.excepthook = show
