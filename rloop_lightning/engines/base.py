@@ -16,6 +16,7 @@ from rloop_lightning.system.fields import (
     PositiveInt,
     check_fields,
 )
+from rloop_lightning.system.ranks import ALONE, Ranks
 from rloop_lightning.types import Problem, Rollout, SamplingParams
 
 LONGEST_DEFAULT_COMPLETION = 2048  # tokens
@@ -91,6 +92,9 @@ class RolloutEngine(ABC):
 
     takes_updates_in_flight = False
     """Whether `sync` may be called while `generate` runs in a thread: its completions go on with the new weights."""
+
+    ranks: Ranks = ALONE
+    """The ranks among which the policy may be sharded, if this engine serves all of them. Set by whoever has them."""
 
     updates_in_flight = False
     """Set by whoever calls `sync` while `generate` runs. Its rollouts then carry the `versions` of their tokens."""

@@ -23,7 +23,7 @@ from rloop_lightning.model.policy import Policy
 from rloop_lightning.rollouts.sampler import GroupSampler
 from rloop_lightning.rollouts.shared_sampler import SharedSampler
 from rloop_lightning.run.parts import Parts
-from rloop_lightning.system.ranks import Ranks
+from rloop_lightning.system.ranks import ALONE, Ranks
 from rloop_lightning.system.signals import StopSignals
 from rloop_lightning.types import RolloutBatch, RolloutStep
 
@@ -115,7 +115,9 @@ def sampler_of(parts: Parts, ranks: Ranks) -> GroupSampler:
     """The leader's sampler, which shares its work with the other ranks."""
     if not ranks.several:
         return GroupSampler(parts.engine, parts.reward)
-    return SharedSampler(parts.engine, parts.reward, ranks, shares=shares_generation(parts))
+    shares = shares_generation(parts)
+    parts.engine.ranks = ALONE if shares else ranks
+    return SharedSampler(parts.engine, parts.reward, ranks, shares=shares)
 
 
 def shares_generation(parts: Parts) -> bool:

@@ -37,7 +37,7 @@ from rloop_lightning.run.explore import explore
 from rloop_lightning.run.folder import RunFolder
 from rloop_lightning.run.forecast import announce
 from rloop_lightning.run.handover import save_final, select_stage
-from rloop_lightning.run.leader import EndRun, SeedAll, sampler_of, shares_generation
+from rloop_lightning.run.leader import EndRun, SeedAll, sampler_of
 from rloop_lightning.run.loggers import RunLoggers
 from rloop_lightning.run.machine import other_machine, this_machine
 from rloop_lightning.run.mending import complete_record, mend
@@ -95,11 +95,6 @@ class LoopRunner:
         self.loggers = loggers or RunLoggers(self.folder)  # before `mend` drops rows of metrics.csv
         trainer = new_trainer(make_trainer, ranks, logger=False)
         self.strategy = trainer.strategy
-        if isinstance(self.strategy, FSDP2Strategy) and not shares_generation(parts):
-            raise ValueError(
-                "--trainer.strategy: weights that are sharded go to a server of every rank; leave out --engine.url, "
-                "--engine.devices and --loop.staleness, or take --trainer.strategy ddp"
-            )
         self.device = self.strategy.root_device
         self.mixed_precision = torch.bfloat16 if trainer.precision == "bf16-mixed" else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import signal
 import socket
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from fake_vllm import serving
 from killing import Kill
+from rank_jobs import run_ranks
 from same_run import assert_same_run
 from tiny_run import TinyRun, resume
 
@@ -121,9 +123,37 @@ def test_a_run_on_a_server_that_runs_already(served: str, tmp_path: Path, own: T
     out = tmp_path / "run"
     config = TinyRun.written(tmp_path, engine={**ENGINE, "url": served}, loop={"explore_steps": 2})
     assert config.fit(out) == 0
-    first = "round-0/pool/step-000001.parquet"
-    ours, theirs = (pq.read_table(run / first).column("completion_ids").to_pylist() for run in (out, finished))
-    assert ours == theirs
+    assert first_rollouts(out) == first_rollouts(finished)
+
+
+def sharded(config: TinyRun, tmp_path: Path) -> Path:
+    """The folder of a run of two ranks that share the policy's weights."""
+    out = tmp_path / "run"
+    arguments = ["--config", str(config.config), "--out", str(out), "--trainer.strategy", "fsdp2"]
+    job = run_ranks(2, arguments, tmp_path / "job")
+    assert job.codes == [0, 0], job.said
+    return out
+
+
+def first_rollouts(run: Path) -> list[list[int]]:
+    return pq.read_table(run / "round-0/pool/step-000001.parquet").column("completion_ids").to_pylist()
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_sharded_ranks_on_a_server(served: str, tmp_path: Path, finished: Path, staleness: int) -> None:
+    """Rank 0 asks the server. Both give it their shards, and compute the logprobs that each push is checked with."""
+    loop = {"explore_steps": 2, "staleness": staleness}
+    out = sharded(TinyRun.written(tmp_path, engine={**ENGINE, "url": served}, loop=loop), tmp_path)
+    assert first_rollouts(out) == first_rollouts(finished)
+    with (out / "metrics.csv").open(newline="") as file:
+        gaps = [float(gap) for row in csv.DictReader(file) if (gap := row["policy/probe_gap_nats"])]
+    assert len(gaps) == 2
+    assert 0 < max(gaps) < 1e-3
+
+
+def test_sharded_ranks_with_a_process_each(python: str, tmp_path: Path, finished: Path) -> None:
+    config = TinyRun.written(tmp_path, engine={**ENGINE, "python": python}, loop={"explore_steps": 2})
+    assert first_rollouts(sharded(config, tmp_path)) == first_rollouts(finished)
 
 
 def test_a_server_with_another_model_and_one_that_is_gone(

@@ -22,6 +22,7 @@ from rloop_lightning.engines.vllm.transfer import make_sender
 from rloop_lightning.engines.vllm.weights import NamedWeights
 from rloop_lightning.errors import EngineError
 from rloop_lightning.model.policy import Policy
+from rloop_lightning.system.ranks import ALONE, Ranks
 
 T = TypeVar("T")
 
@@ -76,7 +77,7 @@ class Connection:
         """The limit of a wait for the servers."""
         return _patience(self._limits.timeout_s, "--engine.timeout_s", self.process)
 
-    def push(self, policy: Policy, version: int) -> truth.Gap:
+    def push(self, policy: Policy, version: int, ranks: Ranks = ALONE) -> truth.Gap:
         """Replace the servers' weights by the policy's, and forget what they computed before.
 
         Requests that run go on with the new weights: what they have so far is computed again. Streamed tokens are
@@ -84,6 +85,7 @@ class Connection:
 
         Args:
             version: of these weights.
+            ranks: those that take part if the policy is sharded.
 
         Returns how far the servers' logprobs are from the policy's afterwards, over all servers.
 
@@ -91,7 +93,8 @@ class Connection:
             EngineError: a server is lost, stuck, or can't take the weights.
         """
         prompts = truth.probe_prompts(policy)
-        gaps = [truth.gap(policy, prompts, one) for one in self._wait(self._push(policy, version, prompts))]
+        answers = self._wait(self._push(NamedWeights(policy, ranks), version, prompts))
+        gaps = [truth.gap(policy, prompts, one, ranks) for one in answers]
         return truth.Gap(max(one.largest for one in gaps), max(one.mean for one in gaps))
 
     def sleep(self) -> None:
@@ -111,9 +114,11 @@ class Connection:
         """An error with the end of the process's log, if there is one."""
         return _explained(error, self.process)
 
-    async def _push(self, policy: Policy, version: int, prompts: Sequence[Sequence[int]]) -> list[list[Completion]]:
+    async def _push(
+        self, weights: NamedWeights, version: int, prompts: Sequence[Sequence[int]]
+    ) -> list[list[Completion]]:
         await self._all("/pause", mode="keep")
-        await self._sender.send(NamedWeights(policy))
+        await self._sender.send(weights)
         for server in self.servers:  # paused, so that no request holds a part of the cache
             if not (await server.post("/reset_prefix_cache"))["success"]:
                 raise EngineError(f"{server.what}: vLLM did not forget what it computed with earlier weights")

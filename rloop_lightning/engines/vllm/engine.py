@@ -29,6 +29,7 @@ from rloop_lightning.engines.vllm.generation import Generation, Job
 from rloop_lightning.engines.vllm.settings import ProcessSettings, addresses, place_faults, temperature_faults
 from rloop_lightning.engines.vllm.weights import fingerprint
 from rloop_lightning.errors import EngineError
+from rloop_lightning.model.on_ranks import on_ranks
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.system.fields import (
     LeftOpenUnitInterval,
@@ -271,9 +272,9 @@ class VLLMEngine(RolloutEngine):
 
     def _push(self, connection: Connection) -> None:
         policy = self._policy
-        if policy is None or self._pushed == (found := fingerprint(policy)):
+        if policy is None or self._pushed == (found := on_ranks(self.ranks, policy, fingerprint)):
             return
-        policy.check_finite()
+        on_ranks(self.ranks, policy, Policy.check_finite)
         for generation in () if self.updates_in_flight else self._generations:
             generation.finish(connection.patience())
         if self._sleeps:
@@ -282,7 +283,7 @@ class VLLMEngine(RolloutEngine):
         self._pushed = None
         self.version += 1
         with self._closing_when_lost(connection):
-            gap = connection.push(policy, self.version)
+            gap = connection.push(policy, self.version, self.ranks)
         in_float32 = connection.dtype == "float32" and policy.compute_dtype == torch.float32
         nats = truth.checked(gap, self.version, self.max_gap_nats, in_float32=in_float32)
         self.sync_metrics = {"policy/probe_gap_nats": nats}

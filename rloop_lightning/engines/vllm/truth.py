@@ -14,12 +14,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from rloop_lightning.batching import collate
 from rloop_lightning.engines.vllm.protocol import Completion
 from rloop_lightning.errors import EngineError, NonFiniteError
+from rloop_lightning.model.on_ranks import on_ranks
 from rloop_lightning.model.policy import Policy
-from rloop_lightning.types import Rollout, SamplingParams
+from rloop_lightning.system.ranks import Ranks
+from rloop_lightning.types import Rollout, RolloutBatch, SamplingParams
 
 PROBE = SamplingParams(max_new_tokens=12, temperature=1.0)
 COMPLETIONS_PER_PROMPT = 2
@@ -53,11 +56,12 @@ def probe_prompts(policy: Policy) -> list[list[int]]:
 
 
 @torch.no_grad()
-def gap(policy: Policy, prompts: Sequence[Sequence[int]], completions: Sequence[Completion]) -> Gap:
+def gap(policy: Policy, prompts: Sequence[Sequence[int]], completions: Sequence[Completion], ranks: Ranks) -> Gap:
     """Compare a server's logprobs of what it sampled with the trainer's.
 
     Args:
         completions: the same number of each prompt, in order.
+        ranks: those that compute with this one if the policy is sharded.
 
     Raises:
         NonFiniteError: the trainer's own logprobs are NaN or infinite.
@@ -74,12 +78,16 @@ def gap(policy: Policy, prompts: Sequence[Sequence[int]], completions: Sequence[
         )
         for number, one in enumerate(completions)
     ]
-    batch = collate(rollouts, np.zeros(len(rollouts)), temperature=PROBE.temperature).to(policy.device)
-    own = policy.scores_no_grad(batch).logprobs
+    batch = collate(rollouts, np.zeros(len(rollouts)), temperature=PROBE.temperature)
+    own = on_ranks(ranks, policy, _logprobs, batch)
     if not own.isfinite().all():
         raise NonFiniteError("the policy's logits are NaN or infinite")
     parts = (own - batch.sampling_logprobs)[batch.completion_mask].abs()
     return Gap(float(parts.max()), float(parts.mean()))
+
+
+def _logprobs(policy: Policy, batch: RolloutBatch) -> Tensor:
+    return policy.scores_no_grad(batch.to(policy.device)).logprobs.cpu()
 
 
 def checked(found: Gap, push: int, limit: float | None, *, in_float32: bool) -> float:

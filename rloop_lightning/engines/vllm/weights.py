@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
+from rloop_lightning.model.on_ranks import announce
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.model.sharding import is_sharded, local
 from rloop_lightning.model.whole_weights import described, plain_weights
+from rloop_lightning.system.ranks import ALONE, Ranks
 
 _CHUNK = 2**20  # numbers hashed at once
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by the bytes of a number
@@ -21,19 +24,37 @@ class NamedWeights:
 
     Each iteration gives (name, tensor), in the order of `described`. Those of a sharded policy are gathered: all ranks
     iterate, to the end, and a tensor is valid until the next one.
+
+    Args:
+        policy: on the device where its weights are.
+        ranks: those that follow an iteration of this one; ALONE if each iterates by itself.
     """
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, ranks: Ranks = ALONE) -> None:
         self._policy = policy
+        self._ranks = ranks
         self.stay = not is_sharded(policy)
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        for weights in plain_weights(self._policy):
-            yield from weights.items()
+        announce(self._ranks, self._policy, _follow)
+        with _current(self._policy.device):
+            for weights in plain_weights(self._policy):
+                yield from weights.items()
 
     def described(self) -> list[tuple[str, Tensor]]:
         """The names, with tensors of the same dtypes and shapes on the device meta. Nothing is gathered."""
         return list(described(self._policy).items())
+
+
+def _follow(policy: Policy) -> None:
+    """Take part in an iteration."""
+    for _ in plain_weights(policy):
+        pass
+
+
+def _current(device: torch.device) -> AbstractContextManager[object]:
+    """Makes a GPU the current one in the block: each thread begins with the first of the machine."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def trained_weights(policy: Policy) -> Iterator[Tensor]:
