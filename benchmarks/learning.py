@@ -1,7 +1,7 @@
 """Checks that every algorithm learns: test pass@1 on countdown before and after training, by the command line.
 
-All runs use the packaged preset's sizes and learning rate, without consolidation. Each algorithm's own settings are
-those of its paper.
+All runs use the packaged preset's sizes, and one learning rate, without consolidation. Each algorithm's own settings
+are the preset's, or those of its paper.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from benchmarks.studies import Outcome, run_all
 from rloop_lightning.algorithms import ALGORITHMS
 
 COMMON = ["--config", "countdown", "--consolidate", "none", "--loop.rounds", "1"]
-COMMON += ["--eval.every_n_steps", "0", "--eval.sets", "[test]"]
+COMMON += ["--algo.lr", "2e-4", "--eval.every_n_steps", "0", "--eval.sets", "[test]"]
 TOY = ["--loop.problems_per_step", "4", "--eval.samples", "2", "--eval.k", "[1,2]", "--eval.max_problems", "4"]
 
 
