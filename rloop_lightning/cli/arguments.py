@@ -25,7 +25,7 @@ from rloop_lightning.cli.config_files import (
 from rloop_lightning.cli.merge import merged
 from rloop_lightning.cli.printing import config_faults
 from rloop_lightning.cli.registry import NONE, find_class
-from rloop_lightning.cli.swappable import SWAPPABLE, Swappable, expand
+from rloop_lightning.cli.swappable import SWAPPABLE, Swappable, expand, names_with
 from rloop_lightning.cli.trust import chosen_paths, code_faults
 from rloop_lightning.cli.yaml_text import YAMLFault, load_yaml
 from rloop_lightning.data.base import ProblemSource
@@ -113,6 +113,13 @@ class Arguments:
         """The configuration file that sets a key; if several do, the last one, which overrides the others."""
         holders = [name for name, config in zip(self._names, self._configs, strict=True) if _holds(config, key)]
         return holders[-1] if holders else self._names[-1]
+
+    def others_with(self, key: str) -> list[str]:
+        """For an option of a part, the short names of the classes that have it, but for the chosen one."""
+        group, _, field = key.partition(".")
+        if group not in self.choices or group not in SWAPPABLE:
+            return []
+        return [name for name in names_with(group, field) if name != self.choices[group].name]
 
     def _take(self, flag: str, value: str | None) -> None:
         group, _, field = flag.removeprefix("--").partition(".")

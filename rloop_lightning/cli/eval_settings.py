@@ -92,7 +92,13 @@ class EvalSettings:
         self._arguments = arguments
         self._parser = _parser(arguments)
         reserved = {**_RESERVED, **(_RESERVED_WITH_SETS if arguments.choices["data"].name == SETS_CLASS else {})}
-        context = Context(arguments.file_of, reserved, arguments.undecided, full_help="rloop-eval --help")
+        context = Context(
+            arguments.file_of,
+            reserved,
+            arguments.undecided,
+            full_help="rloop-eval --help",
+            others_with=arguments.others_with,
+        )
         flags = ["--debug=true" if flag == "--debug" else flag for flag in arguments.flags]
         config, wrong = parse(self._parser, located(self._configuration()), flags, context)
         self.wrong = [*arguments.wrong, *wrong]

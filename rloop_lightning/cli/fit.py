@@ -121,7 +121,7 @@ class RLoopCLI(LightningCLI):
         self._show_help(parser)
         reserved = {f"trainer.{name}": what for name, what in REFUSED.items()}
         reserved["hub.token"] = "run `hf auth login`, or set HF_TOKEN; no option takes a token"
-        context = Context(given.file_of, reserved, given.undecided, about, HELP_ALL)
+        context = Context(given.file_of, reserved, given.undecided, about, HELP_ALL, given.others_with)
         if isinstance(trainer := given.configuration.get("trainer"), dict):
             given.configuration["trainer"] = without_defaults(trainer)
         given.flags = flags_without_defaults(given.flags)

@@ -31,6 +31,11 @@ def nowhere(key: str) -> str:
     return ""
 
 
+def no_class(key: str) -> Sequence[str]:
+    """The other classes with an option, if no part's class is chosen."""
+    return ()
+
+
 def no_option(word: str) -> str:
     """The message for a word that does not begin with --."""
     return f"{one_line(word)!r} is not an option; options begin with --"
@@ -46,6 +51,7 @@ class Context:
         undecided: groups whose class, and so their fields, are unknown; they get no messages.
         stray: the message for a word that is no option.
         full_help: the option that lists all options.
+        others_with: for an option that does not exist, the short names of other classes of the part that have it.
     """
 
     file_of: Callable[[str], str] = nowhere
@@ -53,6 +59,7 @@ class Context:
     undecided: frozenset[str] = frozenset()
     stray: Callable[[str], str] = no_option
     full_help: str = "--help"
+    others_with: Callable[[str], Sequence[str]] = no_class
 
 
 def parse(
@@ -150,6 +157,9 @@ class _Diagnosis:
             return self.context.reserved[key]
         action = self._action(key)
         if action is None:
+            if others := self.context.others_with(key):
+                group = key.partition(".")[0]
+                return f"the chosen --{group} has no such option; take one that has it: --{group} {' or '.join(others)}"
             near = _nearest(key, self.known)
             return f"no such option{f'; did you mean --{near}?' if near else f'; {self.context.full_help} lists all'}"
         if value is None and action.nargs != 0 and arguments[-1].startswith(f"--{key}"):

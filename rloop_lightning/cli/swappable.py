@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from rloop_lightning.cli.declared import declared_class
 from rloop_lightning.cli.registry import NONE, is_function, names
 from rloop_lightning.data.hub_rows import parse_hub_name
 from rloop_lightning.data.rows import looks_like_a_file
@@ -60,6 +61,12 @@ SWAPPABLE = {
         "the reward, or a function as module.function",
     ),
 }
+
+
+def names_with(group: str, field: str) -> list[str]:
+    """The short names of a group's classes that have an argument."""
+    classes = {name: declared_class(path) for name, path in names(SWAPPABLE[group].registry).items()}
+    return sorted(name for name, declared in classes.items() if declared is not None and field in declared.arguments)
 
 
 def expand(group: str, name: str) -> dict[str, str]:

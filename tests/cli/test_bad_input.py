@@ -51,6 +51,17 @@ CASES = {
     "class path of nothing": Case("--algo no.such.Class", ("--algo: can't import 'no.such.Class'",)),
     "typo in a field": Case("--loop.roundz 3", ("--loop.roundz: no such option; did you mean --loop.rounds?",)),
     "typo in a part's field": Case("--algo.clip_eps_hihg 0.3", ("did you mean --algo.clip_eps_high?",)),
+    "an option of another consolidation": Case(
+        "--consolidate average --consolidate.epochs 2",
+        ("--consolidate.epochs: the chosen --consolidate has no such option; take one that has it: --consolidate rft",),
+    ),
+    "an option of other algorithms": Case(
+        "--algo grpo --algo.kl_targett 1 --algo.replay_per_problem 2",
+        (
+            "--algo.kl_targett: no such option",
+            "--algo.replay_per_problem: the chosen --algo has no such option; take one that has it: --algo replay",
+        ),
+    ),
     "typo in a group": Case("--lop.rounds 3", ("--lop.rounds: no such option; did you mean --loop.rounds?",)),
     "no group": Case("--rounds 3", ("--rounds: no such option; did you mean --loop.rounds?",)),
     "abbreviated option": Case("--loop.round 3", ("--loop.round: no such option; did you mean --loop.rounds?",)),
