@@ -9,9 +9,10 @@ import pytest
 import yaml
 
 import rloop_lightning
+from rloop_lightning.algorithms.average import Average
 from rloop_lightning.algorithms.dapo import DAPO
-from rloop_lightning.algorithms.rft import RFT
 from rloop_lightning.cli.arguments import UsageError
+from rloop_lightning.cli.config_files import INSTEAD
 from rloop_lightning.cli.fit import RLoopCLI
 from rloop_lightning.cli.main import main
 from rloop_lightning.cli.presets import preset_folder, preset_names
@@ -30,7 +31,7 @@ def usage_error(*arguments: str) -> str:
 def test_the_defaults_are_rloop_on_the_embedded_policy() -> None:
     cli = parse()
     assert isinstance(cli.parts.algorithm, DAPO)
-    assert isinstance(cli.parts.consolidation, RFT)
+    assert isinstance(cli.parts.consolidation, Average)
     assert cli.policy_config.model == "countdown"
 
 
@@ -64,7 +65,13 @@ def test_without_config_and_model_the_countdown_preset_holds_and_with_a_model_it
 def test_every_preset_parses_and_all_its_fields_are_taken(preset: str) -> None:
     cli = parse("--config", preset, "--trainer.accelerator", "cpu")
     for group, fields in yaml.safe_load((preset_folder() / f"{preset}.yaml").read_text()).items():
-        for name, value in fields.items() if isinstance(fields, dict) else []:
+        fields = dict(fields) if isinstance(fields, dict) else {}
+        for other, values in fields.pop(INSTEAD, {}).items():
+            chosen = parse("--config", preset, "--trainer.accelerator", "cpu", f"--{group}", other)
+            assert {name: chosen.config[group][name] for name in values} == {
+                name: float(values[name]) for name in values
+            }
+        for name, value in fields.items():
             taken = cli.config[group][name]
             if isinstance(value, dict):
                 assert {key: taken[key] for key in value} == value
