@@ -25,7 +25,7 @@ help: ## List the targets.
 setup: $(STAMP) ## Make .venv and install the project with its development tools. PYTHON=python3.12 names another Python.
 
 fit: $(STAMP) ## Train the embedded policy with RLoop. ARGS="--loop.rounds 1" is passed to rloop-fit.
-	@$(BIN)/rloop-fit --algo dapo --consolidate rft $(ARGS)
+	@$(BIN)/rloop-fit --algo dapo --consolidate average $(ARGS)
 
 # Each process computes on one thread (tests/conftest.py).
 test: $(STAMP) ## Run the tests, in JOBS=2 processes, but those of `make test-ranks`. PYTEST_ARGS="-k losses" is passed to pytest.
