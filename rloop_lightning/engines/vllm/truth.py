@@ -21,7 +21,7 @@ from rloop_lightning.engines.vllm.protocol import Completion
 from rloop_lightning.errors import EngineError, NonFiniteError
 from rloop_lightning.model.on_ranks import on_ranks
 from rloop_lightning.model.policy import Policy
-from rloop_lightning.system.ranks import Ranks
+from rloop_lightning.system.ranks import ALONE, Ranks
 from rloop_lightning.types import Rollout, RolloutBatch, SamplingParams
 
 PROBE = SamplingParams(max_new_tokens=12, temperature=1.0)
@@ -56,7 +56,9 @@ def probe_prompts(policy: Policy) -> list[list[int]]:
 
 
 @torch.no_grad()
-def gap(policy: Policy, prompts: Sequence[Sequence[int]], completions: Sequence[Completion], ranks: Ranks) -> Gap:
+def gap(
+    policy: Policy, prompts: Sequence[Sequence[int]], completions: Sequence[Completion], ranks: Ranks = ALONE
+) -> Gap:
     """Compare a server's logprobs of what it sampled with the trainer's.
 
     Args:
