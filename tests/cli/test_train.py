@@ -37,7 +37,7 @@ DATA = {"name": {"train": ROWS[:8], "test": ROWS[8:]}, "template": "{problem}", 
 TINY: dict[str, Any] = {
     "engine": {"max_new_tokens": 24},
     "algo": {"lr": 1e-4, "warmup_steps": 1, "dynamic_sampling": False},
-    "consolidate": {"epochs": 1, "rollouts_per_update": 8},
+    "consolidate": {"name": "rft", "epochs": 1, "rollouts_per_update": 8},
     "loop": {
         "rounds": 1,
         "explore_steps": 2,
@@ -99,7 +99,13 @@ def test_it_is_the_run_of_the_command_line(finished: TrainResult, tmp_path: Path
     sets = {name: str(finished.folder / "data" / f"{name}.jsonl") for name in ("train", "test")}
     flags = [f"--data={sets['train']}", f"--data.eval={json.dumps({'test': sets['test']})}"]
     flags += ["--data.template={problem}", "--data.instruction=", "--reward=reward_functions.boxed"]
-    flags += [f"--{group}.{key}={json.dumps(value)}" for group, fields in TINY.items() for key, value in fields.items()]
+    flags += ["--consolidate=rft"]
+    flags += [
+        f"--{group}.{key}={json.dumps(value)}"
+        for group, fields in TINY.items()
+        for key, value in fields.items()
+        if key != "name"
+    ]
     assert main([*flags, "--out", str(tmp_path / "run")]) == 0
     assert_same_run(tmp_path / "run", finished.folder)
 
@@ -227,7 +233,7 @@ def test_all_that_is_wrong_is_said_at_once_and_nothing_is_left_behind(tmp_path: 
     assert "filter: expected a dict of its fields, got ['enabled']" in said
     assert "trainer.callbacks: config.yaml can't hold [<object object" in said
     assert "--trainer.max_epochs: the loop sets this itself; leave it out" in said
-    assert "--algo.clip: no such option" in said
+    assert "--algo.clip: the chosen --algo has no such option; take one that has it: --algo minirl" in said
     for flag, value in (("algo.lr", "-1.0"), ("reward.success_threshold", "high"), ("loop.rounds", "0")):
         assert re.search(rf"^--{re.escape(flag)}\b.* got '?{value}'?$", said, flags=re.MULTILINE)
     assert "--eval.k must lie between 1 and --eval.samples (2)" in said

@@ -320,7 +320,7 @@ def test_help_shows_every_field(group: str, registry: str, name: str, capsys: py
         ),
         (
             "--algo grpo --algo.lr_schedule linear --algo.lr 1e-3 --algo.min_lr 0.1 --algo.optimizer torch.Tensor "
-            "--consolidate.min_lr 1e-7 --consolidate.optimizer_options {'momentum':0.9}",
+            "--consolidate rft --consolidate.min_lr 1e-7 --consolidate.optimizer_options {'momentum':0.9}",
             (
                 "--algo.min_lr must be at most --algo.lr 0.001, got 0.1",
                 "--algo.optimizer is not a subclass of torch.optim.Optimizer, got torch.Tensor",
@@ -344,9 +344,15 @@ def test_help_shows_every_field(group: str, registry: str, name: str, capsys: py
                 "--consolidate.lr: expected a number > 0, got -1",
             ),
         ),
-        ("--consolidate.start phi", ("--consolidate.start: expected initial, explored or base, got 'phi'",)),
+        (
+            "--consolidate rft --consolidate.start phi",
+            ("--consolidate.start: expected initial, explored or base, got 'phi'",),
+        ),
         ("--algo kl --algo.kl_estimator k4", ("--algo.kl_estimator: expected k1, k2 or k3, got 'k4'",)),
-        ("--consolidate.kl_estimator k1", ("--consolidate.kl_estimator: expected k2 or k3, got 'k1'",)),
+        (
+            "--consolidate rft --consolidate.kl_estimator k1",
+            ("--consolidate.kl_estimator: expected k2 or k3, got 'k1'",),
+        ),
         (
             "--algo replay --algo.replay_selection newest",
             ("--algo.replay_selection: expected recent, random, low-entropy or max-variance, got 'newest'",),
