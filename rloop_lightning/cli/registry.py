@@ -6,7 +6,9 @@ Third-party packages add names under the entry-point group `rloop_lightning.GROU
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+import functools
+import sys
+from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 
 from rloop_lightning.algorithms import ALGORITHMS, CONSOLIDATIONS
@@ -28,10 +30,14 @@ REGISTRIES: Mapping[str, Mapping[str, str]] = {
 
 def names(registry: str) -> dict[str, str]:
     """Short names to class paths, including those of installed packages. Ours take precedence."""
-    installed = {
-        entry.name: entry.value.replace(":", ".") for entry in entry_points(group=f"rloop_lightning.{registry}")
-    }
-    return {**installed, **REGISTRIES[registry]}
+    return {**_installed(registry, tuple(sys.path)), **REGISTRIES[registry]}
+
+
+@functools.cache
+def _installed(registry: str, search_path: Sequence[str]) -> Mapping[str, str]:
+    """Those of the packages on `sys.path`. It takes about 0.02 s to look through all of them."""
+    entries = entry_points(group=f"rloop_lightning.{registry}")
+    return {entry.name: entry.value.replace(":", ".") for entry in entries}
 
 
 def find_class(registry: str, name: str, base: type) -> type:

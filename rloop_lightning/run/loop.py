@@ -44,7 +44,7 @@ from rloop_lightning.run.mending import complete_record, mend
 from rloop_lightning.run.parts import Parts
 from rloop_lightning.run.policies import drop_policies
 from rloop_lightning.run.report.renewed import renew_report
-from rloop_lightning.run.results import write_results
+from rloop_lightning.run.results import ResultsWriter
 from rloop_lightning.run.resume import clear, drop_checkpoints, restart, resume_point
 from rloop_lightning.run.session import Session
 from rloop_lightning.run.settings import config_faults, write_config
@@ -134,6 +134,7 @@ class LoopRunner:
         self._shard(policy)
         self.parts = self.parts.rendered(policy)
         self.evaluator = Evaluator(self.sampler, self.parts.evaluation_sets, self.parts.evaluation, self.parts.seed)
+        self.results = ResultsWriter(self.folder, self.parts, self.stages)
         announce(self.parts, policy, self.device)
         self.weights = Weights(policy, self.folder, self.resumed.base_fault, self.ranks)
         self.sampler.bind(policy)
@@ -165,7 +166,7 @@ class LoopRunner:
             complete_record(self.folder, stage)
             outcome = replace(outcome, spent=outcome.spent + Budget(seconds=perf_counter() - started))
             state = state.after(self.stages, outcome)
-            write_results(self.folder, self.parts, self.stages, state, after=stage.phase)
+            self.results.after_phase(state)
             renew_report(self.folder, self.parts, state)
             self.folder.save_state(state)
             drop_checkpoints(self.folder, stage, consolidates=self.parts.consolidation is not None)
@@ -227,7 +228,7 @@ class LoopRunner:
             save_final(self.policy, self.folder, self.parts, state, self.ranks)
             self.folder.save_state(state)
         drop_policies(self.folder, self.parts, self.stages[: state.stages_done], state)
-        write_results(self.folder, self.parts, self.stages, state)
+        self.results.complete(state)
         renew_report(self.folder, self.parts, state)
         self.signals.check("the run is complete")
         return state

@@ -1,8 +1,9 @@
-"""What a run shows while it runs: the results table and the plots, written after every phase."""
+"""What a run shows while it runs, after its phases: the results table and the plots."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from time import perf_counter
 
 from rloop_lightning.rollouts.pool import RolloutPool
 from rloop_lightning.rollouts.pool_scan import count_rollouts
@@ -14,43 +15,64 @@ from rloop_lightning.run.parts import Parts
 from rloop_lightning.run.plots import PLOTS, write_plots
 from rloop_lightning.run.pool_plot import write_pool_plot
 from rloop_lightning.run.results_table import INTERVALS, PolicyResult, results_table
-from rloop_lightning.run.state import LoopState, Phase, Stage
+from rloop_lightning.run.state import LoopState, Stage
 from rloop_lightning.system.files import write_text
 
-_CHANGED_BY: Mapping[Phase | None, Sequence[str]] = {
-    "explore": list(PLOTS),
-    "evaluate": ["reward_and_pass.png", "coverage.png"],
-    "consolidate": [],
-    None: [],
-}
-"""The plots that a phase changes."""
+DRAWING_SHARE = 0.05
+"""The largest part of a run's time that its plots may take while it runs."""
+
+FIRST_DRAWING_S = 1.0
+"""What the first drawing is expected to take, seconds."""
 
 
-def write_results(
-    folder: RunFolder, parts: Parts, stages: Sequence[Stage], state: LoopState, after: Phase | None = None
-) -> None:
-    """Write the results table and the plots of a run so far, each atomically.
+class ResultsWriter:
+    """Writes the results table and the plots of a run so far, each file atomically.
+
+    Plots take about a second. A run of short phases draws them now and then, and when its last phase ends.
 
     Args:
         folder: the run folder.
         parts: the parts of the run.
         stages: the plan of the run.
-        state: the state with the results.
-        after: the phase since the last call, whose plots are drawn anew; None draws missing and damaged plots only.
     """
-    done = stages[: state.stages_done]
-    notes = [*state.notes, *filter(None, [lost_rows(folder, done)])]
-    if state.stages_done < len(stages) and not state.stopped:
-        notes.append(f"in progress: {state.stages_done} of {len(stages)} phases are complete")
-    listed = [f"- {note}" for note in notes]
-    lines = [policies_table(parts, state), "", _sampling(parts), *([""] if notes else []), *listed]
-    write_text(folder.results, "\n".join(lines) + "\n")
-    changed = _CHANGED_BY[after]
-    drawn = [name for name in PLOTS if name in changed or not is_whole_png(folder.plots / name)]
-    write_plots(read_metrics(folder.metrics), folder.plots, drawn)
-    for stage in done:
-        if stage.phase == "explore" and ((after and stage is done[-1]) or not is_whole_png(folder.pool_plot(stage))):
-            _write_pool_plot(folder, parts, stage)
+
+    def __init__(self, folder: RunFolder, parts: Parts, stages: Sequence[Stage]) -> None:
+        self.folder, self.parts, self.stages = folder, parts, stages
+        self._next_drawing = perf_counter() + FIRST_DRAWING_S / DRAWING_SHARE
+
+    def after_phase(self, state: LoopState) -> None:
+        """Write the table, and the plots if they are due.
+
+        Args:
+            state: the state after the phase.
+        """
+        self._write_table(state)
+        ended = state.stopped or state.stages_done == len(self.stages)
+        if ended or perf_counter() >= self._next_drawing:
+            self._draw(state, list(PLOTS))
+
+    def complete(self, state: LoopState) -> None:
+        """Write the table of a run whose phases have ended, and the plots that are missing or damaged."""
+        self._write_table(state)
+        self._draw(state, [name for name in PLOTS if not is_whole_png(self.folder.plots / name)])
+
+    def _write_table(self, state: LoopState) -> None:
+        notes = [*state.notes, *filter(None, [lost_rows(self.folder, self.stages[: state.stages_done])])]
+        if state.stages_done < len(self.stages) and not state.stopped:
+            notes.append(f"in progress: {state.stages_done} of {len(self.stages)} phases are complete")
+        listed = [f"- {note}" for note in notes]
+        lines = [policies_table(self.parts, state), "", _sampling(self.parts), *([""] if notes else []), *listed]
+        write_text(self.folder.results, "\n".join(lines) + "\n")
+
+    def _draw(self, state: LoopState, names: Sequence[str]) -> None:
+        """Draw these plots, and those of pools that are missing or damaged."""
+        began = perf_counter()
+        write_plots(read_metrics(self.folder.metrics), self.folder.plots, names)
+        for stage in self.stages[: state.stages_done]:
+            if stage.phase == "explore" and not is_whole_png(self.folder.pool_plot(stage)):
+                _write_pool_plot(self.folder, self.parts, stage)
+        ended = perf_counter()
+        self._next_drawing = ended + (ended - began) / DRAWING_SHARE
 
 
 def policies_table(parts: Parts, state: LoopState) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -171,14 +170,16 @@ def test_a_run_folder_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureF
     assert list(tmp_path.iterdir()) == [tmp_path / "state.json"]
 
 
-def test_an_algorithm_of_an_installed_package_is_found_by_its_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Entry:
-        name, value = "theirs", "cli.test_cli_algorithms:WithoutClip"
-
-    def entry_points(group: str) -> list[Any]:
-        return [Entry()] if group == "rloop_lightning.algorithms" else []
-
-    monkeypatch.setattr("rloop_lightning.cli.registry.entry_points", entry_points)
+def test_an_algorithm_of_an_installed_package_is_found_by_its_entry_point(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "unknown name 'theirs'" in usage_error("--algo", "theirs")
+    metadata = tmp_path / "theirs-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    entry = "theirs = cli.test_cli_algorithms:WithoutClip"
+    (metadata / "entry_points.txt").write_text(f"[rloop_lightning.algorithms]\n{entry}\n")
+    monkeypatch.syspath_prepend(tmp_path)
     assert type(parse("--algo", "theirs").parts.algorithm).__name__ == "WithoutClip"
 
 
