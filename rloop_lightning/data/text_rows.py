@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -87,8 +88,11 @@ def json_rows(file: Path) -> Iterator[Row | BadRow]:
 
 def csv_rows(file: Path) -> Iterator[Row | BadRow]:
     """The rows of a CSV file with a header."""
-    csv.field_size_limit(MOST_BYTES_IN_A_ROW)
-    with open_regular(file) as binary, io.TextIOWrapper(binary, encoding="utf-8-sig", newline="") as text:
+    with (
+        _long_cells(),
+        open_regular(file) as binary,
+        io.TextIOWrapper(binary, encoding="utf-8-sig", newline="") as text,
+    ):
         lines = _CSVLines(text)
         reader = csv.DictReader(lines, strict=True)
         try:
@@ -108,6 +112,16 @@ def csv_rows(file: Path) -> Iterator[Row | BadRow]:
             yield BadRow(f"{file.name}:{reader.line_num + 1} or later", f"not UTF-8: {error.reason}")
         except csv.Error as error:
             yield BadRow(f"{file.name}:{reader.line_num + 1}", f"not valid CSV: {error}")
+
+
+@contextlib.contextmanager
+def _long_cells() -> Iterator[None]:
+    """The csv module's limit of a cell, which holds for the whole process, is that of a row."""
+    before = csv.field_size_limit(MOST_BYTES_IN_A_ROW)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
 
 
 class _CSVLines:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,15 @@ def jsonl(tmp_path: Path, content: str | bytes) -> Path:
     path = tmp_path / "train.jsonl"
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
+
+
+def test_a_long_cell_is_read_and_the_limit_of_other_readers_stays(tmp_path: Path) -> None:
+    limit = csv.field_size_limit()
+    (tmp_path / "a.csv").write_text("problem,answer\n" + "1+" * limit + "1,2\n")
+    (problem,) = ProblemFiles(str(tmp_path / "a.csv")).train()
+    length = len(problem.prompt)
+    assert length > limit
+    assert csv.field_size_limit() == limit
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet"])
