@@ -9,6 +9,7 @@ import gc
 import os
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,5 +56,5 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
 
 @pytest.fixture(scope="session")
 def finished(tiny: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a tiny run that came to its end; it is only read."""
-    return tiny.finished(tmp_path_factory.mktemp("finished") / "run")
+    """The folder of a tiny run that came to its end, with its plots; it is only read."""
+    return replace(tiny, draws=True).finished(tmp_path_factory.mktemp("finished") / "run")

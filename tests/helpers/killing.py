@@ -6,13 +6,14 @@ threads would not survive the fork.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import multiprocessing
 import os
 import resource
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -164,16 +165,18 @@ def run_fit(
     kill: Fault | None = None,
     *,
     debug: bool = True,
+    draws: bool = True,
     command: str = "rloop_lightning.cli.main",
 ) -> int:
     """Exit code of `rloop-fit` in a process of its own, on one thread; -9 where it was killed.
 
     Args:
+        draws: whether it draws plots, which take a third of a tiny run's time.
         command: the module of the command, for another than `rloop-fit`.
     """
     reader, writer = _CONTEXT.Pipe(duplex=False)  # a full disk does not keep the process from telling of it
     given = [*arguments, *(["--debug"] if debug else [])]
-    process = _CONTEXT.Process(target=_fit, args=(given, writer, kill, command))
+    process = _CONTEXT.Process(target=_fit, args=(given, writer, kill, draws, command))
     process.start()
     writer.close()
     with log.open("ab") as file, reader:
@@ -184,15 +187,29 @@ def run_fit(
     return process.exitcode
 
 
-def _fit(arguments: list[str], output: Connection, kill: Fault | None, command: str) -> None:
+def _fit(arguments: list[str], output: Connection, kill: Fault | None, draws: bool, command: str) -> None:
     os.setpgrp()
     torch.set_num_threads(1)
     os.dup2(output.fileno(), 1)
     os.dup2(output.fileno(), 2)
     output.close()
-    if kill is not None:
-        kill.arm()
-    sys.exit(importlib.import_module(command).main(arguments))
+    with contextlib.nullcontext() if draws else nothing_drawn():
+        if kill is not None:
+            kill.arm()
+        sys.exit(importlib.import_module(command).main(arguments))
+
+
+@contextlib.contextmanager
+def nothing_drawn() -> Iterator[None]:
+    """Runs of this process draw no plots."""
+    from rloop_lightning.run import results
+
+    drawing = results.write_plots, results.write_pool_plot
+    results.write_plots = results.write_pool_plot = lambda *args, **kwargs: []
+    try:
+        yield
+    finally:
+        results.write_plots, results.write_pool_plot = drawing
 
 
 def run_main(

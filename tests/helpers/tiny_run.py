@@ -6,12 +6,13 @@ The fixtures `tiny` and `finished` of tests/conftest.py are such a run to make, 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from killing import Fault, run_fit
+from killing import Fault, nothing_drawn, run_fit
 
 from rloop_lightning.cli.main import main
 
@@ -39,9 +40,11 @@ class TinyRun:
 
     Args:
         config: the settings file.
+        draws: whether it draws plots, which take a third of its time.
     """
 
     config: Path
+    draws: bool = False
 
     @classmethod
     def written(cls, folder: Path, **changes: Mapping[str, Any]) -> TinyRun:
@@ -56,7 +59,8 @@ class TinyRun:
 
     def fit(self, out: Path | str, *arguments: str) -> int:
         """Exit code of `rloop-fit` in this process."""
-        return main(["--config", str(self.config), "--out", str(out), *arguments])
+        with nullcontext() if self.draws else nothing_drawn():
+            return main(["--config", str(self.config), "--out", str(out), *arguments])
 
     def fit_apart(
         self,
@@ -68,7 +72,8 @@ class TinyRun:
         debug: bool = True,
     ) -> int:
         """Exit code of `rloop-fit` in a process of its own, -9 where it was killed."""
-        return run_fit(["--config", str(self.config), "--out", str(out), *arguments], log, kill, debug=debug)
+        given = ["--config", str(self.config), "--out", str(out), *arguments]
+        return run_fit(given, log, kill, debug=debug, draws=self.draws)
 
     def finished(self, out: Path, *arguments: str) -> Path:
         """The folder of a run that came to its end, in a process of its own."""
@@ -77,6 +82,6 @@ class TinyRun:
         return out
 
 
-def resume(out: Path | str, log: Path, kill: Fault | None = None, *, debug: bool = True) -> int:
+def resume(out: Path | str, log: Path, kill: Fault | None = None, *, debug: bool = True, draws: bool = False) -> int:
     """Exit code of `rloop-fit --resume` in a process of its own."""
-    return run_fit(["--resume", str(out)], log, kill, debug=debug)
+    return run_fit(["--resume", str(out)], log, kill, debug=debug, draws=draws)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -111,14 +112,15 @@ def test_the_table_is_there_after_every_phase_and_the_plots_after_long_ones(
     kill, policies, plots, done = MOMENTS[moment]
     out, log = tmp_path / "run", tmp_path / "log"
     always = Patch("rloop_lightning.run.results:DRAWING_SHARE", 1e9, kill)  # as if drawing took no time
-    assert tiny.fit_apart(out, log, always if phases == "long" else kill) == -9, log.read_text()
+    drawing = replace(tiny, draws=True)
+    assert drawing.fit_apart(out, log, always if phases == "long" else kill) == -9, log.read_text()
     table = (out / "results.md").read_text()
     lines = [line for block in table.split("\n\n") if block.startswith("|") for line in block.splitlines()[2:]]
     assert list(dict.fromkeys(line.split("|")[1].strip() for line in lines)) == policies
     assert f"- in progress: {done} of 5 phases are complete" in table
     assert sorted(path.name for path in (out / "plots").glob("*")) == (plots if phases == "long" else [])
     assert all(imread(path).ndim == 3 for path in (out / "plots").glob("*.png"))
-    assert resume(out, log) == 0, log.read_text()
+    assert resume(out, log, draws=True) == 0, log.read_text()
     assert (out / "results.md").read_text() == (finished / "results.md").read_text()
     for plot in (finished / "plots").iterdir():
         assert (out / "plots" / plot.name).read_bytes() == plot.read_bytes()
@@ -129,6 +131,6 @@ def test_a_resume_of_a_complete_run_draws_the_plots_that_are_missing(finished: P
     shutil.copytree(finished, out)
     for name in ("entropy.png", "round-0-pool.png"):
         (out / "plots" / name).unlink()
-    assert resume(out, log) == 0, log.read_text()
+    assert resume(out, log, draws=True) == 0, log.read_text()
     for plot in (finished / "plots").iterdir():
         assert (out / "plots" / plot.name).read_bytes() == plot.read_bytes()

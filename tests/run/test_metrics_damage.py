@@ -142,6 +142,6 @@ def test_damaged_plots_and_tables_are_made_again(finished: Path, tmp_path: Path)
     content[len(content) // 2] ^= 1
     plots[3].write_bytes(content)
     nul(out / "results.md")
-    assert resume(out, log, debug=False) == 0, log.read_text()
+    assert resume(out, log, debug=False, draws=True) == 0, log.read_text()
     for path in [*plots, out / "results.md"]:
         assert path.read_bytes() == (finished / path.relative_to(out)).read_bytes(), path.name
