@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import MagicMock
 
@@ -21,7 +22,7 @@ from rloop_lightning.run.metrics_csv import read_metrics
 from rloop_lightning.run.trainer import new_trainer
 
 
-def fit(out: Path, *arguments: str) -> int:
+def fit(out: Path, *arguments: str, draws: bool = False) -> int:
     """Two rounds of three rollout steps, with evaluations inside."""
     tiny = TinyRun.written(
         out.parent,
@@ -30,13 +31,13 @@ def fit(out: Path, *arguments: str) -> int:
         loop={"rounds": 2, "explore_steps": 3, "rollouts_per_problem": 8, "checkpoint_every_n_steps": 2},
         eval={"every_n_steps": 2, "samples": 4, "k": [1, 4], "max_problems": 4, "sets": None, "sets_inside": ["test"]},
     )
-    return tiny.fit(out, *arguments)
+    return replace(tiny, draws=draws).fit(out, *arguments)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "rloop"
-    assert fit(out, "--debug") == 0
+    assert fit(out, "--debug", draws=True) == 0
     return out
 
 
