@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from time import perf_counter
 
+from rloop_lightning.errors import DamagedError
 from rloop_lightning.rollouts.pool import RolloutPool
 from rloop_lightning.rollouts.pool_scan import count_rollouts
 from rloop_lightning.run.figures import is_whole_png
@@ -17,6 +19,8 @@ from rloop_lightning.run.pool_plot import write_pool_plot
 from rloop_lightning.run.results_table import INTERVALS, PolicyResult, results_table
 from rloop_lightning.run.state import LoopState, Stage
 from rloop_lightning.system.files import write_text
+
+_log = logging.getLogger(__name__)
 
 DRAWING_SHARE = 0.05
 """The largest part of a run's time that its plots may take while it runs."""
@@ -101,9 +105,13 @@ def _sampling(parts: Parts) -> str:
 
 
 def _write_pool_plot(folder: RunFolder, parts: Parts, stage: Stage) -> None:
-    """The plot of the rollouts that the filter of a round counts, unless their shards were removed."""
+    """The plot of the rollouts that the filter of a round counts, unless their shards were removed or are damaged."""
     pools = folder.pools(stage) if parts.filter.rate_over == "run" else folder.pools(stage)[-1:]
-    counts = count_rollouts(*map(RolloutPool, pools))
+    try:
+        counts = count_rollouts(*map(RolloutPool, pools))
+    except DamagedError as error:
+        _log.warning(f"{error}; {folder.pool_plot(stage).name} of the finished round is not drawn")
+        return
     if len(counts):
         filtered = parts.filters and parts.filter.enabled
         write_pool_plot(
