@@ -19,74 +19,20 @@ import numpy as np
 
 from rloop_lightning.evaluation.record import read_record
 from rloop_lightning.evaluation.record_values import pass_at_k_difference, pass_at_k_interval, with_average
-from rloop_lightning.evaluation.resampling import t_quantile
-from rloop_lightning.evaluation.statistics import Difference, Interval
-from rloop_lightning.run.metrics_csv import PASS_AT_K
+from rloop_lightning.run.comparison_figure import Figure
+from rloop_lightning.run.metrics_csv import PASS_AT_K, MetricsError
 from rloop_lightning.run.state import LoopState, Stage
 from rloop_lightning.run.study import Arm, Cell, Study
+from rloop_lightning.run.training_figures import training_figures
 from rloop_lightning.system.terminal import one_line
 
 ComparedPolicy = Literal["base", "last explored", "handed over"]
-Verdict = Literal["better", "worse", "inconclusive", ""]
 
 ALL_ARMS = "all arms"
-LEVEL = 0.95
 _TOKENS_APART = 0.05  # a budget is overshot by up to one rollout step an exploration
 COSTS = ("rollout_steps", "optimizer_steps", "rollouts", "tokens", "seconds")
 _STAGE = re.compile(r"round (\d+) (explored|consolidated)")
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A number of an arm with its interval.
-
-    Args:
-        mean: mean over seeds, and over problems where it is of problems.
-        low: lower end; NaN if there is no interval.
-        high: upper end; NaN if there is no interval.
-        over: what the interval generalises to: "problems", "seeds and problems" or "seeds"; "" if there is none.
-        method: how the interval was computed.
-        seeds: number of seeds.
-        problems: number of problems; 0 if the figure is not of problems.
-        verdict: of a difference in pass@k, what the interval says; empty for other figures.
-        relative: of a difference in pass@k, its mean divided by that of the first arm; NaN for other figures.
-    """
-
-    mean: float
-    low: float
-    high: float
-    over: str
-    method: str
-    seeds: int
-    problems: int = 0
-    verdict: Verdict = ""
-    relative: float = float("nan")
-
-    @classmethod
-    def of(cls, found: Interval | Difference, reference: float = float("nan")) -> Figure:
-        """A figure of pass@k; with a difference, the mean of the arm that it is to."""
-        interval = found.interval if isinstance(found, Difference) else found
-        return cls(
-            interval.estimate,
-            interval.low,
-            interval.high,
-            interval.over,
-            interval.method,
-            interval.seeds,
-            interval.problems,
-            found.verdict if isinstance(found, Difference) else "",
-            interval.estimate / reference if reference > 0 else float("nan"),
-        )
-
-    @classmethod
-    def over_seeds(cls, values: Sequence[float]) -> Figure:
-        """The mean of one value per seed, with Student's t interval; no interval for a single seed."""
-        found = np.asarray(values, dtype=np.float64)
-        mean, count = float(found.mean()), len(found)
-        if count == 1:
-            return cls(mean, np.nan, np.nan, "", "none", 1)
-        half = t_quantile((1 + LEVEL) / 2, count - 1) * float(found.std(ddof=1)) / count**0.5
-        return cls(mean, mean - half, mean + half, "seeds", "Student's t", count)
+_END_OF_INTERVAL = re.compile(r"(.+)_(?:low|high)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -113,6 +59,7 @@ class Comparison:
     Args:
         reference: name of the first arm.
         rows: the policies.
+        training: by arm, how its runs trained: the figures of `training_figures`.
         costs: by arm, the cost of a run: `tokens`, `seconds` and others of `COSTS`.
         missing: the cells that are not complete.
         notes: what a reader must know, such as an arm whose problems differ.
@@ -120,6 +67,7 @@ class Comparison:
 
     reference: str
     rows: Sequence[Row]
+    training: Mapping[str, Mapping[str, Figure]]
     costs: Mapping[str, Mapping[str, Figure]]
     missing: Sequence[Cell]
     notes: Sequence[str]
@@ -160,9 +108,11 @@ def compare(study: Study) -> Comparison:
                 continue
             is_reference = policy == "handed over" and arm is reference
             rows.append(builder.row(arm.name, policy, by_seed, is_reference=is_reference))
-    costs = {arm.name: _costs([states[cell] for cell in study.cells_of(arm) if cell in states]) for arm in study.arms}
+    complete = {arm.name: [cell for cell in study.cells_of(arm) if cell in states] for arm in study.arms}
+    training = {name: _training(cells, notes) for name, cells in complete.items()}
+    costs = {name: _costs([states[cell] for cell in cells]) for name, cells in complete.items()}
     missing = [cell for cell in study.cells if cell not in states]
-    return Comparison(reference.name, rows, costs, missing, list(dict.fromkeys(notes)))
+    return Comparison(reference.name, rows, training, costs, missing, list(dict.fromkeys(notes)))
 
 
 class _Builder:
@@ -210,7 +160,9 @@ class _Builder:
         for metric in dict.fromkeys(metric for one in by_seed.values() for metric in one.metrics):
             name = metric.removeprefix("eval/")
             values = {seed: one.metrics[metric] for seed, one in by_seed.items() if metric in one.metrics}
-            if "/pass@" in metric or not np.isfinite(list(values.values())).all():
+            end = _END_OF_INTERVAL.fullmatch(metric)
+            of_one_run = end is not None and any(end[1] in one.metrics for one in by_seed.values())
+            if "/pass@" in metric or of_one_run or not np.isfinite(list(values.values())).all():
                 continue
             figures[name] = Figure.over_seeds(list(values.values()))
             before = {seed: self._reference[seed].metrics.get(metric, np.nan) for seed in paired if seed in values}
@@ -278,6 +230,20 @@ def _passes(policies: Iterable[_Evaluated]) -> list[tuple[str, int]]:
 def _same_base(arm: Arm, other: Arm) -> bool:
     """Whether both arms begin with the same policy and evaluate it in the same way."""
     return all(arm.settings.get(group) == other.settings.get(group) for group in ("policy", "data", "engine", "eval"))
+
+
+def _training(cells: Sequence[Cell], notes: list[str]) -> dict[str, Figure]:
+    """How the complete runs of an arm trained. A run whose metrics are damaged is left out, with a note."""
+    values: dict[str, list[float]] = {}
+    for cell in cells:
+        try:
+            found = training_figures(cell.run.metrics)
+        except MetricsError as error:
+            notes.append(f"{cell}: {error}; the figures of its training are left out")
+            continue
+        for name, value in found.items():
+            values.setdefault(name, []).append(value)
+    return {name: Figure.over_seeds(of_seeds) for name, of_seeds in values.items() if np.isfinite(of_seeds).all()}
 
 
 def _costs(states: Sequence[LoopState]) -> dict[str, Figure]:

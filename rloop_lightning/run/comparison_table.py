@@ -8,8 +8,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from rloop_lightning.evaluation.record_values import AVERAGE
-from rloop_lightning.run.comparison import COSTS, Comparison, Figure, Row, compare
+from rloop_lightning.run.comparison import COSTS, Comparison, Row, compare
+from rloop_lightning.run.comparison_figure import Figure
 from rloop_lightning.run.study import Study
+from rloop_lightning.run.training_figures import LARGEST, LAST_STEPS, MEANS
 from rloop_lightning.system.files import write_text
 from rloop_lightning.system.markdown import MISSING, code, escaped
 
@@ -18,6 +20,14 @@ _CSV_COLUMNS = (
     *("arm", "policy", "metric", "kind"),
     *("mean", "low", "high", "over", "method", "seeds", "problems", "verdict", "relative"),
 )
+_TRAINING_TITLES = {
+    "rollout/reward_mean": "reward",
+    "policy/entropy_nats": "entropy, nats",
+    "rollout/similarity_intra_step": "similarity within a step",
+    "rollout/similarity_inter_step": "between steps",
+    "grad/norm_preclip_max": "largest gradient norm",
+}
+_FORGETTING = "/forgetting_base"
 _COST_TITLES = {
     "rollout_steps": "rollout steps",
     "optimizer_steps": "optimizer steps",
@@ -42,7 +52,7 @@ def write_comparison(study: Study) -> str:
 
 
 def comparison_table(study: Study, comparison: Comparison) -> str:
-    """The comparison in Markdown: pass@k for each set, differences to the first arm, costs, and notes."""
+    """The comparison in Markdown: pass@k for each set, differences to the first arm, training, costs, and notes."""
     reference = escaped(comparison.reference)
     sets: dict[str, list[str]] = {}
     for metric in comparison.metrics:
@@ -72,6 +82,7 @@ def comparison_table(study: Study, comparison: Comparison) -> str:
                 "",
             ]
             lines += _table(["arm", "policy", "seeds", *titles], rows, left=2)
+    lines += _training(comparison)
     lines += _costs(comparison)
     missing: dict[str, list[str]] = {}
     for cell in comparison.missing:
@@ -91,6 +102,9 @@ def comparison_csv(comparison: Comparison) -> str:
             writer.writerow(_csv_row(row.arm, row.policy, metric, "value", figure))
             if metric in row.differences:
                 writer.writerow(_csv_row(row.arm, row.policy, metric, "difference", row.differences[metric]))
+    for arm, training in comparison.training.items():
+        for name, figure in training.items():
+            writer.writerow(_csv_row(arm, "run", name, "value", figure))
     for arm, costs in comparison.costs.items():
         for name, figure in costs.items():
             writer.writerow(_csv_row(arm, "run", f"cost/{name}", "value", figure))
@@ -145,6 +159,33 @@ def _over(rows: Sequence[Row], metrics: Sequence[str]) -> str:
     over = [f"over {what} ({', '.join(sorted(used))})" for what, used in sorted(methods.items())]
     counted = f"{' or '.join(map(str, problems))} problems" if problems else ""
     return f" ({counted}), mean with its 95 % interval {', or '.join(over)}"
+
+
+def _training(comparison: Comparison) -> Iterator[str]:
+    """The table of how the runs trained, and of what the policies handed over have forgotten."""
+    handed = {row.arm: row.figures for row in comparison.rows if row.policy == "handed over"}
+    forgotten = [metric for metric in comparison.metrics if metric.endswith(_FORGETTING)]
+    names = (*MEANS, LARGEST)
+    figures = {
+        arm: [*(handed.get(arm, {}).get(metric) for metric in forgotten), *map(training.get, names)]
+        for arm, training in comparison.training.items()
+    }
+    rows = [
+        [escaped(arm), str(max(figure.seeds for figure in found if figure)), *map(_cell, found)]
+        for arm, found in figures.items()
+        if any(found)
+    ]
+    if not rows:
+        return
+    titles = [f"forgotten since base, {escaped(metric.removesuffix(_FORGETTING))}" for metric in forgotten]
+    yield from ("", "training, mean with its 95 % interval over seeds (Student's t):", "")
+    yield from _table(["arm", "seeds", *titles, *map(_TRAINING_TITLES.__getitem__, names)], rows, left=1)
+    yield ""
+    yield (
+        "Forgotten: the share of the problems that the base policy solves that the policy handed over does not. "
+        f"Reward, entropy and similarity: means over the last {LAST_STEPS} rollout steps, of training rollouts. "
+        "Gradient norm: before clipping, the largest of a run's explorations."
+    )
 
 
 def _costs(comparison: Comparison) -> Iterator[str]:

@@ -14,7 +14,7 @@ from rloop_lightning.evaluation.record_values import AVERAGE
 from rloop_lightning.evaluation.statistics import difference, interval
 from rloop_lightning.run.comparison import ALL_ARMS, Comparison, Row, compare
 from rloop_lightning.run.comparison_table import comparison_csv, comparison_table, write_comparison
-from rloop_lightning.run.study import Arm, Study
+from rloop_lightning.run.study import Arm, Cell, Study
 
 IDS = [f"p{number}" for number in range(6)]
 BASE = [0, 1, 0, 2, 0, 1]
@@ -202,6 +202,63 @@ def test_the_table_and_the_csv_hold_the_same_figures(tmp_path: Path) -> None:
     assert chosen["solo", "run", "cost/tokens", "value"]["mean"] == "1001.0"
     assert "- rloop, seed 0: round 1: empty" in text
     assert comparison_csv(compare(made)) == made.results_csv.read_text()
+
+
+def trained(cell: Cell, rewards: list[float], norms: list[float], *, after: str = "") -> None:
+    """Write the metrics of a run of one exploration, whose consolidation has larger values."""
+    lines = ["round,phase,step,rollout/reward_mean,grad/norm_preclip_max"]
+    steps = range(1, len(rewards) + 1)
+    lines += [f"0,explore,{step},{reward},{norm}" for step, reward, norm in zip(steps, rewards, norms, strict=True)]
+    lines += ["0,consolidate,1,9.0,99.0"]
+    cell.run.metrics.write_text("\n".join(lines) + "\n" + after)
+
+
+def test_the_training_of_the_runs_is_told_by_arm(tmp_path: Path) -> None:
+    made = study(tmp_path)
+    fill(made)
+    solo, rloop = made.arms
+    for seed in made.seeds:
+        rewards = [7.0] * 5 + [0.1 * (seed + 1)] * 10 + [0.5] * 10
+        trained(made.cell(solo, seed), rewards, [1.0, 50.0 + seed] + [2.0] * 23)
+    trained(made.cell(rloop, 0), [0.2, 0.4], [1.5, 0.5])
+    trained(made.cell(rloop, 1), [0.2, 0.4], [1.5, 0.5], after="0,explore,3,high,1\n")
+    comparison = compare(made)
+    figures = comparison.training["solo"]
+    # Of the last 20 steps, half have the reward of the seed and half have 0.5: 0.3, 0.35 and 0.4.
+    assert figures["rollout/reward_mean"].mean == pytest.approx(0.35)
+    half = 4.302652729911275 * 0.05 / 3**0.5
+    assert figures["rollout/reward_mean"].high - 0.35 == pytest.approx(half)
+    assert (figures["grad/norm_preclip_max"].mean, figures["grad/norm_preclip_max"].seeds) == (51.0, 3)
+    assert "policy/entropy_nats" not in figures
+    assert comparison.training["rloop"]["rollout/reward_mean"].mean == pytest.approx(0.3)
+    assert any(note.startswith("rloop, seed 1: ") and "training are left out" in note for note in comparison.notes)
+    text = comparison_table(made, comparison)
+    assert "| solo  |     3 | 0.350 [0.226, 0.474] |" in text
+    assert "| rloop |     1 |                0.300 |" in text
+    rows = csv.DictReader(io.StringIO(comparison_csv(comparison)))
+    (norm,) = [one for one in rows if (one["arm"], one["metric"]) == ("solo", "grad/norm_preclip_max")]
+    assert (norm["policy"], norm["mean"]) == ("run", "51.0")
+
+
+def test_forgetting_of_the_policies_handed_over_is_told_with_the_training(tmp_path: Path) -> None:
+    made = study(tmp_path, seeds=(0, 1))
+    fill(made, rloop_seeds=(0, 1))
+    for arm in made.arms:
+        for seed in made.seeds:
+            cell = made.cell(arm, seed)
+            state = cell.state()
+            forgotten = 0.25 * (seed + 1) if arm.name == "solo" else 0.125
+            state.results[state.selected] |= {
+                "eval/test/forgetting_base": forgotten,
+                "eval/test/forgetting_base_low": forgotten - 0.1,
+            }
+            state.save(cell.run.state)
+    comparison = compare(made)
+    assert "test/forgetting_base_low" not in comparison.metrics  # an end of one run's interval, no figure of its own
+    text = comparison_table(made, comparison)
+    assert "| seeds | forgotten since base, test |" in text
+    assert "| rloop |     2 |       0.125 [0.125, 0.125] |" in text
+    assert "0.375 [" in text
 
 
 def test_names_of_others_do_not_act_in_the_table(tmp_path: Path) -> None:
