@@ -82,8 +82,8 @@ def pass_at_k_interval(
     Raises:
         ValueError: as `pass_at_k_values`.
     """
-    values, support = _of_sets(records, name, k)
-    return interval(values, support=support, level=level, seed=seed)
+    values, sets = _of_sets(records, name, k)
+    return interval(values, sets=sets, level=level, seed=seed)
 
 
 def pass_at_k_difference(
@@ -114,19 +114,16 @@ def pass_at_k_difference(
     arms = [[records[key] for key in sorted(records)] for records in (first, second)]
     if not all(arms):
         raise ValueError("each arm needs a record")
-    values, support = _of_sets([*arms[0], *arms[1]], name, k)
+    values, sets = _of_sets([*arms[0], *arms[1]], name, k)
     cut = len(first)
     paired = first.keys() == second.keys()
-    return difference(values[:cut], values[cut:], paired_seeds=paired, support=support, level=level, seed=seed)
+    return difference(values[:cut], values[cut:], paired_seeds=paired, sets=sets, level=level, seed=seed)
 
 
-def _of_sets(records: Sequence[str | Path], name: Sets, k: int) -> tuple[np.ndarray, tuple[float, float] | None]:
-    """Values [S, problems of all sets] whose mean over problems is the average over sets, and their limits."""
+def _of_sets(records: Sequence[str | Path], name: Sets, k: int) -> tuple[np.ndarray, list[int]]:
+    """Values [S, problems of all sets], and the number of problems of each set."""
     found = [pass_at_k_values(records, one, k)[1] for one in ([name] if isinstance(name, str) else name)]
-    sizes = [values.shape[1] for values in found]
-    mean = sum(sizes) / len(sizes)
-    values = np.concatenate([one * (mean / size) for one, size in zip(found, sizes, strict=True)], axis=1)
-    return values, (0.0, 1.0) if len(set(sizes)) == 1 else None
+    return np.concatenate(found, axis=1), [values.shape[1] for values in found]
 
 
 def _by_problem(path: Path, name: str, k: int) -> dict[str, float]:

@@ -16,7 +16,14 @@ from typing import Literal
 
 import numpy as np
 
-from rloop_lightning.evaluation.resampling import bca_bounds, bootstrap_means, crossed_half_width, hierarchical_means
+from rloop_lightning.evaluation.resampling import (
+    bca_bounds,
+    bootstrap_means,
+    by_set,
+    crossed_half_width,
+    hierarchical_means,
+    seed_means,
+)
 
 Method = Literal["bootstrap over problems", "crossed t", "hierarchical bootstrap", "equal values", "none"]
 
@@ -30,9 +37,9 @@ class Interval:
     """An estimate and its confidence interval.
 
     Args:
-        estimate: mean over problems, and over seeds where there are several.
-        low: lower end; NaN where there is one problem only.
-        high: upper end; NaN where there is one problem only.
+        estimate: mean over problems, on average over sets, and over seeds where there are several.
+        low: lower end; NaN where a set has one problem only.
+        high: upper end; NaN where a set has one problem only.
         over: what the interval generalises to. "problems": other problems like these, the trained policies given.
             "seeds and problems": other problems, and other runs with the same settings.
         method: how the ends were computed.
@@ -80,7 +87,12 @@ class Difference:
 
 
 def interval(
-    values: np.ndarray, *, support: tuple[float, float] | None = SHARE, level: float = 0.95, seed: int = 0
+    values: np.ndarray,
+    *,
+    sets: Sequence[int] = (),
+    support: tuple[float, float] | None = SHARE,
+    level: float = 0.95,
+    seed: int = 0,
 ) -> Interval:
     """The mean of `values` with a confidence interval.
 
@@ -89,6 +101,8 @@ def interval(
 
     Args:
         values: [P] for one run, or [S, P] for S seeds on the same problems, in the same order.
+        sets: number of problems of each set, in the order of `values`, if they are of several: the estimate is then the
+            average over sets, where each counts the same. The sets are given, their problems are samples.
         support: the least and the greatest possible value; None if there is none. If all values are equal, the spread
             says nothing: a share then gets the exact bound (all zero: 1 - (alpha / 2)^(1 / P)), other values none.
         level: nominal coverage.
@@ -96,9 +110,9 @@ def interval(
 
     Raises:
         ValueError: the array is empty, has another number of dimensions or a value that is not finite or outside
-            `support`, or `level` is not in (0, 1).
+            `support`, `sets` are not its problems, or `level` is not in (0, 1).
     """
-    return _interval([_checked(values, support)], support, level, seed)
+    return _interval([_checked(values, support)], sets, support, level, seed)
 
 
 def difference(
@@ -107,6 +121,7 @@ def difference(
     *,
     paired_seeds: bool = True,
     higher_is_better: bool = True,
+    sets: Sequence[int] = (),
     support: tuple[float, float] | None = SHARE,
     level: float = 0.95,
     seed: int = 0,
@@ -121,6 +136,7 @@ def difference(
         second: [P] or [S', P], the same problems in the same order; S' = S for paired seeds.
         paired_seeds: whether equal rows are equal seeds.
         higher_is_better: whether a positive difference is in favour of the first arm.
+        sets: as for `interval`.
         support: as for `interval`, of the values of one arm.
         level: nominal coverage.
         seed: seed of the bootstrap draws.
@@ -141,16 +157,20 @@ def difference(
     else:
         arms = [arms[0], -arms[1]]  # estimates are sums over arms
     span = None if support is None else (support[0] - support[1], support[1] - support[0])
-    return Difference(_interval(arms, span, level, seed), paired_seeds, higher_is_better)
+    return Difference(_interval(arms, sets, span, level, seed), paired_seeds, higher_is_better)
 
 
-def _interval(arms: Sequence[np.ndarray], support: tuple[float, float] | None, level: float, seed: int) -> Interval:
-    """The interval of the sum of the arms' means."""
+def _interval(
+    arms: Sequence[np.ndarray], sets: Sequence[int], support: tuple[float, float] | None, level: float, seed: int
+) -> Interval:
+    """The interval of the sum of the arms' figures."""
     if not 0 < level < 1:
         raise ValueError(f"level must be in (0, 1), got {level}")
     seeds, problems = min(len(arm) for arm in arms), arms[0].shape[1]
-    estimate = float(sum(arm.mean() for arm in arms))
-    method, low, high = _ends(arms, estimate, support, level, np.random.default_rng(seed))
+    if sets and (min(sets) < 1 or sum(sets) != problems):
+        raise ValueError(f"the problems of the sets must be all {problems}, got {list(sets)}")
+    estimate = float(sum(seed_means(arm, sets).mean() for arm in arms))
+    method, low, high = _ends(arms, sets, estimate, support, level, np.random.default_rng(seed))
     if support is not None:
         low, high = np.clip([low, high], *support).tolist()
     over: Literal["problems", "seeds and problems"] = "problems" if seeds == 1 else "seeds and problems"
@@ -159,27 +179,33 @@ def _interval(arms: Sequence[np.ndarray], support: tuple[float, float] | None, l
 
 def _ends(
     arms: Sequence[np.ndarray],
+    sets: Sequence[int],
     estimate: float,
     support: tuple[float, float] | None,
     level: float,
     rng: np.random.Generator,
 ) -> tuple[Method, float, float]:
-    seeds, problems = min(len(arm) for arm in arms), arms[0].shape[1]
-    if problems == 1:
+    sizes = [of_set.shape[1] for of_set in by_set(arms[0], sets)]
+    if min(sizes) == 1:
         return "none", np.nan, np.nan
-    if all(np.ptp(arm) == 0 for arm in arms):
+    if all(np.ptp(of_set) == 0 for arm in arms for of_set in by_set(arm, sets)):
         if support is None:
             return "none", np.nan, np.nan
-        # If a share u of problems had other values, all P would be equal with probability (1 - u)^P.
-        unseen = 1 - ((1 - level) / 2) ** (1 / problems)
-        return "equal values", estimate - unseen * (estimate - support[0]), estimate + unseen * (support[1] - estimate)
+        # If a share u of a set's problems had other values, all P would be equal with probability (1 - u)^P.
+        unseen = 1 - ((1 - level) / 2) ** (1 / np.array(sizes))
+        means = np.sum([[of_set.mean() for of_set in by_set(arm, sets)] for arm in arms], axis=0)
+        low, high = (float(np.mean(means + unseen * (end - means))) for end in support)
+        return "equal values", low, high
+    seeds = min(len(arm) for arm in arms)
     if seeds == 1:
         values = arms[0][0]
-        return "bootstrap over problems", *bca_bounds(values, bootstrap_means(values, RESAMPLES, rng), level)
+        means = bootstrap_means(values, RESAMPLES, rng, sets)
+        return "bootstrap over problems", *bca_bounds(values, means, level, sets)
     if seeds < BOOTSTRAP_SEEDS:
-        half = crossed_half_width(arms, level)
+        half = crossed_half_width(arms, level, sets)
         return "crossed t", estimate - half, estimate + half
-    low, high = np.quantile(hierarchical_means(arms, RESAMPLES, rng), [(1 - level) / 2, (1 + level) / 2]).tolist()
+    figures = hierarchical_means(arms, RESAMPLES, rng, sets)
+    low, high = np.quantile(figures, [(1 - level) / 2, (1 + level) / 2]).tolist()
     return "hierarchical bootstrap", low, high
 
 

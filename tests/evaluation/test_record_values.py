@@ -3,10 +3,11 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from builders import make_problems, make_rollout
 
-from rloop_lightning.evaluation import pass_at_k_difference, pass_at_k_interval, pass_at_k_values
+from rloop_lightning.evaluation import interval, pass_at_k_difference, pass_at_k_interval, pass_at_k_values
 from rloop_lightning.evaluation.record import EvaluatedPolicy, problem_table, write_record
 from rloop_lightning.types import Group, SamplingParams
 
@@ -57,10 +58,8 @@ def test_the_average_over_sets_counts_each_set_the_same(tmp_path):
     paths = [record(tmp_path / str(seed), small, ood=[*large[:5], seed]) for seed in range(3)]
     expected = (6 / 8 + (4 + 1) / 24) / 2
     assert pass_at_k_interval(paths, ["test", "ood"], k=1).estimate == pytest.approx(expected)
-    # Where sets are of one size, it is that of all problems together.
-    equal = [record(tmp_path / f"equal-{seed}", [seed, 1, 4], ood=[2, 0, seed]) for seed in range(3)]
-    joined = [record(tmp_path / f"joined-{seed}", [seed, 1, 4, 2, 0, seed]) for seed in range(3)]
-    assert pass_at_k_interval(equal, ["test", "ood"], k=1) == pass_at_k_interval(joined, "test", k=1)
+    parts = [pass_at_k_values(paths, name, k=1)[1] for name in ("test", "ood")]
+    assert pass_at_k_interval(paths, ["test", "ood"], k=1) == interval(np.concatenate(parts, axis=1), sets=[2, 6])
     first = second = dict(enumerate(paths))
     assert pass_at_k_difference(first, second, ["test", "ood"], k=1).interval.estimate == 0
 

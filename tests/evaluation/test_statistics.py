@@ -82,12 +82,12 @@ def test_hierarchical_means_are_those_of_loops_over_seeds_and_problems():
     for arm in arms:
         seeds, problems = arm.shape
         means = [arm[s].mean() for s in range(seeds)]
-        part = sum((m - arm.mean()) ** 2 for m in means) / (seeds - 1) / seeds
-        effects.append([(m - arm.mean()) * (seeds / (seeds - 1)) ** 0.5 for m in means])
-        variance += part
         squares = sum(
             (arm[s, q] - means[s] - arm[:, q].mean() + arm.mean()) ** 2 for s in range(seeds) for q in range(problems)
         )
+        seen = sum((m - arm.mean()) ** 2 for m in means) / (seeds - 1)
+        effects.append([(m - arm.mean()) * (seeds / (seeds - 1)) ** 0.5 for m in means])
+        variance += seen / seeds
         residual_part += squares / (seeds - 1) / (problems - 1) / seeds
     center = np.mean(of_problems)
     spread = sum((m - center) ** 2 for m in of_problems) / 29
@@ -101,6 +101,59 @@ def test_hierarchical_means_are_those_of_loops_over_seeds_and_problems():
     assert fast.mean() == pytest.approx(np.mean(slow), abs=4e-3)
     assert fast.std() == pytest.approx((variance + kept / 30) ** 0.5, rel=0.04)
     assert np.quantile(fast, [0.025, 0.975]) == pytest.approx(np.quantile(slow, [0.025, 0.975]), abs=0.012)
+
+
+def test_seeds_that_tie_by_chance_do_not_make_an_interval_of_no_width():
+    # The seeds' means are equal, and so are the problems' but for what the residuals explain.
+    first = np.array([[0.7, 0.5, 0.5, 0.5], [0.5, 0.7, 0.5, 0.5]])
+    result = difference(first, np.full((2, 4), 0.5))
+    residual = 4 * 0.1**2 / 3  # squares of +-0.1 in two columns of two rows, over (2 - 1)(4 - 1) degrees of freedom
+    assert result.interval.high - 0.05 == pytest.approx(3.182446 * (residual / 4 / 2) ** 0.5, rel=1e-5)
+    assert result.verdict == "inconclusive"
+
+
+def test_the_average_over_sets_has_the_variances_of_its_parts():
+    # Seeds without a residual: the values are a seed's effect plus a problem's. The second set is easier by 0.4.
+    small, large = np.array([0.1, 0.3]), np.array([0.5, 0.6, 0.7, 0.8])
+    seeds = np.array([[-0.02], [0.0], [0.02]])
+    arm = np.concatenate([small + seeds, large + seeds], axis=1)
+    result = interval(arm, sets=[2, 4])
+    assert result.estimate == pytest.approx((0.2 + 0.65) / 2)
+    of_seeds, of_problems = 0.0004 / 3, (0.02 / 2 + (0.05 / 3) / 4) / 4
+    half = (4.302653 * of_seeds + 2.776445 * of_problems) / (of_seeds + of_problems) ** 0.5  # 3 - 1 and 6 - 2
+    assert result.high - result.estimate == pytest.approx(half, rel=1e-5)
+
+
+@pytest.mark.parametrize("seeds", [1, 3, 30])
+def test_how_far_sets_are_apart_is_no_spread_of_problems(seeds):
+    near = np.concatenate([0.5 + 0.1 * values((seeds, 40), 1), 0.5 + 0.1 * values((seeds, 40), 2)], axis=1)
+    far = near + np.repeat([-0.4, 0.3], 40)
+    close, apart = interval(near, sets=[40, 40]), interval(far, sets=[40, 40])
+    assert apart.high - apart.low == pytest.approx(close.high - close.low)
+    assert apart.estimate == pytest.approx(close.estimate - 0.05)
+
+
+def test_sets_of_other_sizes_keep_the_limits_of_a_share():
+    right = interval(np.ones((3, 530)), sets=[500, 30])
+    unseen = [1 - 0.025 ** (1 / size) for size in (500, 30)]
+    assert (right.low, right.high) == (pytest.approx(1 - sum(unseen) / 2), 1.0)
+    nearly = np.ones(530)
+    nearly[[3, 505]] = 0.5
+    assert interval(nearly, sets=[500, 30]).high <= 1
+    assert math.isnan(interval(np.ones(5), sets=[4, 1]).low)  # the spread over the problems of one set is unknown
+
+
+def test_one_run_over_sets_is_a_bootstrap_within_each_set():
+    draw = np.random.default_rng(1)
+    both = np.concatenate([(draw.random(200) < 0.9).astype(float), (draw.random(50) < 0.3).astype(float)])
+    result = interval(both, sets=[200, 50])
+    spread = (both[:200].var() / 200 + both[200:].var() / 50) ** 0.5 / 2
+    assert result.high - result.low == pytest.approx(2 * 1.96 * spread, rel=0.05)
+
+
+def test_the_sets_must_hold_all_problems():
+    with pytest.raises(ValueError, match=r"the sets must be all 6, got \[2, 3\]"):
+        interval(values(6), sets=[2, 3])
 
 
 def test_bootstrap_means_have_the_spread_of_the_plug_in_variance():
