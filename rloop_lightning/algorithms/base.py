@@ -229,10 +229,9 @@ class Algorithm(PolicyModule):
         """
         if not self.kl.in_the("reward"):
             return batch
-        batch = self._with_old_logprobs(batch)
-        assert batch.old_logprobs is not None
+        batch, logprobs = self._scored(batch)
         assert batch.groups is not None
-        estimate = self.kl.estimate_over_ranks(batch.old_logprobs, batch) * batch.completion_mask
+        estimate = self.kl.estimate_over_ranks(logprobs, batch) * batch.completion_mask
         self.record({"policy/kl_nats": estimate.sum().double() / batch.completion_mask.sum()})
         shaping = by_group(self.shaping_advantages, -self.kl.beta * estimate.sum(1).double(), batch.groups)
         return replace(batch, advantages=batch.advantages + shaping)
@@ -263,19 +262,18 @@ class Algorithm(PolicyModule):
         """`loss` with all options applied.
 
         Its metrics include the gap between sampling and old logprobs, and how far the updates of the rollout step have
-        moved the policy: KL(old policy || policy), estimated on its tokens.
+        moved the policy: KL(old policy || policy), estimated on its tokens; 0 on replayed rows, which have another old
+        policy.
         """
         if batch.old_logprobs is None:  # no update yet: the policy is the old policy
             batch = replace(batch, old_logprobs=batch.recorded_or(scores.logprobs.detach()))
         output = self.importance.apply(self.loss(scores, batch), batch)
         output = self.kl.add_to(output, scores, batch)
-        loss = output.loss
-        if self.entropy_coef > 0:
-            loss = loss + entropy_bonus(scores.entropy, self.entropy_coef)
+        bonus = entropy_bonus(scores.entropy, self.entropy_coef) if self.entropy_coef > 0 else 0.0
         assert batch.old_logprobs is not None
         gap = gap_metrics(batch.sampling_logprobs, batch.old_logprobs, lag=self._lag)
-        moved = kl(batch.old_logprobs, scores.logprobs.detach(), "k3")  # 0 before the first update of a rollout step
-        return LossOutput(loss, {**output.metrics, **gap, "policy/update_kl_nats": moved})
+        moved = kl(batch.old_logprobs, scores.logprobs.detach(), "k3").masked_fill(batch.replayed[:, None], 0.0)
+        return LossOutput(output.loss + bonus, {**output.metrics, **gap, "policy/update_kl_nats": moved})
 
     def _mini_batches(self, batch: RolloutBatch) -> Iterator[RolloutBatch]:
         """Equal shares of the rows, once per pass, with their old logprobs.
@@ -284,16 +282,19 @@ class Algorithm(PolicyModule):
         """
         rows = torch.arange(len(batch), device=batch.loss_mask.device).tensor_split(self.updates_per_step)
         shares = [batch.select(share) for share in rows if len(share)]
-        scored = 1 if self.passes == 1 else 0
-        shares = [*shares[:scored], *[self._with_old_logprobs(share) for share in shares[scored:]]]
+        first = 1 if self.passes == 1 else 0
+        shares[first:] = [self._scored(share)[0] for share in shares[first:]]
         for _ in range(self.passes):
             yield from shares
 
-    def _with_old_logprobs(self, batch: RolloutBatch) -> RolloutBatch:
-        """The batch with old logprobs. Call it before the first update, while the policy is the old policy."""
+    def _scored(self, batch: RolloutBatch) -> tuple[RolloutBatch, Tensor]:
+        """The batch with old logprobs, and the policy's logprobs [B, T], which are others for replayed rows.
+
+        Call it before the first update, while the policy is the old policy.
+        """
         if batch.old_logprobs is not None:
-            return batch
+            return batch, batch.old_logprobs
         old = scores_no_grad(self.policy, batch)
         if self.policy.routing is not None and old.routed_experts is not None:
             batch = self.policy.routing.recorded(batch, old.routed_experts)
-        return replace(batch, old_logprobs=batch.recorded_or(old.logprobs))
+        return replace(batch, old_logprobs=batch.recorded_or(old.logprobs)), old.logprobs

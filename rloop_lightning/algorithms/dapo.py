@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rloop_lightning.algorithms.advantages import group_normalised
 from rloop_lightning.algorithms.base import Algorithm
-from rloop_lightning.algorithms.losses import clip_metrics, clipped_surrogate, ratio
+from rloop_lightning.algorithms.losses import clipped_loss, ratio
 from rloop_lightning.system.fields import AboveOne, OpenUnitInterval, PositiveFloat, PositiveInt
 from rloop_lightning.types import LossOutput, RolloutBatch, TokenScores
 
@@ -16,7 +16,8 @@ from rloop_lightning.types import LossOutput, RolloutBatch, TokenScores
 class DAPO(Algorithm):
     """PPO's clipped surrogate with clip-higher, averaged over the loss tokens, with dynamic sampling and no KL term.
 
-    Defaults are the paper's: a rollout step of 512 problems x 16 rollouts has mini-batches of 512 rollouts.
+    Defaults are the paper's, with one exception: `dual_clip` is verl's. A rollout step of 512 problems x 16 rollouts
+    has mini-batches of 512 rollouts.
 
     Args:
         clip_eps_low: lower clip: a token with negative advantage gets no gradient once its ratio is below
@@ -52,6 +53,10 @@ class DAPO(Algorithm):
     def loss(self, scores: TokenScores, batch: RolloutBatch) -> LossOutput:
         assert batch.old_logprobs is not None
         rho = ratio(scores.logprobs, batch.old_logprobs)
-        eps = {"clip_eps_low": self.clip_eps_low, "clip_eps_high": self.clip_eps_high}
-        loss = clipped_surrogate(rho, batch.advantages, dual_clip=self.dual_clip, **eps)
-        return LossOutput(loss, clip_metrics(rho.detach(), batch.advantages, **eps))
+        return clipped_loss(
+            rho,
+            batch.advantages,
+            clip_eps_low=self.clip_eps_low,
+            clip_eps_high=self.clip_eps_high,
+            dual_clip=self.dual_clip,
+        )

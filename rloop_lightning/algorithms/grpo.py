@@ -9,7 +9,7 @@ from torch import Tensor
 from rloop_lightning.algorithms.advantages import group_normalised
 from rloop_lightning.algorithms.aggregation import Aggregation
 from rloop_lightning.algorithms.base import Algorithm
-from rloop_lightning.algorithms.losses import clip_metrics, clipped_surrogate, ratio
+from rloop_lightning.algorithms.losses import clipped_loss, ratio
 from rloop_lightning.system.fields import AboveOne, OpenUnitInterval, PositiveFloat
 from rloop_lightning.types import LossOutput, RolloutBatch, TokenScores
 
@@ -17,8 +17,8 @@ from rloop_lightning.types import LossOutput, RolloutBatch, TokenScores
 class GRPO(Algorithm):
     """PPO's clipped surrogate, averaged over each rollout's tokens, then over rollouts.
 
-    Defaults are the paper's, with one exception: its KL term (0.04, k3 in the loss) is off, as in most later work. The
-    paper does not state its weight decay.
+    Defaults are the paper's, with these exceptions: its KL term (0.04, k3 in the loss) is off, as in most later work;
+    `dual_clip` is verl's; learning rate, warm-up, weight decay and gradient clipping are those of all algorithms.
 
     Args:
         clip_eps_low: lower clip: a token with negative advantage gets no gradient once its ratio is below
@@ -51,6 +51,10 @@ class GRPO(Algorithm):
     def loss(self, scores: TokenScores, batch: RolloutBatch) -> LossOutput:
         assert batch.old_logprobs is not None
         rho = ratio(scores.logprobs, batch.old_logprobs)
-        eps = {"clip_eps_low": self.clip_eps_low, "clip_eps_high": self.clip_eps_high}
-        loss = clipped_surrogate(rho, batch.advantages, dual_clip=self.dual_clip, **eps)
-        return LossOutput(loss, clip_metrics(rho.detach(), batch.advantages, **eps))
+        return clipped_loss(
+            rho,
+            batch.advantages,
+            clip_eps_low=self.clip_eps_low,
+            clip_eps_high=self.clip_eps_high,
+            dual_clip=self.dual_clip,
+        )

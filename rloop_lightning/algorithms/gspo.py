@@ -9,7 +9,7 @@ from torch import Tensor
 from rloop_lightning.algorithms.advantages import group_normalised
 from rloop_lightning.algorithms.aggregation import Aggregation
 from rloop_lightning.algorithms.base import Algorithm
-from rloop_lightning.algorithms.losses import clip_metrics, clipped_surrogate, sequence_ratio
+from rloop_lightning.algorithms.losses import clipped_loss, sequence_ratio
 from rloop_lightning.system.fields import AboveOne, OpenUnitInterval, PositiveFloat, PositiveInt
 from rloop_lightning.types import LossOutput, RolloutBatch, TokenScores
 
@@ -53,6 +53,10 @@ class GSPO(Algorithm):
     def loss(self, scores: TokenScores, batch: RolloutBatch) -> LossOutput:
         assert batch.old_logprobs is not None
         rho = sequence_ratio(scores.logprobs, batch.old_logprobs, batch.loss_mask)
-        eps = {"clip_eps_low": self.clip_eps_low, "clip_eps_high": self.clip_eps_high}
-        loss = clipped_surrogate(rho, batch.advantages, dual_clip=self.dual_clip, **eps)
-        return LossOutput(loss, clip_metrics(rho.detach(), batch.advantages, **eps))
+        return clipped_loss(
+            rho,
+            batch.advantages,
+            clip_eps_low=self.clip_eps_low,
+            clip_eps_high=self.clip_eps_high,
+            dual_clip=self.dual_clip,
+        )

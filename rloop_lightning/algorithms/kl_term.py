@@ -74,6 +74,8 @@ class KLTerm(nn.Module):
         if self.initial_beta <= 0 and self.reset_steps > 0:
             what = "must be 0 with --algo.kl_beta 0, which has no reference"
             yield "reference_reset_steps", what, self.reset_steps
+        if self.initial_beta <= 0 and self.kind == "base":
+            yield "kl_reference", "needs a kl_beta above 0, without which there is no reference", self.kind
         if self.kind == "base" and self.reset_steps > 0:
             what = "must be 0 with --algo.kl_reference base, which never changes"
             yield "reference_reset_steps", what, self.reset_steps

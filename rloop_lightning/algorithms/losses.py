@@ -1,6 +1,6 @@
 """Losses over completion tokens. Pure functions that read like their formulas.
 
-A policy loss returns the loss of each token, [B, T]. base.py and policy_module.py apply the options of all algorithms:
+A policy loss gives the loss of each token, [B, T]. base.py and policy_module.py apply the options of all algorithms:
 mask, importance correction, KL term, entropy bonus and aggregation. Logprobs are in nats.
 """
 
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from rloop_lightning.types import LossOutput
 
 # exp(20) exceeds every ratio within the clip range, and is far from overflow.
 MAX_LOG_RATIO = 20.0
@@ -61,6 +63,22 @@ def clipped(rho: Tensor, advantages: Tensor, *, clip_eps_low: float, clip_eps_hi
     """
     advantages = advantages[:, None]
     return ((advantages > 0) & (rho > 1 + clip_eps_high)) | ((advantages < 0) & (rho < 1 - clip_eps_low))
+
+
+def clipped_loss(
+    rho: Tensor, advantages: Tensor, *, clip_eps_low: float, clip_eps_high: float, dual_clip: float | None
+) -> LossOutput:
+    """`clipped_surrogate` with the metrics of `clip_metrics`, and `policy/clip_fraction_dual` with `dual_clip`.
+
+    Args: rho [B, T] or [B, 1]; advantages [B].
+    """
+    eps = {"clip_eps_low": clip_eps_low, "clip_eps_high": clip_eps_high}
+    metrics = clip_metrics(rho.detach(), advantages, **eps)
+    if dual_clip is not None:
+        above = (advantages[:, None] < 0) & (rho.detach() > dual_clip)
+        metrics["policy/clip_fraction"] = metrics["policy/clip_fraction"] | above
+        metrics["policy/clip_fraction_dual"] = above
+    return LossOutput(clipped_surrogate(rho, advantages, dual_clip=dual_clip, **eps), metrics)
 
 
 def clip_metrics(rho: Tensor, advantages: Tensor, *, clip_eps_low: float, clip_eps_high: float) -> dict[str, Tensor]:

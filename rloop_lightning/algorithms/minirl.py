@@ -46,6 +46,8 @@ class MiniRL(Algorithm):
         self.clip_eps = {"clip_eps_low": clip_eps_low, "clip_eps_high": clip_eps_high}
         mode, twice = self.importance.mode, "weights tokens twice with --algo.importance_weight true; turn one off"
         self.require(not importance_weight or self.importance.is_off, "importance_correction", twice, mode)
+        level, by_token = self.importance.level, "must be token with --algo.importance_weight true, which is by token"
+        self.require(not importance_weight or level == "token", "importance_level", by_token, level)
 
     def expect_lag(self, staleness: int) -> None:
         """The importance weight corrects for older policies, too."""

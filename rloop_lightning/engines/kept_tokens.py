@@ -13,28 +13,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from rloop_lightning.engines.sampling import Kept
 
 
 class KeptTokensRecord:
-    """The kept tokens of all sampling steps."""
+    """The kept tokens of all sampling steps, on the device until `of_rows`: a copy to the host would wait for it."""
 
     def __init__(self) -> None:
-        self._rows: list[np.ndarray] = []
-        self._counts: list[np.ndarray] = []
-        self._token_ids: list[np.ndarray] = []
+        self._rows: list[Tensor] = []
+        self._counts: list[Tensor] = []
+        self._token_ids: list[Tensor] = []
 
     def add(self, rows: Tensor, kept: Kept) -> None:
         """Add one token to each of these rows [R]."""
-        self._rows.append(rows.cpu().numpy())
-        self._counts.append(kept.counts.cpu().numpy())
-        self._token_ids.append(kept.token_ids.cpu().numpy())
+        self._rows.append(rows)
+        self._counts.append(kept.counts)
+        self._token_ids.append(kept.token_ids)
 
     def of_rows(self, lengths: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
         """For each row, the ids that each of its first `length` tokens was sampled from [K], and their counts [T]."""
-        rows, counts, token_ids = map(np.concatenate, (self._rows, self._counts, self._token_ids))
+        rows, counts, token_ids = (
+            torch.cat(steps).cpu().numpy() for steps in (self._rows, self._counts, self._token_ids)
+        )
         order = np.argsort(rows, kind="stable")  # row by row, each in the order of its steps
         starts = (np.cumsum(counts) - counts)[order]
         counts = counts[order]

@@ -11,8 +11,8 @@ Rows (one row = one rollout) are decoded together, at most `max_rows` at once:
     collect     makes one transfer to the host and one tokenizer call
 
 decoding.py runs the batch, rows.py computes the logits, sampling.py samples from them, stops.py finds the ends. The
-only device sync per token is counting unfinished rows; with stop strings, a second one finds the rows that may have
-completed one.
+only device sync per token is counting unfinished rows; with stop strings, another one finds the rows that may have
+completed one, and with top-k or top-p, another one collects the tokens that these kept.
 """
 
 from __future__ import annotations

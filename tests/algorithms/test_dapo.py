@@ -120,12 +120,12 @@ def test_an_update_equals_the_slow_implementation(low, high, dual, mask_truncate
         policy, old, groups, low=low, high=high, dual=dual, mask_truncated=mask_truncated, buffer=buffer
     )
     # KL(old || new) by Schulman's k3 on the old policy's tokens, below ratio 10.
-    moves = [
-        logprob - before
-        for new, before_of, in_loss in zip(slow_logprobs(policy, batch), old, batch.loss_mask.any(1), strict=True)
-        for logprob, before in zip(new.tolist(), before_of, strict=True)
-        if in_loss
-    ]
+    of_rows = zip(slow_logprobs(policy, batch), old, batch.loss_mask.any(1), batch.advantages.tolist(), strict=True)
+    moves, cut_dual = [], []
+    for new, before_of, in_loss, advantage in of_rows:
+        if in_loss:
+            moves += [logprob - before for logprob, before in zip(new.tolist(), before_of, strict=True)]
+            cut_dual += [dual is not None and advantage < 0 and d > math.log(dual) for d in moves[len(cut_dual) :]]
     recorder, metrics = GradientRecorder(), StepMetrics()
     fit(module, policy, [RolloutStep(0, tuple(groups), batch, {})], [recorder, metrics])
     assert metrics.steps[0]["policy/update_kl_nats"] == pytest.approx(
@@ -136,7 +136,9 @@ def test_an_update_equals_the_slow_implementation(low, high, dual, mask_truncate
     assert min(sides) > 0
     assert relative_difference(recorder.gradients[0], expected) < 1e-5
     assert metrics.steps[0]["train/loss"] == pytest.approx(value, rel=1e-4, abs=1e-5)
-    assert metrics.steps[0]["policy/clip_fraction"] == pytest.approx(cut)
+    of_dual = sum(cut_dual) / len(cut_dual)
+    assert metrics.steps[0].get("policy/clip_fraction_dual", 0.0) == pytest.approx(of_dual)
+    assert metrics.steps[0]["policy/clip_fraction"] == pytest.approx(cut + of_dual)
     assert 0 < cut < 1
 
 

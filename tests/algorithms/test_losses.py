@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rloop_lightning.algorithms.aggregation import loss_count
-from rloop_lightning.algorithms.losses import clip_metrics, clipped, clipped_surrogate, negative_log_likelihood, ratio
+from rloop_lightning.algorithms.losses import (
+    clip_metrics,
+    clipped,
+    clipped_loss,
+    clipped_surrogate,
+    negative_log_likelihood,
+    ratio,
+)
 
 EPS = {"clip_eps_low": 0.2, "clip_eps_high": 0.28}
 
@@ -105,6 +112,17 @@ def test_clipped_marks_the_tokens_without_gradient():
     assert metrics["policy/clip_fraction"].equal(marked)
     assert metrics["policy/clip_fraction_high"].tolist() == [[True, False, False, False], [False] * 4, [False] * 4]
     assert metrics["policy/clip_fraction_low"].tolist() == [[False] * 4, [True, False, False, False], [False] * 4]
+
+
+def test_what_dual_clip_cuts_is_counted_with_the_clipped_tokens():
+    logprobs = torch.tensor([[2.5, 2.0, -0.5], [2.5, 0.3, 0.0]], dtype=torch.float64, requires_grad=True)
+    advantages = torch.tensor([-1.0, 1.0], dtype=torch.float64)
+    output = clipped_loss(ratio(logprobs, torch.zeros_like(logprobs)), advantages, dual_clip=10.0, **EPS)
+    (grad,) = torch.autograd.grad(output.loss.sum(), logprobs)
+    assert output.metrics["policy/clip_fraction_dual"].tolist() == [[True, False, False], [False] * 3]
+    assert output.metrics["policy/clip_fraction"].equal(grad == 0)  # e^2.5 is above 10, e^2 is not
+    without = clipped_loss(ratio(logprobs, torch.zeros_like(logprobs)), advantages, dual_clip=None, **EPS)
+    assert without.metrics.keys() == clip_metrics(logprobs, advantages, **EPS).keys()
 
 
 def test_negative_log_likelihood_by_hand():

@@ -107,6 +107,12 @@ def test_what_would_weigh_twice_is_refused():
     )
 
 
+def test_a_level_that_its_weight_does_not_have_is_refused():
+    (message,) = MiniRL(importance_level="sequence").invalid()
+    assert message.startswith("--algo.importance_level must be token with --algo.importance_weight true")
+    assert MiniRL(importance_level="sequence", importance_weight=False).invalid() == []
+
+
 def test_every_wrong_setting_is_named():
     messages = MiniRL(clip_eps_low=1.0, clip_eps_high=0.0, importance_cap=0.5).invalid()
     assert messages == [

@@ -77,6 +77,17 @@ def test_every_update_takes_ratios_against_the_record(updates, tmp_path):
     assert metrics.steps[0]["replay/share"] == pytest.approx(6 / len(batch))
 
 
+def test_metrics_of_the_policy_leave_out_how_far_replayed_rollouts_are(tmp_path):
+    """Before an update, the policy is its own reference and has not moved, whatever it replays."""
+    module, groups = replayed_groups(tmp_path, kl_beta=0.1, kl_in="reward")
+    batch = module.make_batch(groups, SAMPLING)
+    assert batch.replayed.any()
+    metrics = StepMetrics()
+    fit(module, make_policy(max_tokens=40), [RolloutStep(0, tuple(groups), batch, {})], [metrics])
+    assert metrics.steps[0]["policy/kl_nats"] == pytest.approx(0, abs=1e-6)
+    assert metrics.steps[0]["policy/update_kl_nats"] == pytest.approx(0, abs=1e-6)
+
+
 @pytest.mark.parametrize("how", ["joint", "split"])
 def test_a_step_of_the_stream_trains_on_replayed_rollouts_and_counts_none_of_them_as_generated(how, tmp_path):
     store(tmp_path, *successes("p1", 2), make_rollout("p1", (5, 1)))

@@ -20,6 +20,7 @@ from rloop_lightning.data.countdown import Countdown
 from rloop_lightning.model.config import embedded_model_path
 from rloop_lightning.run.metrics_csv import read_metrics
 from rloop_lightning.run.trainer import new_trainer
+from rloop_lightning.types import LossOutput
 
 
 def fit(out: Path, *arguments: str, draws: bool = False) -> int:
@@ -139,13 +140,13 @@ def test_clip_eps_high_takes_three_hops_from_the_command_line_to_the_loss(
     from rloop_lightning.algorithms import dapo
 
     seen = []
-    original = dapo.clipped_surrogate
+    original = dapo.clipped_loss
 
-    def spy(*args: torch.Tensor, clip_eps_high: float, **kwargs: float) -> torch.Tensor:
+    def spy(*args: torch.Tensor, clip_eps_high: float, **kwargs: float) -> LossOutput:
         seen.append(clip_eps_high)
         return original(*args, clip_eps_high=clip_eps_high, **kwargs)
 
-    monkeypatch.setattr(dapo, "clipped_surrogate", spy)
+    monkeypatch.setattr(dapo, "clipped_loss", spy)
     sizes = ["--loop.rounds=1", "--loop.explore_steps=1", "--consolidate=none", "--debug"]
     assert fit(tmp_path / "run", *sizes, "--algo.clip_eps_high", "0.37") == 0
     assert set(seen) == {0.37}
