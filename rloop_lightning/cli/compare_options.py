@@ -42,8 +42,8 @@ class CompareOptions:
         jobs: runs at a time, between which the threads of this machine are divided.
         launcher: a command that starts a run, as in `srun -c 8 {command}`; {command} stands for the script of the run,
             {cell} for its name, {log} for its log.
-        budget: what all arms have in equal amounts: `rollout_steps`, `tokens`, or nothing (`free`); null takes the
-            study file's, or rollout_steps.
+        budget: what all arms spend in equal amounts, `rollout_steps` or `tokens`, or `free` for no check; null takes
+            the study file's, or rollout_steps.
         dry_run: list the runs and the expected time, and end.
         table_only: compare the runs that are complete, and start none.
     """

@@ -61,7 +61,10 @@ def eval_help(command: str = "", width: int = 0) -> str:
             _lines("eval.", _EVALUATION, ("samples", "k", "temperature", "top_k", "top_p", "max_new_tokens")),
         ),
         ("Problems", [_SETS_LINE, *_lines("eval.", _EVALUATION, ("sets", "max_problems")), *_lines("data.", _SETS)]),
-        ("Reward", [Shown("--reward", "the reward, or a function as module.function (default: the data's own)")]),
+        (
+            "Reward",
+            [Shown("--reward", "a reward, or a function of yours, my_module.my_function (default: the data's own)")],
+        ),
         (
             "Policy and engine",
             [

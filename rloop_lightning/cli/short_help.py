@@ -46,9 +46,10 @@ SECTIONS: Sequence[tuple[str, Sequence[str]]] = (
             "loop.problems_per_step",
             "loop.rollouts_per_problem",
             "algo.updates_per_step",
+            "loop.select",
         ),
     ),
-    ("Expert set", ("filter.max_success_rate", "filter.max_per_problem", "loop.select")),
+    ("Expert set", ("filter.max_success_rate", "filter.max_per_problem")),
     ("Evaluation", ("eval.samples", "eval.k", "eval.every_n_steps", "eval.max_problems")),
     (
         "Memory and speed",
@@ -119,8 +120,8 @@ Examples:
 """,
     "refilter": """usage: rloop-data refilter RUN [--filter.max_success_rate 0.05,0.1,...] [--filter.FIELD VALUE ...]
 
-Shows what the hard-problem filter would select from the pools of a run at each threshold, as a table, without a run.
-Settings that are not given are those of the run.
+Shows what the hard-problem filter would select from the pools of a run at each threshold, as a table. Nothing is
+trained. Settings that are not given are those of the run.
 """,
 }
 

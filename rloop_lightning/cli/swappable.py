@@ -21,12 +21,14 @@ class Swappable:
         base_path: import path of the required base class.
         default: short name used by default.
         what: description for the help.
+        also: what else may be given in place of a short name, for the help.
     """
 
     registry: str
     base_path: str
     default: str
     what: str
+    also: tuple[str, ...] = ()
 
     @property
     def base(self) -> Any:
@@ -37,7 +39,7 @@ class Swappable:
     def help(self) -> str:
         """The description with the short names."""
         known = [*sorted(names(self.registry)), *([NONE] if self.registry == "consolidations" else [])]
-        return f"{self.what}: {', '.join(known)}, or a class path"
+        return f"{self.what}: {', '.join((*known, *self.also))}, or a class path"
 
 
 SWAPPABLE = {
@@ -48,17 +50,24 @@ SWAPPABLE = {
         "consolidations",
         "rloop_lightning.algorithms.consolidation.Consolidation",
         "rft",
-        "what makes the next round's policy of a round's rollouts and policies, or none",
+        "the consolidation after each round",
     ),
     "engine": Swappable(
         "engines", "rloop_lightning.engines.base.RolloutEngine", "torch", "the engine that generates rollouts"
     ),
-    "data": Swappable("data", "rloop_lightning.data.base.ProblemSource", "countdown", "the problem sets"),
+    "data": Swappable(
+        "data",
+        "rloop_lightning.data.base.ProblemSource",
+        "countdown",
+        "the problems",
+        ("a file or folder (train.jsonl)", "a data set on the hub (openai/gsm8k:main)"),
+    ),
     "reward": Swappable(
         "rewards",
         "rloop_lightning.rewards.base.Reward",
         "the data's own",
-        "the reward, or a function as module.function",
+        "the reward",
+        ("a function of yours (my_module.my_function)",),
     ),
 }
 

@@ -37,7 +37,7 @@ class EvaluationConfig:
         top_p: sample from the most likely tokens whose probabilities reach this sum; 1 is off; null takes
             --engine.top_p.
         max_new_tokens: completion length limit, tokens; null takes --engine.max_new_tokens.
-        sets: evaluation sets between phases; null takes all sets of the data.
+        sets: evaluation sets between phases, or of rloop-eval; null takes all sets of the data.
         sets_inside: evaluation sets during an exploration; null takes `sets`.
         max_problems: use only the first `max_problems` problems of a set; 0 uses all.
     """
@@ -65,6 +65,10 @@ class EvaluationConfig:
             )
         if wrong:
             raise ValueError("\n".join(wrong))
+
+    def problems_of(self, size: int) -> int:
+        """How many problems of a set of this size are used."""
+        return min(size, self.max_problems) if self.max_problems else size
 
     def sampling(self, training: SamplingParams) -> SamplingParams:
         """The sampling of an evaluation.

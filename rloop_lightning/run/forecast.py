@@ -66,9 +66,8 @@ def plan_lines(parts: Parts, policy: Policy, device: torch.device) -> list[str]:
 
 def evaluation_rollouts(parts: Parts, names: Sequence[str]) -> int:
     """Rollouts of one evaluation on these sets."""
-    most = parts.evaluation.max_problems
-    sizes = [len(parts.evaluation_sets[name]) for name in names]
-    return parts.evaluation.samples * sum(min(size, most) if most else size for size in sizes)
+    problems = sum(parts.evaluation.problems_of(len(parts.evaluation_sets[name])) for name in names)
+    return parts.evaluation.samples * problems
 
 
 def work_left(parts: Parts, stage: Stage, steps_done: int) -> tuple[int, int]:

@@ -51,7 +51,7 @@ def _setup(parts: Parts, policy: Policy, weights: PolicyWeights, device: torch.d
         quantised=any(map(is_quantised, policy.parameters())),
         head=policy.head.dtype,
     )
-    most = max(parts.problems_per_step * parts.loop.rollouts_per_problem, parts.evaluation.samples)
+    most = parts.largest_request
     return Setup(
         products=products,
         phases=tuple(phases(parts, parts.problems_per_step)),

@@ -91,6 +91,13 @@ class Parts:
         return self.consolidation is not None and self.consolidation.takes_experts
 
     @property
+    def largest_request(self) -> int:
+        """The most rollouts that are asked for at once: those of a rollout step, or of an evaluation of one set."""
+        sets = {*self.sets_between, *self.sets_inside} & self.evaluation_sets.keys()
+        problems = max((self.evaluation.problems_of(len(self.evaluation_sets[name])) for name in sets), default=0)
+        return max(self.problems_per_step * self.loop.rollouts_per_problem, problems * self.evaluation.samples)
+
+    @property
     def explorations(self) -> int:
         """Explorations of the run: one per round, or a single one without consolidation."""
         return self.loop.rounds if self.consolidation is not None else 1
@@ -203,6 +210,8 @@ class Parts:
         if self.consolidation is not None and not isinstance(self.consolidation, FineTuning | Average | Distil):
             name = type(self.consolidation).__name__
             yield f"--consolidate {name}: is no FineTuning, Average or Distil; subclass one of them (docs/extending.md)"
+        if self.filter.control == "random" and not self.filters:
+            yield "--filter.control random: there is no expert set without --consolidate rft, so nothing to draw"
 
     def _check_references(self, policy: Policy) -> Iterator[str]:
         """KL terms against a reference that this policy doesn't have, and what a consolidation can't do with it."""

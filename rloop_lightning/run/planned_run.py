@@ -225,10 +225,7 @@ class PlannedRun:
         ranks = 1 if self.plan is None else self.plan.ranks.number
         if not self.knows_problems:
             return -(-(parts.loop.problems_per_step or PROBLEMS) * parts.loop.rollouts_per_problem // ranks)
-        samples, most = parts.evaluation.samples, parts.evaluation.max_problems
-        sizes = [len(problems) for problems in parts.evaluation_sets.values()]
-        evaluated = [samples * (min(size, most) if most else size) for size in sizes]
-        return -(-max([parts.problems_per_step * parts.loop.rollouts_per_problem, *evaluated]) // ranks)
+        return -(-parts.largest_request // ranks)
 
     def _figure(self, flag: str, fitting: Any) -> int:
         if self.plan is None:

@@ -50,6 +50,4 @@ def _extras(folder: RunFolder, parts: Parts) -> tuple[Extra, ...]:
 
 def _size(parts: Parts, sets: Iterable[str]) -> int:
     """The number of problems that an evaluation of these sets samples."""
-    most = parts.evaluation.max_problems
-    sizes = [len(parts.evaluation_sets[name]) for name in sets]
-    return sum(min(size, most) if most else size for size in sizes)
+    return sum(parts.evaluation.problems_of(len(parts.evaluation_sets[name])) for name in sets)

@@ -54,10 +54,10 @@ class LoopConfig:
         in_flight_updates: with `staleness`, give new weights to an engine in the middle of its completions, so that it
             never waits for the updates. Which tokens have which weights depends on the clock, so a resumed run has
             other rollouts.
-        select: the final policy of the run: `last`, the last policy of the run (as in the paper, the consolidated
-            policy of the last round; the explored one if that round's expert set was empty), `explored`, the last
-            explored policy, or the best evaluated policy on the validation set by `pass@1`, or by `pass@k` at the
-            largest --eval.k.
+        select: the policy that the run hands over, `last`, `explored`, `pass@1` or `pass@k`: the last policy of the
+            run (as in the paper, the consolidated policy of the last round; the explored one if that round's expert set
+            was empty), the last explored policy, or the best evaluated policy on the validation set by pass@1, or by
+            pass@k at the largest --eval.k.
         on_empty_expert_set: what to do when the expert set is empty: `continue` with the next round from the same
             initial policy, `stop` the run and hand over a policy, or end it with an `error`.
         on_too_few_groups: what to do when a rollout step reaches its limit before it has enough groups to train on

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from architectures import make_architecture_model
 from builders import make_model, make_policy, make_tokenizer
+from tiny_run import TinyRun
 
 from rloop_lightning.algorithms.average import Average
 from rloop_lightning.algorithms.dapo import DAPO
@@ -30,7 +32,7 @@ def lines(policy: Policy, device: str, **settings: Any) -> list[str]:
         prompt_lengths=[("a", 5), ("b", 12)],
         problems_per_step=4,
         loop=SimpleNamespace(rollouts_per_problem=4, problems_per_step=4),
-        evaluation=SimpleNamespace(samples=1),
+        largest_request=16,
     )
     return [text for _, text in memory_lines(parts, policy, torch.device(device))]
 
@@ -88,3 +90,12 @@ def test_no_figure_is_made_up_for_layers_that_are_not_counted() -> None:
     policy = Policy(make_architecture_model("Qwen3-Next"), make_tokenizer())
     (held,) = lines(policy, "cuda")
     assert held.endswith(" for weights, gradients, optimizer; activations, KV cache on top")
+
+
+def test_the_rows_are_those_of_the_largest_evaluation(
+    tiny: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tiny.fit(tmp_path / "run", "--dry_run", "--eval.samples=16", "--eval.max_problems=3") == 0
+    assert "in generation of 48 rollouts at once (--engine.max_rows)" in capsys.readouterr().out
+    assert tiny.fit(tmp_path / "run", "--dry_run", "--eval.sets=[]") == 0
+    assert "in generation of 16 rollouts at once (--engine.max_rows)" in capsys.readouterr().out
