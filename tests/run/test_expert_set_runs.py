@@ -166,7 +166,8 @@ def test_the_control_is_refused_where_no_problem_can_be_hard(
 ) -> None:
     assert tiny.fit(tmp_path / "run", "--filter.enabled=true", "--filter.control=random") == 2
     assert "no problem can be hard, so every expert set would be empty" in capsys.readouterr().err
-    assert tiny.fit(tmp_path / "run", "--filter.control=random", "--consolidate=average") == 2
+    no_experts = ["--filter.enabled=true", "--consolidate=average"]
+    assert tiny.fit(tmp_path / "run", "--filter.control=random", *no_experts) == 2
     assert "--filter.control random: there is no expert set without --consolidate rft" in capsys.readouterr().err
     assert tiny.fit(tmp_path / "run", "--filter.control=random") == 2
     assert "--filter.control random takes as many rollouts as the hard-problem filter would" in capsys.readouterr().err
