@@ -85,8 +85,10 @@ def _same_scalar(gold: Scalar, answer: Scalar) -> bool:
 def _same_node(gold: nodes.Node, answer: nodes.Node) -> bool:
     if gold.latex == answer.latex:
         return True
+    if gold.is_matrix != answer.is_matrix:
+        return False
     if gold.matrix is not None and answer.matrix is not None:
-        if len(gold.matrix) != len(answer.matrix) or len(gold.matrix[0]) != len(answer.matrix[0]):
+        if nodes.shape(gold) != nodes.shape(answer):
             return False
         pairs = [pair for rows in zip(gold.matrix, answer.matrix, strict=True) for pair in zip(*rows, strict=True)]
         return all(_same_node(one, other) for one, other in pairs)

@@ -177,7 +177,7 @@ def _ratio(parts: Parts) -> Value:
 def _base_number(tokens: Sequence[Token]) -> BaseNumber | None:
     """`1010_2`, `1A3_{16}`."""
     texts = [token.text for token in tokens]
-    if texts[0] == "-":
+    if texts[:1] == ["-"]:
         found = _base_number(tokens[1:])
         return found and BaseNumber(-found.value, found.base)
     at = texts.index("_") if "_" in texts[1:] else 0

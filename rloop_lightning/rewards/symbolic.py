@@ -145,7 +145,7 @@ def at(expression: Any, point: dict[Any, Any], digits: int = _DIGITS) -> Any:
     """The expression's value at a point, a sympy number; NaN if it can't be evaluated."""
     try:
         return expression.xreplace(point).evalf(digits)
-    except (ArithmeticError, AttributeError, TypeError, ValueError):
+    except (ArithmeticError, AttributeError, RecursionError, TypeError, ValueError):
         return sympy.nan
 
 
