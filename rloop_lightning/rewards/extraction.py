@@ -60,7 +60,9 @@ _CHOICE = re.compile(r"[\s*_]*(?:(?:option|choice)\s+)?(\(?[A-J]\)?)(?=[\s.,:;*_
 _HEDGED = re.compile(r"\d[^\n]{0,40}?\b(?:or|maybe|perhaps|possibly)\b[^\n]{0,40}?\d|\beither\b", re.IGNORECASE)
 _MAX_TAIL = 10_000  # characters at the end of a text in which its last number is looked for
 _MAX_GAP = 60  # characters between two boxes of a row
-_GAP_WORDS = re.compile(r"\b(?:and|or)\b", re.IGNORECASE)
+# Between two boxes, what is layout or names the second: $, \quad, \text{ and }, x =
+_GAP_LAYOUT = re.compile(r"\\(?:q?quad|text|mathrm|[,;:! ()])(?![a-zA-Z])|[${}&~*]|\\?[A-Za-z]+(?:_\{?\w+\}?)?\s*=")
+_LIST_GAP = re.compile(r"[\s,;]*(?:\b(?:and|or)\b)?[\s,;]*", re.IGNORECASE)
 
 
 def extract(text: str, mode: Extract = "auto") -> str | None:
@@ -129,11 +131,10 @@ def _boxes(text: str) -> list[tuple[int, int | None, str]]:
 
 
 def _joins(gap: str) -> bool:
-    """Whether what stands between two boxes makes them one answer."""
-    if len(gap) > _MAX_GAP or "\n" in gap.strip(" ") or ". " in gap:
+    """Whether what stands between two boxes makes them one list: a comma, "and" or "or", and nothing else."""
+    if len(gap) > _MAX_GAP or "\n" in gap.strip(" "):
         return False
-    found = list(_WORDS.findall(re.sub(r"\\(?:text|quad|qquad)\b", " ", gap)))
-    return not found or _GAP_WORDS.search(gap) is not None
+    return _LIST_GAP.fullmatch(_GAP_LAYOUT.sub(" ", gap)) is not None
 
 
 def last_box(text: str) -> str | None:

@@ -5,6 +5,7 @@ import re
 import pytest
 from answer_cases import CASES
 from answer_expressions import EXPRESSIONS
+from answer_places import PLACES
 from answer_responses import RESPONSES
 from shared_data import shared_rows
 
@@ -21,7 +22,7 @@ def is_right(gold, response, mode="auto"):
 
 
 BOXED = {kind: [(gold, rf"\boxed{{{one}}}", right) for gold, one, right in rows] for kind, rows in EXPRESSIONS.items()}
-TABLES = CASES | RESPONSES | BOXED
+TABLES = CASES | RESPONSES | PLACES | BOXED
 
 
 @pytest.mark.parametrize("kind", TABLES)
