@@ -17,7 +17,9 @@ import sys
 from bisect import bisect_right
 from typing import Literal
 
+from rloop_lightning.rewards.cursor import CLOSING
 from rloop_lightning.rewards.spelling import words
+from rloop_lightning.rewards.units import CHANGING
 
 Extract = Literal["auto", "box", "last"]
 
@@ -37,7 +39,7 @@ _ANSWER = re.compile(
 _CORRECTED = re.compile(r"final answer is\s*:?\s*([^\n]{1,400}?)\.?\s*I hope it is correct", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"\s*I hope|<\||\.(?=\s)|。|(?<=[.!?])\s*$")
 # Marks that precede an answer on its line; the last one counts.
-_MARK = re.compile(r"####|:|=|\bis\b|\uff1a|是")
+_MARK = re.compile(r"####|(?<!\d):|:(?!\d)|=|\bis\b|\uff1a|是")
 _MATH = re.compile(
     r"\$\$(?P<a>[^$]+)\$\$|(?<!\\)\$(?P<b>(?:\\\$|[^$\n])+)(?<!\\)\$|\\\((?P<c>(?:[^\\]|\\(?![()]))+)\\\)"
     r"|\\\[(?P<d>(?:[^\\]|\\(?![\[\]]))+)\\\]"
@@ -46,11 +48,11 @@ _ONE_FORMULA = re.compile(r"\$[^$]+\$")
 _MINUS = "-\u2212"
 _AMOUNT = r"(?:\d{1,3}(?:[, \u00a0\u2009\u202f']\d{3})+(?!\d)(?:\.\d+)?|\d+(?:[.,]\d+)?(?:[eE][-+]?\d+)?|\.\d+)"
 _NUMBER = re.compile(
-    rf"(?<![A-Za-z0-9_.])(?:(?<![\d)])[{_MINUS}\u2013])?[$€£¥]?{_AMOUNT}"
+    rf"(?<![A-Za-z0-9_.^])(?<!\^\{{)(?:(?<![\d)])[{_MINUS}\u2013])?[$€£¥]?{_AMOUNT}"
     r"(?:(?<=\d)[ ]\d+/\d+(?![\d/]))?(?:\s?/\s?\d+(?![\d/]))?"
     r"(?:\s?(?:%|\\%|percent\b|pct\b))?"
 )
-_QUANTITY = re.compile(rf"\s*({_AMOUNT})\s?(?:[$€£¥](?![^$]*\$)|[ckmd]?m[²³](?!\w))")
+_QUANTITY = re.compile(rf"\s*({_AMOUNT})\s?(?:[$€£¥](?![^$]*\$)|[ckmd]?m(?:[²³]|\^\{{?[23]\}}?)(?!\w))")
 _FORMULA = re.compile(r"[-+]?(?:√|π|∞|[¼-¾⅐-⅞])\w*|\d*\s?(?:√\w+|π|[¼-¾⅐-⅞])")
 _WORDS = re.compile(r"(?<![\\a-zA-Z{0-9])[a-zA-Z]{2,}|[\u4e00-\u9fff]")
 _NO_WORDS = words(
@@ -58,11 +60,30 @@ _NO_WORDS = words(
 )
 _CHOICE = re.compile(r"[\s*_]*(?:(?:option|choice)\s+)?(\(?[A-J]\)?)(?=[\s.,:;*_)]|$)(?!\s*[-+=/*^])(?!\s+[a-z])")
 _HEDGED = re.compile(r"\d[^\n]{0,40}?\b(?:or|maybe|perhaps|possibly)\b[^\n]{0,40}?\d|\beither\b", re.IGNORECASE)
+# The mathematics around a number in a sentence, such as 2√5 in "2√5 meters".
+_RUN = re.compile(
+    r"(?:[\d.,:%+\-\u2212\u2013*/^=\u00d7\u00b7\u00f7√π∞!|<>≤≥°$€£¥()\[\]{}\s]|[¼-¾⅐-⅞]|\\[a-zA-Z]+"
+    r"|(?<![a-zA-Z])(?:sqrt|pi|sin|cos|tan|log|ln|exp|percent|pct)(?![a-zA-Z])|(?<![a-zA-Z])[a-zA-Z](?=\s?=)"
+    r"|(?<=\d\s)x(?=\s\d))+"
+)
+# What stands before or behind a number and makes it another one, or one of several.
+_ALTERED_BEFORE = re.compile(
+    r"\b(?:negative|minus|not|isn't|(?:half|third|quarter|tenth|root|square|cube|multiple|fraction|percent) of"
+    r"|twice|double|triple|\d\s*(?:,|,?\s*(?:and|or))(?:\s*[a-z](?:_?\d)?\s*=)?)\s*$",
+    re.IGNORECASE,
+)
+_ALTERED_BEHIND = re.compile(
+    rf"\s*\(?(?:{'|'.join(sorted(CHANGING))})\b|\s*(?:[a-z]+\s*)?,?\s*\b(?:and|or|to)\s+(?:[a-z]\s*=\s*)?[-$]?\d"
+    r"|\s*(?:hours?|minutes?|days?|weeks?|months?|years?|feet|foot|ft|yards?|pounds?|lbs?|dollars?)\s+\d",
+    re.IGNORECASE,
+)
 _MAX_TAIL = 10_000  # characters at the end of a text in which its last number is looked for
 _MAX_GAP = 60  # characters between two boxes of a row
-# Between two boxes, what is layout or names the second: $, \quad, \text{ and }, x =
-_GAP_LAYOUT = re.compile(r"\\(?:q?quad|text|mathrm|[,;:! ()])(?![a-zA-Z])|[${}&~*]|\\?[A-Za-z]+(?:_\{?\w+\}?)?\s*=")
-_LIST_GAP = re.compile(r"[\s,;]*(?:\b(?:and|or)\b)?[\s,;]*", re.IGNORECASE)
+# Between two boxes, what is layout, a product or names the second: $, \quad, \text{ and }, \cdot, x =
+_GAP_LAYOUT = re.compile(
+    r"\\(?:q?quad|text|mathrm|cdot|times|[,;:! ()])(?![a-zA-Z])|[${}&~*]|\\?[A-Za-z]+(?:_\{?\w+\}?)?\s*="
+)
+_LIST_GAP = re.compile(r"[\s,;:+*/-]*|[^=.]*\b(?:and|or)\b[\s,]*", re.IGNORECASE)
 
 
 def extract(text: str, mode: Extract = "auto") -> str | None:
@@ -131,7 +152,10 @@ def _boxes(text: str) -> list[tuple[int, int | None, str]]:
 
 
 def _joins(gap: str) -> bool:
-    """Whether what stands between two boxes makes them one list: a comma, "and" or "or", and nothing else."""
+    """Whether what stands between two boxes makes them one list: only a comma or a sign, or words up to "and" or "or".
+
+    Of two boxes with a sign between them, neither is the answer.
+    """
     if len(gap) > _MAX_GAP or "\n" in gap.strip(" "):
         return False
     return _LIST_GAP.fullmatch(_GAP_LAYOUT.sub(" ", gap)) is not None
@@ -210,14 +234,14 @@ def last_answer(text: str, first: bool = False) -> str | None:
         if amount:
             return amount.group(1)
         if answer and not _has_words(answer):
-            return answer
+            return line if _altered(line, mark.end(), len(line)) else answer
     formulas = [found for found in _MATH.finditer(text) if not _is_prose(found)]
     inside = [(found.start(), found.end()) for found in formulas]
     numbers = [
         found for pattern in (_NUMBER, _FORMULA) for found in pattern.finditer(text) if not _within(found, inside)
     ]
     if first and numbers and not formulas:
-        return min(numbers, key=lambda found: found.start()).group().replace("$", "").strip()
+        return _around(min(numbers, key=lambda found: found.start()), text)
     candidates = sorted([*formulas, *numbers], key=lambda found: (found.end(), -found.start()))
     if not candidates:
         return None
@@ -225,7 +249,27 @@ def last_answer(text: str, first: bool = False) -> str | None:
     if last in formulas:
         percent = re.match(r"\s*(?:%|percent\b|pct\b)", text[last.end() :])
         return _row(text, formulas) + (r"\%" if percent else "")
-    return last.group().replace("$", "").rstrip(",").strip()
+    return line if _altered(text, last.start(), last.end()) else last.group().replace("$", "").rstrip(",").strip()
+
+
+def _around(number: re.Match[str], text: str) -> str:
+    """The mathematics around the first number of a sentence, behind its last `=`; the sentence if words alter it."""
+    run = next(found for found in _RUN.finditer(text) if found.start() <= number.start() < found.end())
+    behind = run.group().rindex("=") + 1 if "=" in run.group() else 0
+    part = run.group()[behind:]
+    answer = part.strip(" \n\t,.;:").rstrip(" +-*/^=([{<,.:\u2212\u2013").replace("$", "").strip()
+    if answer[:1] in CLOSING and answer.count(answer[0]) > answer.count(CLOSING[answer[0]]):
+        answer = answer[1:]  # (5 apples)
+    start = run.start() + behind + len(part) - len(part.lstrip())
+    if not any(map(str.isdigit, answer)) or _altered(text, start, start + len(part.strip())):
+        return text
+    return answer
+
+
+def _altered(text: str, start: int, end: int) -> bool:
+    """Whether words around a number make it another, such as "negative" and "million", or one of several."""
+    before, behind = text[max(0, start - _MAX_GAP) : start], text[end : end + _MAX_GAP]
+    return bool(_ALTERED_BEFORE.search(before) or _ALTERED_BEHIND.match(behind))
 
 
 def _within(found: re.Match[str], spans: list[tuple[int, int]]) -> bool:

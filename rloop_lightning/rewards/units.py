@@ -25,13 +25,18 @@ _SHORT = words(
     "per of am pm oh"
 )
 _LETTERS = words("m s g h t L l N J W V K C F A")  # with a space before, in \text
+# They change the number before them.
+CHANGING = words(
+    "times plus minus over mod modulo dozen dozens hundred hundreds thousand thousands million millions billion "
+    "billions trillion trillions lakh lakhs crore crores half halves third thirds quarter quarters fourth fourths "
+    "fifth fifths sixth sixths seventh sevenths eighth eighths ninth ninths tenth tenths hundredth hundredths "
+    "thousandth thousandths millionth millionths squared cubed factorial"
+)
 # They change what the number means, or say that there is more than one number.
-_FORBIDDEN = words(
+_FORBIDDEN = CHANGING | words(
     "if when where for and or to not no is are was be than less more least most only then else otherwise with "
-    "without times plus minus over mod modulo dozen dozens hundred hundreds thousand thousands million millions "
-    "billion billions trillion half halves third thirds quarter quarters fifth fifths tenth tenths squared cubed "
-    "factorial something some any all each every between from through except either neither both but even odd "
-    "positive negative infinity infinite undefined unknown real reals about approximately around "
+    "without something some any all each every between from through except either neither both but even odd "
+    "positive negative infinity infinite undefined unknown real reals about approximately around below under "
     "roughly nearly almost up digits base binary root roots remainder power x"
 )
 _FILLERS = frozenset(
