@@ -10,7 +10,7 @@ from fractions import Fraction
 from rloop_lightning.rewards import nodes
 from rloop_lightning.rewards.grammar import parse
 from rloop_lightning.rewards.tokens import CURRENCIES, FUNCTIONS, Token, UnreadableError
-from rloop_lightning.rewards.units import MULTIPLIERS, is_unit_letter, is_unit_text, is_unit_word, unit
+from rloop_lightning.rewards.units import MULTIPLIERS, is_product_too, is_unit_letter, is_unit_text, is_unit_word, unit
 from rloop_lightning.rewards.values import BaseNumber, Group, Relation, Scalar, Union, Value
 
 Parts = Sequence[list[Token]]
@@ -227,10 +227,17 @@ def _unit_begins(tokens: Sequence[Token]) -> int:
     """Where the unit begins; the number of tokens if there is none. Degrees of an angle in a function are no unit."""
     if any(token.kind == "command" and token.text in FUNCTIONS for token in tokens) and tokens[-1].text == "degree":
         return len(tokens)
+    depth, variables = 0, False
     for at in range(1, len(tokens)):
         first, before = tokens[at], tokens[at - 1]
+        depth += (before.kind == "sign") * ((before.text in _OPEN) - (before.text in _CLOSE))
+        variables |= before.kind == "word" or (before.kind == "name" and before.text not in nodes.CONSTANTS)
         if _is_rate(tokens[at:]):
             return at
+        if depth > 0 or (first.kind == "word" and is_product_too(first.text) and variables):
+            continue  # m + n - 2nm
+        if first.kind == "word" and before.text.startswith("\\") and is_product_too(first.text):
+            first = replace(first, spaced=False)  # 2\pi hr has to have its space
         if before.kind in ("number", "name", "word") or before.text in ("}", ")", "]", "!", "|", "%", r"\%", "degree"):
             rest = zip(tokens[at:], tokens[at + 1 :], strict=False)
             if _begins_unit(first) and all(_continues_unit(token, earlier) for earlier, token in rest):

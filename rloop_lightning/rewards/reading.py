@@ -14,7 +14,7 @@ from functools import lru_cache
 from rloop_lightning.rewards.items import Parts, read_item, split
 from rloop_lightning.rewards.spelling import normalise, words
 from rloop_lightning.rewards.tokens import Token, UnreadableError, tokenize
-from rloop_lightning.rewards.units import is_unit_text
+from rloop_lightning.rewards.units import is_product_too, is_unit_text
 from rloop_lightning.rewards.values import Choice, Group, Reading, Relation, Text, Value
 
 MAX_CHARACTERS = 4_000
@@ -112,7 +112,19 @@ def _read_tokens(tokens: list[Token]) -> list[Value]:
     except UnreadableError:
         if not values:
             raise
+    if any(token.kind == "word" and is_product_too(token.text) for token in tokens):
+        with contextlib.suppress(UnreadableError):
+            values.append(read_list(_with_products(tokens)))  # 2km can be 2mk
     return values
+
+
+def _with_products(tokens: list[Token]) -> list[Token]:
+    """The tokens with the letters of short units as names of variables."""
+    found: list[Token] = []
+    for token in tokens:
+        product = token.kind == "word" and is_product_too(token.text)
+        found += [Token("name", letter) for letter in token.text] if product else [token]
+    return found
 
 
 def _closes(tokens: list[Token]) -> int:

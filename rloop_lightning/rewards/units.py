@@ -24,6 +24,7 @@ _SHORT = words(
     "fan hat pig hen cow kid ways days cups eggs bags cars cats dogs pens rows sets toys kids boys pcs pts sq cu "
     "per of am pm oh"
 )
+_PRODUCTS = words("nm mg hr ms kw mw kv pa")  # without a space before them they are products, as in 2mg
 _LETTERS = words("m s g h t L l N J W V K C F A")  # with a space before, in \text
 # They change the number before them.
 CHANGING = words(
@@ -49,11 +50,16 @@ Unit = tuple[str, ...]  # its words, each in one spelling; with powers and slash
 
 def is_unit_word(word: str, spaced: bool) -> bool:
     """Whether a word of plain letters behind a number can be a unit. Otherwise it can be a product of variables."""
-    if word.lower() in _FORBIDDEN:
+    if word.lower() in _FORBIDDEN or (word in _PRODUCTS and not spaced):
         return False
     if word in _SHORT or (word.lower() in _SHORT and len(word) > 1):
         return True
     return len(word) >= 4 and (word.islower() or word.istitle()) and (spaced or word.lower() in _SYNONYMS)
+
+
+def is_product_too(word: str) -> bool:
+    """Whether a unit's letters can be a product of variables as well."""
+    return word in _SHORT and len(word) in (2, 3)
 
 
 def is_unit_letter(letter: str) -> bool:
