@@ -92,6 +92,7 @@ RULES: tuple[tuple[re.Pattern[str], str, str], ...] = tuple(
         (r"\\lbrack(?![a-zA-Z])", "[", r"\lbrack 0,1)"),
         (r"\\rbrack(?![a-zA-Z])", "]", r"(0,1\rbrack"),
         (r"\*\*(?=\s*[-(\w{])", "^", "x**2"),
+        (r"(?<=\d)\s*([apAP])\.\s?[mM]\b\.?", r"\\text{ \1m}", "9:30 a.m."),
     )
 )  # fmt: skip
 _PRICE = re.compile(r"^(-?)\$(?=\s?\.?\d)")
