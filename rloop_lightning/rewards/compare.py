@@ -25,7 +25,16 @@ def matches(gold: Reading, answer: Reading) -> bool:
         return True
     if "{" in gold.text and "{" in answer.text and _squeezed(gold.text) == _squeezed(answer.text):
         return True
-    return any(same(one, other) for one in gold.values for other in answer.values)
+    if any(same(one, other) for one in gold.values for other in answer.values):
+        return True
+    return _same_products(gold, answer) or _same_products(answer, gold)
+
+
+def _same_products(words: Reading, formula: Reading) -> bool:
+    """Whether words such as `nRT` are the product that a formula is: of two words, none is a product of letters."""
+    if any(isinstance(value, (Text, Choice)) for value in formula.values):
+        return False
+    return any(same(one, other) for one in words.products for other in formula.values)
 
 
 def _squeezed(text: str) -> str:

@@ -43,10 +43,13 @@ def read(text: str) -> Reading:
     if not spelled:
         return Reading("", (), "empty")
     values: list[Value] = []
+    products: list[Value] = []
     problem = ""
     for candidate in _candidates(spelled):
         try:
-            values += _read_tokens(tokenize(candidate))
+            tokens = tokenize(candidate)
+            values += _read_tokens(tokens)
+            products += _products(tokens)
         except (UnreadableError, ArithmeticError, RecursionError) as error:
             problem = problem or str(error) or "too deeply nested"
     if not values and spelled.count("=") > 1 and not _SEVERAL.search(spelled):
@@ -56,7 +59,7 @@ def read(text: str) -> Reading:
             ends = read(f"{first}={last}")
             differ = any(isinstance(value, Relation) and not value.name for value in ends.values)
             return replace(read(last) if differ else ends, text=spelled)
-    return Reading(spelled, tuple(dict.fromkeys(values)), "" if values else problem)
+    return Reading(spelled, tuple(dict.fromkeys(values)), "" if values else problem, tuple(products))
 
 
 def _undecorated(text: str) -> str:
@@ -155,6 +158,15 @@ def _readings_of_text(tokens: list[Token]) -> list[Value]:
             values.append(read_list(tokens))  # xy is a product too
     choice = _choice(tokens)
     return [choice, *values] if choice is not None else values
+
+
+def _products(tokens: list[Token]) -> list[Value]:
+    """The product that words of up to four letters can be, such as `nRT` and `-mgh/2`."""
+    if not _is_text(tokens) or any(t.kind == "text" or (t.kind == "word" and len(t.text) > 4) for t in tokens):
+        return []
+    with contextlib.suppress(UnreadableError):
+        return [read_list(tokens)]
+    return []
 
 
 def _can_be_product(word: str) -> bool:
