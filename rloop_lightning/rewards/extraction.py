@@ -17,16 +17,13 @@ import sys
 from bisect import bisect_right
 from typing import Literal
 
+from rloop_lightning.rewards.boxes import boxed, boxes
 from rloop_lightning.rewards.cursor import CLOSING
 from rloop_lightning.rewards.spelling import words
 from rloop_lightning.rewards.units import CHANGING
 
 Extract = Literal["auto", "box", "last"]
 
-_BOX = r"\boxed{"
-_BOX_OR_BRACE = re.compile(
-    r"(\\{1,4}(?:boxed|fbox|framebox)\s*\{|(?<![\\A-Za-z])boxed\{)|\\{1,4}boxed\s{0,4}([0-9A-Za-z])|\\[{}]|[{}]"
-)
 _THINK_END, _THINK = "</think>", "<think>"
 _ANSWER_TAG = re.compile(r"<answer>(.*?)(?:</answer>|\Z)", re.DOTALL | re.IGNORECASE)
 _ANSWER = re.compile(
@@ -78,12 +75,9 @@ _ALTERED_BEHIND = re.compile(
     re.IGNORECASE,
 )
 _MAX_TAIL = 10_000  # characters at the end of a text in which its last number is looked for
-_MAX_GAP = 60  # characters between two boxes of a row
-# Between two boxes, what is layout, a product or names the second: $, \quad, \text{ and }, \cdot, x =
-_GAP_LAYOUT = re.compile(
-    r"\\(?:q?quad|text|mathrm|cdot|times|[,;:! ()])(?![a-zA-Z])|[${}&~*]|\\?[A-Za-z]+(?:_\{?\w+\}?)?\s*="
-)
-_LIST_GAP = re.compile(r"[\s,;:+*/-]*|[^=.]*\b(?:and|or)\b[\s,]*", re.IGNORECASE)
+_MATHEMATICS = re.compile(r"[\d$\\√π∞¼-¾⅐-⅞]")  # no answer in words has these
+_MAX_WORDS = 4  # of an answer in words
+_BESIDE = 60  # characters beside a number that can alter it
 
 
 def extract(text: str, mode: Extract = "auto") -> str | None:
@@ -103,75 +97,15 @@ def extract(text: str, mode: Extract = "auto") -> str | None:
         tags = _ANSWER_TAG.findall(text) if "<answer>" in text.lower() else []
         if tags:
             text = tags[-1]
-            if not _boxed(text) and not _has_words(text):
+            if not boxed(text) and (not _has_words(text) or _CHOICE.match(text) or not _MATHEMATICS.search(text)):
                 return text.strip() or None
-    boxed = _boxed(text)
-    corrected = list(_CORRECTED.finditer(text)) if mode == "auto" and boxed else []
-    if corrected and corrected[-1].start() > _boxes(text)[-1][0]:
+    row = boxed(text)
+    corrected = list(_CORRECTED.finditer(text)) if mode == "auto" and row else []
+    if corrected and corrected[-1].start() > boxes(text)[-1][0]:
         return corrected[-1].group(1)
-    if boxed or mode == "box":
-        return boxed[-1] if boxed else None
+    if row or mode == "box":
+        return row[-1] if row else None
     return _stated(text)
-
-
-def _boxed(text: str) -> list[str | None]:
-    """What the last row of boxes contains, as a list of one; [None] if the last box isn't closed, [] without a box."""
-    boxes = _boxes(text)
-    if not boxes:
-        return []
-    if boxes[-1][1] is None:
-        return [None]
-    row: list[tuple[int, int, str]] = []
-    for start, end, content in reversed(boxes):
-        if end is None or (row and not _joins(text[end : row[0][0]])):
-            break
-        row.insert(0, (start, end, content))
-    return [" , ".join(dict.fromkeys(content.strip() for _, _, content in row))]
-
-
-def _boxes(text: str) -> list[tuple[int, int | None, str]]:
-    """Start, end and content of each box that is not in another, in order; the end of one that isn't closed is None."""
-    opened: list[tuple[int, int] | None] = []  # the open braces: of a box, its start and where its content begins
-    boxes: list[tuple[int, int | None, str]] = []
-    for found in _BOX_OR_BRACE.finditer(text):
-        mark = found.group()
-        if found.group(1):
-            opened.append((found.start(), found.end()))
-        elif found.group(2):
-            boxes.append((found.start(), found.end(), found.group(2)))
-        elif mark == "{":
-            opened.append(None)
-        elif mark == "}" and opened:
-            box = opened.pop()
-            if box is not None:
-                while boxes and boxes[-1][0] > box[0]:
-                    boxes.pop()  # a box in a box
-                boxes.append((box[0], found.end(), text[box[1] : found.start()]))
-    boxes += [(box[0], None, "") for box in opened if box is not None]
-    return sorted(boxes, key=lambda box: box[0])
-
-
-def _joins(gap: str) -> bool:
-    """Whether what stands between two boxes makes them one list: only a comma or a sign, or words up to "and" or "or".
-
-    Of two boxes with a sign between them, neither is the answer.
-    """
-    if len(gap) > _MAX_GAP or "\n" in gap.strip(" "):
-        return False
-    return _LIST_GAP.fullmatch(_GAP_LAYOUT.sub(" ", gap)) is not None
-
-
-def last_box(text: str) -> str | None:
-    """The content of the last `\\boxed{}`; None if there is none or its braces don't balance."""
-    start = text.rfind(_BOX)
-    if start < 0:
-        return None
-    depth = 1
-    for brace in re.finditer(r"[{}]", text[start + len(_BOX) :]):
-        depth += 1 if brace.group() == "{" else -1
-        if depth == 0:
-            return text[start + len(_BOX) :][: brace.start()]
-    return None
 
 
 def _stated(text: str) -> str | None:
@@ -188,6 +122,10 @@ def _stated(text: str) -> str | None:
         answer = _in_sentence(_SENTENCE_END.split(line[:_MAX_TAIL], maxsplit=1)[0])
         if answer is not None:
             return answer
+        said = _SENTENCE_END.split(line[:_MAX_TAIL], maxsplit=1)[0].strip(" *_")
+        few = len(said.split()) <= _MAX_WORDS or marks[-1].group() == "####"
+        if said and few and not _MATHEMATICS.search(rest):
+            return said
     return last_answer(text)
 
 
@@ -268,7 +206,7 @@ def _around(number: re.Match[str], text: str) -> str:
 
 def _altered(text: str, start: int, end: int) -> bool:
     """Whether words around a number make it another, such as "negative" and "million", or one of several."""
-    before, behind = text[max(0, start - _MAX_GAP) : start], text[end : end + _MAX_GAP]
+    before, behind = text[max(0, start - _BESIDE) : start], text[end : end + _BESIDE]
     return bool(_ALTERED_BEFORE.search(before) or _ALTERED_BEHIND.match(behind))
 
 

@@ -178,8 +178,7 @@ class Parser(Cursor):
 
     def _letters(self, word: str) -> Node:
         """The product of letters; an index or an exponent belongs to the last one: mv_0^2."""
-        *first, last = word
-        factors = [*map(nodes.name, first), self._name(last)]
+        factors = [*map(nodes.name, word[:-1]), self._name(word[-1])]
         if self.takes("^"):
             factors[-1] = nodes.power(factors[-1], self.exponent())
         return reduce(nodes.multiply, factors)
