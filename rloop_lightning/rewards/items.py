@@ -57,7 +57,7 @@ def read_item(tokens: list[Token], read_items: ReadItems) -> Value:
     if len(sides) > 1 and not sides[0]:
         return read_item(sides[1], read_items)
     if len(sides) > 1:  # 1/3 ~ 0.333 is 1/3, but x ~ 11 is 11
-        named = _NAMED.fullmatch(_joined(sides[0]))
+        named = _name_of(sides[0])  # but not pi
         equation = [*sides[0], Token("sign", "="), *sides[1]]
         return read_item(equation if named else sides[0], read_items)
     sides = split(tokens, ("=",))

@@ -206,4 +206,15 @@ EXPRESSIONS: dict[str, list[tuple[str, str, bool]]] = {
         ("no", "on", False),
         ("C_5^2", "10", True),
     ],
+    "approximations and old fractions": [
+        (r"\pi", r"\pi \approx 3.14", True),
+        ("3.14", r"\pi \approx 3.14", False),
+        ("11", r"x \approx 11", True),
+        ("3/4", r"{3 \over 4}", True),
+        (r"\frac{x+1}{2}", r"{x+1\over 2}", True),
+        ("4/3", r"{3 \over 4}", False),
+        ("3", r"3 \over 4", False),
+        (r"\sqrt{x}", r"x^{1 \over 2}", True),
+        ("6", r"\frac{3}{2 \over 4}", True),
+    ],
 }
