@@ -11,7 +11,7 @@ _BOX_OR_BRACE = re.compile(
 _MAX_GAP = 60  # characters between two boxes of a row
 # Between two boxes, what is layout, a product or names the second: $, \quad, \text{ and }, \cdot, x =
 _GAP_LAYOUT = re.compile(
-    r"\\(?:q?quad|text|mathrm|cdot|times|[,;:! ()])(?![a-zA-Z])|[${}&~*]|\\?[A-Za-z]+(?:_\{?\w+\}?)?\s*="
+    r"\\(?:q?quad|text|mathrm|cdot|times|[,;:! ()])(?![a-zA-Z])|[${}&~*]|\\?[A-Za-z]+(?:_\{?\w+\}?)?(?:\(\w+\))?\s*="
 )
 _LIST_GAP = re.compile(r"[\s,;:+*/-]*|[^=.]*\b(?:and|or)\b[\s,]*", re.IGNORECASE)
 

@@ -19,6 +19,8 @@ PLACES: dict[str, list[tuple[str, str, bool]]] = {
         ("3", r"$x_1 = \boxed{2}$ and $x_2 = \boxed{3}$", False),
     ],
     "boxes of one list": [
+        ("-x", r"$g(x)=\boxed{x}$ or $g(x)=\boxed{-x}$", False),
+        ("x, -x", r"$g(x)=\boxed{x}$ or $g(x)=\boxed{-x}$", True),
         ("1, 2", r"\boxed{1} papers and \boxed{2} bins", True),
         ("2", r"\boxed{1} papers and \boxed{2} bins", False),
         ("4", r"$\boxed{3}+\boxed{4}$", False),
