@@ -8,6 +8,7 @@ import io
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -99,6 +100,10 @@ def csv_rows(file: Path) -> Iterator[Row | BadRow]:
             names = reader.fieldnames or []
             if len(names) > _MOST_COLUMNS:
                 yield BadRow(f"{file.name}:1", f"{len(names):,} columns, more than {_MOST_COLUMNS:,}")
+                return
+            repeated = [name for name, times in Counter(names).items() if name and times > 1]
+            if repeated:  # DictReader would take the last of them
+                yield BadRow(f"{file.name}:1", f"the header has the column {repeated[0][:80]!r} more than once")
                 return
             for values in reader:
                 lines.begin_row()

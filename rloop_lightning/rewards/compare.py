@@ -25,7 +25,16 @@ def matches(gold: Reading, answer: Reading) -> bool:
         return True
     if "{" in gold.text and "{" in answer.text and _squeezed(gold.text) == _squeezed(answer.text):
         return True
-    return any(same(one, other) for one in gold.values for other in answer.values)
+    if any(same(one, other) for one in gold.values for other in answer.values):
+        return True
+    return _same_products(gold, answer) or _same_products(answer, gold)
+
+
+def _same_products(words: Reading, formula: Reading) -> bool:
+    """Whether words such as `nRT` are the product that a formula is: of two words, none is a product of letters."""
+    if any(isinstance(value, (Text, Choice)) for value in formula.values):
+        return False
+    return any(same(one, other) for one in words.products for other in formula.values)
 
 
 def _squeezed(text: str) -> str:
@@ -85,8 +94,10 @@ def _same_scalar(gold: Scalar, answer: Scalar) -> bool:
 def _same_node(gold: nodes.Node, answer: nodes.Node) -> bool:
     if gold.latex == answer.latex:
         return True
+    if gold.is_matrix != answer.is_matrix:
+        return False
     if gold.matrix is not None and answer.matrix is not None:
-        if len(gold.matrix) != len(answer.matrix) or len(gold.matrix[0]) != len(answer.matrix[0]):
+        if nodes.shape(gold) != nodes.shape(answer):
             return False
         pairs = [pair for rows in zip(gold.matrix, answer.matrix, strict=True) for pair in zip(*rows, strict=True)]
         return all(_same_node(one, other) for one, other in pairs)

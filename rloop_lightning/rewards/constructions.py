@@ -108,9 +108,4 @@ def matrix(parser: Parser, environment: str) -> Node:
         rows.pop()
     if len({len(row) for row in rows}) != 1 or sum(map(len, rows)) > _MAX_ENTRIES:
         raise UnreadableError("the shape of a matrix")
-    entries = tuple(tuple(parser.other(entry) for entry in row) for row in rows)
-    latex = r"\\".join("&".join(node.latex for node in row) for row in entries)
-    node = nodes.built(
-        rf"\begin{{pmatrix}}{latex}\end{{pmatrix}}", nodes.ATOM, *(entry for row in entries for entry in row)
-    )
-    return replace(node, matrix=entries)
+    return nodes.matrix([[parser.other(entry) for entry in row] for row in rows])

@@ -13,7 +13,7 @@ from fractions import Fraction
 from functools import cache, lru_cache
 
 from rloop_lightning.rewards.base import Reward
-from rloop_lightning.rewards.extraction import last_box
+from rloop_lightning.rewards.boxes import last_box
 from rloop_lightning.types import Problem
 
 _LATEX_OPERATORS = ((r"\times", "*"), (r"\cdot", "*"), (r"\div", "/"))

@@ -17,14 +17,13 @@ import sys
 from bisect import bisect_right
 from typing import Literal
 
+from rloop_lightning.rewards.boxes import boxed, boxes
+from rloop_lightning.rewards.cursor import CLOSING
 from rloop_lightning.rewards.spelling import words
+from rloop_lightning.rewards.units import CHANGING
 
 Extract = Literal["auto", "box", "last"]
 
-_BOX = r"\boxed{"
-_BOX_OR_BRACE = re.compile(
-    r"(\\{1,4}(?:boxed|fbox|framebox)\s*\{|(?<![\\A-Za-z])boxed\{)|\\{1,4}boxed\s{0,4}([0-9A-Za-z])|\\[{}]|[{}]"
-)
 _THINK_END, _THINK = "</think>", "<think>"
 _ANSWER_TAG = re.compile(r"<answer>(.*?)(?:</answer>|\Z)", re.DOTALL | re.IGNORECASE)
 _ANSWER = re.compile(
@@ -37,7 +36,7 @@ _ANSWER = re.compile(
 _CORRECTED = re.compile(r"final answer is\s*:?\s*([^\n]{1,400}?)\.?\s*I hope it is correct", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"\s*I hope|<\||\.(?=\s)|。|(?<=[.!?])\s*$")
 # Marks that precede an answer on its line; the last one counts.
-_MARK = re.compile(r"####|:|=|\bis\b|\uff1a|是")
+_MARK = re.compile(r"####|(?<!\d):|:(?!\d)|=|\bis\b|\uff1a|是")
 _MATH = re.compile(
     r"\$\$(?P<a>[^$]+)\$\$|(?<!\\)\$(?P<b>(?:\\\$|[^$\n])+)(?<!\\)\$|\\\((?P<c>(?:[^\\]|\\(?![()]))+)\\\)"
     r"|\\\[(?P<d>(?:[^\\]|\\(?![\[\]]))+)\\\]"
@@ -46,11 +45,11 @@ _ONE_FORMULA = re.compile(r"\$[^$]+\$")
 _MINUS = "-\u2212"
 _AMOUNT = r"(?:\d{1,3}(?:[, \u00a0\u2009\u202f']\d{3})+(?!\d)(?:\.\d+)?|\d+(?:[.,]\d+)?(?:[eE][-+]?\d+)?|\.\d+)"
 _NUMBER = re.compile(
-    rf"(?<![A-Za-z0-9_.])(?:(?<![\d)])[{_MINUS}\u2013])?[$€£¥]?{_AMOUNT}"
+    rf"(?<![A-Za-z0-9_.^])(?<!\^\{{)(?:(?<![\d)])[{_MINUS}\u2013])?[$€£¥]?{_AMOUNT}"
     r"(?:(?<=\d)[ ]\d+/\d+(?![\d/]))?(?:\s?/\s?\d+(?![\d/]))?"
     r"(?:\s?(?:%|\\%|percent\b|pct\b))?"
 )
-_QUANTITY = re.compile(rf"\s*({_AMOUNT})\s?(?:[$€£¥](?![^$]*\$)|[ckmd]?m[²³](?!\w))")
+_QUANTITY = re.compile(rf"\s*({_AMOUNT})\s?(?:[$€£¥](?![^$]*\$)|[ckmd]?m(?:[²³]|\^\{{?[23]\}}?)(?!\w))")
 _FORMULA = re.compile(r"[-+]?(?:√|π|∞|[¼-¾⅐-⅞])\w*|\d*\s?(?:√\w+|π|[¼-¾⅐-⅞])")
 _WORDS = re.compile(r"(?<![\\a-zA-Z{0-9])[a-zA-Z]{2,}|[\u4e00-\u9fff]")
 _NO_WORDS = words(
@@ -58,9 +57,27 @@ _NO_WORDS = words(
 )
 _CHOICE = re.compile(r"[\s*_]*(?:(?:option|choice)\s+)?(\(?[A-J]\)?)(?=[\s.,:;*_)]|$)(?!\s*[-+=/*^])(?!\s+[a-z])")
 _HEDGED = re.compile(r"\d[^\n]{0,40}?\b(?:or|maybe|perhaps|possibly)\b[^\n]{0,40}?\d|\beither\b", re.IGNORECASE)
+# The mathematics around a number in a sentence, such as 2√5 in "2√5 meters".
+_RUN = re.compile(
+    r"(?:[\d.,:%+\-\u2212\u2013*/^=\u00d7\u00b7\u00f7√π∞!|<>≤≥°$€£¥()\[\]{}\s]|[¼-¾⅐-⅞]|\\[a-zA-Z]+"
+    r"|(?<![a-zA-Z])(?:sqrt|pi|sin|cos|tan|log|ln|exp|percent|pct)(?![a-zA-Z])|(?<![a-zA-Z])[a-zA-Z](?=\s?=)"
+    r"|(?<=\d\s)x(?=\s\d))+"
+)
+# What stands before or behind a number and makes it another one, or one of several.
+_ALTERED_BEFORE = re.compile(
+    r"\b(?:negative|minus|not|isn't|(?:half|third|quarter|tenth|root|square|cube|multiple|fraction|percent) of"
+    r"|twice|double|triple|\d\s*(?:,|,?\s*(?:and|or))(?:\s*[a-z](?:_?\d)?\s*=)?)\s*$",
+    re.IGNORECASE,
+)
+_ALTERED_BEHIND = re.compile(
+    rf"\s*\(?(?:{'|'.join(sorted(CHANGING))})\b|\s*(?:[a-z]+\s*)?,?\s*\b(?:and|or|to)\s+(?:[a-z]\s*=\s*)?[-$]?\d"
+    r"|\s*(?:hours?|minutes?|days?|weeks?|months?|years?|feet|foot|ft|yards?|pounds?|lbs?|dollars?)\s+\d",
+    re.IGNORECASE,
+)
 _MAX_TAIL = 10_000  # characters at the end of a text in which its last number is looked for
-_MAX_GAP = 60  # characters between two boxes of a row
-_GAP_WORDS = re.compile(r"\b(?:and|or)\b", re.IGNORECASE)
+_MATHEMATICS = re.compile(r"[\d$\\√π∞¼-¾⅐-⅞]")  # no answer in words has these
+_MAX_WORDS = 4  # of an answer in words
+_BESIDE = 60  # characters beside a number that can alter it
 
 
 def extract(text: str, mode: Extract = "auto") -> str | None:
@@ -80,73 +97,15 @@ def extract(text: str, mode: Extract = "auto") -> str | None:
         tags = _ANSWER_TAG.findall(text) if "<answer>" in text.lower() else []
         if tags:
             text = tags[-1]
-            if not _boxed(text) and not _has_words(text):
+            if not boxed(text) and (not _has_words(text) or _CHOICE.match(text) or not _MATHEMATICS.search(text)):
                 return text.strip() or None
-    boxed = _boxed(text)
-    corrected = list(_CORRECTED.finditer(text)) if mode == "auto" and boxed else []
-    if corrected and corrected[-1].start() > _boxes(text)[-1][0]:
+    row = boxed(text)
+    corrected = list(_CORRECTED.finditer(text)) if mode == "auto" and row else []
+    if corrected and corrected[-1].start() > boxes(text)[-1][0]:
         return corrected[-1].group(1)
-    if boxed or mode == "box":
-        return boxed[-1] if boxed else None
+    if row or mode == "box":
+        return row[-1] if row else None
     return _stated(text)
-
-
-def _boxed(text: str) -> list[str | None]:
-    """What the last row of boxes contains, as a list of one; [None] if the last box isn't closed, [] without a box."""
-    boxes = _boxes(text)
-    if not boxes:
-        return []
-    if boxes[-1][1] is None:
-        return [None]
-    row: list[tuple[int, int, str]] = []
-    for start, end, content in reversed(boxes):
-        if end is None or (row and not _joins(text[end : row[0][0]])):
-            break
-        row.insert(0, (start, end, content))
-    return [" , ".join(dict.fromkeys(content.strip() for _, _, content in row))]
-
-
-def _boxes(text: str) -> list[tuple[int, int | None, str]]:
-    """Start, end and content of each box that is not in another, in order; the end of one that isn't closed is None."""
-    opened: list[tuple[int, int] | None] = []  # the open braces: of a box, its start and where its content begins
-    boxes: list[tuple[int, int | None, str]] = []
-    for found in _BOX_OR_BRACE.finditer(text):
-        mark = found.group()
-        if found.group(1):
-            opened.append((found.start(), found.end()))
-        elif found.group(2):
-            boxes.append((found.start(), found.end(), found.group(2)))
-        elif mark == "{":
-            opened.append(None)
-        elif mark == "}" and opened:
-            box = opened.pop()
-            if box is not None:
-                while boxes and boxes[-1][0] > box[0]:
-                    boxes.pop()  # a box in a box
-                boxes.append((box[0], found.end(), text[box[1] : found.start()]))
-    boxes += [(box[0], None, "") for box in opened if box is not None]
-    return sorted(boxes, key=lambda box: box[0])
-
-
-def _joins(gap: str) -> bool:
-    """Whether what stands between two boxes makes them one answer."""
-    if len(gap) > _MAX_GAP or "\n" in gap.strip(" ") or ". " in gap:
-        return False
-    found = list(_WORDS.findall(re.sub(r"\\(?:text|quad|qquad)\b", " ", gap)))
-    return not found or _GAP_WORDS.search(gap) is not None
-
-
-def last_box(text: str) -> str | None:
-    """The content of the last `\\boxed{}`; None if there is none or its braces don't balance."""
-    start = text.rfind(_BOX)
-    if start < 0:
-        return None
-    depth = 1
-    for brace in re.finditer(r"[{}]", text[start + len(_BOX) :]):
-        depth += 1 if brace.group() == "{" else -1
-        if depth == 0:
-            return text[start + len(_BOX) :][: brace.start()]
-    return None
 
 
 def _stated(text: str) -> str | None:
@@ -163,6 +122,10 @@ def _stated(text: str) -> str | None:
         answer = _in_sentence(_SENTENCE_END.split(line[:_MAX_TAIL], maxsplit=1)[0])
         if answer is not None:
             return answer
+        said = _SENTENCE_END.split(line[:_MAX_TAIL], maxsplit=1)[0].strip(" *_")
+        few = len(said.split()) <= _MAX_WORDS or marks[-1].group() == "####"
+        if said and few and not _MATHEMATICS.search(rest):
+            return said
     return last_answer(text)
 
 
@@ -209,14 +172,14 @@ def last_answer(text: str, first: bool = False) -> str | None:
         if amount:
             return amount.group(1)
         if answer and not _has_words(answer):
-            return answer
+            return line if _altered(line, mark.end(), len(line)) else answer
     formulas = [found for found in _MATH.finditer(text) if not _is_prose(found)]
     inside = [(found.start(), found.end()) for found in formulas]
     numbers = [
         found for pattern in (_NUMBER, _FORMULA) for found in pattern.finditer(text) if not _within(found, inside)
     ]
     if first and numbers and not formulas:
-        return min(numbers, key=lambda found: found.start()).group().replace("$", "").strip()
+        return _around(min(numbers, key=lambda found: found.start()), text)
     candidates = sorted([*formulas, *numbers], key=lambda found: (found.end(), -found.start()))
     if not candidates:
         return None
@@ -224,7 +187,27 @@ def last_answer(text: str, first: bool = False) -> str | None:
     if last in formulas:
         percent = re.match(r"\s*(?:%|percent\b|pct\b)", text[last.end() :])
         return _row(text, formulas) + (r"\%" if percent else "")
-    return last.group().replace("$", "").rstrip(",").strip()
+    return line if _altered(text, last.start(), last.end()) else last.group().replace("$", "").rstrip(",").strip()
+
+
+def _around(number: re.Match[str], text: str) -> str:
+    """The mathematics around the first number of a sentence, behind its last `=`; the sentence if words alter it."""
+    run = next(found for found in _RUN.finditer(text) if found.start() <= number.start() < found.end())
+    behind = run.group().rindex("=") + 1 if "=" in run.group() else 0
+    part = run.group()[behind:]
+    answer = part.strip(" \n\t,.;:").rstrip(" +-*/^=([{<,.:\u2212\u2013").replace("$", "").strip()
+    if answer[:1] in CLOSING and answer.count(answer[0]) > answer.count(CLOSING[answer[0]]):
+        answer = answer[1:]  # (5 apples)
+    start = run.start() + behind + len(part) - len(part.lstrip())
+    if not any(map(str.isdigit, answer)) or _altered(text, start, start + len(part.strip())):
+        return text
+    return answer
+
+
+def _altered(text: str, start: int, end: int) -> bool:
+    """Whether words around a number make it another, such as "negative" and "million", or one of several."""
+    before, behind = text[max(0, start - _BESIDE) : start], text[end : end + _BESIDE]
+    return bool(_ALTERED_BEFORE.search(before) or _ALTERED_BEHIND.match(behind))
 
 
 def _within(found: re.Match[str], spans: list[tuple[int, int]]) -> bool:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
+from functools import reduce
 
 from rloop_lightning.rewards import nodes
 from rloop_lightning.rewards.constructions import MATRICES, function, matrix, root, series
@@ -70,7 +71,7 @@ class Parser(Cursor):
                 node = nodes.divide(node, self.signed())
             elif self.begins_factor():
                 raised = (last.text == "}" and self._closes_exponent()) or self._follows_exponent()
-                if self.here is not None and self.here.kind == "number" and not raised:
+                if self.here is not None and self.here.kind == "number" and not (raised or self._begins_power(last)):
                     raise UnreadableError("a number behind another factor, without a sign between them")
                 node = nodes.multiply(node, self.power())
             else:
@@ -79,6 +80,13 @@ class Parser(Cursor):
     def _follows_exponent(self) -> bool:
         before = self.tokens[self.position - 2] if self.position >= 2 else None
         return before is not None and before.text == "^" and bool(self.here and self.here.spaced)
+
+    def _begins_power(self, last: Token) -> bool:
+        """Whether the number here is the base of a power behind a name or a bracket: n2^{n-1}, but not x_1 2."""
+        above = self.ahead(1)
+        return (
+            above is not None and above.text == "^" and (last.kind in ("name", "word") or last.text in (")", "}", "!"))
+        )
 
     def _closes_exponent(self) -> bool:
         depth = 0
@@ -154,13 +162,8 @@ class Parser(Cursor):
             return self._number(token)
         if token.kind == "name":
             return self._name(token.text)
-        if token.kind == "word" and len(token.text) <= 4 and not self.sees("_"):
-            node = nodes.name(token.text[0])
-            for letter in token.text[1:]:
-                node = nodes.multiply(node, nodes.name(letter))
-            if self.sees("^"):  # xy^2
-                return self._last_letter_raised(token.text)
-            return node
+        if token.kind == "word" and len(token.text) <= 4:
+            return self._letters(token.text)
         if token.kind == "command":
             return self._command(token.text)
         if token.text in CLOSING and token.kind == "sign":
@@ -173,12 +176,12 @@ class Parser(Cursor):
             return nodes.bracketed("|", node, "|")
         raise UnreadableError(f"{token.text[:20]!a}")
 
-    def _last_letter_raised(self, word: str) -> Node:
-        self.expect("^")
-        node = nodes.power(nodes.name(word[-1]), self.exponent())
-        for letter in reversed(word[:-1]):
-            node = nodes.multiply(nodes.name(letter), node)
-        return node
+    def _letters(self, word: str) -> Node:
+        """The product of letters; an index or an exponent belongs to the last one: mv_0^2."""
+        factors = [*map(nodes.name, word[:-1]), self._name(word[-1])]
+        if self.takes("^"):
+            factors[-1] = nodes.power(factors[-1], self.exponent())
+        return reduce(nodes.multiply, factors)
 
     def bracket(self, opening: str) -> Node:
         bars, self.bars = self.bars, 0

@@ -10,7 +10,7 @@ from fractions import Fraction
 from rloop_lightning.rewards import nodes
 from rloop_lightning.rewards.grammar import parse
 from rloop_lightning.rewards.tokens import CURRENCIES, FUNCTIONS, Token, UnreadableError
-from rloop_lightning.rewards.units import MULTIPLIERS, is_unit_letter, is_unit_text, is_unit_word, unit
+from rloop_lightning.rewards.units import MULTIPLIERS, is_product_too, is_unit_letter, is_unit_text, is_unit_word, unit
 from rloop_lightning.rewards.values import BaseNumber, Group, Relation, Scalar, Union, Value
 
 Parts = Sequence[list[Token]]
@@ -57,7 +57,7 @@ def read_item(tokens: list[Token], read_items: ReadItems) -> Value:
     if len(sides) > 1 and not sides[0]:
         return read_item(sides[1], read_items)
     if len(sides) > 1:  # 1/3 ~ 0.333 is 1/3, but x ~ 11 is 11
-        named = _NAMED.fullmatch(_joined(sides[0]))
+        named = _name_of(sides[0])  # but not pi
         equation = [*sides[0], Token("sign", "="), *sides[1]]
         return read_item(equation if named else sides[0], read_items)
     sides = split(tokens, ("=",))
@@ -177,7 +177,7 @@ def _ratio(parts: Parts) -> Value:
 def _base_number(tokens: Sequence[Token]) -> BaseNumber | None:
     """`1010_2`, `1A3_{16}`."""
     texts = [token.text for token in tokens]
-    if texts[0] == "-":
+    if texts[:1] == ["-"]:
         found = _base_number(tokens[1:])
         return found and BaseNumber(-found.value, found.base)
     at = texts.index("_") if "_" in texts[1:] else 0
@@ -227,10 +227,17 @@ def _unit_begins(tokens: Sequence[Token]) -> int:
     """Where the unit begins; the number of tokens if there is none. Degrees of an angle in a function are no unit."""
     if any(token.kind == "command" and token.text in FUNCTIONS for token in tokens) and tokens[-1].text == "degree":
         return len(tokens)
+    depth, variables = 0, False
     for at in range(1, len(tokens)):
         first, before = tokens[at], tokens[at - 1]
+        depth += (before.kind == "sign") * ((before.text in _OPEN) - (before.text in _CLOSE))
+        variables |= before.kind == "word" or (before.kind == "name" and before.text not in nodes.CONSTANTS)
         if _is_rate(tokens[at:]):
             return at
+        if depth > 0 or (first.kind == "word" and is_product_too(first.text) and variables):
+            continue  # m + n - 2nm
+        if first.kind == "word" and before.text.startswith("\\") and is_product_too(first.text):
+            first = replace(first, spaced=False)  # 2\pi hr has to have its space
         if before.kind in ("number", "name", "word") or before.text in ("}", ")", "]", "!", "|", "%", r"\%", "degree"):
             rest = zip(tokens[at:], tokens[at + 1 :], strict=False)
             if _begins_unit(first) and all(_continues_unit(token, earlier) for earlier, token in rest):

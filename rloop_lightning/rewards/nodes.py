@@ -9,7 +9,8 @@ Rational arithmetic is done here, with limits that are checked before anything i
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 
@@ -43,6 +44,11 @@ class Node:
     matrix: tuple[tuple[Node, ...], ...] | None = None
     names: frozenset[str] = frozenset()
     height: int = 0
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it is a matrix, or a product of matrices, which is not multiplied out."""
+        return "{pmatrix}" in self.latex
 
     def at(self, level: int) -> str:
         """The LaTeX of this node as an operand of an operator that binds at `level`."""
@@ -86,6 +92,8 @@ def built(latex: str, level: int, *operands: Node, nested: bool = False) -> Node
 def negative(node: Node) -> Node:
     if node.value is not None:
         return rational(-node.value, _negative_literal(node.literal))
+    if node.matrix is not None:
+        return matrix([[negative(entry) for entry in row] for row in node.matrix])
     return built(f"-{node.at(PRODUCT)}", SUM, node)
 
 
@@ -96,12 +104,18 @@ def _negative_literal(literal: Number | None) -> Number | None:
 def add(first: Node, second: Node, sign: str) -> Node:
     if first.value is not None and second.value is not None:
         return rational(first.value + second.value if sign == "+" else first.value - second.value)
+    if first.matrix is not None and second.matrix is not None and shape(first) == shape(second):
+        rows = [zip(one, other, strict=True) for one, other in zip(first.matrix, second.matrix, strict=True)]
+        return matrix([[add(one, other, sign) for one, other in row] for row in rows])
     return built(f"{first.latex}{sign}{second.at(PRODUCT)}", SUM, first, second)
 
 
 def multiply(first: Node, second: Node) -> Node:
     if first.value is not None and second.value is not None:
         return rational(first.value * second.value, _scientific(first.literal, second.value))
+    for factor, entries in ((first, second.matrix), (second, first.matrix)):
+        if entries is not None and not factor.is_matrix:
+            return matrix([[multiply(factor, entry) for entry in row] for row in entries])
     return built(rf"{first.at(PRODUCT)}\cdot {second.at(POWER)}", PRODUCT, first, second)
 
 
@@ -120,7 +134,25 @@ def divide(first: Node, second: Node) -> Node:
         raise UnreadableError("a division by zero")
     if first.value is not None and second.value is not None:
         return rational(first.value / second.value)
+    if second.is_matrix:
+        raise UnreadableError("a division by a matrix")
+    if first.matrix is not None:
+        return matrix([[divide(entry, second) for entry in row] for row in first.matrix])
     return built(rf"\frac{{{first.latex}}}{{{second.latex}}}", PRODUCT, first, second)
+
+
+def matrix(rows: Sequence[Sequence[Node]]) -> Node:
+    """A matrix by its entries."""
+    if any(entry.is_matrix for row in rows for entry in row):
+        raise UnreadableError("a matrix in a matrix")
+    latex = r"\\".join("&".join(node.latex for node in row) for row in rows)
+    node = built(rf"\begin{{pmatrix}}{latex}\end{{pmatrix}}", ATOM, *(entry for row in rows for entry in row))
+    return replace(node, matrix=tuple(map(tuple, rows)))
+
+
+def shape(node: Node) -> tuple[int, int]:
+    """The numbers of rows and columns of a matrix that is written out; zeros for anything else."""
+    return (len(node.matrix), len(node.matrix[0])) if node.matrix else (0, 0)
 
 
 def power(base: Node, exponent: Node) -> Node:

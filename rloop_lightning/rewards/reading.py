@@ -14,7 +14,7 @@ from functools import lru_cache
 from rloop_lightning.rewards.items import Parts, read_item, split
 from rloop_lightning.rewards.spelling import normalise, words
 from rloop_lightning.rewards.tokens import Token, UnreadableError, tokenize
-from rloop_lightning.rewards.units import is_unit_text
+from rloop_lightning.rewards.units import is_product_too, is_unit_text
 from rloop_lightning.rewards.values import Choice, Group, Reading, Relation, Text, Value
 
 MAX_CHARACTERS = 4_000
@@ -43,10 +43,13 @@ def read(text: str) -> Reading:
     if not spelled:
         return Reading("", (), "empty")
     values: list[Value] = []
+    products: list[Value] = []
     problem = ""
     for candidate in _candidates(spelled):
         try:
-            values += _read_tokens(tokenize(candidate))
+            tokens = tokenize(candidate)
+            values += _read_tokens(tokens)
+            products += _products(tokens)
         except (UnreadableError, ArithmeticError, RecursionError) as error:
             problem = problem or str(error) or "too deeply nested"
     if not values and spelled.count("=") > 1 and not _SEVERAL.search(spelled):
@@ -56,7 +59,7 @@ def read(text: str) -> Reading:
             ends = read(f"{first}={last}")
             differ = any(isinstance(value, Relation) and not value.name for value in ends.values)
             return replace(read(last) if differ else ends, text=spelled)
-    return Reading(spelled, tuple(dict.fromkeys(values)), "" if values else problem)
+    return Reading(spelled, tuple(dict.fromkeys(values)), "" if values else problem, tuple(products))
 
 
 def _undecorated(text: str) -> str:
@@ -112,7 +115,19 @@ def _read_tokens(tokens: list[Token]) -> list[Value]:
     except UnreadableError:
         if not values:
             raise
+    if any(token.kind == "word" and is_product_too(token.text) for token in tokens):
+        with contextlib.suppress(UnreadableError):
+            values.append(read_list(_with_products(tokens)))  # 2km can be 2mk
     return values
+
+
+def _with_products(tokens: list[Token]) -> list[Token]:
+    """The tokens with the letters of short units as names of variables."""
+    found: list[Token] = []
+    for token in tokens:
+        product = token.kind == "word" and is_product_too(token.text)
+        found += [Token("name", letter) for letter in token.text] if product else [token]
+    return found
 
 
 def _closes(tokens: list[Token]) -> int:
@@ -143,6 +158,15 @@ def _readings_of_text(tokens: list[Token]) -> list[Value]:
             values.append(read_list(tokens))  # xy is a product too
     choice = _choice(tokens)
     return [choice, *values] if choice is not None else values
+
+
+def _products(tokens: list[Token]) -> list[Value]:
+    """The product that words of up to four letters can be, such as `nRT` and `-mgh/2`."""
+    if not _is_text(tokens) or any(t.kind == "text" or (t.kind == "word" and len(t.text) > 4) for t in tokens):
+        return []
+    with contextlib.suppress(UnreadableError):
+        return [read_list(tokens)]
+    return []
 
 
 def _can_be_product(word: str) -> bool:

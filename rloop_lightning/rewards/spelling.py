@@ -91,7 +91,9 @@ RULES: tuple[tuple[re.Pattern[str], str, str], ...] = tuple(
         (r"\\rbrace(?![a-zA-Z])", r"\\}", r"1\rbrace"),
         (r"\\lbrack(?![a-zA-Z])", "[", r"\lbrack 0,1)"),
         (r"\\rbrack(?![a-zA-Z])", "]", r"(0,1\rbrack"),
+        (r"\{([^{}\\]*)\\over(?![a-zA-Z])([^{}\\]*)\}", r"{\\frac{\1}{\2}}", r"{3 \over 4}"),
         (r"\*\*(?=\s*[-(\w{])", "^", "x**2"),
+        (r"(?<=\d)\s*([apAP])\.\s?[mM]\b\.?", r"\\text{ \1m}", "9:30 a.m."),
     )
 )  # fmt: skip
 _PRICE = re.compile(r"^(-?)\$(?=\s?\.?\d)")

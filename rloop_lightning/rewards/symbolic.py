@@ -1,13 +1,14 @@
 r"""Compares expressions in canonical LaTeX (nodes.py): Math-Verify's parser makes them sympy expressions.
 
-Two expressions that differ at a random point are different. Two that agree to 90 digits at every point are equal,
-unless a part of them is so small that 90 digits don't show it. Then, and where they
+Two expressions that differ at a random point are different. Two that agree to 90 digits at every point where both are
+real are equal, unless a part of them is so small that 90 digits don't show it. Then, and where they
 can't be evaluated, Math-Verify decides.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
@@ -23,7 +24,11 @@ _DIGITS = 130
 _AGREEMENT = sympy.Float(10, 20) ** -90
 _ZERO = sympy.Float(10, 20) ** -60
 _SMALL, _LARGE = 1e-25, 1e25
-_POINTS: tuple[tuple[int, ...], ...] = ((613, 877, 1231, 1543), (1447, 739, 571, 1103), (-857, 1301, -673, 1187))
+_BLURRING = 1e40  # a number of this size leaves 90 of 130 digits to its neighbours
+# Sizes of the variables at each point: |x - 100| has two branches, and arcsin ends at 1. At the first points all
+# variables are positive, as in roots and logarithms; at the other eight, they have signs.
+_SIZES = ((0.3, 1), (0.3, 1), (1, 3), (3, 20), (20, 100), (100, 200), (1000, 3000))
+_SIGNED_SIZES = ((1, 3), (0.3, 1), (0.3, 1), (20, 200), (0.3, 1), (20, 200), (3, 20), (20, 200))
 _I = sympy.Symbol("i", real=True)
 
 
@@ -54,11 +59,13 @@ def equal(first: Node, second: Node) -> bool:
     if a == b:
         return True
     imaginary = "i" in (first.latex + second.latex).replace(r"\pi", "").replace("sin", "")
-    pairs = [(at(a, point), at(b, point)) for point in _points([a, b])]
-    known = [(x, y) for x, y in pairs if _defined(x, imaginary) and _defined(y, imaginary)]
-    if not all(_agree(x, y) for x, y in known):
-        return False
-    if len(known) >= min(2, len(pairs)) and not _hides(a) and not _hides(b):
+    agreeing = 0
+    for x, y, point in _values(a, b, imaginary):
+        if _agree(x, y):
+            agreeing += 1
+        elif not _blurs(a, point) and not _blurs(b, point):
+            return False
+    if agreeing >= (2 if a.free_symbols | b.free_symbols else 1) and not _hides(a) and not _hides(b):
         return True
     return bool(sympy_symbolic_eq(a, b))
 
@@ -77,11 +84,14 @@ def proportional(first: Sequence[Node], second: Sequence[Node], positive: bool) 
     b = expression(second[0].latex) - expression(second[1].latex)
     if a.free_symbols != b.free_symbols or not a.free_symbols or _hides(a) or _hides(b):
         return False
-    factors = [(at(a, point), at(b, point)) for point in _points([a, b])]
-    known = [x / y for x, y in factors if _defined(x, False) and _defined(y, False) and abs(y) > _ZERO]
-    if len(known) < 2 or abs(known[0]) < _ZERO or (positive and known[0] < 0):
-        return False
-    return all(_agree(known[0], factor) for factor in known[1:])
+    known: list[Any] = []
+    for x, y, point in _values(a, b, imaginary=False):
+        if abs(y) <= _ZERO or _blurs(a, point) or _blurs(b, point):
+            continue
+        known.append(x / y)
+        if abs(known[0]) < _ZERO or (positive and known[0] < 0) or not _agree(known[0], known[-1]):
+            return False
+    return len(known) >= 2
 
 
 def number(node: Node, digits: int = 60) -> Fraction | None:
@@ -96,22 +106,46 @@ def number(node: Node, digits: int = 60) -> Fraction | None:
     return Fraction(*map(int, sympy.Rational(value).as_numer_denom()))
 
 
+def _values(first: Any, second: Any, imaginary: bool) -> Iterator[tuple[Any, Any, dict[Any, Any]]]:
+    """The values of two expressions at each point where both are defined, with the point, one after the other."""
+    for point in _points((first, second)):
+        x, y = at(first, point), at(second, point)
+        if _defined(x, imaginary) and _defined(y, imaginary) and _real_roots((first, second), point):
+            yield x, y, point
+
+
 def _points(expressions: Sequence[Any]) -> list[dict[Any, Any]]:
     symbols = sorted(set().union(*(e.free_symbols for e in expressions)), key=str)
     if not symbols:
         return [{}]
-    points = []
-    for seeds in _POINTS:
-        values = [sympy.Float(seeds[i % 4], _DIGITS) / (991 + 2 * i * i) for i in range(len(symbols))]
-        points.append(dict(zip(symbols, values, strict=True)))
-    return points
+    coordinates = zip(*map(_coordinates, range(len(symbols))), strict=True)
+    points = [dict(zip(symbols, values, strict=True)) for values in coordinates]
+    # A sum without a closed form takes seconds at a negative point, and Math-Verify decides about it anyway.
+    return points[:2] if any(e.has(sympy.Sum, sympy.Product) for e in expressions) else points
+
+
+@lru_cache(maxsize=256)
+def _coordinates(variable: int) -> tuple[Any, ...]:
+    """The values of a variable, given by its number, at all points. Every two of seven variables have all signs."""
+    generator = random.Random(variable)
+    sizes = [generator.uniform(*limits) for limits in (*_SIZES, *_SIGNED_SIZES)]
+    column = variable % 7 + 1
+    signs = [1] * len(_SIZES) + [(-1) ** (row & column).bit_count() for row in range(len(_SIGNED_SIZES))]
+    return tuple(sympy.Float(sign * size, _DIGITS) for sign, size in zip(signs, sizes, strict=True))
+
+
+def _real_roots(expressions: Sequence[Any], point: dict[Any, Any]) -> bool:
+    r"""Whether no root of a negative number is in the expressions: \sqrt{x}\sqrt{y} is \sqrt{xy} only without one."""
+    roots = [part for e in expressions for part in e.atoms(sympy.Pow) if part.free_symbols and not part.exp.is_integer]
+    bases = [at(root.base, point, 15) for root in roots if root.base.free_symbols]
+    return not any(base.is_negative for base in bases)
 
 
 def at(expression: Any, point: dict[Any, Any], digits: int = _DIGITS) -> Any:
     """The expression's value at a point, a sympy number; NaN if it can't be evaluated."""
     try:
         return expression.xreplace(point).evalf(digits)
-    except (ArithmeticError, AttributeError, TypeError, ValueError):
+    except (ArithmeticError, AttributeError, RecursionError, TypeError, ValueError):
         return sympy.nan
 
 
@@ -146,6 +180,14 @@ def _hides(expression: Any) -> bool:
         elif part.is_Function and not isinstance(part, _SMOOTH):
             return True
     return bool(expression.has(sympy.Sum, sympy.Product, sympy.Integral))
+
+
+def _blurs(expression: Any, point: dict[Any, Any]) -> bool:
+    """Whether a part is so large at a point that a difference between two values can be an error of rounding."""
+    if not isinstance(expression, sympy.Expr) or not point:
+        return False
+    sizes = (abs(at(part, point, 15)) for part in sympy.preorder_traversal(expression) if part.args)
+    return any(size > _BLURRING for size in sizes if size.is_Float or size.is_infinite)
 
 
 _SMOOTH = (

@@ -56,10 +56,9 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE | re.ASCII,
 )
-_GROUP = re.compile(r"\s*\{([^{}]*)\}")
+_GROUP = re.compile(r"\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")  # with up to two levels of braces in it
 _WORDS = re.compile(r"[A-Za-z]{2,}|[A-Za-z]\s*/\s*[A-Za-z]|\b[ap]\.\s?m\b")  # more than names of variables
-
-
+_SQUARE_METRE = re.compile(r"[mgsLNJWVK]\s*\^\s*\{?-?[1-3]\}?")
 _OPTION = re.compile(r"(?:option|choice|answer)\s*:?\s+\(?([A-Ja-j])\)?", re.IGNORECASE)
 
 
@@ -207,7 +206,9 @@ def _text(command: str, content: str, spaced: bool) -> list[Token]:
         return [Token("sign", "%", None, spaced)]
     if bare in FUNCTIONS:
         return [Token("command", bare, None, spaced)]
-    if not _WORDS.search(content) or content.startswith("\\"):
+    if _SQUARE_METRE.fullmatch(bare) and (command == "mathrm" or content.startswith(" ")):
+        return [Token("text", bare, None, spaced)]
+    if not _WORDS.search(content) or bare.startswith("\\"):
         if command in _BOLD and re.fullmatch(r"[A-Za-z]", bare):
             return [Token("name", rf"\vec{{{bare}}}", None, spaced)]
         upright = (command == "mathrm" and bare not in "msghLNJWVK") or (

@@ -24,31 +24,62 @@ _SHORT = words(
     "fan hat pig hen cow kid ways days cups eggs bags cars cats dogs pens rows sets toys kids boys pcs pts sq cu "
     "per of am pm oh"
 )
+_PRODUCTS = words("nm mg hr ms kw mw kv pa")  # without a space before them they are products, as in 2mg
 _LETTERS = words("m s g h t L l N J W V K C F A")  # with a space before, in \text
+# They change the number before them.
+CHANGING = words(
+    "times plus minus over mod modulo dozen dozens hundred hundreds thousand thousands million millions billion "
+    "billions trillion trillions lakh lakhs crore crores half halves third thirds quarter quarters fourth fourths "
+    "fifth fifths sixth sixths seventh sevenths eighth eighths ninth ninths tenth tenths hundredth hundredths "
+    "thousandth thousandths millionth millionths squared cubed factorial"
+)
+_COUNTED = words("times digits roots each")  # behind a number, with nothing behind them
+_SORTS = words("positive negative real even odd")  # of what was counted: 12 real solutions
 # They change what the number means, or say that there is more than one number.
-_FORBIDDEN = words(
+_FORBIDDEN = CHANGING | words(
     "if when where for and or to not no is are was be than less more least most only then else otherwise with "
-    "without times plus minus over mod modulo dozen dozens hundred hundreds thousand thousands million millions "
-    "billion billions trillion half halves third thirds quarter quarters fifth fifths tenth tenths squared cubed "
-    "factorial something some any all each every between from through except either neither both but even odd "
-    "positive negative infinity infinite undefined unknown real reals about approximately around "
+    "without something some any all each every between from through except either neither both but even odd "
+    "positive negative infinity infinite undefined unknown real reals about approximately around below under "
     "roughly nearly almost up digits base binary root roots remainder power x"
 )
 _FILLERS = frozenset(
-    {"long", "wide", "tall", "high", "deep", "old", "away", "left", "total", "altogether", "the", "a", "an", "of"}
+    {
+        "long",
+        "wide",
+        "tall",
+        "high",
+        "deep",
+        "old",
+        "away",
+        "left",
+        "total",
+        "altogether",
+        "the",
+        "a",
+        "an",
+        "of",
+        "each",
+    }
 )
 MULTIPLIERS = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_EXPONENT = re.compile(r"([a-z])\^(?:-?[1-3]|\{-?[1-3]\})(?![0-9])")
+_SQUARED = re.compile(r"\b([a-z]+)\s+(squared|cubed)\b")
 
 Unit = tuple[str, ...]  # its words, each in one spelling; with powers and slashes
 
 
 def is_unit_word(word: str, spaced: bool) -> bool:
     """Whether a word of plain letters behind a number can be a unit. Otherwise it can be a product of variables."""
-    if word.lower() in _FORBIDDEN:
+    if word.lower() in _FORBIDDEN or (word in _PRODUCTS and not spaced):
         return False
     if word in _SHORT or (word.lower() in _SHORT and len(word) > 1):
         return True
     return len(word) >= 4 and (word.islower() or word.istitle()) and (spaced or word.lower() in _SYNONYMS)
+
+
+def is_product_too(word: str) -> bool:
+    """Whether a unit's letters can be a product of variables as well."""
+    return word in _SHORT and len(word) in (2, 3)
 
 
 def is_unit_letter(letter: str) -> bool:
@@ -57,15 +88,30 @@ def is_unit_letter(letter: str) -> bool:
 
 def is_unit_text(text: str) -> bool:
     r"""Whether the content of a `\text{}` behind a number names a unit or what was counted."""
-    found = re.findall(r"[A-Za-z]+", text)
+    text = _EXPONENT.sub(r"\1", _with_exponents(text.lower()))
+    found = re.findall(r"[a-z]+", text)
+    if found[-1:] and found[-1] in _COUNTED and set(found[:-1]) <= _SORTS:
+        return True
+    if len(found) > 1 and found[0] in _SORTS:
+        found = found[1:]
     if not found or len(found) > 6 or re.search(r"[0-9=<>+(){}\[\]|;:,]", text):
         return False
-    return not any(word.lower() in _FORBIDDEN for word in found)
+    return not any(word in _FORBIDDEN for word in found)
+
+
+def _with_exponents(text: str) -> str:
+    """`cm squared` as `cm^2`."""
+    powers = {"squared": 2, "cubed": 3}
+    return _SQUARED.sub(lambda found: f"{found[1]}^{powers[found[2]]}" if _is_unit_name(found[1]) else found[0], text)
+
+
+def _is_unit_name(word: str) -> bool:
+    return word in _SHORT or word in _LETTERS or word in _SYNONYMS or word.removesuffix("s") in _SYNONYMS
 
 
 def unit(text: str) -> Unit:
     """The words of a unit in one spelling, sorted; `km per hour` and `kilometers/hour` give the same."""
-    text = re.sub(r"\bper\b", "/", text.lower().replace(".", "")).replace("\\", " ")
+    text = re.sub(r"\bper\b", "/", _with_exponents(text.lower()).replace(".", "")).replace("\\", " ")
     text = re.sub(r"\bsquare(?:d)?\s+([a-z]+)|\bsq\.?\s+([a-z]+)", lambda f: f"{f.group(1) or f.group(2)}^2", text)
     text = re.sub(r"\bcubic\s+([a-z]+)|\bcu\.?\s+([a-z]+)", lambda f: f"{f.group(1) or f.group(2)}^3", text)
     parts = re.findall(r"[a-z]+|[/]|\^\s*\{?\s*-?\d+\s*\}?", text)

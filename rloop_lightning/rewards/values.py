@@ -84,8 +84,10 @@ class Reading:
         text: the answer in its one spelling. Equal texts are equal answers, readable or not.
         values: its possible meanings; more than one if it is ambiguous, none if it is unreadable.
         problem: why it is unreadable, else empty.
+        products: what words such as `nRT` mean if the other answer is a product of variables.
     """
 
     text: str
     values: tuple[Value, ...] = ()
     problem: str = ""
+    products: tuple[Value, ...] = ()

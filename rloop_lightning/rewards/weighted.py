@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from rloop_lightning.rewards.base import Reward
-from rloop_lightning.rewards.extraction import last_box
+from rloop_lightning.rewards.boxes import last_box
 from rloop_lightning.rewards.verdict import GoldReading, Verdict
 from rloop_lightning.system.fields import NonNegativeInt, PositiveInt, check_fields
 from rloop_lightning.types import Problem, Scored

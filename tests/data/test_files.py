@@ -141,6 +141,7 @@ def test_a_broken_line_is_named(tmp_path: Path, content: bytes, expected: str) -
         ("a.json", b'{"a": 1}\n{"b": 2}', "name it .jsonl"),
         ("a.json", b'"text"', "expected a list of objects"),
         ("a.csv", b"problem,answer\n1,2\n1,2,3\n", "a.csv:3: 3 cells, the header has 2"),
+        ("a.csv", b"problem,answer,answer\n1,2,3\n", "a.csv:1: the header has the column 'answer' more than once"),
         ("a.csv", b'problem,answer\n"1,2\n', "a.csv:2: not valid CSV"),
         ("a.csv", b"problem,answer\n\xff,2\n", "not UTF-8"),
         ("a.csv", b"problem,answer\n1\n", "without a field 'answer'"),

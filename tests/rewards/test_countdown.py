@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rloop_lightning.rewards.boxes import last_box
 from rloop_lightning.rewards.countdown import CountdownReward
-from rloop_lightning.rewards.extraction import last_box
 from rloop_lightning.types import Problem, Scored
 
 

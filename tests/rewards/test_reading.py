@@ -4,6 +4,8 @@ import re
 
 import pytest
 from answer_cases import CASES
+from answer_expressions import EXPRESSIONS
+from answer_places import PLACES
 from answer_responses import RESPONSES
 from shared_data import shared_rows
 
@@ -19,9 +21,13 @@ def is_right(gold, response, mode="auto"):
     return answer is not None and equivalence.check((gold, answer)) == "right"
 
 
-@pytest.mark.parametrize("kind", CASES | RESPONSES)
+BOXED = {kind: [(gold, rf"\boxed{{{one}}}", right) for gold, one, right in rows] for kind, rows in EXPRESSIONS.items()}
+TABLES = CASES | RESPONSES | PLACES | BOXED
+
+
+@pytest.mark.parametrize("kind", TABLES)
 def test_siblings_of_each_kind(kind):
-    assert [case for case in (CASES | RESPONSES)[kind] if is_right(case[0], case[1]) != case[2]] == []
+    assert [case for case in TABLES[kind] if is_right(case[0], case[1]) != case[2]] == []
 
 
 def test_shared_answers_in_every_mode_that_applies():

@@ -1,0 +1,24 @@
+"""The points at which expressions are compared."""
+
+from itertools import combinations
+
+from rloop_lightning.rewards.symbolic import _coordinates
+
+VARIABLES = 7
+
+
+def test_every_two_variables_have_all_signs_and_both_orders() -> None:
+    """Otherwise |ab| would be ab, or |a - b| would be a - b, for two of them."""
+    for one, other in combinations(range(VARIABLES), 2):
+        values = list(zip(_coordinates(one), _coordinates(other), strict=True))
+        assert {(x > 0, y > 0) for x, y in values} == {(a, b) for a in (True, False) for b in (True, False)}
+        assert {x > y for x, y in values if x > 0 and y > 0} == {True, False}
+
+
+def test_every_variable_is_small_and_large_on_both_sides_of_zero() -> None:
+    for variable in range(VARIABLES):
+        sizes = sorted(map(float, _coordinates(variable)))
+        assert sizes[0] < -20
+        assert max(size for size in sizes if size < 0) > -1
+        assert sizes[-1] > 1000
+        assert sum(0 < size < 1 for size in sizes) >= 2  # the domain of an arcsine
