@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from rloop_lightning.algorithms.bfloat16 import rounding
 from rloop_lightning.algorithms.offload import offloading
 from rloop_lightning.model.adapter_packages import import_bitsandbytes, missing_bitsandbytes
+from rloop_lightning.system.terminal import one_line
 
 OPTIMIZERS: Mapping[str, str] = {
     "adamw": "torch.optim.AdamW",
@@ -173,6 +174,23 @@ def optimizer_faults(
         yield "beta1", f"and beta2 must keep their defaults with {name}, which takes no betas", betas
     if "weight_decay" not in arguments and weight_decay:
         yield "weight_decay", f"must be 0 with {name}, which takes none", weight_decay
+    elif options.keys() <= arguments and (fault := _trial(name, options, betas)):
+        field, value = ("optimizer_options", options) if options else ("optimizer", name)
+        yield field, f"can't be used: {name} raises {fault} in a step on two small tensors", value
+
+
+def _trial(name: str, options: Mapping[str, Any], betas: tuple[float, float]) -> str:
+    """What an optimizer raises when it is made and takes a step; empty if nothing. Those of bitsandbytes take none."""
+    weights = [nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(2))]
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    try:
+        optimizer = make_optimizer(name, weights, lr=1e-3, weight_decay=0.0, betas=betas, options=options)
+        if not is_of_bitsandbytes(name):
+            optimizer.step()
+    except Exception as error:  # of a class that is not ours
+        return one_line(f"{type(error).__name__}: {error}", limit=200)
+    return ""
 
 
 DEFAULT_BETAS = (0.9, 0.999)

@@ -71,6 +71,7 @@ class Arguments:
         resumable: whether the run of --resume can be read.
         undecided: groups whose class is unknown because of such an error.
         shows: the option that prints something and ends the program, with its value; None if none is given.
+        takes_preset: whether the settings are those of `preset`, since neither files nor a model are named.
     """
 
     swappable: Mapping[str, Swappable] = SWAPPABLE  # the swappable groups of the command
@@ -91,7 +92,9 @@ class Arguments:
             self._take(flag, value)
         if self._trusts and not self._of_runs:
             self.wrong.append(f"{TRUST} needs --resume RUN")
-        if self.preset and not self._names and not any(flag.startswith("--policy.model") for flag in self.flags):
+        names_model = any(flag.startswith("--policy.model") for flag in self.flags)
+        self.takes_preset = bool(self.preset) and not self._names and not names_model
+        if self.preset and self.takes_preset:
             self._names.append(self.preset)
         written = [(name, self._read_config(name)) for name in self._names]
         if not self._trusts:

@@ -54,7 +54,7 @@ def _compare(arguments: Sequence[str], signals: StopSignals) -> int:
     seeds = [int(seed) for seed in options.seeds or plan.seeds or DEFAULT_SEEDS]  # plain, for YAML
     arms = checked_arms(plan, of_runs, seeds[0])
     study = Study(
-        Path(options.out or default_out(plan)),
+        Path(options.out or default_out(plan)).expanduser(),
         [one.arm for one in arms],
         seeds,
         options.budget or plan.budget or "rollout_steps",

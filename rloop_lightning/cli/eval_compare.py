@@ -15,17 +15,20 @@ from jsonargparse import ArgumentParser
 from rloop_lightning.cli.arguments import UsageError, pairs
 from rloop_lightning.cli.parse_errors import parse
 from rloop_lightning.cli.stored_run_options import as_list
+from rloop_lightning.errors import DamagedError, StateError
 from rloop_lightning.evaluation.comparison import Comparison, compare_records, sets_of
 from rloop_lightning.run.evaluation_folder import EVALUATION_VERSION
 from rloop_lightning.run.evaluation_record import EvaluationRecord, changed_between, find_record
 from rloop_lightning.run.evaluation_results import interval_values, with_interval
 from rloop_lightning.system.fields import NonNegativeInt, PositiveInt
-from rloop_lightning.system.json_file import write_json
+from rloop_lightning.system.json_file import read_json, write_json
 from rloop_lightning.system.markdown import escaped, table
 from rloop_lightning.system.terminal import one_line
 
 USAGE = "rloop-eval compare A B [--sets SET,...] [--k 1,8] [--shown N] [--out FILE.json]"
 _LISTS = ("--sets", "--k")
+_KEYS = {"first", "second", "sets"}
+"""What the file of a comparison holds."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class CompareOptions:
         sets: the sets, as in test,ood; null takes all that both have.
         k: the values of k for pass@k, as in 1,8; null takes those of 1, 8 and 32 that both have enough rollouts for.
         shown: ids that are printed of the problems gained, and of those lost; 0 prints all. `--out` has all of them.
-        out: a JSON file to write.
+        out: a JSON file to write. It may exist if a comparison wrote it.
     """
 
     sets: list[str] | None = None
@@ -73,9 +76,8 @@ def compare(arguments: Sequence[str]) -> list[str]:
         raise UsageError(str(error)) from error
     if options.out is not None:
         sides = {"first": str(first.path), "second": str(second.path)}
-        write_json(
-            Path(options.out), {**sides, "sets": {one.name: _values(one) for one in found}}, version=EVALUATION_VERSION
-        )
+        values = {**sides, "sets": {one.name: _values(one) for one in found}}
+        write_json(Path(options.out).expanduser(), values, version=EVALUATION_VERSION)
     return [f"A: {first}", f"B: {second}", *(line for one in found for line in _lines(one, options.shown))]
 
 
@@ -108,9 +110,23 @@ def _parse(arguments: Sequence[str]) -> tuple[EvaluationRecord, EvaluationRecord
     if settings is None or wrong:
         raise UsageError("\n".join(dict.fromkeys(wrong)))
     options = CompareOptions(**{name: settings[name] for name in CompareOptions.__dataclass_fields__})
-    if options.out is not None and Path(options.out).suffix != ".json":
-        raise UsageError(f"--out {one_line(options.out, limit=200)}: the file must end in .json")
+    if options.out is not None and (fault := _place_fault(Path(options.out).expanduser())):
+        raise UsageError(f"--out {one_line(options.out, limit=200)}: {fault}")
     return records[0], records[1], options
+
+
+def _place_fault(out: Path) -> str:
+    if out.suffix != ".json":
+        return "the file must end in .json"
+    if out.is_dir():
+        return "it is a folder; give a file"
+    if not out.exists():
+        return ""
+    try:
+        values, _ = read_json(out, newest=EVALUATION_VERSION, checked_since=EVALUATION_VERSION)
+    except (DamagedError, StateError):
+        values = {}
+    return "" if values.keys() >= _KEYS else "it exists and is no comparison of rloop-eval; give another name"
 
 
 def _lines(found: Comparison, shown: int) -> Iterator[str]:

@@ -190,7 +190,9 @@ def _selected(source: ProblemSource, config: EvaluationConfig, reward: Any) -> P
     wrong = [
         f"--eval.sets: the data has no set {one_line(name)!r}, it has {has}" for name in names if name not in known
     ]
-    if not names:
+    if not names and known:
+        wrong.append(f"--eval.sets: name a set, or leave it out for all; the data has {has}")
+    elif not names:
         wrong.append("--data: it has no evaluation set; give files or data sets on the hub")
     if wrong:
         raise UsageError("\n".join(wrong))

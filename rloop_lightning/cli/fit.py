@@ -248,7 +248,7 @@ class RLoopCLI(LightningCLI):
         if named := self.config.resume or self.config.out:
             if is_url(named):
                 raise UsageError(f"--out {shown_url(named)}: give a URL on the command line, not in a settings file")
-            return RunClaim(RunFolder(Path(named)))
+            return RunClaim(RunFolder(Path(named).expanduser()))
         chosen = (self.choices[group].name.rpartition(".")[2].rstrip(">") for group in ("algo", "consolidate"))
         name = "-".join([time.strftime("%Y%m%d-%H%M%S"), *chosen])
         return RunClaim(RunFolder(Path("runs") / name), named=False)

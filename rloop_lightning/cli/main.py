@@ -25,6 +25,7 @@ from rloop_lightning.errors import DiagnosedError, PushError, RunFault, StateErr
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.rewards.workers import WorkerStartError
 from rloop_lightning.run.claim import RunClaim
+from rloop_lightning.run.folder import RunFolder
 from rloop_lightning.run.handover import push_final
 from rloop_lightning.run.loop import LoopRunner
 from rloop_lightning.run.mirror import UploadError
@@ -89,18 +90,27 @@ def _fit_in(arguments: Sequence[str], claim: RunClaim | None, debug: bool, signa
             if not cli.config.dry_run:
                 cli.join(job)
             runner, policy = cli.prepare()
+        except Stopped as stopped:
+            if cli.config.dry_run or not cli.folder.state.exists():
+                raise
+            print(f"\nrloop-fit: {stopped} before the first step; resume with: {_go_on(cli.folder)}", file=sys.stderr)
+            return stopped.exit_code
         except RuntimeError as error:
             return _complain(_lost_rank(error, job), debug, code=1)
         if cli.config.dry_run:
             policy.mixed_precision = runner.mixed_precision
-            for line in dry_run(runner.parts, policy, runner.device):
-                print(printable(line))
+            show("\n".join(printable(line) for line in dry_run(runner.parts, policy, runner.device)))
             return 0
         return _run(cli, runner, policy, debug, signals, job)
 
 
+def _go_on(folder: RunFolder) -> str:
+    """The command that resumes a run."""
+    return f"rloop-fit --resume {shlex.quote(str(folder))}"
+
+
 def _run(cli: RLoopCLI, runner: LoopRunner, policy: Policy, debug: bool, signals: StopSignals, job: Job) -> int:
-    go_on = f"rloop-fit --resume {shlex.quote(str(runner.folder))}"
+    go_on = _go_on(runner.folder)
     try:
         state = runner.run(policy, signals, cli.claim)
     except StateError as error:

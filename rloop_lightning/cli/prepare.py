@@ -47,6 +47,11 @@ def prepare(cli: RLoopCLI) -> tuple[LoopRunner, Policy]:
         wrong += [*parts.validate(), *unreadable]
     except ValueError as error:
         wrong += str(error).splitlines()
+    if wrong and cli.arguments.takes_preset and cli.choices["data"].name != cli.arguments.preset:
+        wrong.append(
+            f"neither --config nor --policy.model is given, so the settings are those of the preset "
+            f"{cli.arguments.preset}; to train a model on these problems, give --policy.model"
+        )
     try:
         runner = LoopRunner(folder.out, cli.parts, cli.make_trainer, _loggers(cli, edits), ranks=cli.ranks)
     except ValueError as error:

@@ -75,7 +75,7 @@ def _report(arguments: Sequence[str]) -> list[str]:
     single = len(paths) == 1
     folder = "." if is_url(paths[0]) else paths[0]
     default = Path(folder) / "report.html" if single else Path("comparison.html")
-    out = Path(options.out) if options.out else default
+    out = Path(options.out).expanduser() if options.out else default
     runs, wrong = _runs(
         paths, local_only(options.out, "--out") or _place_faults(out) + _arm_faults(options.arms, paths)
     )

@@ -172,9 +172,10 @@ def _read_problem(row: Row, layout: Layout, found: ProblemSet) -> Problem | None
     """The row as a problem whose prompt is the bare statement; None, with the reason noted, if it is not one."""
     statement = _first(row, layout.problem_fields)
     values = [(value, read) for name, read in layout.answers.items() if (value := _first(row, (name,))) is not None]
+    is_null = not values and any(name in row.values for name in layout.answers)
     wanted = {
         "problem": (statement is not None, layout.problem_fields),
-        "answer": (bool(values), tuple(layout.answers)),
+        "answer": (bool(values) or is_null, tuple(layout.answers)),
     }
     absent = [_what(flag, names) for flag, (there, names) in wanted.items() if not there]
     identity = _first(row, layout.id_fields)
@@ -203,7 +204,7 @@ def _read_problem(row: Row, layout: Layout, found: ProblemSet) -> Problem | None
         return None
     golds = _golds(values, layout)
     if not golds.texts:
-        found.unreadable_golds[name] = golds.fault
+        found.unreadable_golds[name] = "null" if is_null else golds.fault
         if golds.listed:
             found.unsaid_lists.append(name)
         return None

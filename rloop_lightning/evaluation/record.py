@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from rloop_lightning.rollouts.pool import list_array
 from rloop_lightning.system.checksums import add_checksum, checksums, keep_checksums
 from rloop_lightning.system.files import atomic_path
+from rloop_lightning.system.terminal import one_line
 from rloop_lightning.types import Group, SamplingParams
 
 _INSIDE = re.compile(r"step-\d{6,}\.parquet")
@@ -119,8 +120,10 @@ def read_record(path: Path) -> pa.Table:
     """
     try:
         table = pq.read_table(path)
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing") from None
     except (OSError, pa.ArrowException) as error:
-        raise ValueError(f"{path} is not the record of an evaluation: {error}") from error
+        raise ValueError(f"{path} is not the record of an evaluation ({one_line(str(error), limit=200)})") from error
     if missing := set(RECORD_SCHEMA.names) - set(table.column_names):
         raise ValueError(f"{path} is not the record of an evaluation: it has no column {', '.join(sorted(missing))}")
     return table

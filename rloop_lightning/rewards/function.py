@@ -13,6 +13,7 @@ from typing import Any
 
 from rloop_lightning.errors import RunFault
 from rloop_lightning.rewards.base import Reward
+from rloop_lightning.rewards.foreign import called
 from rloop_lightning.system.imports import import_object, import_path, unnamed
 from rloop_lightning.system.terminal import one_line
 from rloop_lightning.types import Problem
@@ -47,9 +48,9 @@ class FunctionReward(Reward):
         """Rewards [B].
 
         Raises:
-            RunFault: the function does not return one finite number for each completion.
+            RunFault: the function raises, or does not return one finite number for each completion.
         """
-        values = _plain(self.function(list(problems), list(texts)))
+        values = _plain(called(self.name, lambda: self.function(list(problems), list(texts))))
         if not isinstance(values, list | tuple):
             raise self._fault(f"must return a list with one number for each completion, got {type(values).__name__}")
         if len(values) != len(texts):

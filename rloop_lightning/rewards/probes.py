@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from rloop_lightning.errors import RunFault
 from rloop_lightning.rewards.base import Reward
 from rloop_lightning.rewards.workers import WorkerStartError
 from rloop_lightning.system.terminal import one_line
@@ -167,7 +168,8 @@ def _verdicts(reward: Reward, kind: str, pairs: Sequence[tuple[Problem, str]]) -
     except WorkerStartError:
         raise
     except Exception as error:  # a user's function may raise anything
-        return Verdicts(kind, error=one_line(f"{type(error).__name__}: {error}", limit=300))
+        cause = error.__cause__ or error if isinstance(error, RunFault) else error
+        return Verdicts(kind, error=one_line(f"{type(cause).__name__}: {cause}", limit=300))
     ids = [problem.id for problem in problems]
     return Verdicts(kind, dict(zip(ids, scored, strict=True)), dict(zip(ids, texts, strict=True)))
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from rloop_lightning.rewards.base import Reward
 from rloop_lightning.rewards.boxes import last_box
+from rloop_lightning.rewards.foreign import score
 from rloop_lightning.rewards.verdict import GoldReading, Verdict
 from rloop_lightning.system.fields import NonNegativeInt, PositiveInt, check_fields
 from rloop_lightning.types import Problem, Scored
@@ -52,7 +53,7 @@ class WeightedSum(Reward):
         return [scored.reward for scored in self(problems, texts)]
 
     def __call__(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Scored]:
-        scored = {name: reward(problems, texts) for name, reward in self.parts.items()}
+        scored = {name: score(reward, problems, texts) for name, reward in self.parts.items()}
         rows = []
         for i in range(len(texts)):
             parts = {name: values[i].reward for name, values in scored.items()}

@@ -10,6 +10,7 @@ from time import perf_counter
 from rloop_lightning.engines.base import RolloutEngine
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.rewards.base import Reward
+from rloop_lightning.rewards.foreign import score
 from rloop_lightning.types import Group, Problem, Rollout, SamplingParams
 
 
@@ -103,7 +104,7 @@ class GroupSampler:
         """The rollouts, n of each problem, as groups with rewards."""
         started = perf_counter()
         owners = [problem for problem in problems for _ in range(n)]
-        verdicts = self.reward(owners, [rollout.text for rollout in rollouts])
+        verdicts = score(self.reward, owners, [rollout.text for rollout in rollouts])
         scored = [
             replace(
                 rollout,

@@ -192,7 +192,8 @@ def _policies(
             try:
                 read_record(record)
             except ValueError as error:
-                notes.append(f"{cell}: {error}")
+                again = f"to make the run again, move {cell.run.out} away and repeat the command"
+                notes.append(f"{cell}: {error}; the policy is left out; {again}")
                 continue
             found[policy][seed] = _Evaluated(name, record, state.results.get(name, {}))
     names = [{seed: one.name for seed, one in found[policy].items()} for policy in ("last explored", "handed over")]

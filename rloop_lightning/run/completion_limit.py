@@ -29,9 +29,13 @@ def too_long_prompts(
     too_long = [name for name, length in lengths if length + limit > context.tokens]
     if too_long:
         some = ", ".join(map(one_line, too_long[:_SHOWN]))
+        left = context.tokens - max(length for _, length in lengths)
+        remedies = [f"set {option} to {left} or less"] if left > 0 else []
+        if limit < context.tokens:
+            remedies.append(f"leave these problems out by --data.max_prompt_tokens {context.tokens - limit}")
         yield (
-            f"{len(too_long)} prompts don't fit {model}'s {context} together with {option} {limit}: {some} ...; lower "
-            "the limit or leave these problems out by --data.max_prompt_tokens"
+            f"{len(too_long)} prompts don't fit {model}'s {context} together with {option} {limit}: {some} ...; "
+            f"{', or '.join(remedies) or f'lower {option}, and leave out long problems by --data.max_prompt_tokens'}"
         )
 
 

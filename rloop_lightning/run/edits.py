@@ -143,12 +143,19 @@ def find_edits(run: RunFolder, now: str, defaults: str, restart_from: str | None
     ]
     for edit in changes:
         _set(settings, edit.key, edit.after)
+    changes = _without_fields_of_other_classes(changes)
     try:
         position = _Position.of(run, current, restart_from)
     except ValueError as error:
         return Edits(faults=[str(error)])
     faults = [f"--resume: {fault}" for edit in changes if (fault := position.fault(edit))]
     return Edits(changes, faults or position.useless(changes), settings)
+
+
+def _without_fields_of_other_classes(changes: Sequence[Edit]) -> list[Edit]:
+    """The edits without those of fields that came or went with another class of their group."""
+    renamed = tuple(edit.key.removesuffix("name") for edit in changes if edit.key in _CLASSES)
+    return [edit for edit in changes if edit.key in _CLASSES or not (renamed and edit.key.startswith(renamed))]
 
 
 def takes_effect_at_once(key: str) -> bool:

@@ -199,6 +199,8 @@ class EvaluationClaim:
             raise ClaimError(f"{option} {error}; wait until it ends, or stop it") from error
         except OSError as error:
             out = one_line(str(self.folder.out), limit=200)
+            if resumes and not self.folder.out.is_dir():
+                raise ClaimError(f"{option} {out}: there is no such folder; give that of an evaluation") from error
             raise ClaimError(f"{option} {out}: can't write there: {error.strerror or error}; choose another") from error
         if self._lock is not None and not resumes and (fault := self._content_fault()):
             self._release(self._lock, remove=self._lock.created)

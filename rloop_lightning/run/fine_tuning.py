@@ -48,7 +48,7 @@ def fine_tune(session: Session, consolidation: FineTuning, stage: Stage, state: 
         stats = build_expert_set(pool, expert_file, parts.filter, seed, earlier=session.earlier_pools(stage))
     add_checksum(expert_file)
     results = {stage.name: {key: float(value) for key, value in stats.metrics().items()}}
-    what = f"expert set of {stats.kept} rollouts of {stats.hard_problems} problems"
+    what = f"expert set of {stats.kept} rollouts of {stats.kept_problems} problems"
     if parts.filter.control == "random":
         what = (
             f"random control of {stats.kept} rollouts of {stats.kept_problems} problems (--filter.control random), "

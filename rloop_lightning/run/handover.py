@@ -52,15 +52,19 @@ def select_stage(folder: RunFolder, parts: Parts, done: Sequence[Stage], state: 
         state: the state after them.
 
     Raises:
-        StateError: the policy has been deleted (`--loop.keep_policies last`).
+        StateError: the policy has been deleted.
     """
     evaluated = {stage.name: stage for stage in done if stage.phase == "evaluate"}
     select = parts.loop.select
     chosen = evaluated[select_final(list(evaluated), state.results, select, k=max(parts.evaluation.k))]
     if chosen.which != "base" and not folder.holds_policy(folder.policy(chosen)):
+        which = f"--loop.select {select} selects {chosen.name}, whose policy"
+        if select.startswith("pass@") and parts.loop.keep_policies == "last":
+            raise StateError(f"{which} was deleted (--loop.keep_policies last); select last or explored")
+        phase = "explore" if chosen.which == "explored" else "consolidate"
         raise StateError(
-            f"--loop.select {select} selects {chosen.name}, whose policy was deleted (--loop.keep_policies last); "
-            "select last or explored"
+            f"{which} is missing, {folder.policy(chosen)}; make it again with --restart_from "
+            f"round-{chosen.round}/{phase}"
         )
     return chosen
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from rloop_lightning.run.plan_ranks import PlannedRanks
 from rloop_lightning.system.fields import AtLeastOne, ClosedUnitInterval, PositiveFloat, PositiveInt, check_fields
 
-_UNITS = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+_UNITS = {"B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 _UNITS |= {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([A-Za-z]*)")
 

@@ -171,8 +171,29 @@ CASES = {
     ),
     "prompts too long": Case(
         "--engine.max_new_tokens 2040",
-        ("3 prompts don't fit --policy.model's 2048 positions", "--data.max_prompt_tokens"),
+        ("3 prompts don't fit --policy.model's 2048 positions", "--data.max_prompt_tokens 8"),
         after_loading=True,
+    ),
+    "completions as long as the context": Case(
+        "--engine.max_new_tokens 2048", ("; set --engine.max_new_tokens to 20", " or less\n"), after_loading=True
+    ),
+    "optimizer that needs a closure": Case(
+        "--algo.optimizer torch.optim.LBFGS --algo.weight_decay 0",
+        ("--algo.optimizer can't be used: torch.optim.LBFGS raises ValueError: LBFGS doesn't support per-parameter",),
+    ),
+    "optimizer of sparse gradients": Case(
+        "--algo.optimizer torch.optim.SparseAdam --algo.weight_decay 0",
+        ("--algo.optimizer can't be used: torch.optim.SparseAdam raises RuntimeError",),
+    ),
+    "optimizer with a wrong value": Case(
+        '--consolidate rft --consolidate.optimizer torch.optim.SGD --consolidate.optimizer_options {{"momentum":-1}}',
+        ("--consolidate.optimizer_options can't be used: torch.optim.SGD raises ValueError: Invalid momentum value",),
+    ),
+    "null for a gold answer": data_case(
+        "nulls.jsonl", "no gold answer can be read for n", "--data.skip_unreadable true", "n has null"
+    ),
+    "memory without a unit": Case(
+        "--plan.memory 24", ("--plan.memory: expected a size such as 24GiB, 80GB or 512MiB, got '24'",)
     ),
     # models
     "routing replay of a dense model": Case(
@@ -325,6 +346,7 @@ def make_files(folder: Path) -> None:
     (folder / "broken.jsonl").write_text(json.dumps(ROWS[0]) + '\n{"id": "b"\n')
     write_rows(folder / "fieldless.jsonl", [ROWS[0], {"problem": "1?"}, {"problem": "2?"}])
     write_rows(folder / "twice.jsonl", [*ROWS, {**ROWS[0], "problem": "Another?"}])
+    write_rows(folder / "nulls.jsonl", [ROWS[0], {"id": "n", "problem": "1?", "answer": None}])
     write_rows(folder / "golds.jsonl", [{"id": "odd", "problem": "1?", "answer": "none\x1b"}])
     (folder / "empty.jsonl").write_text("")
     (folder / "broken.yaml").write_text("loop: {rounds: 3\n")
@@ -387,3 +409,14 @@ def test_debug_shows_the_traceback(name: str, places: dict[str, Path], tmp_path:
 def test_what_is_good_of_all_this_runs(places: dict[str, Path]) -> None:
     """Or the cases above might fail for another reason than theirs."""
     assert (places["runs"] / "begun" / "final" / "config.json").is_file()
+
+
+def test_the_preset_is_named_where_its_settings_do_not_fit_own_problems(
+    places: dict[str, Path], tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    data = str(places["files"] / "good.jsonl")
+    assert run_main(["--data", data, "--out", str(tmp_path / "run")], log, NO_MODEL) == 2
+    said = log.read_text()
+    assert "neither --config nor --policy.model is given, so the settings are those of the preset countdown" in said
+    assert not (tmp_path / "run").exists()

@@ -167,3 +167,19 @@ def test_equal_ids_of_other_problems_are_refused(tmp_path: Path, capsys: pytest.
     shutil.rmtree(tmp_path / "b" / "out" / "00-countdown" / "rollouts")  # not needed to compare
     (tmp_path / "b" / "out" / "00-countdown" / "problems.parquet").unlink()
     assert main(["compare", *sides]) == 0
+
+
+def test_no_file_of_another_is_overwritten(
+    sides: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "mine.json"
+    for content in ('[{"problem": "1?"}]', "{}", "no JSON", '{"first": 1, "second": 2}'):
+        out.write_text(content)
+        assert main(["compare", *sides, "--out", str(out)]) == 2
+        assert (
+            f"--out {out}: it exists and is no comparison of rloop-eval; give another name" in capsys.readouterr().err
+        )
+        assert out.read_text() == content
+    out.unlink()
+    assert main(["compare", *sides, "--out", str(out)]) == 0
+    assert main(["compare", *sides, "--sets", "test", "--out", str(out)]) == 0  # its own file is renewed

@@ -217,3 +217,7 @@ def test_a_class_path_through_a_link_into_the_package_is_refused_with_the_right_
 
 def test_a_settings_file_through_the_link_is_the_packages(in_a_checkout: Path) -> None:
     assert parse("--config", "configs/countdown.yaml").parts.loop == parse("--config", "countdown").parts.loop
+
+
+def test_a_home_folder_in_out_is_expanded() -> None:
+    assert parse("--out=~/runs/a").folder.out == Path.home() / "runs" / "a"

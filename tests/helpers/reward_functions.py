@@ -59,6 +59,15 @@ def not_a_number(problems: Sequence[Problem], completions: Sequence[str]) -> lis
     return [1.0, math.nan, *[0.0] * (len(completions) - 2)]
 
 
+def raises(problems: Sequence[Problem], completions: Sequence[str]) -> list[float]:
+    return [float(completions[0].index("\0"))]
+
+
+class Raises(Reward):
+    def rewards(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:
+        return [math.sqrt(-1)]
+
+
 class NoVerdict(Reward):
     """0 for all; the checks of texts with a minus sign time out."""
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import reward_functions
 import torch
+from tiny_run import TinyRun
 
 from rloop_lightning.cli.arguments import UsageError
 from rloop_lightning.cli.data import main as rloop_data
@@ -74,12 +75,35 @@ def test_what_is_no_list_of_finite_numbers_is_a_fault_that_names_the_function(na
     assert str(caught.value) == f"--reward reward_functions.{name}: {message}"
 
 
-def test_an_error_inside_the_function_keeps_its_traceback() -> None:
+def test_an_error_inside_the_function_is_told_with_its_line_and_keeps_its_traceback() -> None:
     def divides(problems: object, completions: object) -> list[float]:
         return [1 / 0]
 
-    with pytest.raises(ZeroDivisionError):
+    line = divides.__code__.co_firstlineno + 1
+    with pytest.raises(
+        RunFault, match=rf"it raised ZeroDivisionError: division by zero \(.*test_function.py:{line}\)"
+    ) as told:
         FunctionReward(divides).rewards(PROBLEMS, ["x", "y"])
+    assert isinstance(told.value.__cause__, ZeroDivisionError)
+
+
+@pytest.mark.parametrize(
+    ("reward", "raised"),
+    [
+        ("reward_functions.raises", "--reward reward_functions.raises: it raised ValueError: substring not found"),
+        ("reward_functions.Raises", "--reward Raises: it raised ValueError: "),
+    ],
+)
+def test_a_reward_that_raises_ends_the_command_with_one_message(
+    tiny: TinyRun, reward: str, raised: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert tiny.fit(out, "--reward", reward) == 1
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    (line,) = [line for line in said.splitlines() if line.startswith(f"rloop-fit: error: {raised}")]
+    assert "reward_functions.py:" in line
+    assert f"rloop-fit: error: fix the cause, then resume with: rloop-fit --resume {out}" in said
 
 
 def test_the_command_line_takes_the_path_of_a_function_and_its_threshold() -> None:

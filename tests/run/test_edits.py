@@ -107,6 +107,26 @@ def test_what_can_have_no_effect_is_refused(
     assert (finished / "config.yaml").read_bytes() == before
 
 
+def test_another_consolidation_is_one_change_whatever_fields_it_has(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert resume(finished, "--consolidate=none") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--consolidate.name was 'rft' when the run started and is 'none' now" in line
+
+
+def test_a_policy_that_somebody_deleted_can_be_made_again(complete: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = weights(complete / "final")
+    shutil.rmtree(complete / "round-0" / "policy")
+    shutil.rmtree(complete / "final")
+    assert resume(complete) == 2
+    said = capsys.readouterr().err
+    assert f"selects round 1 consolidated, whose policy is missing, {complete / 'round-0' / 'policy'}" in said
+    assert "make it again with --restart_from round-0/consolidate" in said
+    assert resume(complete, "--restart_from=round-0/consolidate") == 0
+    assert same(weights(complete / "final"), before)
+
+
 def test_restart_from_needs_a_run(tiny: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert tiny.fit(tmp_path / "run", "--restart_from=round-0/explore") == 2
     assert "--restart_from needs --resume RUN" in capsys.readouterr().err
