@@ -171,11 +171,14 @@ CASES = {
     ),
     "prompts too long": Case(
         "--engine.max_new_tokens 2040",
-        ("3 prompts don't fit --policy.model's 2048 positions", "--data.max_prompt_tokens 8"),
+        (
+            "3 prompts don't fit --policy.model's 2048 positions",
+            "leave these problems out by --data.max_prompt_tokens 8",
+        ),
         after_loading=True,
     ),
     "completions as long as the context": Case(
-        "--engine.max_new_tokens 2048", ("; set --engine.max_new_tokens to 20", " or less\n"), after_loading=True
+        "--engine.max_new_tokens 2048", ("; set --engine.max_new_tokens to 1926 or less",), after_loading=True
     ),
     "optimizer that needs a closure": Case(
         "--algo.optimizer torch.optim.LBFGS --algo.weight_decay 0",
