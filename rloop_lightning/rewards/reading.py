@@ -115,7 +115,7 @@ def _read_tokens(tokens: list[Token]) -> list[Value]:
     except UnreadableError:
         if not values:
             raise
-    if any(token.kind == "word" and is_product_too(token.text) for token in tokens):
+    if any(map(_may_be_product, tokens)):
         with contextlib.suppress(UnreadableError):
             values.append(read_list(_with_products(tokens)))  # 2km can be 2mk
     return values
@@ -125,9 +125,13 @@ def _with_products(tokens: list[Token]) -> list[Token]:
     """The tokens with the letters of short units as names of variables."""
     found: list[Token] = []
     for token in tokens:
-        product = token.kind == "word" and is_product_too(token.text)
-        found += [Token("name", letter) for letter in token.text] if product else [token]
+        found += [Token("name", letter) for letter in token.text] if _may_be_product(token) else [token]
     return found
+
+
+def _may_be_product(token: Token) -> bool:
+    """Whether a short unit can be a product of variables: 2km can, and 2 km can't."""
+    return token.kind == "word" and is_product_too(token.text, spaced=token.spaced)
 
 
 def _closes(tokens: list[Token]) -> int:

@@ -77,9 +77,9 @@ def is_unit_word(word: str, spaced: bool) -> bool:
     return len(word) >= 4 and (word.islower() or word.istitle()) and (spaced or word.lower() in _SYNONYMS)
 
 
-def is_product_too(word: str) -> bool:
-    """Whether a unit's letters can be a product of variables as well."""
-    return word in _SHORT and len(word) in (2, 3)
+def is_product_too(word: str, *, spaced: bool = False) -> bool:
+    """Whether a unit's letters can be a product of variables as well; behind a space few can, as in 12 mg."""
+    return word in _SHORT and len(word) in (2, 3) and (not spaced or word in _PRODUCTS)
 
 
 def is_unit_letter(letter: str) -> bool:
