@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from rloop_lightning.errors import RunFault
 from rloop_lightning.rewards.base import Reward
+from rloop_lightning.rewards.workers import WorkerStartError
 from rloop_lightning.system.terminal import one_line
 from rloop_lightning.types import Problem, Scored
 
@@ -38,7 +39,7 @@ def called(name: str, call: Callable[[], _T]) -> _T:
     """
     try:
         return call()
-    except RunFault:
+    except (RunFault, WorkerStartError):  # of a reward of ours that it calls
         raise
     except Exception as error:
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_ours(frame.filename)]

@@ -206,7 +206,7 @@ def test_rollouts_within_a_token_budget() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("24GiB", 24 * GIB), ("80 GB", 80 * 10**9), ("1.5gib", 1.5 * GIB), ("1000", 1000)]
+    ("text", "size"), [("24GiB", 24 * GIB), ("80 GB", 80 * 10**9), ("1.5gib", 1.5 * GIB), ("1000 B", 1000)]
 )
 def test_sizes(text: str, size: float) -> None:
     assert memory_bytes(text) == size
@@ -221,7 +221,7 @@ def test_sizes_as_text(size: float, text: str) -> None:
     assert size_text(size) == text
 
 
-@pytest.mark.parametrize("text", ["", "24 gigs", "-1GiB", "0", "GiB", "1e3GiB"])
+@pytest.mark.parametrize("text", ["", "24 gigs", "-1GiB", "0", "24", "GiB", "1e3GiB"])
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(ValueError, match=r"--plan.memory: expected a size such as 24GiB"):
         PlanConfig(memory=text)
