@@ -174,7 +174,7 @@ def optimizer_faults(
         yield "beta1", f"and beta2 must keep their defaults with {name}, which takes no betas", betas
     if "weight_decay" not in arguments and weight_decay:
         yield "weight_decay", f"must be 0 with {name}, which takes none", weight_decay
-    elif options.keys() <= arguments and (fault := _trial(name, options, betas)):
+    elif options.keys() <= arguments - fields.keys() and (fault := _trial(name, options, betas)):
         field, value = ("optimizer_options", options) if options else ("optimizer", name)
         yield field, f"can't be used: {name} raises {fault} in a step on two small tensors", value
 

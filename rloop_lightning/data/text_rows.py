@@ -112,7 +112,8 @@ def csv_rows(file: Path) -> Iterator[Row | BadRow]:
                 if extra is not None:
                     yield BadRow(place, f"{len(names) + len(extra)} cells, the header has {len(names)}")
                 else:
-                    yield Row(place, values)
+                    # DictReader has None for the cells that a short row lacks.
+                    yield Row(place, {name: cell for name, cell in values.items() if cell is not None})
         except UnicodeDecodeError as error:
             yield BadRow(f"{file.name}:{reader.line_num + 1} or later", f"not UTF-8: {error.reason}")
         except csv.Error as error:
