@@ -121,7 +121,7 @@ def read_record(path: Path) -> pa.Table:
     try:
         table = pq.read_table(path)
     except FileNotFoundError:
-        raise ValueError(f"{path} is missing") from None
+        raise ValueError(f"{path} is not the record of an evaluation (it is missing)") from None
     except (OSError, pa.ArrowException) as error:
         raise ValueError(f"{path} is not the record of an evaluation ({one_line(str(error), limit=200)})") from error
     if missing := set(RECORD_SCHEMA.names) - set(table.column_names):
