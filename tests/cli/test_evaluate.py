@@ -197,6 +197,8 @@ def test_without_an_out_the_evaluation_has_a_folder_of_its_own(
 
 BAD = {
     "nothing to evaluate on": (["countdown"], ["--data: give the problem sets"]),
+    "no set named": (["countdown", "--data", "SUMS", "--eval.sets=[]"], ["--eval.sets: name a set, or leave it out"]),
+    "resume of nothing": (["--resume", "nowhere"], ["--resume nowhere: there is no such folder"]),
     "no policy": (["--data", "SUMS"], ["give a policy: rloop-eval POLICY... --data SET..."]),
     "all at once": (
         [

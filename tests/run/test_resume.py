@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
 import torch
-from killing import Kill, run_fit
+from killing import Kill, Signal, run_fit
 from safetensors.torch import load_file
 from same_run import assert_same_run, deterministic_rows
 from tiny_run import TinyRun, resume
@@ -132,3 +133,21 @@ def test_another_number_of_threads_is_told(tiny: TinyRun, tmp_path: Path) -> Non
         torch.set_num_threads(threads)
     note = "resumed with threads 3 (before: 1): the results are not bit-identical to those of an uninterrupted run"
     assert f"\n- {note}\n" in (out / "results.md").read_text()
+
+
+def test_a_stop_before_the_first_step_names_the_run_that_it_leaves(tiny: TinyRun, tmp_path: Path) -> None:
+    out, log = tmp_path / "run", tmp_path / "log"
+    stop = Signal("rloop_lightning.cli.prepare:keep_record", 1, number=signal.SIGINT)  # the state is written
+    assert tiny.fit_apart(out, log, stop, debug=False) == 130
+    said = log.read_text()
+    assert f"stopped by SIGINT before the first step; resume with: rloop-fit --resume {out}" in said
+    assert "no run was started" not in said
+    assert resume(out, log) == 0, log.read_text()
+
+
+def test_a_stop_before_there_is_a_run_leaves_none(tiny: TinyRun, tmp_path: Path) -> None:
+    out, log = tmp_path / "run", tmp_path / "log"
+    stop = Signal("rloop_lightning.cli.prepare:begin", 1, number=signal.SIGINT)
+    assert tiny.fit_apart(out, log, stop, debug=False) == 130
+    assert "no run was started" in log.read_text()
+    assert tiny.fit_apart(out, log) == 0, log.read_text()
