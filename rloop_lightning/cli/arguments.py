@@ -14,6 +14,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import yaml
+
 from rloop_lightning.cli.config_files import (
     CLASS_PATH,
     INIT_ARGS,
@@ -27,7 +29,7 @@ from rloop_lightning.cli.printing import config_faults
 from rloop_lightning.cli.registry import NONE, find_class
 from rloop_lightning.cli.swappable import SWAPPABLE, Swappable, expand, names_with
 from rloop_lightning.cli.trust import chosen_paths, code_faults
-from rloop_lightning.cli.yaml_text import YAMLFault, load_yaml
+from rloop_lightning.cli.yaml_text import YAMLFault, load_yaml, repeated_keys
 from rloop_lightning.data.base import ProblemSource
 from rloop_lightning.run.folder import RunFolder
 from rloop_lightning.run.settings import state_settings
@@ -90,6 +92,7 @@ class Arguments:
         self._trusts = False
         for flag, value in pairs(argv):
             self._take(flag, value)
+        self._on_command_line = frozenset(self._named)
         if self._trusts and not self._of_runs:
             self.wrong.append(f"{TRUST} needs --resume RUN")
         names_model = any(flag.startswith("--policy.model") for flag in self.flags)
@@ -127,6 +130,7 @@ class Arguments:
     def _take(self, flag: str, value: str | None) -> None:
         group, _, field = flag.removeprefix("--").partition(".")
         in_part = flag.startswith("--") and group in self.swappable
+        self.wrong += [f"{flag}: {one_line(key)}: it is there twice; keep one" for key in _keys_twice(value)]
         swaps = in_part and field in ("", "name", CLASS_PATH)
         if not value and (swaps or flag in _NEED_A_VALUE):
             self.wrong.append(f"{flag} needs a value")
@@ -231,8 +235,15 @@ class Arguments:
         try:
             return Choice(name, find_class(swappable.registry, name, swappable.base))
         except ValueError as error:
-            self.wrong.append(f"--{group}: {error}")
+            self.wrong.append(f"{self._place_of_name(group)}: {error}")
             return Choice(name, None)
+
+    def _place_of_name(self, group: str) -> str:
+        """Where the name of a part is written, for messages."""
+        if group in self._on_command_line or self._named_in(group) is None:
+            return f"--{group}"
+        file = self.file_of(f"{group}.name")
+        return f"--{group}" if file in self._of_runs else f"--config {one_line(file, limit=200)}: {group}"
 
     def _named_in(self, group: str) -> str | None:
         """The name of a part in the last configuration file that sets one."""
@@ -266,6 +277,14 @@ def pairs(argv: Sequence[str]) -> Iterator[tuple[str, str | None]]:
 def _reward_of(source: type | None) -> str:
     """The default reward of a problem source."""
     return source.reward if source is not None and issubclass(source, ProblemSource) else ProblemSource.reward
+
+
+def _keys_twice(value: str | None) -> list[str]:
+    """Keys that a mapping on the command line has twice, of which the parser would take the last."""
+    try:
+        return [key for key, _ in repeated_keys(value)] if value and value.startswith("{") else []
+    except (yaml.YAMLError, RecursionError):  # the parser says what is wrong with it
+        return []
 
 
 def _holds(config: Mapping[str, Any], key: str) -> bool:

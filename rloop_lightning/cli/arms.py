@@ -6,6 +6,7 @@ sets, and the options of `rloop-fit` on the command line.
 
 from __future__ import annotations
 
+import itertools
 import json
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -81,7 +82,7 @@ def checked_arms(plan: StudyPlan, options: Sequence[str], seed: int) -> list[Che
     wrong = [
         fault if len(names) == len(plan.arms) else f"arm {', '.join(names)}: {fault}" for fault, names in faults.items()
     ]
-    if wrong := [*wrong, *_name_faults([one.arm for one in found])]:
+    if wrong := [*wrong, *_name_faults([one.arm for one in found]), *_twins([one.arm for one in found])]:
         raise UsageError("\n".join(dict.fromkeys(wrong)))
     return found
 
@@ -144,7 +145,7 @@ class _Files:
     def _file(self, name: str, settings: Mapping[str, Any], label: str) -> str:
         path = self._folder / f"{len(self._names)}-{name}"
         path.write_text(yaml.safe_dump(dict(settings), allow_unicode=True), encoding="utf-8")
-        self._names[str(path)] = f"{self._plan.source}: {label}"
+        self._names[str(path)] = f"{self._plan.source}: {label}" if self._plan.is_file else self._plan.source
         return str(path)
 
 
@@ -224,3 +225,10 @@ def _name_faults(arms: Sequence[Arm]) -> Iterator[str]:
             others = f"arms {one_line(folders[key])} and {one_line(arm.name)}"
             yield f"{others}: both would be in the folder {key}; rename one"
         folders[key] = arm.name
+
+
+def _twins(arms: Sequence[Arm]) -> Iterator[str]:
+    """Arms of equal settings, whose runs would be the same to the bit."""
+    for arm, other in itertools.combinations(arms, 2):
+        if arm.settings == other.settings:
+            yield f"arms {one_line(arm.name)} and {one_line(other.name)}: their settings are equal; leave one out"

@@ -22,6 +22,7 @@ from rloop_lightning.system.lock import FolderLock, LockedError
 from rloop_lightning.system.store import Store
 from rloop_lightning.system.store_errors import StoreError
 from rloop_lightning.system.store_urls import cache_folder, is_url, shown_url
+from rloop_lightning.system.terminal import one_line
 
 _log = logging.getLogger(__name__)
 
@@ -29,10 +30,26 @@ _FLAGS = ("--resume", "--out")
 
 
 def place_of(argv: Sequence[str]) -> tuple[str, str] | None:
-    """The option and the URL of a command line that runs in a store; None if it does not."""
+    """The option and the URL of a command line that runs in a store; None if it does not.
+
+    Raises:
+        UsageError: it names a run to resume and another place.
+    """
     given = {flag: value for flag, value in pairs(argv) if flag in _FLAGS and value}
+    refuse_other_place(given.get("--resume"), given.get("--out"))
     found = next(((flag, given[flag]) for flag in _FLAGS if flag in given), None)
     return found if found and is_url(found[1]) else None
+
+
+def refuse_other_place(resume: str | None, out: str | None) -> None:
+    """Refuse a resume that names a place, which it would not write to.
+
+    Raises:
+        UsageError: says so.
+    """
+    if resume is not None and out not in (None, resume):
+        shown = shown_url(resume) if is_url(resume) else one_line(resume, limit=200)
+        raise UsageError(f"--out: the run of --resume {shown} goes on where it is; leave --out out")
 
 
 def with_local_folder(argv: Sequence[str], place: tuple[str, str], claim: RunClaim) -> list[str]:

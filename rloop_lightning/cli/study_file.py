@@ -30,6 +30,7 @@ from rloop_lightning.run.study import BudgetRule
 from rloop_lightning.system.fields import Seed
 from rloop_lightning.system.terminal import one_line
 
+_NAMES = "--algos, --consolidate"
 _KEYS = ("config", "base", "arms", "grid", "seeds", "budget")
 
 
@@ -53,6 +54,11 @@ class StudyPlan:
     seeds: Sequence[int] | None = None
     budget: BudgetRule | None = None
 
+    @property
+    def is_file(self) -> bool:
+        """Whether it is written in a file, which has a section for each arm."""
+        return self.source != _NAMES
+
 
 def plan_of_names(algos: Sequence[str], consolidate: Sequence[str]) -> StudyPlan:
     """Every algorithm with every consolidation. The arms are named `dapo+rft`."""
@@ -62,8 +68,8 @@ def plan_of_names(algos: Sequence[str], consolidate: Sequence[str]) -> StudyPlan
         for chosen in itertools.product(*filter(None, choices))
     }
     if len(arms) < max(1, len(algos)) * max(1, len(consolidate)):
-        raise UsageError("--algos, --consolidate: a name is there twice; leave it out")
-    return StudyPlan("--algos, --consolidate", arms)
+        raise UsageError(f"{_NAMES}: a name is there twice; leave it out")
+    return StudyPlan(_NAMES, arms)
 
 
 def read_plan(path: str) -> StudyPlan:
@@ -78,6 +84,9 @@ def read_plan(path: str) -> StudyPlan:
     content = settings_in(Path(path), one_line(path, limit=200), wrong)
     if wrong:
         raise UsageError("\n".join(wrong))
+    if isinstance(command := content.get("command"), str):
+        shown = one_line(command, limit=500)
+        raise UsageError(f"{one_line(path, limit=200)}: the record of a study, not a study file; repeat it by: {shown}")
     plan = _Reader(wrong).plan(path, content)
     if wrong:
         raise UsageError("\n".join(f"{one_line(path, limit=200)}: {fault}" for fault in wrong))

@@ -26,7 +26,7 @@ from rloop_lightning.cli.fit import RLoopCLI
 from rloop_lightning.cli.python_settings import PythonSettings
 from rloop_lightning.cli.quiet import quiet_lightning
 from rloop_lightning.cli.registry import NONE
-from rloop_lightning.cli.run_place import run_place
+from rloop_lightning.cli.run_place import refuse_other_place, run_place
 from rloop_lightning.data.base import ProblemSource
 from rloop_lightning.data.records import Records, record_faults, record_sets, write_sets
 from rloop_lightning.engines.base import RolloutEngine
@@ -144,6 +144,7 @@ def train(
         KeyboardInterrupt: Ctrl-C, after the training step is done and saved; a second Ctrl-C does not wait.
         Stopped: SIGTERM, in the same way.
     """
+    refuse_other_place(None if resume is None else str(resume), None if out is None else str(out))
     url = str(resume or out or "")
     place = ("--resume" if resume else "--out", url) if is_url(url) else None
     with StopSignals() as signals, quiet_lightning(), run_place(place) as stored:

@@ -8,15 +8,18 @@ pass_at_k_interval([...], ["test", "ood"], k=8)     # the average over both sets
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
 from rloop_lightning.evaluation.pass_at_k import pass_at_k
 from rloop_lightning.evaluation.record import read_record
 from rloop_lightning.evaluation.statistics import Difference, Interval, difference, interval
+from rloop_lightning.system.checksums import digest
 from rloop_lightning.system.terminal import one_line
 
 Sets = str | Sequence[str]
@@ -128,7 +131,7 @@ def _of_sets(records: Sequence[str | Path], name: Sets, k: int) -> tuple[np.ndar
 
 def _by_problem(path: Path, name: str, k: int) -> dict[str, float]:
     """pass@k by problem id."""
-    table = read_record(path)
+    table = _counts(path)
     rows = table.filter(pc.field("set") == name)
     if not len(rows):
         sets = ", ".join(map(one_line, table["set"].unique().to_pylist()))
@@ -145,3 +148,16 @@ def _by_problem(path: Path, name: str, k: int) -> dict[str, float]:
         successes = torch.from_numpy(rows["successes"].to_numpy()[chosen])
         values[chosen] = pass_at_k(successes, int(count), k).numpy()
     return dict(zip(ids, values.tolist(), strict=True))
+
+
+def _counts(path: Path) -> pa.Table:
+    """The counts of a record. The figures of a study ask for the same ones again and again."""
+    try:
+        return _read_counts(str(path), digest(path))
+    except OSError:
+        return read_record(path)  # which says what is wrong with it
+
+
+@lru_cache(maxsize=1024)
+def _read_counts(path: str, content: str) -> pa.Table:
+    return read_record(Path(path)).select(["set", "problem_id", "samples", "successes"])

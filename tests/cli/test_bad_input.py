@@ -119,6 +119,18 @@ CASES = {
             "--config {files}/typos.yaml: algo.lrr: no such option; did you mean --algo.lr?",
         ),
     ),
+    "unknown names in a settings file": Case(
+        "--config {files}/names.yaml --consolidate rtf",
+        (
+            "--config {files}/names.yaml: algo: unknown name 'minrl'; did you mean minirl?",
+            "--config {files}/names.yaml: reward: can't import 'no.such.reward'",
+            "error: --consolidate: unknown name 'rtf'; did you mean rft?",
+        ),
+    ),
+    "a key twice": Case(
+        "--loop={{rounds:1,select:last,rounds:2}} --data.chat_template_kwargs={{a:1,a:2}}",
+        ("--loop: rounds: it is there twice; keep one", "--data.chat_template_kwargs: a: it is there twice; keep one"),
+    ),
     "negative eps": Case("--algo.clip_eps_low -0.1", ("--algo.clip_eps_low: expected a number > 0 and < 1, got -0.1",)),
     "groups of one": Case(
         "--loop.rollouts_per_problem 1", ("--loop.rollouts_per_problem must be at least 2 for DAPO, got 1",)
@@ -299,6 +311,13 @@ CASES = {
         largest_file=1000,
     ),
     "resume of nothing": Case("--resume {runs}/none", ("--resume {runs}/none: no state.json there",)),
+    "resume to another place": Case(
+        "--resume {runs}/begun --out {out}",
+        ("--out: the run of --resume {runs}/begun goes on where it is; leave --out out",),
+    ),
+    "resume to a store": Case(
+        "--resume {runs}/begun --out memory://place", ("--out: the run of --resume {runs}/begun",)
+    ),
     "resume with broken states": Case(
         "--resume {runs}/bad_state",
         ("bad_state/state.json is damaged", "no other record of its state exists"),
@@ -354,6 +373,7 @@ def make_files(folder: Path) -> None:
     (folder / "empty.jsonl").write_text("")
     (folder / "broken.yaml").write_text("loop: {rounds: 3\n")
     (folder / "list.yaml").write_text("- loop\n")
+    (folder / "names.yaml").write_text("algo: minrl\nreward: no.such.reward\nconsolidate: {name: rfft}\n")
     (folder / "typos.yaml").write_text(
         "loop: {roundz: 3, explore_steps: many}\nfilter: 3\nalgo: {name: dapo, lrr: 1}\neval:\n"
     )

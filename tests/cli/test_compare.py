@@ -147,7 +147,10 @@ def test_the_default_preset_is_that_of_rloop_fit(tmp_path: Path, capsys: pytest.
             ["--algos", "dapo", "--out", "o", "--seed_everything", "3", "--resume", "r"],
             ["give --seeds", "run the same command"],
         ),
-        (["--algos", "dapo,dpao", "--consolidate", "none"], ["arm dpao+none: --algo: unknown name 'dpao'"]),
+        (
+            ["--algos", "dapo,dpao", "--consolidate", "none"],
+            ["arm dpao+none: --algos, --consolidate: algo: unknown name 'dpao'"],
+        ),
         (
             ["--algos", "dapo,grpo", "--loop.rounds", "0", "--algo.clip_eps_hihg", "1"],
             [
@@ -181,14 +184,18 @@ def test_a_fault_in_a_study_file_names_the_file_and_the_arm(
 ) -> None:
     file = tmp_path / "study.yaml"
     file.write_text(
-        f"config: {tiny.config}\nbase: {{engine.temperature: -1}}\narms: {{a: {{loop.rounds: x}}, A: {{}}}}\n"
+        f"config: {tiny.config}\nbase: {{engine.temperature: -1}}\narms: {{a: {{loop.rounds: x}}, A: {{algo: dpao}}}}\n"
     )
     text = said(capsys, file, "--algos", "dapo", code=2)
     assert "--algos: " in text
     text = said(capsys, file, code=2)
     assert f"arm a: {file}: arms.a: loop.rounds: expected an integer > 0, got 'x'" in text
+    assert f"arm A: {file}: arms.A: algo: unknown name 'dpao'; did you mean dapo?" in text
     assert f"error: {file}: base: engine.temperature" in text  # of all arms
     assert text.count("engine.temperature") == 1
+    file.write_text(f"config: {tiny.config}\narms: {{a: {{}}, b: {{algo.lr: 1}}, c: {{algo: {{lr: 1.0}}}}}}\n")
+    assert said(capsys, file, code=2).count("error: ") == 1
+    assert "arms b and c: their settings are equal; leave one out" in said(capsys, file, code=2)
     file.write_text(f"config: {tiny.config}\narms: {{a: {{}}, A: {{}}, '?': {{}}}}\n")
     text = said(capsys, file, code=2)
     assert "arms a and A: both would be in the folder a" in text

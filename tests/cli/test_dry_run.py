@@ -83,6 +83,20 @@ def test_the_plan_of_a_run_with_all_defaults(
     assert [path.name for path in tmp_path.iterdir()] == ["train.jsonl"]
 
 
+@pytest.mark.parametrize(
+    ("warmup", "told"), [(20, None), (80, "--algo.warmup_steps 80 is more: the learning rate ends at 25% of --algo.lr")]
+)
+def test_a_warm_up_that_an_exploration_does_not_end_is_told(
+    warmup: int, told: str | None, tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = ["--loop.explore_steps", "5", "--loop.problems_per_step", "2", "--algo.updates_per_step", "4"]
+    data = questions(tmp_path / "train.jsonl", 5)
+    flags = [*sizes, "--filter.enabled", "false", "--algo.warmup_steps", str(warmup)]
+    plan = dry_run(capsys, model, data, *flags)
+    assert plan["exploration"] == "3 x 5 rollout steps of 4 optimizer steps on 8 rollouts"
+    assert plan.get("exploration 2") == told
+
+
 def test_prompts_and_verdicts_are_shown_and_hostile_text_is_escaped(
     tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

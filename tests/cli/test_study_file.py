@@ -95,6 +95,7 @@ def test_two_keys_of_one_name_are_told_apart(tmp_path: Path) -> None:
         ("arms: {a: {}}\nseeds: [true, -1]\n", ["seeds: expected different integers"]),
         ("arms: {a: {}}\nseeds: 3\n", ["seeds: expected different integers"]),
         ("arms: {a: {}, a: {}}\n", ["arms.a: it is there twice"]),
+        ("command: rloop-compare a.yaml\narms: {a: {}}\n", ["not a study file; repeat it by: rloop-compare a.yaml"]),
         ("[1]\n", ["expected groups of settings"]),
         ("arms: {a: {}}\nconfig: 3\n", ["config: expected a preset or file"]),
     ],

@@ -262,6 +262,8 @@ def test_rows_never_replace_what_is_there(finished: TrainResult, tmp_path: Path)
         tiny(finished.folder)
     with pytest.raises(UsageError, match="leave data out"):
         train(resume=finished.folder, data=ROWS)
+    with pytest.raises(UsageError, match=f"--out: the run of --resume {finished.folder} goes on where it is"):
+        train(resume=finished.folder, out=tmp_path)
     assert len((finished.folder / "data" / "train.jsonl").read_text().splitlines()) == 8
 
 

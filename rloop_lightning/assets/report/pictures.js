@@ -121,7 +121,69 @@
     });
   }
 
-  const KINDS = { lines, heat, bars };
+  function scatter(picture, width) {
+    const points = picture.points.filter((point) => point.x[0] !== null && point.y[0] !== null);
+    const ink = (point) => point.colour < 0 ? "var(--soft)" : colour(point.colour);
+    const drawn = { width, height: Math.round(Math.min(520, Math.max(300, width * 0.55))), left: 56, right: 20, top: 30, bottom: 42 };
+    const axis = (side, low, high) => { // around the points; a long interval goes on outside
+      const values = points.map((point) => point[side][0]);
+      const room = 0.2 * (Math.max(...values) - Math.min(...values)) || 0.01;
+      return d3.scaleLinear([Math.min(...values) - room, Math.max(...values) + room], [low, high]);
+    };
+    const x = axis("x", drawn.left, width - drawn.right), y = axis("y", drawn.height - drawn.bottom, drawn.top);
+    const whiskers = (side) => points.filter((point) => point[side][1] !== null && point[side][2] !== null);
+    const links = points.flatMap((point, index) => point.hollow && points[index + 1] ? [[point, points[index + 1]]] : []);
+    const style = { stroke: ink, strokeOpacity: 0.35, clip: true };
+    const middle = { x: (point) => point.x[0], y: (point) => point.y[0] };
+    return Plot.plot({
+      width, height: drawn.height, marginTop: drawn.top, marginLeft: drawn.left, marginBottom: drawn.bottom, marginRight: drawn.right, ...quiet,
+      x: { domain: x.domain(), label: picture.x, labelAnchor: "center", labelArrow: "none", grid: true, ticks: Math.max(3, Math.floor(width / 110)) },
+      y: { domain: y.domain(), label: picture.y, labelArrow: "none", grid: true, ticks: 6 },
+      marks: [
+        Plot.ruleY(whiskers("x"), { y: (point) => point.y[0], x1: (point) => point.x[1], x2: (point) => point.x[2], ...style }),
+        Plot.ruleX(whiskers("y"), { x: (point) => point.x[0], y1: (point) => point.y[1], y2: (point) => point.y[2], ...style }),
+        Plot.link(links, {
+          x1: ([from]) => from.x[0], y1: ([from]) => from.y[0], x2: ([, to]) => to.x[0], y2: ([, to]) => to.y[0],
+          stroke: ([from]) => ink(from), strokeDasharray: "3 3",
+        }),
+        Plot.dot(points, {
+          ...middle, r: 5, symbol: (point) => SYMBOLS[(point.colour + 4) % 4], stroke: ink, strokeWidth: 1.5,
+          fill: (point) => point.hollow ? "var(--page)" : ink(point),
+        }),
+        ...labels(points, (point) => [x(point.x[0]), y(point.y[0])], drawn).map(([point, dx, dy, anchor]) => Plot.text([point], {
+          ...middle, text: [point.name], dx, dy, textAnchor: anchor, fill: ink, stroke: "var(--page)", strokeWidth: 4, fontSize: 13,
+        })),
+        Plot.tip(points, Plot.pointer({
+          ...middle, title: (point) => `${point.name}\n${picture.x}: ${range(point.x)}\n${picture.y}: ${range(point.y)}`,
+          fill: "var(--page)", stroke: "var(--line)", fontSize: 13,
+        })),
+      ],
+    });
+  }
+
+  const range = ([value, low, high]) => low === null ? number(value) : `${number(value)} [${number(low)}, ${number(high)}]`;
+
+  // Names beside their points, where they cover neither a point nor another name. A name without a place is left to the tip.
+  function labels(points, place, drawn) {
+    const boxes = points.map((point) => { const [x, y] = place(point); return [x - 6, y - 6, x + 6, y + 6]; });
+    const found = [];
+    points.filter((point) => !point.hollow).forEach((point) => {
+      const [x, y] = place(point), length = 7.4 * point.name.length;
+      const sides = [[10, 0, "start"], [-10, 0, "end"], [0, -15, "middle"], [0, 15, "middle"], [8, -13, "start"], [8, 13, "start"], [-8, -13, "end"], [-8, 13, "end"]];
+      for (const [dx, dy, anchor] of sides) {
+        const left = x + dx - { start: 0, middle: length / 2, end: length }[anchor];
+        const box = [left, y + dy - 8, left + length, y + dy + 8];
+        const inside = box[0] > drawn.left && box[2] < drawn.width && box[1] > 0 && box[3] < drawn.height - drawn.bottom;
+        if (!inside || boxes.some((other) => box[0] < other[2] && other[0] < box[2] && box[1] < other[3] && other[1] < box[3])) continue;
+        boxes.push(box);
+        found.push([point, dx, dy, anchor]);
+        return;
+      }
+    });
+    return found;
+  }
+
+  const KINDS = { lines, heat, bars, scatter };
 
   function draw(place) {
     const width = Math.floor(place.clientWidth);

@@ -46,6 +46,12 @@ class Arm:
         return {number: policy for number, policy in found.items() if policy is not None}
 
     @property
+    def base(self) -> Mapping[int, EvaluatedStage]:
+        """The base policy of each run, as far as its record exists."""
+        found = {number: run.policy("base") for number, run in self.runs.items()}
+        return {number: policy for number, policy in found.items() if policy is not None}
+
+    @property
     def explored(self) -> Mapping[int, EvaluatedStage]:
         """The last explored policy of each run that has one."""
         found = {

@@ -6,11 +6,12 @@ write_comparison_page(ComparedArms(runs), Path("comparison.html"))
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from rloop_lightning.evaluation.statistics import Difference
 from rloop_lightning.run.report.compared import Arm, ComparedArms
-from rloop_lightning.run.report.comparison_pictures import evaluation_pictures, training_pictures
+from rloop_lightning.run.report.comparison_pictures import evaluation_pictures, trade_offs, training_pictures
 from rloop_lightning.run.report.comparison_tables import (
     Policies,
     arms_table,
@@ -27,6 +28,7 @@ from rloop_lightning.run.report.page import Page, Section, write_page
 from rloop_lightning.run.report.tables import Table, signed
 from rloop_lightning.system.terminal import one_line, printable
 
+_MOST_TOLD = 3  # arms whose differences the first sentence gives
 _FOOTER = "Written by rloop-lightning from what the runs store. The page needs no network and sends nothing."
 
 
@@ -55,6 +57,7 @@ def comparison_page(comparison: ComparedArms, path: Path, notes: Sequence[str] =
     if any(arm.explored != arm.final for arm in comparison.arms):
         explored = _tables("explored", "Last explored policies", comparison, lambda arm: arm.explored, faults)
     sections = [
+        Section("trade-off", "First try against many", pictures=trade_offs(comparison)),
         Section("final-policies", "Final policies", tables=final),
         Section("explored-policies", "Explored policies", tables=explored),
         Section("passes", "Evaluation during the runs", pictures=evaluation_pictures(comparison)),
@@ -81,14 +84,26 @@ def sentence(comparison: ComparedArms) -> str:
     seeds = f"{counts[0]} seed{'s' * (counts[0] > 1)}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
     what = f"{len(arms)} arm{'s' * (len(arms) > 1)} with {seeds} each"
     what += f", {model_name(run)} on {data_name(run)} problems"
-    told = []
+    told: list[str] = []
     for name in comparison.sets[:1]:
         ks = comparison.ks(name)
         for k in dict.fromkeys((ks[0], ks[-1])) if ks else ():
-            for arm, found in differences(comparison, lambda arm: arm.final, name, k).items():
-                relation = f"{one_line(arm)} is {_VERDICTS[found.verdict]} {one_line(arms[0].name)}"
-                told.append(f"{relation} in {one_line(name)} pass@{k} ({signed(found.interval)})")
+            found = differences(comparison, lambda arm: arm.final, name, k)
+            told += _relations(found, one_line(arms[0].name), f"{one_line(name)} pass@{k}")
     return f"{what}{': ' if told else ''}{'; '.join(told)}."
+
+
+def _relations(found: Mapping[str, Difference], first: str, where: str) -> Iterator[str]:
+    """How arms compare with the first one; many arms by their verdicts."""
+    if len(found) <= _MOST_TOLD:
+        for arm, one in found.items():
+            yield f"{one_line(arm)} is {_VERDICTS[one.verdict]} {first} in {where} ({signed(one.interval)})"
+        return
+    for verdict, relation in _VERDICTS.items():
+        arms = [one_line(arm) for arm, one in found.items() if one.verdict == verdict]
+        if arms:
+            named = ", ".join(arms) if verdict != "inconclusive" else f"{len(arms)} of {len(found)} arms"
+            yield f"{relation} {first} in {where}: {named}"
 
 
 _VERDICTS = {"better": "better than", "worse": "worse than", "inconclusive": "not distinguishable from"}

@@ -1,16 +1,20 @@
-"""The pictures of a comparison: curves of the arms, of every seed faintly and their mean in front."""
+"""The pictures of a comparison: the arms' policies by pass@1 and pass@k, and curves of the arms, of every seed faintly
+and their mean in front.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
 
+from rloop_lightning.evaluation.record_values import pass_at_k_interval
 from rloop_lightning.run.plots import smoothed
 from rloop_lightning.run.report.compared import ComparedArms
-from rloop_lightning.run.report.pictures import Lines, Series, thinned
-from rloop_lightning.run.report.stored import ReportedRun
+from rloop_lightning.run.report.comparison_tables import columns_of
+from rloop_lightning.run.report.pictures import Lines, Point, Scatter, Series, thinned
+from rloop_lightning.run.report.stored import EvaluatedStage, ReportedRun
 from rloop_lightning.run.report.training import STEPS, evaluation_curves, metric_curves
 from rloop_lightning.system.terminal import one_line
 
@@ -19,6 +23,7 @@ _MOST_POINTS = 120
 _MOST_FAINT = 40
 """Faint curves of a picture."""
 
+_BASE = -1  # its colour
 Curves = Callable[[ReportedRun], list[np.ndarray]]
 
 _METRICS: Sequence[tuple[str, str, str, str, bool, bool]] = (
@@ -29,6 +34,40 @@ _METRICS: Sequence[tuple[str, str, str, str, bool, bool]] = (
     ("lengths", "Completion length", "rollout/length_tokens", "tokens", False, True),
     ("solved", "Training problems solved in the round's pool", "pool/problems_solved", "problems", False, True),
 )
+
+
+def trade_offs(comparison: ComparedArms) -> list[Scatter]:
+    """The policies of each arm by pass@1 and pass@k, of the average over the sets if there are several.
+
+    Those that can't be compared are left out: the tables tell why.
+    """
+    columns = next(filter(None, reversed(columns_of(comparison))), [])
+    if len(columns) < 2:
+        return []
+    (label, sets, first), (*_, last) = columns[0], columns[-1]
+
+    def point(name: str, colour: int, policies: Mapping[int, EvaluatedStage], *, hollow: bool = False) -> list[Point]:
+        records = [policy.record for policy in policies.values()]
+        try:
+            x, y = (pass_at_k_interval(records, sets, k) for k in (first, last))
+        except ValueError:
+            return []
+        place = [(one.estimate, one.low, one.high) for one in (x, y)]
+        return [Point(one_line(name), colour, place[0], place[1], hollow=hollow)]
+
+    points = point("base", _BASE, max((arm.base for arm in comparison.arms), key=len, default={}))
+    for colour, arm in enumerate(comparison.arms):
+        if arm.explored != arm.final:
+            points += point(f"{arm.name}, last explored", colour, arm.explored, hollow=True)
+        points += point(arm.name, colour, arm.final)
+    named = one_line(label)
+    hollow = " A hollow mark is the last explored policy of the same runs." if any(one.hollow for one in points) else ""
+    caption = (
+        f"The policies that the runs hand over, and the base policy: right at the first try, and within {last} tries, "
+        f"with 95 % intervals. Up and to the right is better.{hollow}"
+    )
+    title = f"pass@{first} against pass@{last}, {named}"
+    return [Scatter("trade-off-picture", title, caption, f"pass@{first}", f"pass@{last}", points)]
 
 
 def training_pictures(comparison: ComparedArms) -> list[Lines]:

@@ -209,7 +209,73 @@ class Bars:
         return [self.x, *(name for name, _, _ in self.parts)], rows
 
 
-Picture = Lines | Heat | Bars
+@dataclass(frozen=True)
+class Point:
+    """A point with its intervals.
+
+    Args:
+        name: what is written beside it, and what it is called in the table.
+        colour: index of its colour.
+        x: its place, low and high.
+        y: the same, upwards.
+        hollow: whether it is drawn hollow, joined to the next point by a line, and without its name.
+    """
+
+    name: str
+    colour: int
+    x: tuple[float, float, float]
+    y: tuple[float, float, float]
+    hollow: bool = False
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Points on a plane.
+
+    Args:
+        id: of the element on the page.
+        title: what is shown.
+        caption: what it says.
+        x: label of the x axis.
+        y: label of the y axis.
+        points: the points; those behind come first.
+    """
+
+    id: str
+    title: str
+    caption: str
+    x: str
+    y: str
+    points: Sequence[Point]
+
+    legend: Sequence[tuple[str, str]] = ()
+
+    def data(self) -> dict[str, Any]:
+        """What the script draws."""
+        return {
+            "kind": "scatter",
+            "x": self.x,
+            "y": self.y,
+            "points": [
+                {
+                    "name": one.name,
+                    "colour": one.colour,
+                    "x": [_short(value) for value in one.x],
+                    "y": [_short(value) for value in one.y],
+                    "hollow": one.hollow,
+                }
+                for one in self.points
+            ],
+        }
+
+    def table(self) -> tuple[list[str], list[list[Cell]]]:
+        """Header and rows: the points with their intervals."""
+        header = [f"{axis}{end}" for axis in (self.x, self.y) for end in ("", ", low", ", high")]
+        rows: list[list[Cell]] = [[one.name, *(_short(value) for value in (*one.x, *one.y))] for one in self.points]
+        return ["policy", *header], rows
+
+
+Picture = Lines | Heat | Bars | Scatter
 
 
 def thinned(curve: np.ndarray, most: int = MOST_POINTS) -> np.ndarray:

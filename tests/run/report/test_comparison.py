@@ -15,6 +15,7 @@ from rloop_lightning.run.report.compared import ComparedArms, ComparedRun, in_ar
 from rloop_lightning.run.report.comparison_page import comparison_page, write_comparison_page
 from rloop_lightning.run.report.comparison_pictures import mean_curves
 from rloop_lightning.run.report.page import Page
+from rloop_lightning.run.report.pictures import Lines
 from rloop_lightning.run.report.stored import ReportedRun, read_run
 from rloop_lightning.run.report.tables import Table
 
@@ -127,4 +128,41 @@ def test_arms_are_overlaid_in_every_picture(runs: list[ReportedRun], tmp_path: P
     pictures = {one.id: one for section in page.sections for one in section.pictures}
     assert {"reward", "pass-0-1", "pass-0-8"} <= pictures.keys()
     for picture in pictures.values():
-        assert [name for name, _ in picture.legend] == ["dapo", "dapo + rft"]
+        if isinstance(picture, Lines):
+            assert [name for name, _ in picture.legend] == ["dapo", "dapo + rft"]
+
+
+def test_policies_are_placed_by_pass_at_1_and_pass_at_k(runs: list[ReportedRun], tmp_path: Path) -> None:
+    page = comparison_page(in_arms(runs), tmp_path / "page.html")
+    assert page.sections[0].id == "trade-off"
+    (picture,) = page.sections[0].pictures
+    header, rows = picture.table()
+    assert header == ["policy", "pass@1", "pass@1, low", "pass@1, high", "pass@8", "pass@8, low", "pass@8, high"]
+    assert [row[0] for row in rows] == ["base", "dapo", "dapo + rft, last explored", "dapo + rft"]
+    found = interval(np.array(HIGH) / 8)
+    assert rows[3][1:4] == pytest.approx([found.estimate, found.low, found.high], rel=1e-3)
+    assert [row[4] for row in rows] == [1, 1, 1, 1]  # every problem is solved in 8 tries
+    points = picture.data()["points"]
+    assert [point["hollow"] for point in points] == [False, False, True, False]
+    assert [point["colour"] for point in points] == [-1, 0, 1, 1]
+    assert "A hollow mark is the last explored policy" in picture.caption
+
+
+def test_what_can_not_be_compared_is_not_placed(tmp_path: Path) -> None:
+    other = make(tmp_path / "b-1", [1] * 19, 1, "rft")  # on other problems than seed 0
+    runs = [make(tmp_path / "a", [1] * 20, 0), make(tmp_path / "b", [1] * 20, 0, "rft"), other]
+    page = comparison_page(in_arms(runs), tmp_path / "page.html")
+    (picture,) = page.sections[0].pictures
+    assert [point.name for point in picture.points if not point.hollow] == ["base", "dapo"]
+
+
+def test_many_arms_are_told_by_their_verdicts(tmp_path: Path) -> None:
+    first = make(tmp_path / "first", [3] * 20, 0)
+    others = {"high": [6] * 20, "higher": [7] * 20, "same": [3] * 20, "low": [0] * 20}
+    runs = [first, *(make(tmp_path / name, counts, 0) for name, counts in others.items())]
+    page = comparison_page(in_arms(runs, ["first", *others]), tmp_path / "page.html")
+    assert page.sentence == (
+        "5 arms with 1 seed each, countdown on countdown problems: better than first in test pass@1: high, higher; "
+        "worse than first in test pass@1: low; not distinguishable from first in test pass@1: 1 of 4 arms; "
+        "worse than first in test pass@8: low; not distinguishable from first in test pass@8: 3 of 4 arms."
+    )
