@@ -128,7 +128,7 @@ CASES = {
         ),
     ),
     "a key twice": Case(
-        "--loop={{rounds:1,select:last,rounds:2}} --data.chat_template_kwargs={{a:1,a:2}}",
+        '--loop={{"rounds":1,"select":"last","rounds":2}} --data.chat_template_kwargs={{"a":1,"a":2}}',
         ("--loop: rounds: it is there twice; keep one", "--data.chat_template_kwargs: a: it is there twice; keep one"),
     ),
     "negative eps": Case("--algo.clip_eps_low -0.1", ("--algo.clip_eps_low: expected a number > 0 and < 1, got -0.1",)),
