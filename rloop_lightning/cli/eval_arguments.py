@@ -16,7 +16,8 @@ from typing import Any
 
 from rloop_lightning.cli.arguments import TRUST, Arguments, UsageError, pairs
 from rloop_lightning.cli.config_files import placed
-from rloop_lightning.cli.registry import names
+from rloop_lightning.cli.merge import fields_of
+from rloop_lightning.cli.registry import find_class, names
 from rloop_lightning.cli.swappable import SWAPPABLE
 from rloop_lightning.cli.trust import chosen_paths, code_faults, strange_paths
 from rloop_lightning.data.hub_rows import parse_hub_name
@@ -131,15 +132,28 @@ class EvalArguments(Arguments):
 
     def _refuse_strange_code(self, argv: Sequence[str], written: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
         stored = self._stored
-        if stored is None or self._trusted or not strange_paths(_relevant(stored.settings)):
+        if stored is None or self._trusted:
             return
+        used = {group: self._used(group, values) for group, values in _relevant(stored.settings).items()}
         own = [settings for name, settings in written if name != stored.file]
         chosen = chosen_paths([value for _, value in pairs(argv) if value], own)
-        if set(strange_paths(_relevant(stored.settings)).values()) <= chosen:
+        if set(strange_paths(used).values()) <= chosen:
             return
-        faults = code_faults(stored.folder, stored.settings, chosen, option=stored.option, what="an evaluation")
-        if faults:
+        if faults := code_faults(stored.folder, stored.settings, chosen, option=stored.option, what="an evaluation"):
             raise UsageError("\n".join(faults))
+
+    def _used(self, group: str, values: Any) -> Any:
+        """The stored settings of a group, without those that another choice on the command line leaves out.
+
+        Of parts of this package and of entry points alone: to know the fields of another class is to import it.
+        """
+        if group not in self.swappable or not isinstance(values, Mapping):
+            return values
+        part, chosen = self.swappable[group], self._named.get(group)
+        if chosen in (None, values.get("name")) or not {chosen, values.get("name")} <= names(part.registry).keys():
+            return values
+        fields = fields_of(find_class(part.registry, str(chosen), part.base))
+        return {name: value for name, value in values.items() if name in fields}
 
 
 def _relevant(settings: Mapping[str, Any]) -> dict[str, Any]:

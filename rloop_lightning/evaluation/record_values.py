@@ -123,6 +123,33 @@ def pass_at_k_difference(
     return difference(values[:cut], values[cut:], paired_seeds=paired, sets=sets, level=level, seed=seed)
 
 
+def other_verdicts(first: str | Path, second: str | Path) -> str | None:
+    """What tells that two rewards judged the same rollouts differently, so that successes are not the same thing.
+
+    Args:
+        first: the record of an evaluation of the base policy, from which equal seeds sample the same.
+        second: the same in another run.
+
+    Returns:
+        A sentence; None if the verdicts agree, or the rollouts are not the same: other problems, numbers or lengths.
+
+    Raises:
+        ValueError: a file is not a record.
+    """
+    one, other = (read_record(Path(path)) for path in (first, second))
+    if (
+        any(one[column] != other[column] for column in ("set", "problem_id", "lengths"))
+        or one["right"] == other["right"]
+    ):
+        return None
+    counts = [pc.sum(table["successes"]).as_py() for table in (one, other)]
+    return (
+        f"of the same rollouts of the base policy, {counts[0]:,} are successes here and {counts[1]:,} there: the "
+        "rewards judge differently, so pass@k can't be compared; evaluate the policies by one reward (rloop-eval RUN "
+        "--reward NAME)"
+    )
+
+
 def _of_sets(records: Sequence[str | Path], name: Sets, k: int) -> tuple[np.ndarray, list[int]]:
     """Values [S, problems of all sets], and the number of problems of each set."""
     found = [pass_at_k_values(records, one, k)[1] for one in ([name] if isinstance(name, str) else name)]

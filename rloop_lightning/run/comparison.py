@@ -18,7 +18,12 @@ from typing import Literal
 import numpy as np
 
 from rloop_lightning.evaluation.record import read_record
-from rloop_lightning.evaluation.record_values import pass_at_k_difference, pass_at_k_interval, with_average
+from rloop_lightning.evaluation.record_values import (
+    other_verdicts,
+    pass_at_k_difference,
+    pass_at_k_interval,
+    with_average,
+)
 from rloop_lightning.run.comparison_figure import Figure
 from rloop_lightning.run.metrics_csv import PASS_AT_K, MetricsError
 from rloop_lightning.run.state import LoopState, Stage
@@ -98,7 +103,11 @@ def compare(study: Study) -> Comparison:
     }
     reference = study.arms[0]
     builder = _Builder(found[reference.name].get("handed over", {}), notes)
-    shared_base = all(_same_base(arm, reference) for arm in study.arms)
+    bases = {name: policies.get("base", {}) for name, policies in found.items()}
+    apart = {
+        arm.name for arm in study.arms if _judged_otherwise(arm.name, bases[arm.name], bases[reference.name], notes)
+    }
+    shared_base = not apart and all(_same_base(arm, reference) for arm in study.arms)
     rows = []
     for arm in study.arms:
         for policy, by_seed in found[arm.name].items():
@@ -106,8 +115,8 @@ def compare(study: Study) -> Comparison:
                 if arm is reference:
                     rows.append(builder.row(ALL_ARMS, policy, by_seed))
                 continue
-            is_reference = policy == "handed over" and arm is reference
-            rows.append(builder.row(arm.name, policy, by_seed, is_reference=is_reference))
+            alone = arm.name in apart or (policy == "handed over" and arm is reference)
+            rows.append(builder.row(arm.name, policy, by_seed, alone=alone))
     complete = {arm.name: [cell for cell in study.cells_of(arm) if cell in states] for arm in study.arms}
     training = {name: _training(cells, notes) for name, cells in complete.items()}
     costs = {name: _costs([states[cell] for cell in cells]) for name, cells in complete.items()}
@@ -127,9 +136,8 @@ class _Builder:
         self._reference = reference
         self._notes = notes
 
-    def row(
-        self, arm: str, policy: ComparedPolicy, by_seed: Mapping[int, _Evaluated], *, is_reference: bool = False
-    ) -> Row:
+    def row(self, arm: str, policy: ComparedPolicy, by_seed: Mapping[int, _Evaluated], *, alone: bool = False) -> Row:
+        """A row; `alone` has no difference to the reference."""
         figures: dict[str, Figure] = {}
         differences: dict[str, Figure] = {}
         paired = sorted(by_seed.keys() & self._reference.keys())
@@ -139,14 +147,14 @@ class _Builder:
             metric = f"{label}/pass@{k}"
             try:
                 figures[metric] = Figure.of(pass_at_k_interval([records[seed] for seed in sorted(records)], sets, k))
-                if paired and not is_reference:
+                if paired and not alone:
                     shared = {seed: records[seed] for seed in paired}
                     before = pass_at_k_interval([references[seed] for seed in paired], sets, k)
                     found = pass_at_k_difference(shared, references, sets, k)
                     differences[metric] = Figure.of(found, before.estimate)
             except ValueError as error:
                 self._notes.append(f"{arm}, {policy}: no comparison of {one_line(metric)}: {error}")
-        self._add_others(by_seed, [] if is_reference else paired, figures, differences)
+        self._add_others(by_seed, [] if alone else paired, figures, differences)
         return Row(arm, policy, figures, differences)
 
     def _add_others(
@@ -231,6 +239,15 @@ def _passes(policies: Iterable[_Evaluated]) -> list[tuple[str, int]]:
 def _same_base(arm: Arm, other: Arm) -> bool:
     """Whether both arms begin with the same policy and evaluate it in the same way."""
     return all(arm.settings.get(group) == other.settings.get(group) for group in ("policy", "data", "engine", "eval"))
+
+
+def _judged_otherwise(
+    name: str, base: Mapping[int, _Evaluated], reference: Mapping[int, _Evaluated], notes: list[str]
+) -> bool:
+    """Whether an arm's reward takes other rollouts for successes than that of the first arm, with a note."""
+    told = [other_verdicts(base[seed].record, reference[seed].record) for seed in base.keys() & reference.keys()]
+    notes += [f"{name} (here) and the first arm (there): {one}" for one in filter(None, told[:1])]
+    return any(told)
 
 
 def _training(cells: Sequence[Cell], notes: list[str]) -> dict[str, Figure]:

@@ -314,6 +314,11 @@ def test_code_that_a_run_of_somebody_else_names_is_not_imported(
     said = capsys.readouterr().err
     assert "reward.function names their_reward.reward" in said
     assert "an evaluation runs this code; if you trust it, add --trust" in said
+    assert main([*arguments, "--reward", "function"]) == 2  # the same class, with the function that the run names
+    assert "function names their_reward.reward" in capsys.readouterr().err
+    assert (
+        main([str(run), "--reward", "countdown", "--out", str(tmp_path / "judged")]) == 0
+    )  # which needs no other code
     assert not (tmp_path / "ran").exists()
     assert main([*arguments, "--trust"]) == 0
     (record,) = records(tmp_path / "out").values()

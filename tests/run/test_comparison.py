@@ -80,13 +80,40 @@ def test_every_policy_has_its_interval_and_its_paired_difference_to_the_first_ar
     )
 
 
+def test_arms_whose_rewards_judge_the_base_policy_differently_are_not_compared(tmp_path: Path) -> None:
+    made = study(tmp_path)
+    fill(made)
+    rloop = made.arms[1]
+    generous = {"base": {"test": counted([4] * 6)}, "round 1 explored": {"test": counted([4] * 6)}}
+    for seed in made.seeds:
+        complete(made.cell(rloop, seed), generous, selected="round 1 explored")
+    comparison = compare(made)
+    assert [(one.arm, one.policy) for one in comparison.rows] == [
+        ("solo", "base"),
+        ("solo", "handed over"),
+        ("rloop", "base"),
+        ("rloop", "handed over"),
+    ]
+    found = row(comparison, "rloop", "handed over")
+    assert (found.figures["test/pass@1"].mean, found.differences) == (1, {})
+    assert row(comparison, "solo", "base").differences.keys() >= {"test/pass@1"}
+    told = (
+        "rloop (here) and the first arm (there): of the same rollouts of the base policy, 24 are successes here and 4 "
+        "there: the rewards judge differently, so pass@k can't be compared; evaluate the policies by one reward "
+        "(rloop-eval RUN --reward NAME)"
+    )
+    assert comparison.notes == [told]
+    assert f"- {told}\n" in comparison_table(made, comparison)
+
+
 def test_the_average_over_sets_and_differences_as_a_share(tmp_path: Path) -> None:
     """Validation, on which choices are made, is not part of the average."""
     made = study(tmp_path)
     for arm, test, ood in zip(made.arms, ([1, 2, 0, 4, 0, 1], [2, 2, 0, 4, 1, 1]), ([0, 1], [1, 1]), strict=True):
         for seed in made.seeds:
             sets = {"validation": {"v": 4}, "test": counted(test), "ood": {"o1": ood[0], "o2": ood[1]}}
-            complete(made.cell(arm, seed), {"base": sets, "round 1 explored": sets}, selected="round 1 explored")
+            base = {"validation": {"v": 1}, "test": counted(BASE), "ood": {"o1": 0, "o2": 1}}
+            complete(made.cell(arm, seed), {"base": base, "round 1 explored": sets}, selected="round 1 explored")
     comparison = compare(made)
     solo, rloop = (row(comparison, arm, "handed over") for arm in ("solo", "rloop"))
     means = [(8 / 24 + 1 / 8) / 2, (10 / 24 + 2 / 8) / 2]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from rloop_lightning.evaluation.record_values import other_verdicts
 from rloop_lightning.run.report.facts import method, seed
 from rloop_lightning.run.report.stored import EvaluatedStage, ReportedRun
 from rloop_lightning.run.settings import flat
@@ -83,6 +85,18 @@ class ComparedArms:
                 )
             seeds[one.seed] = one.run
         return [Arm(name, dict(sorted(seeds.items()))) for name, seeds in found.items()]
+
+    @cached_property
+    def judged_otherwise(self) -> Mapping[str, str]:
+        """By arm, what tells that its reward takes other rollouts for successes than the first arm's does."""
+        first, *others = self.arms
+        found = {}
+        for arm in others:
+            for number in arm.base.keys() & first.base.keys():
+                with suppress(ValueError):  # a damaged record: the tables tell it
+                    if told := other_verdicts(arm.base[number].record, first.base[number].record):
+                        found[arm.name] = f"{one_line(arm.name)} (here) and {one_line(first.name)} (there): {told}"
+        return found
 
     @property
     def sets(self) -> list[str]:

@@ -67,11 +67,12 @@ def comparison_page(comparison: ComparedArms, path: Path, notes: Sequence[str] =
         Section("runs", "Runs", tables=[runs_table(comparison, path)]),
         Section("warnings", "Warnings", tables=[signs_table(comparison)]),
     ]
+    told = [*comparison.judged_otherwise.values(), *faults]
     return Page(
         title=" against ".join(one_line(arm.name) for arm in comparison.arms[:3]) + _more(comparison.arms[3:]),
         sentence=sentence(comparison),
         sections=[section for section in sections if section.tables or section.pictures],
-        notes=[printable(note) for note in (*notes, *_single(comparison), *_unfinished(comparison), *faults)],
+        notes=[printable(note) for note in (*notes, *told, *_single(comparison), *_unfinished(comparison))],
         footer=_FOOTER,
     )
 

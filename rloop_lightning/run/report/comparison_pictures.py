@@ -57,6 +57,8 @@ def trade_offs(comparison: ComparedArms) -> list[Scatter]:
 
     points = point("base", _BASE, max((arm.base for arm in comparison.arms), key=len, default={}))
     for colour, arm in enumerate(comparison.arms):
+        if arm.name in comparison.judged_otherwise:
+            continue
         if arm.explored != arm.final:
             points += point(f"{arm.name}, last explored", colour, arm.explored, hollow=True)
         points += point(arm.name, colour, arm.final)

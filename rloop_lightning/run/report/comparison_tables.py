@@ -82,6 +82,9 @@ def differences_table(
 
     lines = []
     for arm in others:
+        if arm.name in comparison.judged_otherwise:
+            lines.append(Line(one_line(arm.name), [Cell(MISSING), *[Cell(MISSING, "not comparable")] * len(columns)]))
+            continue
         records = _records(policies(arm))
         paired = "problems and seeds" if records.keys() == base.keys() and len(base) > 1 else "problems"
         cells = _cells(arm, columns, records, faults, cell)
@@ -157,6 +160,8 @@ def differences(comparison: ComparedArms, policies: Policies, name: str, k: int)
     base = _records(policies(first))
     found = {}
     for arm in others:
+        if arm.name in comparison.judged_otherwise:
+            continue
         try:
             found[arm.name] = pass_at_k_difference(_records(policies(arm)), base, name, k)
         except ValueError:  # the table of differences tells it

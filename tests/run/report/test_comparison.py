@@ -156,6 +156,21 @@ def test_what_can_not_be_compared_is_not_placed(tmp_path: Path) -> None:
     assert [point.name for point in picture.points if not point.hollow] == ["base", "dapo"]
 
 
+def test_runs_whose_rewards_judge_differently_are_not_compared(tmp_path: Path) -> None:
+    strict, generous = (tmp_path / name for name in ("strict", "generous"))
+    write_run(strict, successes={"base": [1] * 20, "round 1 explored": [2] * 20})
+    write_run(generous, successes={"base": [7] * 20, "round 1 explored": [8] * 20})
+    runs = [read_run(with_seed(out, 0)) for out in (strict, generous)]
+    page = comparison_page(in_arms(runs, ["strict", "generous"]), tmp_path / "page.html")
+    told = "generous (here) and strict (there): of the same rollouts of the base policy, 140 are successes here and 20"
+    assert any(note.startswith(told) for note in page.notes)
+    (line,) = table(page, "final-differences").lines
+    assert [cell.remark for cell in line.cells[1:]] == ["not comparable"] * 2
+    assert "better" not in page.sentence
+    (picture,) = page.sections[0].pictures
+    assert [point.name for point in picture.points] == ["base", "strict"]
+
+
 def test_many_arms_are_told_by_their_verdicts(tmp_path: Path) -> None:
     first = make(tmp_path / "first", [3] * 20, 0)
     others = {"high": [6] * 20, "higher": [7] * 20, "same": [3] * 20, "low": [0] * 20}
