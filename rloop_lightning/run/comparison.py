@@ -34,6 +34,7 @@ from rloop_lightning.system.terminal import one_line
 ComparedPolicy = Literal["base", "last explored", "handed over"]
 
 ALL_ARMS = "all arms"
+OTHER_ARMS = "the other arms"  # where some have a row of their own
 _TOKENS_APART = 0.05  # a budget is overshot by up to one rollout step an exploration
 COSTS = ("rollout_steps", "optimizer_steps", "rollouts", "tokens", "seconds")
 _STAGE = re.compile(r"round (\d+) (explored|consolidated)")
@@ -45,7 +46,7 @@ class Row:
     """One policy of an arm.
 
     Args:
-        arm: name of the arm; `ALL_ARMS` for a base policy that all share.
+        arm: name of the arm; `ALL_ARMS` or `OTHER_ARMS` for a base policy that they share.
         policy: which policy of its runs.
         figures: by metric: `SET/pass@K`, then other metrics of the policy, such as `SET/entropy_nats`.
         differences: by metric, to the policy that the first arm handed over; none for that policy itself.
@@ -107,13 +108,14 @@ def compare(study: Study) -> Comparison:
     apart = {
         arm.name for arm in study.arms if _judged_otherwise(arm.name, bases[arm.name], bases[reference.name], notes)
     }
-    shared_base = not apart and all(_same_base(arm, reference) for arm in study.arms)
+    others = [arm for arm in study.arms if arm.name not in apart]
+    shared_base = all(_same_base(arm, reference) for arm in others)
     rows = []
     for arm in study.arms:
         for policy, by_seed in found[arm.name].items():
-            if policy == "base" and shared_base:
+            if policy == "base" and shared_base and arm in others:
                 if arm is reference:
-                    rows.append(builder.row(ALL_ARMS, policy, by_seed))
+                    rows.append(builder.row(OTHER_ARMS if apart else ALL_ARMS, policy, by_seed))
                 continue
             alone = arm.name in apart or (policy == "handed over" and arm is reference)
             rows.append(builder.row(arm.name, policy, by_seed, alone=alone))

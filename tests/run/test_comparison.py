@@ -12,7 +12,7 @@ from fake_cells import complete
 
 from rloop_lightning.evaluation.record_values import AVERAGE
 from rloop_lightning.evaluation.statistics import difference, interval
-from rloop_lightning.run.comparison import ALL_ARMS, Comparison, Row, compare
+from rloop_lightning.run.comparison import ALL_ARMS, OTHER_ARMS, Comparison, Row, compare
 from rloop_lightning.run.comparison_table import comparison_csv, comparison_table, write_comparison
 from rloop_lightning.run.study import Arm, Cell, Study
 
@@ -89,14 +89,14 @@ def test_arms_whose_rewards_judge_the_base_policy_differently_are_not_compared(t
         complete(made.cell(rloop, seed), generous, selected="round 1 explored")
     comparison = compare(made)
     assert [(one.arm, one.policy) for one in comparison.rows] == [
-        ("solo", "base"),
+        (OTHER_ARMS, "base"),
         ("solo", "handed over"),
         ("rloop", "base"),
         ("rloop", "handed over"),
     ]
     found = row(comparison, "rloop", "handed over")
     assert (found.figures["test/pass@1"].mean, found.differences) == (1, {})
-    assert row(comparison, "solo", "base").differences.keys() >= {"test/pass@1"}
+    assert row(comparison, OTHER_ARMS, "base").differences.keys() >= {"test/pass@1"}
     told = (
         "rloop (here) and the first arm (there): of the same rollouts of the base policy, 24 are successes here and 4 "
         "there: the rewards judge differently, so pass@k can't be compared; evaluate the policies by one reward "
