@@ -19,6 +19,7 @@ from rloop_lightning.run.report.comparison_tables import (
     cost_table,
     differences,
     differences_table,
+    main_columns,
     runs_table,
     settings_table,
     signs_table,
@@ -78,19 +79,18 @@ def comparison_page(comparison: ComparedArms, path: Path, notes: Sequence[str] =
 
 
 def sentence(comparison: ComparedArms) -> str:
-    """What was compared, and what came out at the first and the last k on the first set."""
+    """What was compared, and what came out at the first and the last k."""
     arms = comparison.arms
     run = comparison.runs[0].run
     counts = sorted({len(arm.runs) for arm in arms})
     seeds = f"{counts[0]} seed{'s' * (counts[0] > 1)}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
     what = f"{len(arms)} arm{'s' * (len(arms) > 1)} with {seeds} each"
     what += f", {model_name(run)} on {data_name(run)} problems"
+    columns = main_columns(comparison)
     told: list[str] = []
-    for name in comparison.sets[:1]:
-        ks = comparison.ks(name)
-        for k in dict.fromkeys((ks[0], ks[-1])) if ks else ():
-            found = differences(comparison, lambda arm: arm.final, name, k)
-            told += _relations(found, one_line(arms[0].name), f"{one_line(name)} pass@{k}")
+    for label, sets, k in [columns[0], *columns[1:][-1:]] if columns else []:
+        found = differences(comparison, lambda arm: arm.final, sets, k)
+        told += _relations(found, one_line(arms[0].name), f"{one_line(label)} pass@{k}")
     return f"{what}{': ' if told else ''}{'; '.join(told)}."
 
 

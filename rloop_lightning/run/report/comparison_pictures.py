@@ -12,7 +12,7 @@ import numpy as np
 from rloop_lightning.evaluation.record_values import pass_at_k_interval
 from rloop_lightning.run.plots import smoothed
 from rloop_lightning.run.report.compared import ComparedArms
-from rloop_lightning.run.report.comparison_tables import columns_of
+from rloop_lightning.run.report.comparison_tables import main_columns
 from rloop_lightning.run.report.pictures import Lines, Point, Scatter, Series, thinned
 from rloop_lightning.run.report.stored import EvaluatedStage, ReportedRun
 from rloop_lightning.run.report.training import STEPS, evaluation_curves, metric_curves
@@ -41,7 +41,7 @@ def trade_offs(comparison: ComparedArms) -> list[Scatter]:
 
     Those that can't be compared are left out: the tables tell why.
     """
-    columns = next(filter(None, reversed(columns_of(comparison))), [])
+    columns = main_columns(comparison)
     if len(columns) < 2:
         return []
     (label, sets, first), (*_, last) = columns[0], columns[-1]
@@ -66,7 +66,8 @@ def trade_offs(comparison: ComparedArms) -> list[Scatter]:
     hollow = " A hollow mark is the last explored policy of the same runs." if any(one.hollow for one in points) else ""
     caption = (
         f"The policies that the runs hand over, and the base policy: right at the first try, and within {last} tries, "
-        f"with 95 % intervals. Up and to the right is better.{hollow}"
+        f"with 95 % intervals. Up and to the right is better. Differences are paired: their intervals, in the tables, are "
+        f"narrower.{hollow}"
     )
     title = f"pass@{first} against pass@{last}, {named}"
     return [Scatter("trade-off-picture", title, caption, f"pass@{first}", f"pass@{last}", points)]

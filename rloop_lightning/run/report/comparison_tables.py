@@ -43,6 +43,11 @@ def columns_of(comparison: ComparedArms) -> tuple[list[Column], list[Column]]:
     return [one for one in found if len(one[1]) == 1], [one for one in found if len(one[1]) > 1]
 
 
+def main_columns(comparison: ComparedArms) -> list[Column]:
+    """The columns of the average over the sets, or of the only set."""
+    return next(filter(None, reversed(columns_of(comparison))), [])
+
+
 def arms_table(
     id: str, what: str, comparison: ComparedArms, columns: Sequence[Column], policies: Policies, faults: list[str]
 ) -> Table:
@@ -154,7 +159,7 @@ def signs_table(comparison: ComparedArms) -> Table:
     return Table("signs", caption, ["signature", *(one_line(arm.name) for arm in comparison.arms)], lines, text=True)
 
 
-def differences(comparison: ComparedArms, policies: Policies, name: str, k: int) -> dict[str, Difference]:
+def differences(comparison: ComparedArms, policies: Policies, sets: Sequence[str], k: int) -> dict[str, Difference]:
     """Each arm minus the first one, by arm, as far as they can be computed."""
     first, *others = comparison.arms
     base = _records(policies(first))
@@ -163,7 +168,7 @@ def differences(comparison: ComparedArms, policies: Policies, name: str, k: int)
         if arm.name in comparison.judged_otherwise:
             continue
         try:
-            found[arm.name] = pass_at_k_difference(_records(policies(arm)), base, name, k)
+            found[arm.name] = pass_at_k_difference(_records(policies(arm)), base, sets, k)
         except ValueError:  # the table of differences tells it
             continue
     return found
