@@ -66,8 +66,8 @@ def trade_offs(comparison: ComparedArms) -> list[Scatter]:
     hollow = " A hollow mark is the last explored policy of the same runs." if any(one.hollow for one in points) else ""
     caption = (
         f"The policies that the runs hand over, and the base policy: right at the first try, and within {last} tries, "
-        f"with 95 % intervals. Up and to the right is better. Differences are paired: their intervals, in the tables, are "
-        f"narrower.{hollow}"
+        f"with 95 % intervals. Up and to the right is better. Differences are paired: their intervals, in the tables, "
+        f"are narrower.{hollow}"
     )
     title = f"pass@{first} against pass@{last}, {named}"
     return [Scatter("trade-off-picture", title, caption, f"pass@{first}", f"pass@{last}", points)]
