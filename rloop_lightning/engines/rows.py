@@ -42,7 +42,7 @@ def most_columns(tokens: int) -> int:
 
 def most_prompts(prompts: list[list[int]]) -> int:
     """How many prompts may be computed at once where they can't be computed in pieces."""
-    return max(1, _PREFILL_TOKENS // max(map(len, prompts)))
+    return max(1, _PREFILL_TOKENS // max(map(len, prompts), default=1))
 
 
 class Rows:

@@ -135,7 +135,6 @@ class TorchEngine(RolloutEngine):
         parts = self._parts_of(problems[first:], n, sampling, rows_before=first * n)
         return [rollout for part in parts for rollout in part]
 
-    @torch.inference_mode()
     def _parts_of(
         self, problems: Sequence[Problem], n: int, sampling: SamplingParams, done: int = 0, rows_before: int = 0
     ) -> Iterator[list[Rollout]]:
@@ -158,13 +157,15 @@ class TorchEngine(RolloutEngine):
             torch.rand(sampling.max_new_tokens, generator=generator)
         rollouts: list[Rollout] = []
         batch_rows, part_rows = _rows_at_once(policy, prompts, n, self.max_rows)
-        with products_in(policy.model, dtype):
-            for start, end in _parts(len(problems), n, part_rows):
-                # Drawn on the CPU, row by row, so that a row's numbers depend neither on the parts nor on the device.
-                drawn = torch.rand(end - start, sampling.max_new_tokens, generator=generator)
-                if end <= done * n:
-                    continue
-                first, last = start // n, (end - 1) // n
+        for start, end in _parts(len(problems), n, part_rows):
+            # Drawn on the CPU, row by row, so that a row's numbers depend neither on the parts nor on the device.
+            drawn = torch.rand(end - start, sampling.max_new_tokens, generator=generator)
+            if end <= done * n:
+                continue
+            first, last = start // n, (end - 1) // n
+            sources = [(problems[row // n], prompt_ids[row // n]) for row in range(start, end)]
+            # Not around the yield: whoever takes a part would compute in them, and PyTorch would leave autocast there.
+            with torch.inference_mode(), products_in(policy.model, dtype):
                 decoding = Decoding(
                     policy,
                     prompts[first : last + 1],
@@ -175,11 +176,10 @@ class TorchEngine(RolloutEngine):
                     dtype=dtype,
                     batch_rows=batch_rows,
                 )
-                sources = [(problems[row // n], prompt_ids[row // n]) for row in range(start, end)]
                 rollouts += _collect(policy, sources, decoding.run(self.report))
-                if end % n == 0:
-                    yield rollouts[max(0, done * n - start) :]
-                    rollouts = []
+            if end % n == 0:
+                yield rollouts[max(0, done * n - start) :]
+                rollouts = []
 
     def _stops_of(self, policy: Policy, stop: tuple[str, ...]) -> Stops:
         if stop not in self._stops:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
+from architectures import make_architecture
 
 from rloop_lightning.engines.base import RolloutEngine
 from rloop_lightning.engines.torch_engine import TorchEngine
@@ -62,6 +63,32 @@ def test_between_parts_gradients_and_the_global_random_state_are_the_callers(mak
         assert torch.is_grad_enabled()
         assert not torch.is_inference_mode_enabled()
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.usefixtures("rows_enter")
+def test_each_part_is_computed_in_the_engines_dtype_and_the_weights_are_as_before_between_them(
+    make_policy: MakePolicy,
+) -> None:
+    policy = make_policy()
+    engine = TorchEngine(max_new_tokens=4, max_rows=3, dtype="bfloat16")
+    engine.bind(policy)
+    products: list[torch.dtype] = []
+    policy.model.model.layers[0].mlp.down_proj.register_forward_hook(lambda *args: products.append(args[-1].dtype))
+    parts = 0
+    for _ in engine.generate_parts(PROBLEMS, N, engine.sampling(0)):
+        parts += 1
+        assert {weight.dtype for weight in policy.parameters()} == {torch.float32}
+        assert not torch.is_autocast_enabled("cpu")
+    assert parts == 4
+    assert set(products) == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("name", ["Qwen3-Next", "LFM2", "Qwen2"])
+def test_a_share_without_problems_is_empty(name: str) -> None:
+    """As a rank has it that gets none of a small request."""
+    engine = TorchEngine(max_new_tokens=4)
+    engine.bind(make_architecture(name))
+    assert engine.generate_share(PROBLEMS[:1], 2, engine.sampling(0), first=1) == []
 
 
 def test_an_engine_without_parts_gives_one() -> None:

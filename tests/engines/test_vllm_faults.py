@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from fake_vllm import answers, interpreter, serving
+import torch
+from fake_vllm import JsonHandler, answers, interpreter, listening, serving
 from tiny_run import TinyRun
 
 from rloop_lightning.engines.vllm.checks import shape_of
 from rloop_lightning.engines.vllm.engine import VLLMEngine
+from rloop_lightning.engines.vllm.process import EngineProcess
+from rloop_lightning.engines.vllm.settings import ProcessSettings
 from rloop_lightning.errors import EngineError
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.types import Problem
@@ -35,6 +40,9 @@ def policy(make_policy: MakePolicy) -> Policy:
         ),
         ({"url": "a:8000"}, "--engine.url a:8000: expected http://HOST:PORT"),
         ({"url": "http://a:8000/v1"}, "--engine.url http://a:8000/v1: expected http://HOST:PORT"),
+        ({"url": "http://a:80a0"}, "--engine.url http://a:80a0: expected http://HOST:PORT"),
+        ({"url": "http://a:99999"}, "--engine.url http://a:99999: expected http://HOST:PORT"),
+        ({"url": "http://[::1"}, "--engine.url http://[::1: expected http://HOST:PORT"),
         ({"temperature": 0.001}, "--engine.temperature 0.001: vLLM takes 0, or at least 0.01"),
         ({"max_rows": 0}, "--engine.max_rows: expected an integer > 0, got 0"),
         ({"timeout_s": 0}, "--engine.timeout_s: expected a number > 0, got 0"),
@@ -66,6 +74,52 @@ def test_an_interpreter_with_another_version(policy: Policy, tmp_path: Path) -> 
     assert fault.startswith(f"--engine.python {python}: vLLM 0.25.1 is not supported; install 0.30")
     for version in ("0.30.0", "0.30.2"):
         assert VLLMEngine(python=interpreter(tmp_path, version), max_new_tokens=4).validate_with(policy) == []
+
+
+def test_an_interpreter_is_found_from_the_users_folder(
+    policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = Path(interpreter(tmp_path, "0.30.0"))
+    monkeypatch.chdir(tmp_path)
+    relative = f"./{python.relative_to(tmp_path)}"
+    assert VLLMEngine(python=relative, max_new_tokens=4).validate_with(policy) == []
+
+
+def test_a_server_that_can_not_sleep(policy: Policy, tmp_path: Path) -> None:
+    python = interpreter(tmp_path, "0.30.0")
+    (fault,) = VLLMEngine(python=python, sleep=True, max_new_tokens=4).validate_with(policy)
+    assert fault == "--engine.sleep true frees the memory of a GPU, and this run is on cpu; leave it out"
+    with serving(answers(shape_of(policy))) as url:
+        (fault,) = VLLMEngine(url=url, sleep=True, max_new_tokens=4).validate_with(policy)
+    assert fault.startswith("--engine.sleep true: servers of --engine.url are not the trainer's to put to sleep")
+
+
+@pytest.mark.parametrize(
+    ("device", "given", "visible", "expected"),
+    [
+        ("cuda:1", {}, None, {"CUDA_VISIBLE_DEVICES": "1"}),
+        ("cuda:1", {}, "4,GPU-5", {"CUDA_VISIBLE_DEVICES": "GPU-5"}),
+        ("cuda", {}, None, {"CUDA_VISIBLE_DEVICES": "0"}),
+        ("cuda:1", {"devices": "2,3"}, "4,5", {"CUDA_VISIBLE_DEVICES": "2,3"}),
+        ("cuda:0", {"tensor_parallel": 2}, None, {}),
+        ("cpu", {}, None, {}),
+    ],
+)
+def test_a_process_sees_the_gpu_of_its_trainer(
+    device: str,
+    given: dict[str, Any],
+    visible: str | None,
+    expected: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also where a launcher sets no LOCAL_RANK."""
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    rest = {"python": "python", "dtype": "float32", "max_rows": 1, "memory_share": 0.4, "cpu_cache_gib": 1.0}
+    defaults = {**rest, "devices": "", "tensor_parallel": 1, "sleep": False, "options": ()}
+    assert ProcessSettings(**{**defaults, **given}).environment(torch.device(device)) == expected
 
 
 def test_the_command_refuses_before_the_run(tiny: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,6 +168,18 @@ def test_a_vllm_that_takes_no_weights(policy: Policy) -> None:
     assert "this vLLM takes no weights; start it with rloop-serve" in fault
 
 
+def test_a_web_page_is_no_server(policy: Policy) -> None:
+    class Page(JsonHandler):
+        def answer(self, path: str, body: bytes) -> None:
+            self.send_text("<html>")
+
+    with listening(Page) as url:
+        (fault,) = VLLMEngine(url=url, max_new_tokens=4).validate_with(policy)
+    assert fault.startswith(f"--engine.url {url}: its answer to /version is no JSON; is it a vLLM server?")
+    (fault,) = faults(policy, {**answers(shape_of(policy)), "/v1/models": {"models": []}})
+    assert fault.startswith("it does not answer as vLLM 0.30 does; start one with: rloop-serve MODEL")
+
+
 def test_requests_longer_than_a_server_takes(policy: Policy) -> None:
     with serving(answers(shape_of(policy), max_model_len=20)) as url:
         engine = VLLMEngine(url=url, max_new_tokens=18)
@@ -139,6 +205,16 @@ def test_a_process_gets_its_flags_and_devices(policy: Policy, tmp_path: Path) ->
     (told,) = [line for line in str(error.value).splitlines() if "GPUs" in line]
     assert told.startswith("  GPUs 2,3, -m rloop_lightning.engines.vllm.serve /")
     assert "--backend shm --load-format dummy --dtype float32" in told
+
+
+def test_a_signal_to_the_trainers_group_spares_the_server(policy: Policy, tmp_path: Path) -> None:
+    """Ctrl-C in a terminal reaches the whole group; the trainer then finishes its step with the server."""
+    python = interpreter(tmp_path, "0.30.0", "exec sleep 30")
+    process = EngineProcess(python, policy, [], {})
+    try:
+        assert os.getpgid(process.pid) == process.pid != os.getpgrp()
+    finally:
+        process.stop()
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,18 @@ def test_without_updates_in_flight_a_push_waits(engine: VLLMEngine, server: Gene
     assert {int(version) for rollout in rollouts for version in rollout.versions} == {1}
 
 
+def test_the_time_of_whoever_takes_the_parts_is_not_the_servers(server: GeneratingServer, policy: Policy) -> None:
+    with server.serving() as url:
+        engine = VLLMEngine(url=url, max_new_tokens=40, max_rows=1, timeout_s=0.5, max_gap_nats=1e9)
+        engine.bind(policy)
+        parts = 0
+        for part in engine.generate_parts(PROBLEMS, 2, engine.sampling(0)):
+            parts += len(part) == 2
+            time.sleep(0.8)  # scored by a slow judge
+        engine.close()
+    assert parts == 3
+
+
 def test_a_cancelled_generation_raises_and_leaves_the_server(engine: VLLMEngine, server: GeneratingServer) -> None:
     server.least_pushes = math.inf
     engine.sync()

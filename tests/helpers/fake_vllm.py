@@ -46,7 +46,10 @@ class JsonHandler(BaseHTTPRequestHandler):
         raise NotImplementedError
 
     def send(self, answer: Any, status: int = 200) -> None:
-        text = json.dumps(answer).encode()
+        self.send_text(json.dumps(answer), status)
+
+    def send_text(self, answer: str, status: int = 200) -> None:
+        text = answer.encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()

@@ -61,13 +61,19 @@ async def about(server: Server) -> dict[str, Any]:
     Raises:
         EngineError: it can't be reached, or was not started with the flags that training needs.
     """
-    version = (await server.get("/version"))["version"]
-    models = [model["id"] for model in (await server.get("/v1/models"))["data"]]
     try:
-        settings = (await server.get("/server_info", config_format="json"))["vllm_config"]
+        version = (await server.get("/version"))["version"]
+        models = [model["id"] for model in (await server.get("/v1/models"))["data"]]
+        return {"version": version, "models": models, "settings": await _settings(server)}
+    except (KeyError, TypeError) as error:
+        raise EngineError(f"{server.what}: it does not answer as vLLM {VERSION} does") from error
+
+
+async def _settings(server: Server) -> Any:
+    try:
+        return (await server.get("/server_info", config_format="json"))["vllm_config"]
     except Refused as error:
         raise EngineError(f"{server.what}: this vLLM takes no weights; start it with rloop-serve") from error
-    return {"version": version, "models": models, "settings": settings}
 
 
 def server_faults(server: Server, told: Mapping[str, Any], policy: Policy, tokens: int) -> Iterator[str]:

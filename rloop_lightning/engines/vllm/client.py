@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import json
+import resource
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
@@ -27,6 +28,7 @@ from rloop_lightning.system.terminal import one_line
 T = TypeVar("T")
 
 TICK_S = 0.2  # between two looks at a server's process
+_MOST_FILES = 65536
 _SHOWN = 600  # characters of a server's error
 
 
@@ -34,6 +36,7 @@ class LoopThread:
     """An event loop in a daemon thread."""
 
     def __init__(self) -> None:
+        _open_more_files()
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="vllm-client", daemon=True).start()
 
@@ -44,6 +47,14 @@ class LoopThread:
     def wait(self, coroutine: Coroutine[Any, Any, T], watch: Callable[[], None]) -> T:
         """Run a coroutine and return its result; see `result`."""
         return result(self.start(coroutine), watch)
+
+
+def _open_more_files() -> None:
+    """A request is a connection, and a generation has more of them than many systems let a process open at first."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def result(future: Future[T], watch: Callable[[], None]) -> T:
@@ -143,7 +154,10 @@ class Server:
         except (httpx.HTTPError, OSError) as error:
             raise self._unreachable(error) from error
         self._check(answer, path)
-        return answer.json() if answer.content else None
+        try:
+            return answer.json() if answer.content else None
+        except ValueError as error:
+            raise EngineError(f"{self.what}: its answer to {path} is no JSON; is it a vLLM server?") from error
 
     def _unreachable(self, error: Exception) -> Unreachable:
         return Unreachable(f"{self.what}: no answer from vLLM ({_reason(error)})")

@@ -12,6 +12,8 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import torch
+
 from rloop_lightning.engines.vllm import truth
 from rloop_lightning.engines.vllm.checks import about, server_faults
 from rloop_lightning.engines.vllm.client import LoopThread, Patience, Server, Unreachable
@@ -52,6 +54,7 @@ class Connection:
         told: what each says of itself.
         limits: how long to wait.
         loop: where requests run.
+        device: the trainer's.
         process: the process, if there is one.
     """
 
@@ -61,6 +64,7 @@ class Connection:
         told: Sequence[dict[str, Any]],
         limits: Limits,
         loop: LoopThread,
+        device: torch.device,
         process: EngineProcess | None = None,
     ) -> None:
         models = [one["settings"]["model_config"] for one in told]
@@ -70,7 +74,7 @@ class Connection:
         self.dtype = str(models[0]["dtype"]).removeprefix("torch.")
         self._limits = limits
         self._loop = loop
-        self._sender = make_sender(told[0]["settings"]["weight_transfer_config"]["backend"], servers)
+        self._sender = make_sender(told[0]["settings"]["weight_transfer_config"]["backend"], servers, device)
         self._wait(self._sender.begin())
 
     def patience(self) -> Patience:
@@ -197,12 +201,12 @@ def _connection(
     pairs = zip(servers, told, strict=True)
     if faults := [fault for server, one in pairs for fault in server_faults(server, one, policy, needed)]:
         raise EngineError("\n".join(faults))
-    return Connection(servers, told, limits, loop, process)
+    return Connection(servers, told, limits, loop, policy.device, process)
 
 
 async def _spawned(settings: ProcessSettings, policy: Policy, tokens: int) -> EngineProcess:
     """A new process, started by the loop's thread: it ends with the thread that started it."""
-    return EngineProcess(settings.python, policy, settings.flags(policy, tokens), settings.environment)
+    return EngineProcess(settings.python, policy, settings.flags(policy, tokens), settings.environment(policy.device))
 
 
 async def _ready(server: Server) -> dict[str, Any]:

@@ -10,12 +10,11 @@ pushes the policy's weights if they have changed, counts a version, and compares
 
 from __future__ import annotations
 
-import os
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -26,7 +25,14 @@ from rloop_lightning.engines.vllm.checks import python_faults, same_model, url_f
 from rloop_lightning.engines.vllm.client import LoopThread, Server
 from rloop_lightning.engines.vllm.connection import Connection, Limits, connected, started
 from rloop_lightning.engines.vllm.generation import Generation, Job
-from rloop_lightning.engines.vllm.settings import ProcessSettings, addresses, place_faults, temperature_faults
+from rloop_lightning.engines.vllm.settings import (
+    ProcessSettings,
+    addresses,
+    interpreter,
+    place_faults,
+    sleep_faults,
+    temperature_faults,
+)
 from rloop_lightning.engines.vllm.weights import fingerprint
 from rloop_lightning.errors import EngineError
 from rloop_lightning.model.on_ranks import on_ranks
@@ -48,14 +54,12 @@ class VLLMEngine(RolloutEngine):
         max_new_tokens: completion length limit, tokens; null takes what the longest prompt leaves of the policy's
             context, at most 2,048.
         temperature: sampling temperature of exploration; 0 is greedy.
-        top_k: sample from the k most likely tokens; 0 is off. Evaluations alone take it.
-        top_p: sample from the most likely tokens whose probabilities reach this sum; 1 is off. Evaluations alone take
-            it.
+        top_k: sample from the k most likely tokens; 0 is off. For evaluations alone.
+        top_p: sample from the most likely tokens whose probabilities reach this sum; 1 is off. For evaluations alone.
         stop: texts that end a completion, such as ["</answer>", "\\n\\nProblem:"]; it includes the token that completes
             the text. The name of a special token, such as <|im_end|>, stands for that token. Completions end at the
             model's EOS tokens and at the end of a turn in its chat template in any case.
-        mode: `process` starts a server that ends with the run; `url` uses those of --engine.url. null is `url` if there
-            are some, else `process`.
+        mode: `process` starts a server that ends with the run, `url` uses those of --engine.url; null is what fits it.
         url: addresses of vLLM servers that rloop-serve started, separated by commas: http://a:8000,http://b:8000.
         python: with mode process, the interpreter of an environment with vLLM, such as ~/vllm/bin/python; null is the
             trainer's own.
@@ -65,12 +69,11 @@ class VLLMEngine(RolloutEngine):
         memory_share: with mode process, the share of a GPU's memory for vLLM's weights and cache.
         cpu_cache_gib: with mode process and on a CPU, the size of the cache of keys and values, GiB.
         sleep: with mode process, free the server's GPU memory while the trainer updates.
-        options: with mode process, further options of vLLM, such as [--max-num-batched-tokens,16384].
+        options: with mode process, further options of vLLM, such as [--max-num-batched-tokens=16384].
         max_rows: rollouts that a server decodes at once.
         dtype: with mode process, dtype of vLLM's weights and cache; `auto` is that of the policy's updates.
         start_s: time limit of a server's start, seconds.
-        timeout_s: a server that answers nothing for this time is stuck, seconds. Rollouts answer when they are
-            complete.
+        timeout_s: a server without any answer for this time is stuck, seconds. Rollouts answer when complete.
         max_gap_nats: after each push of weights, the logprobs of a probe may part by this much from the trainer's.
             null is 0.001 (of any token) if both compute in float32, else 0.1 (on average).
     """
@@ -118,7 +121,6 @@ class VLLMEngine(RolloutEngine):
             raise ValueError("\n".join(wrong))
         self.version = 0
         """Pushes of weights so far; whoever resumes a run may set it."""
-        self._loop: LoopThread | None = None
         self._policy: Policy | None = None
         self._connection: Connection | None = None
         self._pushed: int | None = None  # fingerprint of the weights that the servers have
@@ -143,19 +145,15 @@ class VLLMEngine(RolloutEngine):
 
     def validate_with(self, policy: Policy) -> list[str]:
         """Conflicts with this policy and with the machine: an interpreter without vLLM, a server that is not there."""
-        faults = super().validate_with(policy)
+        faults = [*super().validate_with(policy), *(sleep_faults(self._urls, policy.device) if self.sleep else ())]
         if self._urls:
-            return [*faults, *url_faults([Server(address) for address in self._urls], self._running_loop(), policy)]
-        return [*faults, *python_faults(os.path.expanduser(self.python or sys.executable))]
+            return [*faults, *url_faults([Server(address) for address in self._urls], self._loop, policy)]
+        return [*faults, *python_faults(interpreter(self.python))]
 
     def beside_faults(self) -> list[str]:
         """The server can't sleep while it generates."""
-        if not self.sleep:
-            return []
-        return [
-            "--engine.sleep true: with --loop.staleness, the server generates during the updates and never rests; "
-            "leave out one of them"
-        ]
+        told = "with --loop.staleness, the server generates during the updates and never rests; leave out one of them"
+        return [f"--engine.sleep true: {told}"] if self.sleep else []
 
     def bind(self, policy: Policy) -> None:
         """Generate with this policy from now on. A process stays if it was started for the same model."""
@@ -211,7 +209,7 @@ class VLLMEngine(RolloutEngine):
         job = Job.of(self._policy, problems, n, sampling, max_rows=self.max_rows, done=done, streams=streams)
         with self._lock:
             connection = self._ready(self._policy, job.tokens)
-        generation = Generation(job, connection.servers, self._running_loop())
+        generation = Generation(job, connection.servers, self._loop)
         self._generations = [*(one for one in self._generations if one.running), generation]
         return generation
 
@@ -253,7 +251,7 @@ class VLLMEngine(RolloutEngine):
         if self._connection is not None and self._connection.tokens < tokens and not self._urls:
             self.close()  # a longer request than any before
         if self._connection is None:
-            limits, loop = Limits(self.start_s, self.timeout_s), self._running_loop()
+            limits, loop = Limits(self.start_s, self.timeout_s), self._loop
             if self._urls:
                 self._connection = connected([Server(address) for address in self._urls], limits, policy, tokens, loop)
             else:
@@ -289,12 +287,11 @@ class VLLMEngine(RolloutEngine):
         self.sync_metrics = {"policy/probe_gap_nats": nats}
         self._pushed = found
 
-    def _running_loop(self) -> LoopThread:
-        if self._loop is None:
-            self._loop = LoopThread()
-        return self._loop
+    @cached_property
+    def _loop(self) -> LoopThread:
+        return LoopThread()
 
     def _process_settings(self, policy: Policy) -> ProcessSettings:
         dtype = str(policy.compute_dtype).removeprefix("torch.") if self.dtype == "auto" else self.dtype
         given = {field.name: getattr(self, field.name) for field in fields(ProcessSettings)}
-        return ProcessSettings(**{**given, "python": os.path.expanduser(self.python or sys.executable), "dtype": dtype})
+        return ProcessSettings(**{**given, "python": interpreter(self.python), "dtype": dtype})

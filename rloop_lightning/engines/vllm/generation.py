@@ -143,10 +143,11 @@ class Generation:
                 found = result(future, lambda: self._watch(patience, report))
                 ready += self._rollouts(number, found)
                 if len(ready) >= self._job.max_rows:
-                    self._watch(patience, report)
+                    self._pass_on(report)
                     yield ready
                     ready = []
-            self._watch(patience, report)
+                    patience.heard()  # the time of whoever took them is not the servers'
+            self._pass_on(report)
             if ready:
                 yield ready
         finally:
@@ -154,10 +155,16 @@ class Generation:
 
     def _watch(self, patience: Patience, report: Callable[[int, int], None]) -> None:
         """Report what has arrived; raise if nothing does."""
-        while self._answered:
-            report(*self._answered.pop())
+        if self._pass_on(report):
             patience.heard()
         patience()
+
+    def _pass_on(self, report: Callable[[int, int], None]) -> bool:
+        """Report what has arrived. Returns whether something has."""
+        some = bool(self._answered)
+        while self._answered:
+            report(*self._answered.pop())
+        return some
 
     async def _problem(self, number: int) -> list[Completion]:
         """All completions of one problem."""

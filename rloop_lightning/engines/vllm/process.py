@@ -67,7 +67,13 @@ class EngineProcess:
         }
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                command, cwd=self._folder, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                command,
+                cwd=self._folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                process_group=0,  # so that Ctrl-C reaches the trainer alone, which finishes its step with the server
             )
         self.server = Server("http://engine", socket, "--engine vllm")
         self._stop = weakref.finalize(self, _stop, self._process, self._folder)

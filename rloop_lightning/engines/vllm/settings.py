@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
+
+import torch
 
 from rloop_lightning.engines.vllm.transfer import Backend
 from rloop_lightning.model.policy import Policy
@@ -35,16 +38,18 @@ class ProcessSettings:
             return "shm"
         return "nccl" if self.devices else "ipc"
 
-    @property
-    def environment(self) -> dict[str, str]:
-        """Variables of the process that differ from the trainer's."""
+    def environment(self, device: torch.device) -> dict[str, str]:
+        """Variables of the process that differ from the trainer's.
+
+        Args:
+            device: the trainer's; of several ranks on a machine, each has a GPU and a process.
+        """
         if self.devices:
             return {"CUDA_VISIBLE_DEVICES": self.devices}
-        own = os.environ.get("LOCAL_RANK")  # of several ranks on a machine, each has a GPU and a process
-        if own is None:
+        if device.type != "cuda" or self.tensor_parallel > 1:
             return {}
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        return {"CUDA_VISIBLE_DEVICES": visible.split(",")[int(own)] if visible else own}
+        own, visible = device.index or 0, os.environ.get("CUDA_VISIBLE_DEVICES")
+        return {"CUDA_VISIBLE_DEVICES": visible.split(",")[own] if visible else str(own)}
 
     def tokens(self, policy: Policy, needed: int) -> int:
         """The longest prompt and completion that the process takes: with room, so that it is not started again.
@@ -83,6 +88,12 @@ class ProcessSettings:
         return [*words, *(name for name, on in switches.items() if on), *self.options]
 
 
+def interpreter(python: str | None) -> str:
+    """The interpreter of --engine.python, which runs in another folder than the trainer."""
+    given = os.path.expanduser(python or sys.executable)
+    return os.path.abspath(given) if os.sep in given else given  # a link stays one, or the environment would be lost
+
+
 def addresses(url: str) -> list[str]:
     """The addresses of --engine.url."""
     return [address.strip() for address in url.split(",") if address.strip()]
@@ -96,9 +107,25 @@ def place_faults(mode: str | None, url: str) -> Iterator[str]:
     if mode == "process" and given:
         yield f"--engine.mode process starts a server of its own; leave out --engine.url {url}, or the mode"
     for address in given:
-        parts = urlsplit(address)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/"):
+        if not _is_address(address):
             yield f"--engine.url {address}: expected http://HOST:PORT"
+
+
+def _is_address(address: str) -> bool:
+    try:
+        parts = urlsplit(address)
+        port = parts.port
+    except ValueError:  # the port is no number up to 65535, or a bracket is missing
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and port != 0 and not parts.path.strip("/")
+
+
+def sleep_faults(urls: Sequence[str], device: torch.device) -> Iterator[str]:
+    """Servers that can't sleep."""
+    if urls:
+        yield "--engine.sleep true: servers of --engine.url are not the trainer's to put to sleep; leave it out"
+    elif device.type != "cuda":
+        yield f"--engine.sleep true frees the memory of a GPU, and this run is on {device.type}; leave it out"
 
 
 def temperature_faults(what: str, temperature: float) -> Iterator[str]:

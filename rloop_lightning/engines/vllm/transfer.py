@@ -1,6 +1,6 @@
 """Weights from the trainer to vLLM's servers, through vLLM's weight-transfer API.
 
-    sender = make_sender("shm", servers)
+    sender = make_sender("shm", servers, policy.device)
     loop.wait(sender.begin(), watch)                       # once
     loop.wait(sender.send(NamedWeights(policy)), watch)   # for every version
 
@@ -52,10 +52,12 @@ class Sender(ABC):
 
     Args:
         servers: they all get the same weights.
+        device: the trainer's, which another thread does not have by itself.
     """
 
-    def __init__(self, servers: Sequence[Server]) -> None:
+    def __init__(self, servers: Sequence[Server], device: torch.device) -> None:
         self.servers = servers
+        self.device = device
 
     async def begin(self) -> None:
         """Make the servers ready. Call it once."""
@@ -88,8 +90,8 @@ class Sender(ABC):
 class SharedMemorySender(Sender):
     """Through a memory file without a name, which the kernel frees with its last user, however that ends."""
 
-    def __init__(self, servers: Sequence[Server]) -> None:
-        super().__init__(servers)
+    def __init__(self, servers: Sequence[Server], device: torch.device) -> None:
+        super().__init__(servers, device)
         self._file: int | None = None
         self._buffer = torch.empty(0, dtype=torch.uint8)
 
@@ -133,7 +135,7 @@ class IpcSender(Sender):
         handles = [{card: reduce_tensor(weight)[1]} for weight in kept]
         # vLLM reads the handles as a pickle. It is made here and read there, never the other way.
         info = {**_listed(layout), "ipc_handles_pickled": base64.b64encode(pickle.dumps(handles)).decode()}
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(self.device)
         await self._all("/update_weights", {"update_info": info})
 
 
@@ -159,27 +161,30 @@ class NcclSender(Sender):
             )
             for number, server in enumerate(self.servers)
         ]
-        self._group, *_ = await asyncio.gather(asyncio.to_thread(_open_group, world, unique), *requests)
+        opening = asyncio.to_thread(_open_group, world, unique, self.device)
+        self._group, *_ = await asyncio.gather(opening, *requests)
 
     async def _move(self, weights: Named, layout: list[tuple[str, Tensor]]) -> None:
         received = self._all("/update_weights", {"update_info": _listed(layout)})
         await asyncio.gather(received, asyncio.to_thread(self._broadcast, weights))
 
     def _broadcast(self, weights: Named) -> None:
-        for _, weight in weights:
-            torch.cuda.nccl.broadcast([weight.contiguous()], root=0, comms=[self._group])
-        torch.cuda.synchronize()
+        with torch.cuda.device(self.device):
+            for _, weight in weights:
+                torch.cuda.nccl.broadcast([weight.contiguous()], root=0, comms=[self._group])
+            torch.cuda.synchronize()
 
 
-def _open_group(world: int, unique: bytes) -> Any:
+def _open_group(world: int, unique: bytes, device: torch.device) -> Any:
     """Join as rank 0, and do the one-element reduction with which vLLM's workers begin."""
-    group = torch.cuda.nccl.init_rank(world, unique, 0)
-    torch.cuda.nccl.all_reduce([torch.zeros(1, device="cuda")], comms=[group])
-    return group
+    with torch.cuda.device(device):
+        group = torch.cuda.nccl.init_rank(world, unique, 0)
+        torch.cuda.nccl.all_reduce([torch.zeros(1, device="cuda")], comms=[group])
+        return group
 
 
-def make_sender(backend: str, servers: Sequence[Server]) -> Sender:
-    """The trainer's end of a backend.
+def make_sender(backend: str, servers: Sequence[Server], device: torch.device) -> Sender:
+    """The trainer's end of a backend. Args: as of `Sender`.
 
     Raises:
         EngineError: it is not one that the trainer has.
@@ -189,7 +194,7 @@ def make_sender(backend: str, servers: Sequence[Server]) -> Sender:
         raise EngineError(
             f"the vLLM server takes weights by {backend!r}; start it with --backend {' or '.join(senders)}"
         )
-    return senders[backend](servers)
+    return senders[backend](servers, device)
 
 
 def _listed(named: Sequence[tuple[str, Tensor]]) -> dict[str, Any]:
