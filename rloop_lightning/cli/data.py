@@ -23,7 +23,7 @@ from rloop_lightning.cli.golds import gold_lines, sample_lines
 from rloop_lightning.cli.instant import data_answer
 from rloop_lightning.cli.parse_errors import parse
 from rloop_lightning.cli.refilter import refilter
-from rloop_lightning.cli.registry import find_class, names
+from rloop_lightning.cli.registry import find_class
 from rloop_lightning.cli.swappable import SWAPPABLE, expand
 from rloop_lightning.data.base import ProblemSource
 from rloop_lightning.data.problem_set import ProblemSet
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         settings, source = _parse(arguments)
         tokenizer = _tokenizer(settings.policy.model) if settings.policy.model else None
-        reward = _reward(settings.reward)
+        reward = _reward(settings.reward or source.reward)
         sets, wrong = _read(source)
         unreadable = {} if reward is None else {name: reward.unusable(found) for name, found in sets.items()}
         if not source.skip_unreadable:
@@ -93,6 +93,8 @@ def _parse(arguments: list[str]) -> tuple[Namespace, ProblemSource]:
         UsageError: the problem set is unknown or settings are invalid; names all errors.
     """
     command, *rest = arguments
+    if fields := [flag for flag, _ in pairs(rest) if flag.startswith("--reward.")]:
+        raise UsageError(f"{one_line(fields[0])}: give --reward NAME alone; rloop-reward check takes its fields")
     if command != "check":
         raise UsageError(f"{one_line(command)!r} is no command; give check, {' or '.join(_OF_RUNS)}")
     if not rest or rest[0].startswith("-"):
@@ -132,12 +134,20 @@ def _parser(source: type) -> ArgumentParser:
     return parser
 
 
-def _reward(name: str | None) -> Reward | None:
-    """The reward that must read the gold answers; by default `math`, if it is registered."""
-    if name is None and "math" not in names("rewards"):
-        return None
-    settings = expand("reward", name or "math")
-    return find_class("rewards", settings.pop("name"), SWAPPABLE["reward"].base)(**settings)
+def _reward(name: str) -> Reward:
+    """The reward that must read the gold answers.
+
+    Raises:
+        UsageError: it can't be made without fields of its own.
+    """
+    settings = expand("reward", name)
+    cls = find_class("rewards", settings.pop("name"), SWAPPABLE["reward"].base)
+    try:
+        return cls(**settings)
+    except TypeError as error:
+        raise UsageError(
+            f"--reward {one_line(name)}: {one_line(str(error), limit=200)}; rloop-reward check takes its fields"
+        ) from error
 
 
 def _read(source: ProblemSource) -> tuple[Mapping[str, Sequence[Problem]], list[str]]:

@@ -16,7 +16,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -136,7 +136,7 @@ def _begin(words: Words, claim: EvaluationClaim) -> tuple[EvaluationState, Evalu
     try:
         parts = settings.parts(began)
     except UsageError as error:
-        raise UsageError("\n".join([*wrong, str(error)])) from error
+        raise UsageError("\n".join([*wrong, str(error), *_reward_of_run(words, run, str(error))])) from error
     if wrong:
         raise UsageError("\n".join(wrong))
     fits = [fitted(one, parts) for one in found.policies]
@@ -154,6 +154,13 @@ def _begin(words: Words, claim: EvaluationClaim) -> tuple[EvaluationState, Evalu
     state.save(claim.folder.state)
     write_text(claim.folder.config, settings_text(groups))
     return state, parts
+
+
+def _reward_of_run(words: Words, run: RunFolder | None, said: str) -> Iterator[str]:
+    """What helps if the reward of a run can't judge problems that the run did not have."""
+    if run is not None and words.sets and words.value("--reward") is None and "--reward" in said:
+        where = one_line(str(run.out), limit=200)
+        yield f"the reward is that of the run {where}; for other problems give another, such as --reward math"
 
 
 def _stored(words: Words, folder: EvaluationFolder) -> tuple[EvaluationState, EvaluationParts]:

@@ -67,4 +67,9 @@ def export(arguments: Sequence[str]) -> list[str]:
         lines.append(
             f"{written.truncated:,} completions were cut at the length limit; --finish_reason stop leaves them out"
         )
+    if written.copies:
+        lines.append(
+            f"{written.copies:,} copies of rollouts with the same tokens were left out, so success rates in the file "
+            "are others; --deduplicate false keeps them"
+        )
     return lines

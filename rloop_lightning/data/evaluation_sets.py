@@ -55,6 +55,9 @@ class SelectedSets(ProblemSource):
         found = self._source.evaluation()
         return {name: found[name] for name in self._names}
 
+    def notes(self) -> list[str]:
+        return [note for note in self._source.notes() if note.partition(":")[0] in self._names]
+
     def render(self, problems: Sequence[Problem], tokenizer: Any) -> list[Problem]:
         return self._source.render(problems, tokenizer)
 

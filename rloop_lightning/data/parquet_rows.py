@@ -112,6 +112,9 @@ def _unpacked_bytes(array: Any) -> int:
         return (pc.sum(lengths.take(array.indices)).as_py() or 0) + _BYTES_OF_A_NUMBER * len(array)
     if pa.types.is_struct(kind):
         return sum(map(_unpacked_bytes, array.flatten()))
+    if pa.types.is_map(kind):
+        entries = pa.struct([pa.field("key", kind.key_type), pa.field("value", kind.item_type)])
+        return _unpacked_bytes(array.cast(pa.list_(entries)))
     if pa.types.is_nested(kind):
         return _unpacked_bytes(array.flatten()) + _BYTES_OF_A_NUMBER * len(array)
     return int(array.nbytes) + _BYTES_OF_A_NUMBER * len(array)

@@ -253,7 +253,7 @@ def _evaluation_origins(
         places = [given] if isinstance(given, str) else given or []
         given = {}
         for place in places:
-            name = Path(name_of(place) if is_url(place) else place.partition(":")[0].partition("@")[0]).stem
+            name = _name_of_set(place)
             if name in given:
                 wrong.append(
                     f"{flag}: two sets would be named {name}; name them, as in {field} '{{a: {place}, b: ...}}'"
@@ -261,6 +261,8 @@ def _evaluation_origins(
             given[name] = place
     origins: dict[str, Origin] = {}
     for name, place in given.items():
+        if not name.strip():
+            wrong.append(f"{flag}: a set needs a name; give {place} one, as in {field} '{{other: {place}}}'")
         if name == "train":
             wrong.append(
                 f"{flag}: the name train is that of the training set; give {place} another, as in {field} "
@@ -269,6 +271,15 @@ def _evaluation_origins(
         hub = None if looks_like_a_file(place) else parse_hub_name(place, "test")
         origins[name] = hub or file_origin(place, f"{flag} {name}", wrong)
     return origins
+
+
+def _name_of_set(place: str) -> str:
+    """The name of a file without its ending, or of a data set on the hub without its organisation."""
+    if is_url(place):
+        return Path(name_of(place)).stem
+    if looks_like_a_file(place):
+        return Path(place).stem
+    return place.partition(":")[0].partition("@")[0].rpartition("/")[2]
 
 
 def _rows(origin: Origin) -> Iterable[Row | BadRow]:

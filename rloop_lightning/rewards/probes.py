@@ -11,7 +11,7 @@ right completion cut inside its gold answer, and a right completion of another p
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rloop_lightning.errors import RunFault
@@ -149,7 +149,7 @@ def probe(reward: Reward, problems: Sequence[Problem]) -> RewardCheck:
         EMPTY: [(problem, "") for problem in problems],
         REPEATED: [(problem, problem.prompt) for problem in problems],
         TRUNCATED: [(problem, _cut(first[problem.id], problem.answer)) for problem in problems if problem.id in first],
-        ANOTHER: list(_with_another_gold([problem for problem in problems if problem.id in first], first)),
+        ANOTHER: _with_another_gold(reward, [problem for problem in problems if problem.id in first], first),
     }
     check = RewardCheck(
         threshold=reward.success_threshold,
@@ -180,14 +180,31 @@ def _cut(text: str, gold: str) -> str:
     return text[: start + len(gold) // 2] if start >= 0 else text[: len(text) // 2]
 
 
-def _with_another_gold(problems: Sequence[Problem], completions: Mapping[str, str]) -> Iterator[tuple[Problem, str]]:
-    """Each problem with the completion of the next problem that has another gold answer, if one has."""
+def _with_another_gold(
+    reward: Reward, problems: Sequence[Problem], completions: Mapping[str, str]
+) -> list[tuple[Problem, str]]:
+    """Each problem with the completion of the next problem that has another gold answer, if one has.
+
+    Answers that the reward takes for the same, such as 1/2 and 0.5, are no others.
+    """
     others = [*problems, *problems]
-    for number, problem in enumerate(problems):
-        for other in others[number + 1 : number + 1 + _NEXT_PROBLEMS]:
-            if other.answer != problem.answer:
-                yield problem, completions[other.id]
-                break
+    near = [others[number + 1 : number + 1 + _NEXT_PROBLEMS] for number in range(len(problems))]
+    wanted = [
+        next((one for one in following if one.answer not in problem.golds), None)
+        for problem, following in zip(problems, near, strict=True)
+    ]
+    pairs = [(problem, other) for problem, other in zip(problems, wanted, strict=True) if other is not None]
+    asked = [(gold, other.answer) for problem, other in pairs for gold in problem.golds]
+    try:
+        answers = iter(reward.equal_answers(asked))
+    except Exception:  # a user's reward; scoring tells what it raises
+        answers = iter([False] * len(asked))
+    found = []
+    for problem, other in pairs:
+        equal = [next(answers) for _ in problem.golds]
+        if not any(equal):
+            found.append((problem, completions[other.id]))
+    return found
 
 
 def _counted(verdicts: Verdicts) -> str:

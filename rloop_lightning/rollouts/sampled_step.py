@@ -35,6 +35,7 @@ class SampledStep:
         cost: what the sampling cost.
         in_steps: whether the rollouts' `versions` are rollout steps that the policy had trained on; else they are the
             engine's numbers.
+        wanted: the groups that the step was to train on, which a resume may change for later ones; 0 if unknown.
     """
 
     index: int
@@ -45,6 +46,7 @@ class SampledStep:
     metrics: Mapping[str, float]
     cost: SamplingCost
     in_steps: bool = False
+    wanted: int = 0
 
     @property
     def lag(self) -> float:
@@ -84,6 +86,7 @@ class SampledStep:
             "index": self.index,
             "version": self.version,
             "in_steps": self.in_steps,
+            "wanted": self.wanted,
             "kept": list(self.kept),
             "sampling": {**asdict(self.sampling), "stop": list(self.sampling.stop)},
             "metrics": dict(self.metrics),
@@ -136,6 +139,7 @@ class SampledStep:
             state["metrics"],
             SamplingCost(**state["cost"]),
             state["in_steps"],
+            state.get("wanted", 0),  # checkpoints of earlier releases lack it
         )
 
 

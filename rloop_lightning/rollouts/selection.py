@@ -167,8 +167,11 @@ class SelectedRollouts:
     selection: Selection
     successes_only: bool = False
 
-    def tables(self) -> Iterator[pa.Table]:
+    def tables(self, copies: list[int] | None = None) -> Iterator[pa.Table]:
         """Tables of `SELECTED_SCHEMA`, each with at most a row group's rows.
+
+        Args:
+            copies: takes, for each row group, how many rows are left out as copies of others.
 
         Raises:
             DamagedError: a file is not what it should be; the message names it.
@@ -177,11 +180,14 @@ class SelectedRollouts:
         for part in self._parts():
             rows = part.rows
             if part.digests:
+                drawn = [self._drawn is None or digest in self._drawn for digest in part.digests]
                 kept = []
-                for row, digest in zip(rows.tolist(), part.digests, strict=True):
-                    if (self._drawn is None or digest in self._drawn) and digest not in seen:
+                for row, digest, is_drawn in zip(rows.tolist(), part.digests, drawn, strict=True):
+                    if is_drawn and digest not in seen:
                         seen.add(digest)
                         kept.append(row)
+                if copies is not None:
+                    copies.append(sum(drawn) - len(kept))
                 rows = np.array(kept, dtype=np.int64)
             if len(rows):
                 yield part.table(rows)

@@ -118,7 +118,8 @@ class StepSampler:
             **counts,
             **self.sampler.engine.sync_metrics,
         }
-        return SampledStep(index, version, tuple(generated), tuple(kept), sampling, metrics, cost)
+        wanted = self.problems_per_step
+        return SampledStep(index, version, tuple(generated), tuple(kept), sampling, metrics, cost, wanted=wanted)
 
     def shortage(self, sampled: SampledStep) -> str:
         """How few groups of a step can be trained on, and why."""

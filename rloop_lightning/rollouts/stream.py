@@ -162,12 +162,12 @@ class RolloutStream:
         sampled = [self._result(future) for future in self._ahead if future.done() or not self.in_flight_updates]
         spent = self.cost.tokens + sum(step.cost.tokens for step in sampled)
         return (self.tokens is not None and spent >= self.tokens) or any(
-            len(step.kept_groups) < self._needed and not self._trains_on(step) for step in sampled
+            len(step.kept_groups) < self._needed(step) and not self._trains_on(step) for step in sampled
         )
 
-    @property
-    def _needed(self) -> int:
-        return self.step_sampler.problems_per_step
+    def _needed(self, sampled: SampledStep) -> int:
+        """The groups that a step trains on, as it was when the step was sampled."""
+        return sampled.wanted or self.step_sampler.problems_per_step
 
     def _result(self, future: Future[SampledStep]) -> SampledStep:
         while not wait([future], _TICK_S).done:
@@ -197,10 +197,11 @@ class RolloutStream:
         for listener in self.listeners:
             listener.sampled(sampled.index, sampled.groups, self.newest)
         kept = sampled.kept_groups
-        if len(kept) < self._needed and self._ends_with(sampled):
+        needed = self._needed(sampled)
+        if len(kept) < needed and self._ends_with(sampled):
             return None
         explorer = self.step_sampler.explorer
-        trained = explorer.replayed(kept[: self._needed], sampled.sampling)
+        trained = explorer.replayed(kept[:needed], sampled.sampling)
         batch = explorer.make_batch(trained, sampled.sampling)
         rollouts = tuple(rollout for group in trained for rollout in group.rollouts)
         return RolloutStep(sampled.index, sampled.groups, batch, self.newest, rollouts, lag)
@@ -212,9 +213,8 @@ class RolloutStream:
             NotEnoughGroupsError: the run should stop.
         """
         kept = len(sampled.kept_groups)
-        self.shortage = (
-            f"rollout step {sampled.index + 1}: {self.step_sampler.shortage(sampled)}; the step needs {self._needed}"
-        )
+        why, needed = self.step_sampler.shortage(sampled), self._needed(sampled)
+        self.shortage = f"rollout step {sampled.index + 1}: {why}; the step needs {needed}"
         if self.on_too_few_groups == "stop":
             raise NotEnoughGroupsError(self.shortage, self.newest)
         if self._trains_on(sampled):

@@ -147,7 +147,7 @@ def needless_damage(folder: RunFolder, stages: Sequence[Stage], parts: Parts, st
             yield from _warnings(pool.folder, pool.damaged(), again)
             if state.began:
                 yield from _inside_damage(folder, stage)
-        elif state.began:
+        elif state.began and parts.filters:
             expert = folder.expert_set(stage)
             yield from _warnings(expert.parent, damaged_files(expert.parent, [expert.name]), again)
         try:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from rloop_lightning.data.base import ProblemSource
 from rloop_lightning.rollouts.pool import RolloutPool
@@ -108,12 +109,14 @@ class Written:
         problems: problems of the rows.
         tokens: completion tokens of the selected rollouts.
         truncated: selected rollouts that were cut at the length limit.
+        copies: rollouts that were left out, since the file has one of the same problem with the same tokens.
     """
 
     rows: int
     problems: int
     tokens: int
     truncated: int
+    copies: int
 
 
 @dataclass
@@ -121,6 +124,7 @@ class _Totals:
     rollouts: Counter[str] = field(default_factory=Counter)
     tokens: int = 0
     truncated: int = 0
+    copies: int = 0
 
     def add(self, table: pa.Table) -> None:
         self.rollouts.update(table["problem_id"].to_pylist())
@@ -174,7 +178,7 @@ class Export:
             count = write_rows(Path(self.config.out), VERL_SCHEMA, rows)
         else:
             count = self._write_rollouts(found, tokenizer)
-        return Written(count, len(totals.rollouts), totals.tokens, totals.truncated)
+        return Written(count, len(totals.rollouts), totals.tokens, totals.truncated, totals.copies)
 
     def _problems(self, problems: Callable[[], ProblemSource], tokenizer: Any) -> Mapping[str, ExportProblem]:
         try:
@@ -209,8 +213,10 @@ class Export:
     @cached_property
     def _totals(self) -> _Totals:
         totals = _Totals()
-        for table in self._selected.tables():
+        copies: list[int] = []
+        for table in self._selected.tables(copies):
             totals.add(table)
+        totals.copies = sum(copies)
         return totals
 
     @cached_property
@@ -262,6 +268,11 @@ class Export:
         """Why nothing is selected."""
         if not self._shards:
             return f"there is no {'expert set' if self.config.what == 'expert' else 'pool'} in {self.folder.out}"
+        if self.config.what == "expert" and not any(pq.read_metadata(shard.path).num_rows for shard in self._shards):
+            return (
+                "the expert sets of the rounds are empty; export --what successes, or look for another "
+                "--filter.max_success_rate with rloop-data refilter RUN"
+            )
         seen = sum(pc.sum(counts["rollouts"]).as_py() or 0 for counts in self._counts.values())
         return f"nothing is left of the {seen:,} rollouts of the rounds; ask for less with --min_... and --max_..."
 

@@ -22,14 +22,19 @@ from rloop_lightning.types import Rollout
 
 _log = logging.getLogger(__name__)
 
-_EMPTY_SET_ADVICE = (
-    "Resume with a larger --filter.max_success_rate, with --filter.rate_over run, or with --filter.enabled false, each "
-    "of which rebuilds the expert set; or with --loop.on_empty_expert_set continue or stop"
-)
-
 
 class EmptyExpertSetError(RunFault):
     """The filter selected nothing, and the run is configured to end then."""
+
+
+def _remedies(stage: Stage, stats: ExpertStats) -> list[str]:
+    """Settings of the filter with which the same pool gives rollouts."""
+    if stats.successes == 0:
+        return []
+    if stats.hard_problems:
+        return ["--filter.finished_only false"]
+    earlier = [", --filter.rate_over run"] if stage.round else []  # counts the rollouts of earlier rounds as well
+    return [f"a larger --filter.max_success_rate{''.join(earlier)} or --filter.enabled false"]
 
 
 def fine_tune(session: Session, consolidation: FineTuning, stage: Stage, state: LoopState) -> StageOutcome:
@@ -92,7 +97,10 @@ def _empty_set_note(session: Session, stage: Stage, stats: ExpertStats) -> str:
     loop = session.parts.loop
     why = f"round {stage.round + 1}: the expert set is empty: {stats.why_empty(session.parts.filter)}"
     if loop.on_empty_expert_set == "error":
-        raise EmptyExpertSetError(f"{why}. {_EMPTY_SET_ADVICE}")
+        rebuilt = [f"with {way}, which rebuilds the expert set" for way in _remedies(stage, stats)]
+        raise EmptyExpertSetError(
+            f"{why}. Resume {'; '.join([*rebuilt, 'with --loop.on_empty_expert_set continue or stop'])}"
+        )
     if loop.on_empty_expert_set == "stop":
         what_now = "the run stops here"
     elif stage.round + 1 < loop.rounds:

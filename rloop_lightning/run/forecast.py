@@ -150,7 +150,7 @@ def _training(parts: Parts) -> Iterator[tuple[str, str]]:
         f"{rounds}{parts.explore_steps:,} rollout steps of {updates} optimizer steps on "
         f"{rollouts // algorithm.updates_per_step:,} rollouts{limit}",
     )
-    steps, warmup = parts.explore_steps * updates, algorithm.warmup_steps
+    steps, warmup = parts.explore_steps, algorithm.warmup_steps
     if warmup > steps:
         yield "", f"--algo.warmup_steps {warmup:,} is more: the learning rate ends at {steps / warmup:.0%} of --algo.lr"
     if parts.consolidation is not None:

@@ -169,6 +169,9 @@ class OfflineEvaluation:
         if changed := changed_problems(record, self.parts.data, shown, "evaluation"):
             raise PolicyRefused("\n".join(changed))
         keep_record(record, self.parts.data, shown, date.fromisoformat(self.state.began))
+        notes = [f"{one.name}: {note}" for note in shown.notes() if "left out" in note]
+        for note in notes:
+            _log.warning(note)
         sampler = GroupSampler(engine, self.parts.reward)
         evaluator = Evaluator(sampler, shown.evaluation(), self.parts.config, self.parts.seed)
         title = f"policy {number + 1}/{len(self.state.policies)} {one.name}"
@@ -194,6 +197,7 @@ class OfflineEvaluation:
             "revision": one.revision,
             "folder": place.name,
             "max_new_tokens": one.max_new_tokens,
+            "notes": notes,
             "sets": {name: policy_results(name, found, self.parts.config.k) for name, found in evaluations.items()},
         }
 
@@ -246,7 +250,8 @@ class OfflineEvaluation:
     def _tables(self, results: Sequence[Mapping[str, Any]]) -> str:
         left = len(self.state.policies) - len(results)
         note = f"\nin progress: {len(results)} of {len(self.state.policies)} policies are complete\n" if left else ""
-        return evaluation_tables(results, self._about()) + note
+        told = [f"- {note}\n" for one in results for note in one.get("notes", ())]
+        return evaluation_tables(results, self._about()) + "".join(["\n", *told] if told else []) + note
 
 
 def _revision(source: str) -> str:

@@ -69,8 +69,10 @@ def drop_checkpoints(folder: RunFolder, stage: Stage, *, consolidates: bool) -> 
     """Delete the checkpoints that a complete stage makes needless, which hold optimizer states.
 
     Those of an exploration stay until its pool has been read. If a shard is damaged, the run resumes from them.
+    Without consolidations, they stay until the explored policy is evaluated, not the base policy before it.
     """
-    if stage.phase == ("consolidate" if consolidates else "evaluate"):
+    explored = stage.phase == "evaluate" and stage.which == "explored"
+    if stage.phase == "consolidate" or (explored and not consolidates):
         for phase in TRAINS:
             for path in folder.checkpoints(replace(stage, phase=phase)):
                 path.unlink()

@@ -27,6 +27,7 @@ _TRIAL = (
     "--loop.select=last",
     "--loop.checkpoint_every_n_steps=0",
     "--consolidate=none",
+    "--filter.control=none",
     "--eval.every_n_steps=0",
     "--eval.max_problems=2",
     "--capture.every_n_steps=0",

@@ -68,7 +68,7 @@ def import_path(thing: Any) -> str | None:
 
 def unnamed(thing: Any) -> str:
     """The name of an object that has no import path; no object that has one is named so."""
-    if isinstance(thing, type) or not hasattr(thing, "__qualname__"):
+    if isinstance(thing, type) or not (hasattr(thing, "__qualname__") and hasattr(thing, "__module__")):
         cls = thing if isinstance(thing, type) else type(thing)
         return f"<object of {cls.__module__}.{cls.__qualname__}>"
     return f"<function {thing.__module__}.{thing.__qualname__}>"

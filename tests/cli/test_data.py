@@ -47,6 +47,24 @@ def check(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[i
     return code, shown.out, shown.err
 
 
+def test_check_takes_the_reward_of_the_set_or_a_reward_by_its_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert check(capsys, "countdown", "--data.train_size=4")[0] == 0
+    data = write_rows(tmp_path / "golds.jsonl", [{"id": "a", "problem": "1+1?", "answer": "2"}])
+    code, _, err = check(capsys, data, "--reward", "countdown")
+    assert code == 2
+    assert "metadata `numbers`" in err
+    for flags, told in (
+        (["--reward", "weighted"], "--reward weighted: "),
+        (["--reward.extract", "box"], "--reward.extract: give --reward NAME alone"),
+    ):
+        code, _, err = check(capsys, data, *flags)
+        assert code == 2
+        assert told in err
+        assert "rloop-reward check takes its fields" in err
+
+
 def test_check_prints_counts_lengths_duplicates_overlap_and_examples(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

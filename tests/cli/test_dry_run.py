@@ -84,7 +84,7 @@ def test_the_plan_of_a_run_with_all_defaults(
 
 
 @pytest.mark.parametrize(
-    ("warmup", "told"), [(20, None), (80, "--algo.warmup_steps 80 is more: the learning rate ends at 25% of --algo.lr")]
+    ("warmup", "told"), [(5, None), (20, "--algo.warmup_steps 20 is more: the learning rate ends at 25% of --algo.lr")]
 )
 def test_a_warm_up_that_an_exploration_does_not_end_is_told(
     warmup: int, told: str | None, tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]

@@ -66,6 +66,36 @@ def test_the_policies_of_a_run_give_exactly_what_the_run_measured(finished: Path
         assert {"pass@1", "pass@2", "entropy_nats", "length_tokens"} <= metrics.keys()
 
 
+def test_problems_that_are_left_out_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"id": f"r{n}", "problem": f"{n}+1=", "answer": str(n + 1) if n % 2 else None} for n in range(4)]
+    rows.append({"id": "long", "problem": f"{'1+' * 40}1=", "answer": "41"})
+    data, out = tmp_path / "mixed.jsonl", tmp_path / "out"
+    data.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    skip = ["--data.skip_unreadable=true", "--data.max_prompt_tokens=40"]
+    assert main(["countdown", "--data", str(data), *SMALL, *skip, "--out", str(out)]) == 0
+    told = (
+        "countdown: mixed: 2 problems left out, no gold answer can be read",
+        "mixed 2, 1 left out, longer than --data.max_prompt_tokens",
+    )
+    results = (out / "results.md").read_text()
+    for note in told:
+        assert note in caplog.text
+        assert note in results
+    (policy,) = json.loads((out / "results.json").read_text())["policies"]
+    assert len(policy["notes"]) == 2
+
+
+def test_problems_that_the_reward_of_a_run_can_not_judge_need_another(
+    finished: Path, sums: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(finished), "--data", str(sums), "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert f"the reward is that of the run {finished}; for other problems give another, such as --reward math" in said
+    assert main([str(finished), "--data", str(sums), *SMALL, "--reward=math", "--out", str(tmp_path / "out")]) == 0
+
+
 def test_every_rollout_is_on_disk_with_its_reward(evaluated: Path) -> None:
     for record in records(evaluated).values():
         rows = read_record(record).to_pylist()

@@ -59,6 +59,15 @@ def export(finished: Path, tmp_path: Path) -> Export:
     return run
 
 
+def test_copies_that_are_left_out_are_told(export: Export, capsys: pytest.CaptureFixture[str]) -> None:
+    every = export("--what=pool", "--deduplicate=false")
+    assert " copies of rollouts" not in capsys.readouterr().out
+    once = export("--what=pool")
+    left = len(every) - len(once)
+    assert left > 0
+    assert f"{left} copies of rollouts with the same tokens were left out" in capsys.readouterr().out
+
+
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
     capsys.readouterr()
     assert main(["export", *map(str, arguments)]) == 2
@@ -209,6 +218,12 @@ def test_wrong_options_are_named_at_once_and_nothing_is_written(
     assert "and the run's data of --data countdown" in refused(capsys, finished, "--data", "x.jsonl", "--out", out)
     assert "has no round 7; it has 0" in refused(capsys, finished, "--rounds=0,7", "--out", out)
     assert "nothing is left of the 64 rollouts" in refused(capsys, finished, "--min_length=999", "--out", out)
+    empty = shutil.copytree(finished, tmp_path / "empty")
+    expert = empty / "round-0" / "expert.parquet"
+    pq.write_table(pq.read_table(expert).slice(0, 0), expert)
+    said = refused(capsys, empty, "--what=expert", "--out", out)
+    assert "the expert sets of the rounds are empty; export --what successes" in said
+    shutil.rmtree(empty)
     assert "give a place outside" in refused(capsys, finished, "--out", finished / "round-0" / "pool" / "a.parquet")
     assert "give --format prompt-completion" in refused(capsys, finished, "--without_prompts", "--out", out)
     assert "give the folder of a run" in refused(capsys)

@@ -212,6 +212,12 @@ def test_a_model_a_dataset_and_a_function_are_enough(tmp_path: Path) -> None:
     assert settings(result.folder)["data"]["eval"] is None
 
 
+def test_rows_that_are_made_one_by_one_are_no_list(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"data: can't take <generator object .*; expected .* rows \(a list of dicts"):
+        train(data=(row for row in ROWS), out=tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_all_that_is_wrong_is_said_at_once_and_nothing_is_left_behind(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         train(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,19 @@ def test_sets_of_one_name_are_named(files: Path) -> None:
     assert list(EvaluationSets({"a": places[0], "train-split": places[1]}).evaluation()) == ["a", "train-split"]
 
 
+def test_sets_are_named_after_their_files_whatever_their_folders_are_called(files: Path) -> None:
+    folder = files / "run@2024" / "a:b"
+    folder.mkdir(parents=True)
+    for name in ("gsm.jsonl", "v1.5.jsonl"):
+        shutil.copy(files / "plain.jsonl", folder / name)
+    assert list(EvaluationSets([f"{folder}/gsm.jsonl", f"{folder}/v1.5.jsonl"]).evaluation()) == ["gsm", "v1.5"]
+
+
+def test_a_set_needs_a_name(files: Path) -> None:
+    with pytest.raises(ValueError, match=r"--data: a set needs a name; give .*plain.jsonl one, as in --data\.sets"):
+        EvaluationSets({"": f"{files}/plain.jsonl"})
+
+
 def test_faults_name_the_option_that_the_user_gave(files: Path) -> None:
     with pytest.raises(ValueError, match=r"^--data gone: no such file or folder: gone.jsonl$"):
         EvaluationSets("gone.jsonl")
@@ -53,4 +67,6 @@ def test_some_sets_of_a_source(files: Path) -> None:
     selected = SelectedSets(source, ["b"])
     assert (list(selected.evaluation()), selected.train()) == (["b"], ())
     assert selected.max_prompt_tokens == 7
+    source.notes = lambda: ["a: 2 problems left out", "b: 3 problems left out"]
+    assert selected.notes() == ["b: 3 problems left out"]
     assert selected.messages(selected.evaluation()["b"][0])[-1].text.startswith("1+1?\n\nPlease reason")

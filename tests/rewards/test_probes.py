@@ -38,6 +38,18 @@ def test_math_pays_golds_and_nothing_else() -> None:
     assert set(reward.metrics().values()) == {0.0}  # a rollout step counts its own completions only
 
 
+def test_another_spelling_and_an_alternative_of_a_gold_are_no_other_gold() -> None:
+    halves = ["0.5", "\\frac{1}{2}", "1/2", "\\frac12"]
+    same = [Problem(f"h{n}", f"Half, {n}?", gold) for n, gold in enumerate(halves)]
+    check = probe(MathReward(), same)
+    assert "another gold" not in counts(check)
+    assert check.faults() == check.warnings() == []
+    chained = [Problem(f"a{n}", "Which?", str(n), alternatives=(str(n + 1),)) for n in range(10, 15)]
+    check = probe(MathReward(), chained)
+    assert counts(check)["another gold"] == 0
+    assert check.faults() == check.warnings() == []
+
+
 def test_what_only_a_box_pays_has_no_fault() -> None:
     for reward in (MathReward(extract="box"), FunctionReward(boxed)):
         check = probe(reward, PROBLEMS)

@@ -75,7 +75,7 @@ def test_plain_reinforcement_learning_resumes_to_the_same_bits(two_rounds: TinyR
     out, log = tmp_path / "run", tmp_path / "log"
     expected = two_rounds.finished(tmp_path / "uninterrupted", *plain)
     assert two_rounds.fit_apart(out, log, Kill(UPDATE, 11), arguments=plain) == -9, log.read_text()
-    assert resume(out, log) == 0, log.read_text()
+    assert resume(out, log, Kill(UPDATE, 9)) == 0, log.read_text()  # of 16 updates, the checkpoint has 8
     ours, theirs = (load_file(run / "final" / "model.safetensors") for run in (out, expected))
     assert all(ours[name].equal(theirs[name]) for name in theirs)
     assert deterministic_rows(out) == deterministic_rows(expected)
@@ -98,6 +98,17 @@ def test_an_exploration_that_ends_by_its_tokens_resumes_to_the_same_bits(two_rou
     assert two_rounds.fit_apart(out, log, Kill(UPDATE, 5), arguments=limit) == -9, log.read_text()
     assert resume(out, log) == 0, log.read_text()
     assert_same_run(out, expected)
+
+
+@pytest.mark.parametrize("consolidation", ["average", "distil", "rft"])
+def test_a_complete_run_of_any_consolidation_is_resumed_without_a_warning(
+    consolidation: str, tiny: TinyRun, tmp_path: Path
+) -> None:
+    """Only fine-tuning has an expert set to miss."""
+    out, log = tmp_path / "run", tmp_path / "log"
+    tiny.finished(out, "--consolidate", consolidation)
+    assert resume(out, log) == 0, log.read_text()
+    assert "missing" not in log.read_text()
 
 
 def test_checkpoints_that_a_kill_left_behind_are_removed(

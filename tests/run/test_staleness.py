@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from killing import Kill
+from killing import Kill, run_fit
 from same_run import assert_same_run
 from tiny_run import TinyRun, resume
 
@@ -56,6 +56,18 @@ def test_a_killed_stale_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
     assert run.fit_apart(out, log, Kill("torch.optim:AdamW.step", 4)) == -9, log.read_text()
     assert resume(out, log) == 0, log.read_text()
     assert_same_run(out, expected)
+
+
+def test_steps_that_were_sampled_before_a_resume_with_more_problems_are_trained_on(tmp_path: Path) -> None:
+    run = TinyRun.written(tmp_path, loop={"explore_steps": 6, "checkpoint_every_n_steps": 2, **_staleness(2)})
+    out, log = tmp_path / "run", tmp_path / "log"
+    assert run.fit_apart(out, log, Kill("torch.optim:AdamW.step", 4)) == -9, log.read_text()
+    assert run_fit(["--resume", str(out), "--loop.problems_per_step", "6"], log) == 0, log.read_text()
+    assert len(explored(out)) == 6
+    shards = sorted((out / "round-0" / "pool").glob("step-*.parquet"))
+    groups = [pq.read_metadata(shard).num_rows // 4 for shard in shards]
+    assert groups == sorted(groups)
+    assert set(groups) == {4, 6}
 
 
 def _staleness(steps: int) -> dict[str, int]:

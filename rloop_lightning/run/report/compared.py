@@ -17,6 +17,8 @@ from rloop_lightning.system.terminal import one_line
 _OF_A_RUN = ("seed_everything", "out", "resume", "restart_from", "debug", "dry_run", "version")
 """Settings that may differ between the runs of an arm."""
 _MOST_NAMED = 3  # settings in the name of an arm
+_LONGEST_VALUE = 100  # characters of a setting that are shown
+_BEFORE = 20  # characters before those in which values part
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ class ComparedArms:
         settings = [_settings(next(iter(arm.runs.values()))) for arm in self.arms]
         names = dict.fromkeys(name for one in settings for name in one)
         values = {name: [one.get(name, "not set") for one in settings] for name in names}
-        return {name: of_arms for name, of_arms in values.items() if len(set(of_arms)) > 1}
+        return {name: _apart(of_arms) for name, of_arms in values.items() if len(set(of_arms)) > 1}
 
 
 def in_arms(runs: Sequence[ReportedRun], names: Sequence[str] | None = None) -> ComparedArms:
@@ -136,7 +138,9 @@ def _names(runs: Sequence[ReportedRun]) -> list[str]:
     if len(set(methods.values())) == len(methods):
         return [methods[one] for one in settings]
     shared = set.intersection(*(set(one) for one in first))
-    different = {one: [f"{name} {value}" for name, value in one if (name, value) not in shared] for one in first}
+    different = {
+        one: [f"{name} {one_line(value)}" for name, value in one if (name, value) not in shared] for one in first
+    }
     short = {one: ", ".join([methods[one], *named[:_MOST_NAMED]]) for one, named in different.items()}
     if len(set(short.values())) == len(short):
         return [short[one] for one in settings]
@@ -156,7 +160,17 @@ def _seed(run: ReportedRun) -> int:
 def _settings(run: ReportedRun) -> dict[str, str]:
     """The settings of a run that its arm has in common."""
     kept = {name: value for name, value in run.settings.items() if name not in _OF_A_RUN}
-    return {one_line(name, limit=100): one_line(str(value), limit=100) for name, value in flat(kept)}
+    return {one_line(name, limit=100): one_line(str(value), limit=0) for name, value in flat(kept)}
+
+
+def _apart(values: Sequence[str]) -> list[str]:
+    """Values cut to a length, from where they part if the cut would leave them equal."""
+    short = [one_line(value, limit=_LONGEST_VALUE) for value in values]
+    if len(set(short)) == len(set(values)):
+        return short
+    shared = next((n for n, letters in enumerate(zip(*set(values), strict=False)) if len(set(letters)) > 1), 0)
+    start = max(0, shared - _BEFORE)
+    return [f"... {one_line(value[start:], limit=_LONGEST_VALUE)}" for value in values]
 
 
 def place_of(run: ReportedRun, page: Path) -> str:

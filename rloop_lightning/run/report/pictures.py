@@ -286,9 +286,9 @@ def thinned(curve: np.ndarray, most: int = MOST_POINTS) -> np.ndarray:
 
 
 def _at(points: np.ndarray, x: float) -> float | None:
-    """The value at the last place up to x; None before the first."""
+    """The value at the last place up to x, of several there the last; None before the first."""
     before = points[points[:, 0] <= x]
-    return _short(before[np.argmax(before[:, 0]), 1]) if len(before) else None
+    return _short(before[before[:, 0] == before[:, 0].max()][-1, 1]) if len(before) else None
 
 
 def _short(value: Any) -> Any:

@@ -15,7 +15,7 @@ from rloop_lightning.run.report.compared import ComparedArms, ComparedRun, in_ar
 from rloop_lightning.run.report.comparison_page import comparison_page, write_comparison_page
 from rloop_lightning.run.report.comparison_pictures import mean_curves
 from rloop_lightning.run.report.page import Page
-from rloop_lightning.run.report.pictures import Lines
+from rloop_lightning.run.report.pictures import Lines, Series
 from rloop_lightning.run.report.stored import ReportedRun, read_run
 from rloop_lightning.run.report.tables import Table
 
@@ -54,6 +54,16 @@ def test_arms_of_one_method_are_named_by_the_settings_that_differ(tmp_path: Path
     comparison = in_arms(runs)
     assert [arm.name for arm in comparison.arms] == ["dapo, algo.lr 0.1", "dapo, algo.lr 0.2"]
     assert comparison.differing_settings() == {"algo.lr": ["0.1", "0.2"]}
+
+
+def test_settings_that_differ_late_make_arms_and_are_shown_where_they_differ(tmp_path: Path) -> None:
+    long = "Please reason step by step. " * 6
+    runs = [make(tmp_path / end, LOW[0], 0, data={"instruction": f"{long}{end}"}) for end in "AB"]
+    comparison = in_arms(runs)
+    assert len(comparison.arms) == 2
+    assert comparison.differing_settings() == {
+        "data.instruction": ["... eason step by step. A", "... eason step by step. B"]
+    }
 
 
 def test_a_seed_twice_in_an_arm_is_refused(runs: list[ReportedRun]) -> None:
@@ -146,6 +156,13 @@ def test_policies_are_placed_by_pass_at_1_and_pass_at_k(runs: list[ReportedRun],
     assert [point["hollow"] for point in points] == [False, False, True, False]
     assert [point["colour"] for point in points] == [-1, 0, 1, 1]
     assert "A hollow mark is the last explored policy" in picture.caption
+
+
+def test_the_table_of_curves_ends_where_the_last_curve_ends() -> None:
+    """A round's end and the next one's beginning are at the same rollout step."""
+    first, second = np.array([[0.0, 1.0], [10.0, 2.0]]), np.array([[10.0, 3.0], [20.0, 4.0], [20.0, 5.0]])
+    lines = Lines("id", "title", "", "steps", "y", [Series("a", 0, [first, second])])
+    assert lines.table()[1] == [[0, 1], [10, 3], [20, 5]]
 
 
 def test_what_can_not_be_compared_is_not_placed(tmp_path: Path) -> None:
