@@ -104,9 +104,12 @@ class StepSampler:
             sampling = self.sampler.engine.sampling(derive_seed(self.seed, index, len(generated)))
             groups = self.sampler.generate(self._draw(wanted), self.rollouts_per_problem, sampling, cost)
             generated += groups
-            unsolved += [self._counted(group) for group in groups]
-            kept += [self.explorer.keep_group(group) for group in groups]
-            kept = [one and open for one, open in zip(kept, unsolved, strict=True)]
+            for group in groups:
+                unsolved.append(self._is_unsolved(group))
+                kept.append(unsolved[-1] and self.explorer.keep_group(group))
+                # What the step does not need is not trained on. Its successes are not the first ones, then.
+                if not kept[-1] or sum(kept) <= self.problems_per_step:
+                    self.counts.add(group)
             self.share_kept = max(sum(kept), 1) / len(generated)
             if self.explorer.unsolved.enabled and not self._left:
                 break
@@ -141,12 +144,10 @@ class StepSampler:
         """Unsolved problems."""
         return self.counts.unsolved(self.explorer.unsolved.below)
 
-    def _counted(self, group: Group) -> bool:
-        """Count a group, and tell whether it may be trained on: whether its problem was unsolved before it."""
+    def _is_unsolved(self, group: Group) -> bool:
+        """Whether a group may be trained on: whether its problem was unsolved before it."""
         rule = self.explorer.unsolved
-        unsolved = not rule.enabled or self.counts.is_unsolved(group.problem.id, rule.below)
-        self.counts.add(group)
-        return unsolved
+        return not rule.enabled or self.counts.is_unsolved(group.problem.id, rule.below)
 
     def _unsolved_metrics(self, unsolved: Sequence[bool]) -> dict[str, float]:
         """How many groups were left out because their problem was solved before, and what is left."""

@@ -35,7 +35,7 @@ def stream_of(explorer: Algorithm, **settings: object) -> RolloutStream:
 def expected_groups(steps: list, below: float, *, mixed: bool = False) -> list[tuple[list[str], int, int]]:
     """Of each step: the problems that it trains on, the groups left out, and the problems that are unsolved after it.
 
-    By going through all groups in order, with a list of each problem's successes.
+    By going through all groups in order, with a list of each problem's successes that were trained on or left out.
     """
     seen: dict[str, list[bool]] = defaultdict(list)
 
@@ -52,6 +52,8 @@ def expected_groups(steps: list, below: float, *, mixed: bool = False) -> list[t
                 out += 1
             elif not mixed or len(set(successes)) == 2:
                 kept.append(group.problem.id)
+                if len(kept) > 3:  # more than the step trains on: its successes do not count
+                    continue
             seen[group.problem.id] += successes
         found.append((kept[:3], out, sum(unsolved(f"p{number}") for number in range(8))))
     return found
