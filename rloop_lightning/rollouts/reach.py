@@ -47,8 +47,8 @@ class Reach:
 
     @property
     def visits(self) -> float:
-        """Mean number of groups per problem."""
-        return self.rounds * self.groups / self.problems
+        """Mean number of groups per problem in an exploration."""
+        return self.groups / self.problems
 
     @property
     def most_rollouts(self) -> int:

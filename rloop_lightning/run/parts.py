@@ -124,7 +124,7 @@ class Parts:
             rollouts_per_problem=self.loop.rollouts_per_problem,
             max_success_rate=self.filter.max_success_rate,
             extra_rollouts=captures * self.capture.extra_rollouts,
-            rounds=self.loop.rounds if self.filter.rate_over == "run" else 1,
+            rounds=self.loop.rounds if self.filters and self.filter.rate_over == "run" else 1,
         )
 
     @property

@@ -97,6 +97,17 @@ def test_a_warm_up_that_an_exploration_does_not_end_is_told(
     assert plan.get("exploration 2") == told
 
 
+@pytest.mark.parametrize("consolidation", ["rft", "none"])
+def test_visits_are_those_of_an_exploration_whatever_the_rates_count(
+    consolidation: str, tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = ["--loop.explore_steps", "6", "--loop.problems_per_step", "10", "--loop.rollouts_per_problem", "4"]
+    run = ["--filter.rate_over", "run", "--filter.max_success_rate", "0.9", "--consolidate", consolidation]
+    plan = dry_run(capsys, model, questions(tmp_path / "train.jsonl", 50), *sizes, *run, "--data.validation_size", "0")
+    visits = {"rft": "1.2", "none": "3.6"}[consolidation]
+    assert plan["visits"] == f"{visits} per problem and exploration, 4 rollouts each"
+
+
 def test_prompts_and_verdicts_are_shown_and_hostile_text_is_escaped(
     tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
