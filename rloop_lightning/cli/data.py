@@ -4,8 +4,8 @@
     rloop-data export runs/NAME --what expert --out expert.parquet          (export.py)
     rloop-data refilter runs/NAME --filter.max_success_rate 0.05,0.1,0.2    (refilter.py)
 
-The options of `check` are those of `rloop-fit`, without the fields of a reward. It loads no model, only the tokenizer. Problem sets are untrusted data,
-so their text is escaped before it is printed.
+The options of `check` are those of `rloop-fit`, without the fields of a reward. It loads no model, only the tokenizer.
+Problem sets are untrusted data, so their text is escaped before it is printed.
 """
 
 from __future__ import annotations
