@@ -26,6 +26,7 @@ Sets = str | Sequence[str]
 """A set, or the average over several: each counts the same, whatever its number of problems."""
 
 AVERAGE = "average over sets"
+_BY_CHANCE = 0.01  # share of verdicts in which a reward may differ from itself
 
 
 def with_average(passes: Sequence[tuple[str, int]]) -> Iterator[tuple[str, Sequence[str], int]]:
@@ -131,16 +132,17 @@ def other_verdicts(first: str | Path, second: str | Path) -> str | None:
         second: the same in another run.
 
     Returns:
-        A sentence; None if the verdicts agree, or the rollouts are not the same: other problems, numbers or lengths.
+        A sentence; None if the verdicts agree, but for a few such as of checks that timed out, or the rollouts are not
+        the same: other problems, numbers or lengths.
 
     Raises:
         ValueError: a file is not a record.
     """
     one, other = (read_record(Path(path)) for path in (first, second))
-    if (
-        any(one[column] != other[column] for column in ("set", "problem_id", "lengths"))
-        or one["right"] == other["right"]
-    ):
+    if any(one[column] != other[column] for column in ("set", "problem_id", "lengths")):
+        return None
+    verdicts = [pc.list_flatten(table["right"]).to_numpy() for table in (one, other)]
+    if np.mean(verdicts[0] != verdicts[1]) <= _BY_CHANCE:
         return None
     counts = [pc.sum(table["successes"]).as_py() for table in (one, other)]
     return (

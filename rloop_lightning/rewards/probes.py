@@ -201,7 +201,7 @@ def _with_another_gold(
         answers = iter([False] * len(asked))
     found = []
     for problem, other in pairs:
-        equal = [next(answers) for _ in problem.golds]
+        equal = [next(answers, False) for _ in problem.golds]
         if not any(equal):
             found.append((problem, completions[other.id]))
     return found

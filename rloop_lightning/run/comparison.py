@@ -248,7 +248,7 @@ def _judged_otherwise(
 ) -> bool:
     """Whether an arm's reward takes other rollouts for successes than that of the first arm, with a note."""
     told = [other_verdicts(base[seed].record, reference[seed].record) for seed in base.keys() & reference.keys()]
-    notes += [f"{name} (here) and the first arm (there): {one}" for one in filter(None, told[:1])]
+    notes += [f"{name} (here) and the first arm (there): {one}" for one in [*filter(None, told)][:1]]
     return any(told)
 
 

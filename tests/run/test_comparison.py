@@ -106,6 +106,20 @@ def test_arms_whose_rewards_judge_the_base_policy_differently_are_not_compared(t
     assert f"- {told}\n" in comparison_table(made, comparison)
 
 
+def test_a_few_other_verdicts_are_no_other_reward(tmp_path: Path) -> None:
+    """As where a check has timed out under load."""
+    made = study(tmp_path)
+    sets = [{"test": {f"p{number}": int(number < wins) for number in range(100)}} for wins in (50, 52, 60)]
+    for arm, base in zip(made.arms, sets, strict=False):
+        for seed in made.seeds:
+            complete(made.cell(arm, seed), {"base": base, "round 1 explored": base}, selected="round 1 explored")
+    assert compare(made).notes == []  # 2 of 400 verdicts differ
+    for seed in made.seeds:
+        again = {"base": sets[2], "round 1 explored": sets[2]}
+        complete(made.cell(made.arms[1], seed), again, selected="round 1 explored")
+    assert "the rewards judge differently" in compare(made).notes[0]
+
+
 def test_the_average_over_sets_and_differences_as_a_share(tmp_path: Path) -> None:
     """Validation, on which choices are made, is not part of the average."""
     made = study(tmp_path)
