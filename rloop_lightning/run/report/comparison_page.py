@@ -90,7 +90,8 @@ def sentence(comparison: ComparedArms) -> str:
     told: list[str] = []
     for label, sets, k in [columns[0], *columns[1:][-1:]] if columns else []:
         found = differences(comparison, lambda arm: arm.final, sets, k)
-        told += _relations(found, one_line(arms[0].name), f"{one_line(label)} pass@{k}")
+        where = f"{one_line(label)} pass@{k}" if len(sets) == 1 else f"pass@{k} on {label}"
+        told += _relations(found, one_line(arms[0].name), where)
     return f"{what}{': ' if told else ''}{'; '.join(told)}."
 
 
