@@ -6,6 +6,8 @@ import csv
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from problem_files import ROWS, write_rows
 from shared_data import shared
@@ -246,3 +248,14 @@ def test_the_two_empty_boxes_of_math_are_named() -> None:
 
 def test_the_same_row_twice_is_an_error_too(tmp_path: Path) -> None:
     assert "stand for several problems: a;" in refusal(write_rows(tmp_path / "a.jsonl", [*ROWS, ROWS[0]]))
+
+
+def test_a_parquet_file_with_a_map_is_read(tmp_path: Path) -> None:
+    """A column that the problems don't use."""
+    kinds = {"words": pa.map_(pa.string(), pa.string()), "counts": pa.map_(pa.string(), pa.int64())}
+    values = {"words": [[("a", "b")], []], "counts": [[("a", 1), ("b", 2)], None]}
+    columns = {name: pa.array(rows, type=kinds[name]) for name, rows in values.items()}
+    table = pa.table({"problem": ["1+1?", "1+2?"], "answer": ["2", "3"], **columns})
+    pq.write_table(table, tmp_path / "maps.parquet")
+    problems = ProblemFiles(str(tmp_path / "maps.parquet"), validation_size=0).train()
+    assert [problem.answer for problem in problems] == ["2", "3"]
