@@ -107,8 +107,9 @@ class StepSampler:
             for group in groups:
                 unsolved.append(self._is_unsolved(group))
                 kept.append(unsolved[-1] and self.explorer.keep_group(group))
+                missing -= kept[-1]
                 # What the step does not need is not trained on. Its successes are not the first ones, then.
-                if not kept[-1] or sum(kept) <= self.problems_per_step:
+                if not kept[-1] or missing >= 0:
                     self.counts.add(group)
             self.share_kept = max(sum(kept), 1) / len(generated)
             if self.explorer.unsolved.enabled and not self._left:
