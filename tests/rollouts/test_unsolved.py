@@ -102,6 +102,22 @@ def test_a_problem_that_comes_twice_in_a_call_is_solved_by_its_first_group() -> 
     assert len(step.groups) == 4  # nothing is left, so it does not go on to its limit of 40
 
 
+def test_groups_beyond_those_that_a_step_trains_on_do_not_count() -> None:
+    """The first call gives nothing, so the second asks for more groups than are missing, and all of them are mixed."""
+    stream = make_stream(
+        make_sampler(lambda problem, g, call: "1x" if call and g == 0 else "0x"),
+        DAPO(unsolved_only=True),
+        make_problems(12),
+        problems_per_step=2,
+        rollouts_per_problem=2,
+        steps=1,
+    )
+    (step,) = stream
+    assert len(step.groups) > 4
+    assert len(told(step)[0]) == 2
+    assert told(step)[2] == 12 - 2
+
+
 def test_where_nothing_is_left_the_phase_ends_and_says_so() -> None:
     explorer = DAPO(unsolved_only=True, dynamic_sampling=False, max_generation_batches=2)
     stream = stream_of(explorer, steps=40, on_too_few_groups="end_phase")
