@@ -77,7 +77,7 @@ class RolloutCapture(L.Callback):
         self.sampler = sampler
         self.problems = problems
         self.filter = filter
-        self.rated = [*(earlier if filter is not None and filter.rate_over == "run" else ()), pool]
+        self.earlier = earlier if filter is not None and filter.rate_over == "run" else ()
         self._tally: Tally | None = None
         self.round = round
         self.run_id = run_id
@@ -85,7 +85,8 @@ class RolloutCapture(L.Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         if self.filter is not None:
-            self._tally = Tally(self.filter.max_success_rate, count_rollouts(*self.rated))
+            counts, earlier = count_rollouts(self.pool), count_rollouts(*self.earlier)
+            self._tally = Tally(self.filter.max_success_rate, counts, earlier)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: RolloutStep, batch_idx: int) -> None:
         self._write(f"step-{batch.index + 1:06d}", batch.groups, batch.index)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -31,6 +32,9 @@ class PhaseCheckpoint(Checkpoint):
     and stops the run. Weights or logits that are not finite raise an error after any step, before they are saved or
     generate rollouts. So a resume never starts from them.
 
+    `earlier_s` is the wall-clock time that the phase took, in earlier processes, up to the checkpoint that it goes on
+    from, in seconds.
+
     Args:
         folder: folder of the checkpoints.
         every_n_steps: training steps between checkpoints; 0 saves none, and a killed phase restarts.
@@ -55,6 +59,14 @@ class PhaseCheckpoint(Checkpoint):
         self.signals = signals or StopSignals()
         self.before_saving = before_saving
         self.ranks = ranks
+        self.earlier_s = 0.0
+        self._began = perf_counter()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.earlier_s + perf_counter() - self._began}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.earlier_s = state_dict["seconds"]
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         on_ranks(self.ranks, pl_module.policy, Policy.check_finite)

@@ -17,6 +17,7 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from rloop_lightning.rollouts.expert_draw import DrawRules
 from rloop_lightning.rollouts.expert_set import write_expert_set
@@ -79,7 +80,7 @@ class ExpertStats:
         problems_seen: problems in the pool.
         rollouts_seen: rollouts in the pool.
         successes: rollouts in the pool that are successes.
-        within_reach: problems with enough rollouts that one success would make them hard.
+        within_reach: problems in the pool with enough rollouts that one success would make them hard.
         hard_problems: hard problems; with `enabled` false, problems with a success.
         hard_successes: successes of these problems.
         kept: rollouts in the expert set.
@@ -115,7 +116,7 @@ class ExpertStats:
                 f"{self.successes:,} of {self.rollouts_seen:,} rollouts are successes, but no problem has the "
                 f"{fewest_rollouts(config.max_success_rate)} rollouts that a success rate below {rate} takes"
             )
-        return f"no problem that was ever solved has a success rate below {rate} ({self.successes:,} successes)"
+        return f"no problem that the round solved has a success rate below {rate} ({self.successes:,} successes)"
 
     def metrics(self) -> dict[str, float]:
         """The counts under their metric names."""
@@ -161,7 +162,10 @@ def build_expert_set(
     before = [path for one in earlier for path in one.shards()] if config.rate_over == "run" else []
     processes = processes_for([*before, *shards]) if processes is None else processes
     counts = counts_of(shards, processes)
-    rated = sum_counts([counts_of(before, processes), counts]) if before else counts
+    rated = counts
+    if before:
+        rated = sum_counts([counts_of(before, processes), counts])
+        rated = rated.filter(pc.is_in(rated["problem_id"], counts["problem_id"]))
     solved = _solved(counts)
     hard = {name for name in rated["problem_id"].filter(pa.array(is_hard(rated, config))).to_pylist() if name in solved}
     rules = config.rules(seed)

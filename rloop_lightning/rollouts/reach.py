@@ -94,31 +94,38 @@ def _rounded_up(rate: float) -> float:
 
 
 class Tally:
-    """Counts the problems within reach of the filter, and the hard ones among them, while the pool grows.
+    """Counts a round's problems within reach of the filter, and the hard ones among them, while its pool grows.
 
     Args:
         max_success_rate: the filter's threshold.
-        counts: the rollouts and successes so far, from `count_rollouts`.
+        counts: the rollouts and successes of the round so far, from `count_rollouts`.
+        earlier: those of earlier rounds, which count for the rates of the round's problems.
     """
 
-    def __init__(self, max_success_rate: float, counts: pa.Table) -> None:
+    def __init__(self, max_success_rate: float, counts: pa.Table, earlier: pa.Table | None = None) -> None:
         self.max_success_rate = max_success_rate
         self._needed = fewest_rollouts(max_success_rate)
-        names, rollouts, successes = (counts[name].to_pylist() for name in ("problem_id", "rollouts", "successes"))
-        self._counts = dict(zip(names, zip(rollouts, successes, strict=True), strict=True))
-        self.solved = sum(successes > 0 for _, successes in self._counts.values())
-        self.within_reach = sum(rollouts >= self._needed for rollouts, _ in self._counts.values())
-        self.hard = sum(self._is_hard(*count) for count in self._counts.values())
+        self._earlier = {} if earlier is None else _by_problem(earlier)
+        self._counts: dict[str, _Count] = {}
+        self.solved = self.within_reach = self.hard = 0
+        for problem_id, count in _by_problem(counts).items():
+            self._add(problem_id, count)
 
     def add(self, groups: Sequence[Group]) -> None:
         """Count the rollouts of further groups. The cost depends on the groups only."""
         for group in groups:
-            before = self._counts.get(group.problem.id, (0, 0))
-            after = before[0] + len(group.rollouts), before[1] + group.success_count
-            self._counts[group.problem.id] = after
-            self.solved += (after[1] > 0) - (before[1] > 0)
-            self.within_reach += (after[0] >= self._needed) - (before[0] >= self._needed)
-            self.hard += self._is_hard(*after) - self._is_hard(*before)
+            self._add(group.problem.id, (len(group.rollouts), group.success_count))
+
+    def _add(self, problem_id: str, count: _Count) -> None:
+        before = self._counts.get(problem_id, (0, 0))
+        after = self._counts[problem_id] = _sum(before, count)
+        earlier = self._earlier.get(problem_id, (0, 0))
+        for state, sign in ((before, -1), (after, 1)):
+            rollouts, successes = _sum(state, earlier)
+            solved = state[1] > 0
+            self.solved += sign * solved
+            self.within_reach += sign * (state[0] > 0 and rollouts >= self._needed)
+            self.hard += sign * (solved and successes / rollouts < self.max_success_rate)
 
     def metrics(self) -> dict[str, float]:
         """The counts under their metric names."""
@@ -128,5 +135,15 @@ class Tally:
             "pool/hard_problems": float(self.hard),
         }
 
-    def _is_hard(self, rollouts: int, successes: int) -> bool:
-        return successes > 0 and successes / rollouts < self.max_success_rate
+
+_Count = tuple[int, int]
+"""Rollouts and successes."""
+
+
+def _by_problem(counts: pa.Table) -> dict[str, _Count]:
+    names, rollouts, successes = (counts[name].to_pylist() for name in ("problem_id", "rollouts", "successes"))
+    return dict(zip(names, zip(rollouts, successes, strict=True), strict=True))
+
+
+def _sum(one: _Count, other: _Count) -> _Count:
+    return one[0] + other[0], one[1] + other[1]

@@ -76,10 +76,10 @@ def distil(session: Session, consolidation: Distil, stage: Stage, state: LoopSta
         listeners=[progress],
     )
     with closing(stream):
-        optimizer_steps, skipped = session.phases.fit(module, stream, stage, progress)
+        fitted = session.phases.fit(module, stream, stage, progress)
     session.weights.save(folder.policy(stage))
-    note = "; ".join(filter(None, [skipped, watch.note(ended_early=stream.position < stream.steps)]))
-    spent = Budget(optimizer_steps=optimizer_steps, rollouts=stream.cost.rollouts, tokens=stream.cost.tokens)
+    note = "; ".join(filter(None, [fitted.note, watch.note(ended_early=stream.position < stream.steps)]))
+    spent = Budget(0, fitted.optimizer_steps, stream.cost.rollouts, stream.cost.tokens, fitted.earlier_s)
     return StageOutcome(spent, note=note)
 
 

@@ -74,7 +74,7 @@ def explore(session: Session, evaluator: Evaluator, stage: Stage, state: LoopSta
     callbacks.append(RunEstimate(*work_left(parts, stage, folder.steps_done(stage))))
     callbacks += _evaluation_inside(session, evaluator, stage)
     with closing(stream):
-        optimizer_steps, skipped = session.phases.fit(algorithm, stream, stage, progress, callbacks)
+        fitted = session.phases.fit(algorithm, stream, stage, progress, callbacks)
     if stream.unused:
         name, step = f"unused-{stream.position + 1:06d}", stream.position
         pool.write(name, stream.unused, round=stage.round, rollout_step=step, run_id=state.run_id)
@@ -85,9 +85,11 @@ def explore(session: Session, evaluator: Evaluator, stage: Stage, state: LoopSta
     )
     norms = column(folder.metrics, stage.round, stage.phase, "grad/norm_preclip_max")
     return StageOutcome(
-        spent=Budget(stream.position, optimizer_steps, stream.cost.rollouts, stream.cost.tokens),
+        spent=Budget(
+            stream.position, fitted.optimizer_steps, stream.cost.rollouts, stream.cost.tokens, fitted.earlier_s
+        ),
         results={stage.name: {"grad/norm_preclip_max": max(norms, default=float("nan"))}},
-        note="; ".join(filter(None, [_early_end(session, stage, stream), skipped, wrong])),
+        note="; ".join(filter(None, [_early_end(session, stage, stream), fitted.note, wrong])),
     )
 
 

@@ -82,10 +82,10 @@ def fine_tune(session: Session, consolidation: FineTuning, stage: Stage, state: 
         epochs=module.epochs,
         seed=seed,
     )
-    optimizer_steps, skipped = session.phases.fit(module, stream, stage, session.progress(stage, state))
+    fitted = session.phases.fit(module, stream, stage, session.progress(stage, state))
     session.weights.save(folder.policy(stage))
-    note = "; ".join(filter(None, [skipped, watch.note(ended_early=stream.position < len(stream))]))
-    return StageOutcome(Budget(optimizer_steps=optimizer_steps), results, note=note)
+    note = "; ".join(filter(None, [fitted.note, watch.note(ended_early=stream.position < len(stream))]))
+    return StageOutcome(Budget(optimizer_steps=fitted.optimizer_steps, seconds=fitted.earlier_s), results, note=note)
 
 
 def _empty_set_note(session: Session, stage: Stage, stats: ExpertStats) -> str:

@@ -123,7 +123,7 @@ class Budget:
         optimizer_steps: optimizer steps of all phases, without skipped ones.
         rollouts: rollouts generated to train on.
         tokens: completion tokens generated to train on.
-        seconds: wall-clock time of all stages.
+        seconds: wall-clock time of all stages, without what a kill lost.
     """
 
     rollout_steps: int = 0

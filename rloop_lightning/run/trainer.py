@@ -194,6 +194,21 @@ def new_trainer(make_trainer: MakeTrainer, ranks: Ranks = ALONE, **kwargs: Any) 
 
 
 @dataclass(frozen=True)
+class Fitted:
+    """What a fit came to.
+
+    Args:
+        optimizer_steps: those made, without skipped ones.
+        note: a note on skipped ones.
+        earlier_s: wall-clock time of the phase up to the checkpoint that the fit went on from, seconds.
+    """
+
+    optimizer_steps: int
+    note: str
+    earlier_s: float
+
+
+@dataclass(frozen=True)
 class PhaseTrainer:
     """Trains the modules of a run's phases.
 
@@ -222,15 +237,20 @@ class PhaseTrainer:
         stage: Stage,
         progress: PhaseProgress,
         callbacks: Sequence[Callback] = (),
-    ) -> tuple[int, str]:
-        """Run one fit with a new Trainer, from the phase's newest checkpoint if there is one.
-
-        Returns the number of optimizer steps made, and a note on skipped ones.
-        """
+    ) -> Fitted:
+        """Run one fit with a new Trainer, from the phase's newest checkpoint if there is one."""
         saved = self.folder.checkpoints(stage)
         faults = FaultyRollouts(self.folder.faults(stage), round=stage.round, run_id=self.run_id)
         rollouts = stream.rollouts if isinstance(stream, ExpertStream) else ()
         every, log = self.parts.loop.checkpoint_every_n_steps, self.loggers.phase(stage)
+        checkpoint = PhaseCheckpoint(
+            self.folder.checkpoint_folder(stage),
+            every,
+            self.signals,
+            before_saving=lambda path: self.ranks.send(SaveCheckpoint(str(path))),
+            saved=self.folder.checkpoint_saved,
+            ranks=self.ranks,
+        )
         trainer = new_trainer(
             self.make_trainer,
             self.ranks,
@@ -241,14 +261,7 @@ class PhaseTrainer:
                 GradientNormMonitor(self.parts.gradient, faults, rollouts),
                 progress,
                 StepRecord(log),
-                PhaseCheckpoint(
-                    self.folder.checkpoint_folder(stage),
-                    every,
-                    self.signals,
-                    before_saving=lambda path: self.ranks.send(SaveCheckpoint(str(path))),
-                    saved=self.folder.checkpoint_saved,
-                    ranks=self.ranks,
-                ),
+                checkpoint,
                 *([Leading(self.ranks, self.signals)] if self.ranks.several else []),
             ],
         )
@@ -270,4 +283,4 @@ class PhaseTrainer:
             trainer.fit(module, train_dataloaders=led, ckpt_path=newest, weights_only=True)
         skipped = int(sum(column(self.folder.metrics, stage.round, stage.phase, "grad/skipped_updates")))
         note = f"{progress.title}: {skipped} optimizer steps skipped; their rollouts are in {faults.folder}"
-        return trainer.global_step - skipped, note if skipped else ""
+        return Fitted(trainer.global_step - skipped, note if skipped else "", checkpoint.earlier_s)

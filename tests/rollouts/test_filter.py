@@ -119,11 +119,12 @@ def test_the_expert_set_is_what_the_slow_filter_says(steps, earlier, config):
         assert copies == expected
     count = sum(map(len, got.values()))
     visits = Counter(row[0] for row in (rows if config.rate_over == "round" else rows + before))
+    seen = {row[0] for row in rows}
     assert stats == ExpertStats(
-        problems_seen=len({row[0] for row in rows}),
+        problems_seen=len(seen),
         rollouts_seen=len(rows),
         successes=sum(row[2] for row in rows),
-        within_reach=sum(1 / visits[name] < config.max_success_rate for name in visits),
+        within_reach=sum(1 / visits[name] < config.max_success_rate for name in seen),
         hard_problems=len(passed),
         hard_successes=total,
         kept=count,

@@ -62,11 +62,11 @@ def test_each_remedy_is_sufficient():
     assert reach.over(2).within > 0
 
 
-def test_the_tally_agrees_with_a_count_from_scratch():
+@pytest.mark.parametrize("earlier", [{}, {"p1": (4, 1), "p3": (2, 0), "p9": (12, 1)}])
+def test_the_tally_agrees_with_a_count_from_scratch(earlier):
     rng = random.Random(0)
-    table = pa.table({"problem_id": ["p0", "p1"], "rollouts": [12, 3], "successes": [1, 0]})
-    tally = Tally(0.3, table)
     counts = {"p0": [12, 1], "p1": [3, 0]}
+    tally = Tally(0.3, _table(counts), _table(earlier) if earlier else None)
     for _ in range(60):
         name = f"p{rng.randrange(6)}"
         successes = [rng.random() < 0.2 for _ in range(rng.randrange(1, 4))]
@@ -74,8 +74,17 @@ def test_the_tally_agrees_with_a_count_from_scratch():
         count = counts.setdefault(name, [0, 0])
         count[0] += len(successes)
         count[1] += sum(successes)
+        rated = [
+            (right, n + earlier.get(p, (0, 0))[0], right + earlier.get(p, (0, 0))[1])
+            for p, (n, right) in counts.items()
+        ]
         assert tally.metrics() == {
-            "pool/problems_solved": sum(right > 0 for _, right in counts.values()),
-            "pool/problems_within_reach": sum(1 / n < 0.3 for n, _ in counts.values()),
-            "pool/hard_problems": sum(0 < right / n < 0.3 for n, right in counts.values()),
+            "pool/problems_solved": sum(now > 0 for now, _, _ in rated),
+            "pool/problems_within_reach": sum(1 / n < 0.3 for _, n, _ in rated),
+            "pool/hard_problems": sum(now > 0 and right / n < 0.3 for now, n, right in rated),
         }
+
+
+def _table(counts):
+    rollouts, successes = zip(*counts.values(), strict=True)
+    return pa.table({"problem_id": list(counts), "rollouts": rollouts, "successes": successes})

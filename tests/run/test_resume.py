@@ -81,6 +81,19 @@ def test_plain_reinforcement_learning_resumes_to_the_same_bits(two_rounds: TinyR
     assert deterministic_rows(out) == deterministic_rows(expected)
 
 
+def test_the_seconds_of_a_run_hold_what_a_phase_took_before_its_stop(tiny: TinyRun, tmp_path: Path) -> None:
+    out, log = tmp_path / "run", tmp_path / "log"
+    for kill, phase in ((Kill(UPDATE, 4), "explore"), (Kill(NLL, 4), "consolidate")):
+        code = resume(out, log, kill) if out.exists() else tiny.fit_apart(out, log, kill)
+        assert code == -9, log.read_text()
+        newest = max((out / "round-0" / phase / "checkpoints").glob("*.ckpt"))
+        saved = torch.load(newest, weights_only=True)
+        saved["callbacks"]["PhaseCheckpoint"]["seconds"] += 3600  # as if the machine had been slow
+        torch.save(saved, newest)
+    assert resume(out, log) == 0, log.read_text()
+    assert 7200 < LoopState.load(out / "state.json").budget.seconds < 7800
+
+
 def test_an_exploration_that_ends_by_its_tokens_resumes_to_the_same_bits(two_rounds: TinyRun, tmp_path: Path) -> None:
     limit = (
         "--consolidate",
