@@ -244,6 +244,7 @@ class RolloutStep:
     metrics: Mapping[str, float]
     rollouts: tuple[Rollout, ...] = ()  # the batch's rollouts, in its order
     lag: float = 0.0  # rollout steps that the policy has trained on since a token was sampled, mean over the tokens
+    phase_steps: int | None = None  # rollout steps that the phase will have, by the tokens so far where they limit it
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """The same step with its batch on `device`."""

@@ -51,6 +51,14 @@ class Bar:
         self._meter.n = value
 
     @property
+    def total(self) -> int:
+        return int(self._meter.total)
+
+    @total.setter
+    def total(self, value: int) -> None:
+        self._meter.total = value
+
+    @property
     def is_due(self) -> bool:
         """Whether the line may be shown again."""
         interval = _TERMINAL_INTERVAL_S if self._in_terminal else _LOG_FILE_INTERVAL_S

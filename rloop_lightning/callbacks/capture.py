@@ -79,6 +79,7 @@ class RolloutCapture(L.Callback):
         self.filter = filter
         self.earlier = earlier if filter is not None and filter.rate_over == "run" else ()
         self._tally: Tally | None = None
+        self._warned = False
         self.round = round
         self.run_id = run_id
         self.seed = seed
@@ -99,8 +100,10 @@ class RolloutCapture(L.Callback):
             self._capture_extra(pl_module, step)
         if self._tally is not None:
             pl_module.record(self._tally.metrics())
-            if step == trainer.num_training_batches // 2 and not self._tally.hard:
-                self._warn_that_none_is_hard(self._tally, trainer.num_training_batches)
+            steps = batch.phase_steps or trainer.num_training_batches
+            if 0 < steps // 2 <= step < steps and not self._tally.hard and not self._warned:
+                self._warned = True
+                self._warn_that_none_is_hard(self._tally, steps)
 
     def _capture_extra(self, pl_module: Any, step: int) -> None:
         rng = np.random.default_rng(derive_seed(self.seed, "extra problems", step))
@@ -118,7 +121,7 @@ class RolloutCapture(L.Callback):
 
     def _warn_that_none_is_hard(self, tally: Tally, steps: int) -> None:
         rank_zero_warn(
-            f"half of the exploration's {steps} rollout steps are done and no problem is hard yet: {tally.solved:,} "
+            f"half of the exploration's {steps:,} rollout steps are done and no problem is hard yet: {tally.solved:,} "
             f"problems were solved, {tally.within_reach:,} have enough rollouts for a success rate below "
             f"--filter.max_success_rate {tally.max_success_rate:g}. If none becomes hard, the expert set is "
             "empty. A resume may change --filter.max_success_rate, --filter.rate_over and --loop.rollouts_per_problem"

@@ -16,6 +16,7 @@ from rloop_lightning.callbacks.bar import Bar
 from rloop_lightning.callbacks.time_left import Extra, TimeLeft
 from rloop_lightning.engines.base import RolloutEngine
 from rloop_lightning.rollouts.listener import StreamListener
+from rloop_lightning.types import RolloutStep
 
 _SHORTEST_S = 0.2
 """Tokens per second are not told of a shorter time."""
@@ -107,6 +108,8 @@ class PhaseProgress(ProgressBar, StreamListener):
             self._show()
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if isinstance(batch, RolloutStep) and batch.phase_steps:
+            self._time.total = batch.phase_steps
         self._share, self._tokens, self._updates = 0.0, 0, 0
         self._doing, self._updating = "updating", True
         self._show()
@@ -161,6 +164,7 @@ class PhaseProgress(ProgressBar, StreamListener):
     def _show(self) -> None:
         if self._bar is None:
             return
+        self._bar.total = self._time.total
         now = perf_counter()
         tokens = _tokens(self._tokens, now - self._sampling_began)
         # A narrow terminal cuts the end of the line: what is being done comes first.

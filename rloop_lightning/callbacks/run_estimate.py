@@ -38,7 +38,10 @@ class RunEstimate(L.Callback):
         metrics = pl_module.step_metrics
         sampling_s = metrics["time/generate_s"] + metrics["time/reward_s"]
         evaluation_s = self.evaluation_rollouts * sampling_s / metrics["rollout/generated_rollouts"]
-        steps = self.rollout_steps - 1
+        planned = int(trainer.num_training_batches)
+        expected = batch.phase_steps or planned
+        later = (self.rollout_steps - (planned - batch_idx)) * expected / planned  # in later explorations
+        steps = expected - batch_idx - 1 + round(later)
         with tqdm.external_write_mode(file=sys.stderr):  # otherwise the line is appended to the progress bar
             _log.info(
                 f"time left: about {duration(steps * step_s + evaluation_s)} by the first rollout step: {steps:,} "

@@ -9,6 +9,7 @@ The stream has a length, so Lightning does not prefetch. A prefetched rollout st
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
@@ -204,7 +205,14 @@ class RolloutStream:
         trained = explorer.replayed(kept[:needed], sampled.sampling)
         batch = explorer.make_batch(trained, sampled.sampling)
         rollouts = tuple(rollout for group in trained for rollout in group.rollouts)
-        return RolloutStep(sampled.index, sampled.groups, batch, self.newest, rollouts, lag)
+        steps = self._expected_steps(self.position + 1)
+        return RolloutStep(sampled.index, sampled.groups, batch, self.newest, rollouts, lag, steps)
+
+    def _expected_steps(self, done: int) -> int:
+        """The rollout steps that the phase will have, if the others generate as many tokens as those done."""
+        if self.tokens is None or not self.cost.tokens:
+            return self.steps
+        return min(self.steps, max(done, math.ceil(done * self.tokens / self.cost.tokens)))
 
     def _ends_with(self, sampled: SampledStep) -> bool:
         """Whether the phase ends with this step, which has too few groups.

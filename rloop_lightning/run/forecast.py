@@ -153,6 +153,11 @@ def _training(parts: Parts) -> Iterator[tuple[str, str]]:
     steps, warmup = parts.explore_steps, algorithm.warmup_steps
     if warmup > steps:
         yield "", f"--algo.warmup_steps {warmup:,} is more: the learning rate ends at {steps / warmup:.0%} of --algo.lr"
+    if limit and algorithm.lr_schedule != "constant":
+        yield (
+            "",
+            f"--algo.lr_schedule {algorithm.lr_schedule} runs over {steps:,} steps, though tokens may end it before",
+        )
     if parts.consolidation is not None:
         yield "consolidation", parts.consolidation.plan()
 

@@ -96,3 +96,29 @@ def test_no_bar_is_shown_where_none_is_wanted(
     hidden = ["--trainer.enable_progress_bar=false", "--consolidate=none", "--loop.explore_steps=1"]
     assert tiny.fit(tmp_path / "run", *hidden) == 0
     assert "round 1/1 explore 100%" not in capsys.readouterr().err
+
+
+def test_an_exploration_that_its_tokens_limit_tells_the_steps_that_it_will_have(
+    tiny: TinyRun,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = itertools.count(0, 60.0)
+    monkeypatch.setattr(bar, "perf_counter", lambda: float(next(clock)))
+    limit = ["--loop.explore_tokens=2200", "--loop.explore_steps=4000", "--filter.enabled=true"]
+    with pytest.warns(UserWarning, match="no problem is hard yet") as warned:
+        assert tiny.fit(tmp_path / "run", *limit, "--filter.max_success_rate=0.01", "--consolidate=rft") == 0
+    (said,) = [str(one.message) for one in warned if "no problem is hard yet" in str(one.message)]
+    text = capsys.readouterr().err
+    steps = len([row for row in read_metrics(tmp_path / "run" / "metrics.csv") if row["phase"] == "explore"])
+    assert 4 < steps < 40
+    shown = [re.search(r"^round 1/1 explore .*? (\d+)/(\d+) ", line) for line in text.splitlines()]
+    totals = {int(found[1]): int(found[2]) for found in shown if found}  # the last that each step's lines tell
+    assert totals[0] < 40  # once the first step is sampled
+    assert totals[steps] == steps
+    assert any(f"half of the exploration's {total} rollout steps" in said for total in totals.values())
+    left = re.search(r"by the first rollout step: (\d+) rollout steps", caplog.text)
+    assert left
+    assert int(left[1]) == totals[0] - 1

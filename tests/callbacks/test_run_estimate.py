@@ -11,8 +11,18 @@ from rloop_lightning.callbacks import run_estimate
 from rloop_lightning.callbacks.run_estimate import RunEstimate, duration
 
 
+# 201 steps left of two explorations of 150, the first of which began its step 100, so that it has 51 left; or of
+# explorations that their tokens end after 110 steps.
+@pytest.mark.parametrize(
+    ("expected", "said"),
+    [
+        (150, "time left: about 1 h 41 min by the first rollout step: 200 rollout steps of 30.0 s, "),
+        (None, "time left: about 1 h 41 min by the first rollout step: 200 rollout steps of 30.0 s, "),
+        (110, "time left: about 1 h 1 min by the first rollout step: 120 rollout steps of 30.0 s, "),
+    ],
+)
 def test_the_estimate_is_the_steps_left_and_the_evaluations_left(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    expected: int | None, said: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger="rloop_lightning")
     clock = iter([100.0, 130.0])
@@ -21,13 +31,14 @@ def test_the_estimate_is_the_steps_left_and_the_evaluations_left(
     module = SimpleNamespace(
         step_metrics={"time/generate_s": 18.0, "time/reward_s": 2.0, "rollout/generated_rollouts": 2_000.0}
     )
-    callback.on_train_start(None, module)
-    for step in range(3):
-        callback.on_train_batch_end(None, module, None, None, step)
+    trainer = SimpleNamespace(num_training_batches=150)
+    callback.on_train_start(trainer, module)
+    for step in range(99, 102):
+        callback.on_train_batch_end(trainer, module, None, SimpleNamespace(phase_steps=expected), step)
     # 200 steps of 30 s, and 8,000 rollouts at 100 a second
-    (said,) = [record.message for record in caplog.records]
-    assert said.startswith("time left: about 1 h 41 min by the first rollout step: 200 rollout steps of 30.0 s, ")
-    assert "evaluations of 1 min 20 s in all" in said
+    (message,) = [record.message for record in caplog.records]
+    assert message.startswith(said)
+    assert "evaluations of 1 min 20 s in all" in message
 
 
 @pytest.mark.parametrize(

@@ -84,16 +84,24 @@ def test_the_plan_of_a_run_with_all_defaults(
 
 
 @pytest.mark.parametrize(
-    ("warmup", "told"), [(5, None), (20, "--algo.warmup_steps 20 is more: the learning rate ends at 25% of --algo.lr")]
+    ("schedule", "told"),
+    [
+        (["--algo.warmup_steps=5"], None),
+        (["--algo.warmup_steps=20"], "--algo.warmup_steps 20 is more: the learning rate ends at 25% of --algo.lr"),
+        (["--loop.explore_tokens=4000", "--algo.warmup_steps=0"], None),
+        (
+            ["--loop.explore_tokens=4000", "--algo.warmup_steps=0", "--algo.lr_schedule=cosine"],
+            "--algo.lr_schedule cosine runs over 5 steps, though tokens may end it before",
+        ),
+    ],
 )
-def test_a_warm_up_that_an_exploration_does_not_end_is_told(
-    warmup: int, told: str | None, tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+def test_a_schedule_that_an_exploration_may_not_end_is_told(
+    schedule: list[str], told: str | None, tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sizes = ["--loop.explore_steps", "5", "--loop.problems_per_step", "2", "--algo.updates_per_step", "4"]
     data = questions(tmp_path / "train.jsonl", 5)
-    flags = [*sizes, "--filter.enabled", "false", "--algo.warmup_steps", str(warmup)]
-    plan = dry_run(capsys, model, data, *flags)
-    assert plan["exploration"] == "3 x 5 rollout steps of 4 optimizer steps on 8 rollouts"
+    plan = dry_run(capsys, model, data, *sizes, "--filter.enabled", "false", *schedule)
+    assert plan["exploration"].startswith("3 x 5 rollout steps of 4 optimizer steps on 8 rollouts")
     assert plan.get("exploration 2") == told
 
 

@@ -345,6 +345,9 @@ def test_a_phase_ends_with_the_step_that_reaches_its_tokens():
         stream = make_stream(steps=5, tokens=tokens)
         same_steps(list(stream), list(make_stream(steps=steps)))
         assert stream.tokens_spent == (tokens < 10**9)
+    told = [step.phase_steps for step in make_stream(steps=5, tokens=most)]
+    assert told == [math.ceil(most / counts[0]), 2]
+    assert [step.phase_steps for step in make_stream(steps=5, tokens=10**9)] == [5] * 5
     first = make_stream(steps=5, tokens=most)
     next(iter(first))
     resumed = make_stream(steps=5, tokens=most)
