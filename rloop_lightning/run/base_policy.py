@@ -15,7 +15,7 @@ from rloop_lightning.model.config import PolicyConfig, model_source, policy_faul
 from rloop_lightning.run.edits import restart_stage
 from rloop_lightning.run.folder import RunFolder
 from rloop_lightning.run.parts import Parts
-from rloop_lightning.run.resume import resume_point
+from rloop_lightning.run.resume import deleted_input, resume_point
 from rloop_lightning.run.state import TRAINS, LoopState, Stage
 from rloop_lightning.system.checksums import damaged_files, digest
 from rloop_lightning.system.fetched import url_of
@@ -81,8 +81,11 @@ def source_on_resume(
     """The base policy, or the newest policy of the run if the base policy is not what it was and is not needed.
 
     Raises:
-        ValueError: the base policy is not what it was, and the rest of the run needs it.
+        ValueError: the base policy is not what it was, and the rest of the run needs it, or a phase to repeat reads a
+            policy that was deleted.
     """
+    if restart_from is not None and (fault := deleted_input(folder, stages, parts, restart_from)):
+        raise ValueError(fault)
     if folder.base.is_dir() and not damaged_files(folder.base):  # the copy of a policy of the hub
         return Source(replace(config, model=str(folder.base)))
     newest, _ = folder.newest_state()

@@ -64,12 +64,12 @@ def damaged_input(
         StateError: the policy to hand over was deleted.
     """
     if state.stages_done < len(stages) and not state.stopped:
-        makers = _makers(stages[state.stages_done], parts)
+        read = makers(stages[state.stages_done], parts)
     else:
         selected = select_stage(folder, parts, stages[: state.stages_done], state)
         intact = state.selected == selected.name and not damaged_files(folder.final)
-        makers = [] if intact or selected.which == "base" else [_maker(selected)]
-    for maker, reads_pool in makers:
+        read = [] if intact or selected.which == "base" else [_maker(selected)]
+    for maker, reads_pool in read:
         try:
             check_pool(folder, maker) if reads_pool else check_policy(folder.policy(maker))
         except DamagedError as error:
@@ -77,7 +77,7 @@ def damaged_input(
     return None
 
 
-def _makers(stage: Stage, parts: Parts) -> list[tuple[Stage, bool]]:
+def makers(stage: Stage, parts: Parts) -> list[tuple[Stage, bool]]:
     """The stages whose policy or pool a stage reads, in order, and whether it is the pool."""
     if stage.phase == "evaluate":
         return [] if stage.which == "base" else [_maker(stage)]
@@ -91,11 +91,11 @@ def _makers(stage: Stage, parts: Parts) -> list[tuple[Stage, bool]]:
     policies = [Stage(stage.round - 1, "consolidate", "consolidated")] if stage.round else []
     if consolidates and consolidation is not None and consolidation.reads_explored:
         policies.append(Stage(stage.round, "explore", "explored"))
-    makers = [
+    found = [
         *((Stage(number, "explore", "explored"), True) for number in pools),
         *((maker, False) for maker in policies),
     ]
-    return sorted(makers, key=lambda maker: (maker[0].round, TRAINS.index(maker[0].phase)))
+    return sorted(found, key=lambda maker: (maker[0].round, TRAINS.index(maker[0].phase)))
 
 
 def _maker(evaluation: Stage) -> tuple[Stage, bool]:

@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 from rloop_lightning.callbacks.checkpoint import checkpoint_step
 from rloop_lightning.errors import DamagedError
 from rloop_lightning.evaluation.record import drop_inside_records
-from rloop_lightning.run.damage import checkpoint_damage, damaged_input, needless_damage
+from rloop_lightning.run.damage import checkpoint_damage, damaged_input, makers, needless_damage
+from rloop_lightning.run.edits import restart_stage
 from rloop_lightning.run.folder import RunFolder
 from rloop_lightning.run.loggers import known_loggers
 from rloop_lightning.run.parts import Parts
@@ -91,6 +92,21 @@ def restart(folder: RunFolder, stages: Sequence[Stage], stage: Stage) -> None:
     explored = stage.round + (stage.phase == "consolidate")
     folder.save_state(replace(state, explore_steps=state.explore_steps[:explored]))
     _forget_later(folder, stages[stages.index(stage) :])
+
+
+def deleted_input(folder: RunFolder, stages: Sequence[Stage], parts: Parts, restart_from: str) -> str:
+    """Why a phase can't be repeated alone: `--loop.keep_policies last` deleted a policy that it reads; empty if not."""
+    if parts.loop.keep_policies == "all":
+        return ""
+    for maker, reads_pool in makers(restart_stage(folder, stages, restart_from), parts):
+        path = folder.policy(maker)
+        if not reads_pool and not folder.holds_policy(path):
+            again = folder.phase(maker).relative_to(folder.out)
+            return (
+                f"--restart_from {restart_from}: it reads {path}, which was deleted (--loop.keep_policies last); take "
+                f"{again}, which makes it again"
+            )
+    return ""
 
 
 def _state_to_repeat(

@@ -138,3 +138,19 @@ def test_a_resume_may_free_the_disk(all_kept: Path, tmp_path: Path) -> None:
     shutil.copytree(all_kept, out)
     assert main(["--resume", str(out), "--loop.keep_policies=last", "--debug"]) == 0
     assert policies(out) == {EXPLORED.format(2), CONSOLIDATED.format(1), CONSOLIDATED.format(2)}
+
+
+def test_a_phase_that_reads_a_deleted_policy_is_not_repeated_with_the_exploration_unasked(
+    three_rounds: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    kept = ["--loop.keep_policies=last", "--loop.rounds=2", "--loop.explore_steps=1"]
+    assert three_rounds.fit(out, *kept, "--consolidate=average") == 0
+    before = (out / "state.json").read_bytes()
+    assert main(["--resume", str(out), "--restart_from", "round-0/consolidate"]) == 2
+    assert (
+        f"--restart_from round-0/consolidate: it reads {out}/round-0/explore/policy, which was deleted "
+        "(--loop.keep_policies last); take round-0/explore, which makes it again"
+    ) in capsys.readouterr().err
+    assert (out / "state.json").read_bytes() == before
+    assert main(["--resume", str(out), "--restart_from", "round-0/explore"]) == 0
