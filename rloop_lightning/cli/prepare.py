@@ -85,11 +85,12 @@ def prepare(cli: RLoopCLI) -> tuple[LoopRunner, Policy]:
         refuse(changed_problems(folder.problems, parts.data, runner.parts.data))
     if config.dry_run:
         return runner, policy
-    _remember_code(cli)  # before there is a run that a kill could leave
+    settings = cli.settings()
+    _remember_code(folder, settings)  # before there is a run that a kill could leave
     if not config.resume:
-        begin(folder, cli.settings(), today)
+        begin(folder, settings, today)
     keep_record(folder.problems, parts.data, runner.parts.data, today)
-    cli.ranks.send(Settings(cli.settings(), str(folder.out), parts.engine.longest_rollout))
+    cli.ranks.send(Settings(settings, str(folder.out), parts.engine.longest_rollout))
     return runner, policy
 
 
@@ -139,10 +140,15 @@ def _edits(cli: RLoopCLI) -> Edits:
     return find_edits(cli.folder, cli.settings(), cli.defaults(), cli.config.restart_from)
 
 
-def _remember_code(cli: RLoopCLI) -> None:
-    """So that the user can resume the run without `--trust`."""
-    paths = strange_paths(load_yaml(cli.settings())).values()
-    if paths and not remember(cli.folder.out, paths):
+def _remember_code(folder: RunFolder, settings: str) -> None:
+    """So that the user can resume the run without `--trust`.
+
+    Args:
+        folder: the run folder.
+        settings: all settings as YAML.
+    """
+    paths = strange_paths(load_yaml(settings)).values()
+    if paths and not remember(folder.out, paths):
         _log.warning("your state folder can't be written: a resume of this run needs --trust (docs/resume.md)")
 
 

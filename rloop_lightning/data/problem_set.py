@@ -178,7 +178,7 @@ def _read_problem(row: Row, layout: Layout, found: ProblemSet) -> Problem | None
         "answer": (bool(values) or is_null, tuple(layout.answers)),
     }
     absent = [_what(flag, names) for flag, (there, names) in wanted.items() if not there]
-    identity = _first(row, layout.id_fields)
+    identity = _identity(_first(row, layout.id_fields))
     if identity is None and layout.id_field is not None:
         absent.append(_what("id", layout.id_fields))
     for what in absent:
@@ -196,7 +196,7 @@ def _read_problem(row: Row, layout: Layout, found: ProblemSet) -> Problem | None
     wrong = {
         "the problem is empty": not problem.strip(),
         "the problem is not valid Unicode: it contains lone surrogates": not all(map(_is_text, texts)),
-        "the id must be text or an integer": isinstance(identity, (bool, list, dict)) or not _is_text(name),
+        "the id must be text or an integer": isinstance(identity, (bool, float, list, dict)) or not _is_text(name),
         "the id is empty": not name.strip(),
     }
     if any(wrong.values()):
@@ -213,6 +213,13 @@ def _read_problem(row: Row, layout: Layout, found: ProblemSet) -> Problem | None
     metadata = {key: value for key in layout.metadata_fields if (value := _first(row, (key,))) is not None}
     answer, *alternatives = golds.texts
     return Problem(name, problem, answer, metadata, tuple(alternatives), conversation.context)
+
+
+def _identity(value: Any) -> Any:
+    """An id's value. pandas makes floats of a column of integers in which some are missing, and NaN of those."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return None if value != value else value
 
 
 def _conversation(value: Any, row: Row, layout: Layout) -> Conversation:

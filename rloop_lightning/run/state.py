@@ -193,7 +193,7 @@ class LoopState:
 
     def save(self, path: Path) -> None:
         """Write the state atomically."""
-        write_json(path, asdict(self), version=STATE_VERSION)
+        write_json(path, self._values(), version=STATE_VERSION)
 
     @classmethod
     def load(cls, path: Path) -> LoopState:
@@ -220,7 +220,11 @@ class LoopState:
     @property
     def checksum(self) -> str:
         """A checksum of the content; equal for equal states."""
-        return json_checksum(asdict(self))
+        return json_checksum(self._values())
+
+    def _values(self) -> dict[str, Any]:
+        """The fields by name, for JSON. `asdict` would copy all settings, several times a phase."""
+        return {**vars(self), "budget": asdict(self.budget)}
 
     def begun(self, stage: Stage, explore_steps: int) -> LoopState:
         """The state with the length of the exploration that begins, which stays as it is on resume."""

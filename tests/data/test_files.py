@@ -74,6 +74,28 @@ def test_rows_without_ids_are_named_by_their_place(tmp_path: Path) -> None:
     assert ProblemFiles(str(write_rows(tmp_path / "a.parquet", rows))).train()[2].id == "a.parquet[2]"
 
 
+def test_ids_of_pandas_are_integers_and_the_missing_ones_are_missing(tmp_path: Path) -> None:
+    table = pa.table(
+        {"id": [1.0, float("nan"), None], "problem": ["1 + 1", "1 + 2", "1 + 3"], "answer": ["2", "3", "4"]}
+    )
+    pq.write_table(table, tmp_path / "train.parquet")
+    assert [id for id, _, _ in triples(ProblemFiles(str(tmp_path / "train.parquet")).train())] == [
+        "1",
+        "train.parquet[1]",
+        "train.parquet[2]",
+    ]
+    assert "2 rows without a field 'id' (--data.id_field): train.parquet[1], train.parquet[2]" in refusal(
+        tmp_path / "train.parquet", id_field="id"
+    )
+
+
+@pytest.mark.parametrize("id", ["1.5", "1e999", "true", "[1]"])
+def test_other_values_are_no_ids(id: str, tmp_path: Path) -> None:
+    rows = [f'{{"id": {one}, "problem": "1 + {place}", "answer": "2"}}' for place, one in enumerate(["0", id])]
+    path = jsonl(tmp_path, "\n".join(rows) + "\n")
+    assert "train.jsonl:2: the id must be text or an integer" in refusal(path)
+
+
 def test_fields_of_the_users_own_nested_ones_included(tmp_path: Path) -> None:
     rows = [{"key": 7, "chat": [{"text": "1+1?"}], "gold": {"value": 2}, "level": 3, "a.b": "dotted"}]
     (problem,) = ProblemFiles(
