@@ -15,6 +15,7 @@ from typing import Any, Self
 import torch
 
 from rloop_lightning.model.config import PolicyConfig
+from rloop_lightning.model.context import context_of
 from rloop_lightning.model.libraries import library_errors
 from rloop_lightning.model.policy_weights import PolicyWeights
 from rloop_lightning.run.communication import Work
@@ -140,11 +141,23 @@ class PlannedRun:
         plan = self.resolved()
         if plan is None or plan.fits(self.limit):
             return []
+        if beyond := self._beyond_context():
+            return beyond  # less memory would not help
         bars = [bar for bar in (plan.training(), plan.generation()) if bar is not None]
         needs = ", ".join(f"{size_text(bar.total)} for {bar.name}" for bar in bars if bar.total > self.limit)
         flags = self.advices()
         advice = f"take one of: {'; '.join(flags)}" if flags else "take a smaller --policy.model or shorter completions"
         return [f"the run needs {needs}, and has {self.source}; {advice} (rloop-fit --plan shows all figures)"]
+
+    def _beyond_context(self) -> list[str]:
+        """Completions that the model's context has no room for, however short the prompts are."""
+        context = context_of(self.model.config.get_text_config())
+        limits = {"--engine": self.parts.engine.max_new_tokens, "--eval": self.parts.evaluation.max_new_tokens}
+        return [
+            f"{group}.max_new_tokens {limit} leaves no room for a prompt in the model's {context}; take less"
+            for group, limit in limits.items()
+            if limit is not None and limit >= context.tokens
+        ]
 
     def advices(self) -> list[str]:
         """Settings with which the run fits, as flags, cheapest first."""

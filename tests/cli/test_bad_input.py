@@ -192,6 +192,10 @@ CASES = {
     "completions as long as the context": Case(
         "--engine.max_new_tokens 2048", ("; set --engine.max_new_tokens to 1926 or less",), after_loading=True
     ),
+    "completions that neither the context nor the memory has room for": Case(
+        "--engine.max_new_tokens 2000000000",
+        ("--engine.max_new_tokens 2000000000 leaves no room for a prompt in the model's 2048 positions; take less",),
+    ),
     "optimizer that needs a closure": Case(
         "--algo.optimizer torch.optim.LBFGS --algo.weight_decay 0",
         ("--algo.optimizer can't be used: torch.optim.LBFGS raises ValueError: LBFGS doesn't support per-parameter",),
