@@ -52,7 +52,7 @@ class Bar:
 
     @property
     def total(self) -> int:
-        return int(self._meter.total)
+        return int(self._meter.total or 0)
 
     @total.setter
     def total(self, value: int) -> None:
