@@ -81,9 +81,9 @@ def test_the_example_of_the_documentation_runs(tmp_path, monkeypatch, capsys):
     page = (Path(__file__).parents[2] / "docs" / "statistics.md").read_text()
     (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     monkeypatch.chdir(tmp_path)
-    for arm, gain in (("rloop", 2), ("dapo", 0)):
+    for arm, number, gain in (("rloop", 2, 2), ("dapo", 0, 0)):
         for seed in range(3):
-            path = Path(f"runs/{arm}-{seed}/round-2/evaluations/explored.parquet")
+            path = Path(f"runs/{arm}-{seed}/round-{number}/evaluations/explored.parquet")
             path.parent.mkdir(parents=True)
             record(path, [seed + gain, 1 + gain, gain, 4], samples=8)
     exec(compile(block, "docs/statistics.md", "exec"), {})
