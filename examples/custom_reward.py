@@ -23,7 +23,9 @@ def right_and_brief(problems: Sequence[Problem], completions: Sequence[str]) -> 
 
 def main() -> None:
     result = train(
-        # A name, so that config.yaml can hold it and `rloop-fit --resume` finds it. Solutions earn 0.6 or more.
+        # A name, which config.yaml can hold. A resume finds it in this folder:
+        # cd examples && rloop-fit --resume ../runs/NAME
+        # Solutions earn 0.6 or more.
         reward={"name": "custom_reward.right_and_brief", "success_threshold": 0.5},
         loop={"rounds": 1, "explore_steps": 10, "problems_per_step": 16, "rollouts_per_problem": 8},
         filter={"max_success_rate": 0.5},
