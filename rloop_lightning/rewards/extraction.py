@@ -18,9 +18,8 @@ from bisect import bisect_right
 from typing import Literal
 
 from rloop_lightning.rewards.boxes import boxed, boxes
-from rloop_lightning.rewards.cursor import CLOSING
+from rloop_lightning.rewards.neighbours import first_number, is_altered, whole_number
 from rloop_lightning.rewards.spelling import words
-from rloop_lightning.rewards.units import CHANGING
 
 Extract = Literal["auto", "box", "last"]
 
@@ -33,8 +32,9 @@ _ANSWER = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 # The last words of answers in the style of Minerva (arXiv 2206.14858, appendix D.1); they come after a box.
-_CORRECTED = re.compile(r"final answer is\s*:?\s*([^\n]{1,400}?)\.?\s*I hope it is correct", re.IGNORECASE)
-_SENTENCE_END = re.compile(r"\s*I hope|<\||\.(?=\s)|。|(?<=[.!?])\s*$")
+_HOPE = re.compile(r"I hope it is correct", re.IGNORECASE)
+_FINAL = re.compile(r"final answer is[^\S\n]*:?", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"I hope|<\||\.(?=\s)|。|(?<=[.!?])$")
 # Marks that precede an answer on its line; the last one counts.
 _MARK = re.compile(r"####|(?<!\d):|:(?!\d)|=|\bis\b|\uff1a|是")
 _MATH = re.compile(
@@ -50,34 +50,25 @@ _NUMBER = re.compile(
     r"(?:\s?(?:%|\\%|percent\b|pct\b))?"
 )
 _QUANTITY = re.compile(rf"\s*({_AMOUNT})\s?(?:[$€£¥](?![^$]*\$)|[ckmd]?m(?:[²³]|\^\{{?[23]\}}?)(?!\w))")
-_FORMULA = re.compile(r"[-+]?(?:√|π|∞|[¼-¾⅐-⅞])\w*|\d*\s?(?:√\w+|π|[¼-¾⅐-⅞])")
+_FORMULA = re.compile(r"[-+]?(?:√|π|∞|[¼-¾⅐-⅞])\w*|(?<!\d)\d*\s?(?:√\w+|π|[¼-¾⅐-⅞])")
 _WORDS = re.compile(r"(?<![\\a-zA-Z{0-9])[a-zA-Z]{2,}|[\u4e00-\u9fff]")
 _NO_WORDS = words(
     "sqrt pi sin cos tan log ln exp inf infinity oo and or abs arcsin arccos arctan percent pct asin acos atan"
 )
-_CHOICE = re.compile(r"[\s*_]*(?:(?:option|choice)\s+)?(\(?[A-J]\)?)(?=[\s.,:;*_)]|$)(?!\s*[-+=/*^])(?!\s+[a-z])")
+_CHOICE = re.compile(
+    r"[\s*_]*(?:(?:option|choice)\s+)?(?P<letter>\([A-J]\)|[A-J](?!\s*[-+=/^]|\s*\*(?!\*)|\s+[a-z]))(?=[\s.,:;*_)]|$)"
+)
+# Behind a choice, a further one: A, B; A (or B); A. B. C.
+_OTHER_CHOICE = re.compile(
+    r"[\s*_]*[.,;/&|(]?[\s*_(]*(?:(?:and|or|maybe|perhaps|possibly|either|also|even|option|choice)\b[\s*_,]*)*"
+    r"\(?[A-J]\)?[\s*_]*(?:[.,;:)/&|]|$|(?:and|or)\b)"
+)
+_CONTENT = re.compile(r"[.:)\s*_]*[^\s.,:;)*_-]")  # of a choice, behind its letter
 _HEDGED = re.compile(r"\d[^\n]{0,40}?\b(?:or|maybe|perhaps|possibly)\b[^\n]{0,40}?\d|\beither\b", re.IGNORECASE)
-# The mathematics around a number in a sentence, such as 2√5 in "2√5 meters".
-_RUN = re.compile(
-    r"(?:[\d.,:%+\-\u2212\u2013*/^=\u00d7\u00b7\u00f7√π∞!|<>≤≥°$€£¥()\[\]{}\s]|[¼-¾⅐-⅞]|\\[a-zA-Z]+"
-    r"|(?<![a-zA-Z])(?:sqrt|pi|sin|cos|tan|log|ln|exp|percent|pct)(?![a-zA-Z])|(?<![a-zA-Z])[a-zA-Z](?=\s?=)"
-    r"|(?<=\d\s)x(?=\s\d))+"
-)
-# What stands before or behind a number and makes it another one, or one of several.
-_ALTERED_BEFORE = re.compile(
-    r"\b(?:negative|minus|not|isn't|(?:half|third|quarter|tenth|root|square|cube|multiple|fraction|percent) of"
-    r"|twice|double|triple|\d\s*(?:,|,?\s*(?:and|or))(?:\s*[a-z](?:_?\d)?\s*=)?)\s*$",
-    re.IGNORECASE,
-)
-_ALTERED_BEHIND = re.compile(
-    rf"\s*\(?(?:{'|'.join(sorted(CHANGING))})\b|\s*(?:[a-z]+\s*)?,?\s*\b(?:and|or|to)\s+(?:[a-z]\s*=\s*)?[-$]?\d"
-    r"|\s*(?:hours?|minutes?|days?|weeks?|months?|years?|feet|foot|ft|yards?|pounds?|lbs?|dollars?)\s+\d",
-    re.IGNORECASE,
-)
 _MAX_TAIL = 10_000  # characters at the end of a text in which its last number is looked for
 _MATHEMATICS = re.compile(r"[\d$\\√π∞¼-¾⅐-⅞]")  # no answer in words has these
 _MAX_WORDS = 4  # of an answer in words
-_BESIDE = 60  # characters beside a number that can alter it
+_MAX_CORRECTED = 400  # characters of an answer that "I hope it is correct" follows
 
 
 def extract(text: str, mode: Extract = "auto") -> str | None:
@@ -100,12 +91,22 @@ def extract(text: str, mode: Extract = "auto") -> str | None:
             if not boxed(text) and (not _has_words(text) or _CHOICE.match(text) or not _MATHEMATICS.search(text)):
                 return text.strip() or None
     row = boxed(text)
-    corrected = list(_CORRECTED.finditer(text)) if mode == "auto" and row else []
-    if corrected and corrected[-1].start() > boxes(text)[-1][0]:
-        return corrected[-1].group(1)
+    if mode == "auto" and row and (corrected := _corrected(text, after=boxes(text)[-1][0])):
+        return corrected
     if row or mode == "box":
         return row[-1] if row else None
     return _stated(text)
+
+
+def _corrected(text: str, after: int) -> str | None:
+    """The answer in "The final answer is X. I hope it is correct." behind a box."""
+    for hope in reversed(list(_HOPE.finditer(text, after))):
+        start = max(after, hope.start() - _MAX_CORRECTED)
+        said = text[start : hope.start()]
+        if final := list(_FINAL.finditer(said)):
+            answer = said[final[-1].end() :].strip().removesuffix(".").strip()
+            return answer if answer and "\n" not in answer else None
+    return None
 
 
 def _stated(text: str) -> str | None:
@@ -119,7 +120,7 @@ def _stated(text: str) -> str | None:
     if marks:
         rest = text[marks[-1].end() :].lstrip(" *_:\uff1a\n\t")
         line = rest if rest.startswith(("$$", r"\[")) else rest.partition("\n")[0]
-        answer = _in_sentence(_SENTENCE_END.split(line[:_MAX_TAIL], maxsplit=1)[0])
+        answer = _choice(line[:_MAX_TAIL]) or _in_sentence(_SENTENCE_END.split(line[:_MAX_TAIL], maxsplit=1)[0])
         if answer is not None:
             return answer
         said = _SENTENCE_END.split(line[:_MAX_TAIL], maxsplit=1)[0].strip(" *_")
@@ -129,12 +130,23 @@ def _stated(text: str) -> str | None:
     return last_answer(text)
 
 
+def _choice(line: str) -> str | None:
+    """The choice that a line begins with, with its content: `(B) 12`; the line if further choices follow."""
+    choice = _CHOICE.match(line)
+    if not choice:
+        return None
+    if _OTHER_CHOICE.match(line, choice.end()):
+        return line
+    if not _CONTENT.match(line, choice.end()):
+        return choice["letter"]
+    behind = choice.end() + 1  # the full stop of `B. 12` ends no sentence
+    sentence = _SENTENCE_END.split(line[behind:], maxsplit=1)[0]
+    return (line[choice.start("letter") : behind] + sentence).strip(" *_")
+
+
 def _in_sentence(sentence: str) -> str | None:
     """The answer in what follows "the answer is"."""
     sentence = _balanced(sentence)
-    choice = _CHOICE.match(sentence)
-    if choice and not re.match(r"[\s*_]*[A-J]\s+(?:[a-z]|=)", sentence):
-        return choice.group(1)
     if not _has_words(sentence) or _HEDGED.search(sentence):
         return sentence or None
     return last_answer(sentence, first=True)
@@ -172,14 +184,14 @@ def last_answer(text: str, first: bool = False) -> str | None:
         if amount:
             return amount.group(1)
         if answer and not _has_words(answer):
-            return line if _altered(line, mark.end(), len(line)) else answer
+            return line if is_altered(line, mark.end(), len(line)) else answer
     formulas = [found for found in _MATH.finditer(text) if not _is_prose(found)]
     inside = [(found.start(), found.end()) for found in formulas]
     numbers = [
         found for pattern in (_NUMBER, _FORMULA) for found in pattern.finditer(text) if not _within(found, inside)
     ]
     if first and numbers and not formulas:
-        return _around(min(numbers, key=lambda found: found.start()), text)
+        return first_number(text, min(found.start() for found in numbers))
     candidates = sorted([*formulas, *numbers], key=lambda found: (found.end(), -found.start()))
     if not candidates:
         return None
@@ -187,27 +199,7 @@ def last_answer(text: str, first: bool = False) -> str | None:
     if last in formulas:
         percent = re.match(r"\s*(?:%|percent\b|pct\b)", text[last.end() :])
         return _row(text, formulas) + (r"\%" if percent else "")
-    return line if _altered(text, last.start(), last.end()) else last.group().replace("$", "").rstrip(",").strip()
-
-
-def _around(number: re.Match[str], text: str) -> str:
-    """The mathematics around the first number of a sentence, behind its last `=`; the sentence if words alter it."""
-    run = next(found for found in _RUN.finditer(text) if found.start() <= number.start() < found.end())
-    behind = run.group().rindex("=") + 1 if "=" in run.group() else 0
-    part = run.group()[behind:]
-    answer = part.strip(" \n\t,.;:").rstrip(" +-*/^=([{<,.:\u2212\u2013").replace("$", "").strip()
-    if answer[:1] in CLOSING and answer.count(answer[0]) > answer.count(CLOSING[answer[0]]):
-        answer = answer[1:]  # (5 apples)
-    start = run.start() + behind + len(part) - len(part.lstrip())
-    if not any(map(str.isdigit, answer)) or _altered(text, start, start + len(part.strip())):
-        return text
-    return answer
-
-
-def _altered(text: str, start: int, end: int) -> bool:
-    """Whether words around a number make it another, such as "negative" and "million", or one of several."""
-    before, behind = text[max(0, start - _BESIDE) : start], text[end : end + _BESIDE]
-    return bool(_ALTERED_BEFORE.search(before) or _ALTERED_BEHIND.match(behind))
+    return whole_number(text, last.start(), last.end()) or line
 
 
 def _within(found: re.Match[str], spans: list[tuple[int, int]]) -> bool:

@@ -197,6 +197,8 @@ def _choice(tokens: list[Token]) -> Choice | None:
         rest = rest[1:]
     elif rest and (not bracketed or rest[0].kind == "join" or rest[0].text in _BETWEEN_CHOICES):
         return None
+    if _names_choices(rest):
+        return None  # (A) 5, (B) 6
     content: tuple[Value, ...] = ()
     if rest:
         try:
@@ -206,6 +208,19 @@ def _choice(tokens: list[Token]) -> Choice | None:
     if any(isinstance(value, Choice) for value in content):
         return None  # (A)(B)
     return Choice(letter.text.upper(), letter.text.islower(), content)
+
+
+def _names_choices(tokens: list[Token]) -> bool:
+    """Whether the content of a choice has the letter of another one, or says that the choice is wrong."""
+    if tokens and tokens[0].kind in ("text", "word") and tokens[0].text.split()[:1] in (["is"], ["isn't"], ["are"]):
+        return True
+    for i, token in enumerate(tokens):
+        if token.kind in ("name", "text") and len(token.text) == 1 and token.text in _CHOICES:
+            before, behind = (tokens[j].text if 0 <= j < len(tokens) else "" for j in (i - 1, i + 1))
+            separate = i > 0 and (tokens[i - 1].kind == "join" or before in _BETWEEN_CHOICES)
+            if (before == "(" and behind == ")" and i > 1) or (separate and behind in (".", ":", ")")):
+                return True
+    return False
 
 
 def read_list(tokens: list[Token]) -> Value:

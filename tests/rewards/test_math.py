@@ -18,7 +18,7 @@ from shared_data import shared, shared_rows
 
 from rloop_lightning.data.files import ProblemFiles
 from rloop_lightning.rewards import math as math_reward
-from rloop_lightning.rewards.extraction import last_answer
+from rloop_lightning.rewards.extraction import extract, last_answer
 from rloop_lightning.rewards.math import MathReward
 from rloop_lightning.rewards.workers import Outcome
 from rloop_lightning.types import Problem, Scored
@@ -130,7 +130,7 @@ def test_where_the_answer_stands(rewards, extract, gold, text, expected):
         (r"Answer: $\frac{1}{2}$", r"$\frac{1}{2}$"),
         ("there are 12 apples and 30 pears", "30"),
         ("it costs $1,200.50, all told", "1,200.50"),
-        ("16-3", "3"),
+        ("16-3", "16-3"),
         ("Result: none of them, 4 were left", "4"),
         ("A:", None),
         ("", None),
@@ -138,6 +138,28 @@ def test_where_the_answer_stands(rewards, extract, gold, text, expected):
 )
 def test_last_answer(text, answer):
     assert last_answer(text) == answer
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("mode", ["auto", "last", "box"])
+def test_extraction_takes_linear_time(mode):
+    """A policy that repeats itself does not stop the trainer. What is quadratic takes minutes here."""
+    starts = ["", "The answer is 5", r"\boxed{1} final answer is", "It is 0."]
+    pieces = [" ", "\n", "3", "a ", "1,", "1,000,", "$", r"\$", r"\(", "=", "x = ", "1/", "- ", "1 or ", "2^", "*", "_"]
+    pieces += [
+        "A, ",
+        "final answer is ",
+        "I hope it is correct",
+        "<answer>",
+        r"\boxed{",
+        "5 thirds ",
+        "(",
+        "\u221a",
+        " .",
+    ]
+    for start in starts:
+        for piece in pieces:
+            extract(start + piece * (20_000 // len(piece)) + " x", mode)
 
 
 def test_the_length_limit():
