@@ -5,8 +5,7 @@
     AdapterFolder.read(folder)                      the settings of the adapter, checked
     write_adapter(adapter, folder, base)
 
-PEFT imports modules that some of its settings name, and reads others as regular expressions. So only settings that
-plain LoRA needs are passed on to it, and any other must have a value that changes nothing.
+adapter_settings.py has what adapter_config.json may say.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rloop_lightning.model.adapter_packages import missing_peft
+from rloop_lightning.model.adapter_settings import ADAPTER, BASE, TAKEN, setting_faults
 from rloop_lightning.model.config_json import CONFIG, load_config, read_object
 from rloop_lightning.model.folder import checked_in_a_copy, model_faults
 from rloop_lightning.model.libraries import library_errors, quiet
@@ -35,20 +35,9 @@ from rloop_lightning.model.weight_files import WeightFiles
 from rloop_lightning.system.fetched import fetched_word, url_of
 from rloop_lightning.system.terminal import one_line
 
-ADAPTER = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
-_BASE = "base_model_name_or_path"
-_LARGEST_RANK = 4096
 _LEAST_QUANTISED = 0.3  # of all weights; the embeddings of small models are most of the rest
 _SHOWN = 5  # weights that a message lists by name
-
-_TAKEN = ("r", "lora_alpha", "use_rslora", "target_modules", "target_parameters", "exclude_modules", "fan_in_fan_out")
-_IGNORED = {
-    *("peft_type", "task_type", "peft_version", "auto_mapping", "revision", "inference_mode", _BASE),
-    *("init_lora_weights", "lora_dropout", "runtime_config", "qalora_group_size", "megatron_core", "loftq_config"),
-    "ensure_weight_tying",
-}
-"""Settings that don't change what a trained adapter computes: where it comes from, and how its training began."""
 
 
 def is_adapter(name: str) -> bool:
@@ -92,7 +81,7 @@ def source_faults(name: str) -> list[str]:
     if is_adapter(found.base):
         return [f"{base}, which is an adapter itself; merge that one into its model, and name the merged folder"]
     if wrong := model_faults(found.base):
-        return [f"{base}: {fault}; correct {_BASE} in that file, or restore the model" for fault in wrong]
+        return [f"{base}: {fault}; correct {BASE} in that file, or restore the model" for fault in wrong]
     if missing := missing_peft():
         return [missing]
     return checked_in_a_copy(lambda: iter([(f"{ADAPTER} or the header of {WEIGHTS}", found.faults)]))
@@ -165,10 +154,10 @@ class AdapterFolder:
         settings = read_object(folder / ADAPTER)
         if not isinstance(settings, dict):
             raise ValueError(settings or f"contains no {ADAPTER}")
-        if wrong := list(_setting_faults(settings)):
+        if wrong := list(setting_faults(settings)):
             raise ValueError("\n".join(f"{ADAPTER}: {fault}" for fault in wrong))
-        config = {name: settings[name] for name in _TAKEN if settings.get(name) is not None}
-        base = fetched_word(settings[_BASE], _BASE)
+        config = {name: settings[name] for name in TAKEN if settings.get(name) is not None}
+        base = fetched_word(settings[BASE], BASE)
         return cls(folder, str(Path(base).expanduser()) if is_folder(base) else base, config)
 
     def faults(self) -> Iterator[str]:
@@ -237,40 +226,10 @@ def write_adapter(adapter: Adapter, folder: Path, base: str) -> None:
         for name, weight in weights.items():
             writer.write(name, whole(weight))
     under = (url_of(Path(base)) or str(Path(base).absolute())) if is_folder(base) else base
-    settings = {**adapter.config.to_dict(), _BASE: under}
+    settings = {**adapter.config.to_dict(), BASE: under}
     # PEFT keeps names in sets, whose order changes from process to process.
     settings = {name: sorted(value) if isinstance(value, set) else value for name, value in settings.items()}
     (folder / ADAPTER).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _setting_faults(settings: Mapping[str, Any]) -> Iterator[str]:
-    kind = settings.get("peft_type")
-    if kind != "LORA":
-        yield f"peft_type must be LORA, the one kind of adapter that is supported, got {_shown(kind)}"
-        return
-    if not isinstance(settings.get(_BASE), str) or not settings[_BASE]:
-        yield f"{_BASE} must name the model under the adapter, got {_shown(settings.get(_BASE))}"
-    rank = settings.get("r")
-    if type(rank) is not int or not 1 <= rank <= _LARGEST_RANK:
-        yield f"r must be an integer from 1 to {_LARGEST_RANK:,}, got {_shown(rank)}"
-    alpha = settings.get("lora_alpha")
-    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not 0 < alpha < float("inf"):
-        yield f"lora_alpha must be a number > 0, got {_shown(alpha)}"
-    for name in ("target_modules", "target_parameters", "exclude_modules"):
-        value = settings.get(name)
-        if value is not None and not (isinstance(value, list) and all(isinstance(one, str) and one for one in value)):
-            yield f"{name} must be a list of names, got {_shown(value)}"
-    for name in ("use_rslora", "fan_in_fan_out"):
-        if not isinstance(settings.get(name, False), bool):
-            yield f"{name} must be true or false, got {_shown(settings[name])}"
-    others = settings.keys() - set(_TAKEN) - _IGNORED
-    changed = sorted(name for name in others if settings[name] not in (None, False, "none", [], {}))
-    for name in changed[:_SHOWN]:
-        yield f"{one_line(name)} {_shown(settings[name])} is not supported; merge this adapter into its model"
-
-
-def _shown(value: Any) -> str:
-    return one_line(repr(value), limit=80)
 
 
 def _shapes(file: Path) -> dict[str, tuple[int, ...]]:

@@ -18,7 +18,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from rloop_lightning.model.adapter_folder import ADAPTER, WEIGHTS
+from rloop_lightning.model.adapter_folder import WEIGHTS
+from rloop_lightning.model.adapter_settings import ADAPTER
 from rloop_lightning.model.config import PolicyConfig, policy_faults
 from rloop_lightning.model.lora import LoraSettings
 from rloop_lightning.model.policy import Policy
@@ -95,6 +96,36 @@ def test_an_adapter_that_peft_wrote_loads(base: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(logits(policy.model), logits(model), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("start", ["gaussian", "eva", "orthogonal"])
+@pytest.mark.filterwarnings("ignore:.*eva_config")
+def test_how_an_adapter_began_does_not_change_what_it_computes(start: str, base: Path, tmp_path: Path) -> None:
+    config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=start)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).eval()
+    for name, weight in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(weight, std=0.1)
+    model.save_pretrained(tmp_path / "theirs")
+    policy = Policy.load(PolicyConfig(model=str(tmp_path / "theirs")))
+    torch.testing.assert_close(logits(policy.model), logits(model), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora"])
+def test_an_adapter_for_which_peft_changes_the_model_is_refused(start: str, base: Path, tmp_path: Path) -> None:
+    """It subtracts the adapter's start from the model's weights, also when it loads the adapter."""
+    config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=start)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(tmp_path / "theirs")
+    under = AutoModelForCausalLM.from_pretrained(base)
+    before = under.model.layers[0].self_attn.q_proj.weight.clone()
+    loaded = PeftModel.from_pretrained(under, tmp_path / "theirs").get_base_model()
+    assert not torch.equal(loaded.model.layers[0].self_attn.q_proj.base_layer.weight, before)
+    assert policy_faults(PolicyConfig(model=str(tmp_path / "theirs"))) == [
+        f"{ADAPTER}: init_lora_weights {start!r} is not supported, since PEFT changes the model under such an adapter; "
+        "merge this adapter into its model with PEFT"
+    ]
+    with pytest.raises(ValueError, match="init_lora_weights"):
+        Policy.load(PolicyConfig(model=str(tmp_path / "theirs")))
+
+
 def test_loading_other_weights_into_a_policy(base: Path, saved: Path, tmp_path: Path) -> None:
     """Those of another adapter; the base's folder stands for the adapter that a run begins with."""
     policy = Policy.load(PolicyConfig(model=str(base), lora=LoraSettings(rank=3)))
@@ -151,6 +182,8 @@ SPOILED: dict[str, tuple[Callable[[Path], None], str]] = {
     "code": (setting(megatron_config={"a": 1}, megatron_core="os"), "megatron_config {'a': 1} is not supported"),
     "ranks by pattern": (setting(rank_pattern={"(a+)+b": 4}), "rank_pattern {'(a+)+b': 4} is not supported"),
     "DoRA": (setting(use_dora=True), "use_dora True is not supported; merge this adapter into its model"),
+    "LoftQ": (setting(loftq_config={"loftq_bits": 4}), "loftq_config {'loftq_bits': 4} is not supported; merge this"),
+    "a start unknown": (setting(init_lora_weights=["eva"]), "init_lora_weights ['eva'] is not supported, since PEFT"),
     "whole layers": (setting(modules_to_save=["lm_head"]), "modules_to_save ['lm_head'] is not supported"),
     "terminal": (setting(modules_to_save="\x1b[2J"), r"modules_to_save '\x1b[2J' is not supported"),
     "other layers": (setting(target_modules=["q_proj"]), f"{WEIGHTS} holds {FIRST}, "),
