@@ -40,6 +40,13 @@ def rounding(cls: Any) -> Any:
     """The optimizer class with stochastic rounding of bfloat16 weights. Its state is as for float32 weights."""
 
     class StochasticallyRounding(cls):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            for weight, state in self.state.items():  # Adagrad makes it here, in the dtype of the weights
+                if weight.dtype == torch.bfloat16:
+                    wide = {name: value.float() for name, value in state.items() if _is_floating(value)}
+                    state.update(wide)
+
         def step(self, closure: Callable[[], Any] | None = None) -> Any:
             loss = None
             if closure is not None:
@@ -137,6 +144,10 @@ def _in_float32(weight: nn.Parameter, gradient: Any) -> nn.Parameter:
     wide = nn.Parameter(weight.detach().float()) if weight.dtype == torch.bfloat16 else weight
     wide.grad = gradient.to(wide.dtype)
     return wide
+
+
+def _is_floating(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 @contextmanager

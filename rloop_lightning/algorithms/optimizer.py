@@ -176,25 +176,28 @@ def optimizer_faults(
         yield "weight_decay", f"must be 0 with {name}, which takes none", weight_decay
     elif options.keys() <= arguments - fields.keys() and (fault := _trial(name, options, betas)):
         field, value = ("optimizer_options", options) if options else ("optimizer", name)
-        yield field, f"can't be used: {name} raises {fault} in a step on two small tensors", value
+        yield field, f"can't be used: {name} raises {fault}", value
 
 
 def _trial(name: str, options: Mapping[str, Any], betas: tuple[float, float]) -> str:
     """What an optimizer raises when it is made and takes a step; empty if nothing, or if it is known to work.
 
-    Those of bitsandbytes take no step, which may need a GPU.
+    It is tried on weights of both dtypes, since those of the policy are not known yet. The optimizers of bitsandbytes
+    take no step, which may need a GPU.
     """
     if name in OPTIMIZERS and not options:
         return ""
-    weights = [nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(2))]
-    for weight in weights:
-        weight.grad = torch.ones_like(weight)
-    try:
-        optimizer = make_optimizer(name, weights, lr=1e-3, weight_decay=0.0, betas=betas, options=options)
-        if not is_of_bitsandbytes(name):
-            optimizer.step()
-    except Exception as error:  # of a class that is not ours
-        return one_line(f"{type(error).__name__}: {error}", limit=200)
+    for dtype, of in ((torch.float32, ""), (torch.bfloat16, " of bfloat16")):
+        weights = [nn.Parameter(torch.zeros(2, 2, dtype=dtype)), nn.Parameter(torch.zeros(2, dtype=dtype))]
+        for weight in weights:
+            weight.grad = torch.ones_like(weight)
+        try:
+            optimizer = make_optimizer(name, weights, lr=1e-3, weight_decay=0.0, betas=betas, options=options)
+            if not is_of_bitsandbytes(name):
+                optimizer.step()
+        except Exception as error:  # of a class that is not ours
+            what = one_line(f"{type(error).__name__}: {error}", limit=200)
+            return f"{what} in a step on two small tensors{of}"
     return ""
 
 

@@ -91,7 +91,7 @@ def step(parameters: list[torch.nn.Parameter], optimizer: Any, number: int) -> N
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", [*OPTIMIZERS, "torch.optim.Adagrad"])
 def test_an_optimizer_continues_from_its_state_to_the_same_bits(name: str, dtype: torch.dtype) -> None:
     expected, optimizer = training(name, dtype)
     for number in range(6):
@@ -111,6 +111,14 @@ def test_an_optimizer_continues_from_its_state_to_the_same_bits(name: str, dtype
         step(again, optimizer, number)
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(again, expected, strict=True))
     assert all(weight.dtype == dtype for weight in again)
+
+
+def test_state_from_before_the_first_step_is_float32_too() -> None:
+    """Adagrad makes its sums when it is made itself."""
+    weights, optimizer = training("torch.optim.Adagrad", torch.bfloat16)
+    for number in range(2):
+        step(weights, optimizer, number)
+    assert {state["sum"].dtype for state in optimizer.state.values()} == {torch.float32}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -197,6 +197,28 @@ def test_betas_go_to_whatever_optimizer_takes_them():
     assert trainer.optimizers[0].param_groups[0]["betas"] == (0.8, 0.9)
 
 
+class KeepsCopies(torch.optim.SGD):
+    """An optimizer with a state of its own, in the dtype of the weights that it was made with."""
+
+    def __init__(self, params, lr=1e-3, weight_decay=0.0):
+        super().__init__(params, lr, weight_decay=weight_decay)
+        self.copies = [weight.detach().clone() for group in self.param_groups for weight in group["params"]]
+
+    def step(self, closure=None):
+        if self.copies[0].dtype != self.param_groups[0]["params"][0].dtype:
+            raise TypeError("another dtype")
+        super().step(closure)
+
+
+def test_an_optimizer_is_tried_on_bfloat16_weights_too():
+    name = f"{__name__}.KeepsCopies"
+    assert DAPO(optimizer=name).invalid() == [
+        f"--algo.optimizer can't be used: {name} raises TypeError: another dtype in a step on two small tensors of "
+        f"bfloat16, got {name}"
+    ]
+    assert DAPO(optimizer="torch.optim.Adagrad").invalid() == []
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
