@@ -60,14 +60,37 @@ def test_weights_scale_each_rollouts_tokens():
 @pytest.mark.parametrize(
     ("weighting", "expected"),
     [
-        ("binary", [1.0, 1.0, 1.0, 1.0]),
-        ("linear", [0.5, 1.0, 2.0, 1000.0]),
-        ("exp", [math.exp(0.5), math.e, math.exp(2), math.exp(20)]),  # finite whatever the reward
+        ("binary", [1.0, 1.0, 1.0]),
+        ("linear", [0.5, 1.0, 2.0]),
+        ("exp", [math.exp(0.5), math.e, math.exp(2)]),
     ],
 )
 def test_what_a_rollout_weighs(weighting, expected):
     module = RFT(weight=weighting)
-    assert [module.weight(reward) for reward in (0.5, 1.0, 2.0, 1000.0)] == pytest.approx(expected)
+    assert [module.weight(reward) for reward in (0.5, 1.0, 2.0)] == pytest.approx(expected)
+    assert module.weights([0.5, 1.0, 2.0]) == pytest.approx(expected)
+    assert module.weights([]) == []
+
+
+@pytest.mark.parametrize(
+    ("rewards", "exponents"),
+    [
+        ([20.0, -5.0], [20, -5]),
+        ([-20.0, -21.0], [-20, -21]),
+        ([1000.0, 999.0, 0.0], [20, 19, -980]),
+        ([-1000.0, -1001.0], [-20, -21]),
+    ],
+)
+def test_large_rewards_keep_the_ratios_of_their_weights(rewards, exponents):
+    """The largest exponent is moved into +-20, and the others by as much, so that no weight is infinite."""
+    for temperature in (0.5, 1.0):
+        weights = RFT(weight="exp", weight_temperature=temperature).weights([r * temperature for r in rewards])
+        assert weights == pytest.approx([math.exp(exponent) for exponent in exponents])
+
+
+@pytest.mark.parametrize("weighting", ["binary", "linear"])
+def test_other_weights_take_any_reward(weighting):
+    assert RFT(weight=weighting).weights([1e6]) == [{"binary": 1.0, "linear": 1e6}[weighting]]
 
 
 @pytest.mark.parametrize("weighting", ["binary", "linear", "exp"])
