@@ -144,7 +144,7 @@ class Algorithm(PolicyModule):
         self.entropy_coef = entropy_coef
         self._lost_weight = LostWeight()
         self.importance = ImportanceCorrection(importance_correction, importance_level, importance_cap)
-        for fault in (*self.unsolved.faults(), *self.kl.faults()):
+        for fault in (*self.unsolved.faults(), *self.kl.faults(self.flag)):
             self.refuse(*fault)
 
     @abstractmethod

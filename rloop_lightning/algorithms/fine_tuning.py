@@ -57,6 +57,8 @@ class FineTuning(TrainedConsolidation):
         self.expert_sets = expert_sets
         self.epochs = epochs
         self.kl = KLTerm(beta=kl_beta, estimator=kl_estimator, kind=kl_reference)
+        for fault in self.kl.faults(self.flag):
+            self.refuse(*fault)
 
     def configure_model(self) -> None:
         super().configure_model()

@@ -64,20 +64,26 @@ class KLTerm(nn.Module):
         self.kind = kind
         self.reference = None
 
-    def faults(self) -> Iterator[tuple[str, str, object]]:
-        """Conflicting settings: the field, the error, its value."""
+    def faults(self, flag: str) -> Iterator[tuple[str, str, object]]:
+        """Conflicting settings: the field, the error, its value.
+
+        Args:
+            flag: that of the module whose settings they are.
+        """
         if self.place == "loss" and self.estimator == "k1":
-            what = "must be k2 or k3 in the loss, where the gradient of k1 is zero in expectation (--algo.kl_in reward)"
+            what = (
+                f"must be k2 or k3 in the loss, where the gradient of k1 is zero in expectation ({flag}.kl_in reward)"
+            )
             yield "kl_estimator", what, self.estimator
         if self.initial_beta <= 0 and self.target is not None:
-            yield "kl_beta", "must be > 0 with --algo.kl_target: 0 stays 0", self.initial_beta
+            yield "kl_beta", f"must be > 0 with {flag}.kl_target: 0 stays 0", self.initial_beta
         if self.initial_beta <= 0 and self.reset_steps > 0:
-            what = "must be 0 with --algo.kl_beta 0, which has no reference"
+            what = f"must be 0 with {flag}.kl_beta 0, which has no reference"
             yield "reference_reset_steps", what, self.reset_steps
         if self.initial_beta <= 0 and self.kind == "base":
-            yield "kl_reference", "needs a kl_beta above 0, without which there is no reference", self.kind
+            yield "kl_reference", f"needs {flag}.kl_beta above 0, without which there is no reference", self.kind
         if self.kind == "base" and self.reset_steps > 0:
-            what = "must be 0 with --algo.kl_reference base, which never changes"
+            what = f"must be 0 with {flag}.kl_reference base, which never changes"
             yield "reference_reset_steps", what, self.reset_steps
 
     def begin(self, policy: Policy) -> None:

@@ -155,6 +155,13 @@ def test_a_kl_term_holds_it_near_the_initial_policy(estimator):
     assert metrics.steps[0]["policy/kl_nats"] > 0.01
 
 
+def test_a_reference_without_a_kl_term_is_refused():
+    assert RFT(kl_reference="base").invalid() == [
+        "--consolidate.kl_reference needs --consolidate.kl_beta above 0, without which there is no reference, got base"
+    ]
+    assert RFT(kl_reference="base", kl_beta=0.1).invalid() == []
+
+
 def test_every_wrong_setting_is_named():
     assert RFT(weight_temperature=0.0, kl_beta=-1.0).invalid() == [
         "--consolidate.kl_beta: expected a number >= 0, got -1.0",
