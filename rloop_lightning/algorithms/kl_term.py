@@ -154,6 +154,9 @@ def kl(logprobs: Tensor, other_logprobs: Tensor, estimator: KLEstimator) -> Tens
     and 1 and never ends. There k3 underestimates; it is exact wherever the policy's probability is at least a tenth of
     the other's.
 
+    k3 is computed in float64: in float32, the difference of numbers near 1 has few digits left for small d, and may be
+    negative.
+
     Args: logprobs, other_logprobs [B, T]. Returns [B, T]; k2 and k3 are never negative.
     """
     d = other_logprobs - logprobs
@@ -161,8 +164,10 @@ def kl(logprobs: Tensor, other_logprobs: Tensor, estimator: KLEstimator) -> Tens
         return -d
     if estimator == "k2":
         return d.square() / 2
-    below = d.clamp(max=_LINEAR_ABOVE)
-    return below.exp() * (1 + (d - below)) - d - 1
+    wide = d.double()
+    below = wide.clamp(max=_LINEAR_ABOVE)
+    growth = torch.expm1(below)
+    return (growth - below + growth * (wide - below)).to(d.dtype)
 
 
 def adapted(beta: float, measured: float, *, target: float, rate: float) -> float:

@@ -98,6 +98,20 @@ def test_a_token_far_from_the_other_policy_is_pulled_back_by_a_bounded_force(d, 
 
 
 def test_a_small_difference_loses_no_digits():
-    """k3 of d = 1e-3 in float32 is that of the formula, bit for bit."""
-    d = torch.tensor([[1e-3, -1e-3, 2.0]])
-    assert torch.equal(kl(torch.zeros(1, 3), d, "k3"), d.exp() - d - 1)
+    """k3 and its gradient of float32 logprobs, where exp(d) is 1 but for a few bits."""
+    small = [10.0**-power for power in range(1, 9)]
+    d = torch.tensor([small, [-value for value in small]])
+    logprobs = torch.zeros_like(d, requires_grad=True)
+    estimate = kl(logprobs, d, "k3")
+    estimate.sum().backward()
+    assert estimate.dtype == torch.float32
+    for value, slope, exact in zip(*(x.flatten().tolist() for x in (estimate, logprobs.grad, d)), strict=True):
+        series = sum(exact**power / math.factorial(power) for power in range(2, 9))
+        assert value == pytest.approx(series, rel=1e-6, abs=0)
+        assert slope == pytest.approx(-math.expm1(exact), rel=1e-6, abs=0)
+
+
+def test_k3_of_rounding_errors_is_never_negative():
+    logprobs = -torch.rand(1, 10_000, generator=torch.Generator().manual_seed(0))
+    other = logprobs * (1 + 1e-7 * torch.randn(1, 10_000, generator=torch.Generator().manual_seed(1)))
+    assert float(kl(logprobs, other, "k3").min()) >= 0
