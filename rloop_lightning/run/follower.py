@@ -181,3 +181,4 @@ class _Following(Checkpoint):
         end = self._follower.serve()
         assert isinstance(end, EndBatch)
         trainer.should_stop = end.stops  # callbacks of this rank do not see all metrics
+        pl_module.step_metrics.clear()  # on rank 0, the callback that writes them does so
