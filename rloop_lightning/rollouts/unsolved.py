@@ -90,7 +90,8 @@ class SuccessCounts:
 
     def _mask(self, below: float, places: slice) -> np.ndarray:
         successes = self._successes[places]
-        return (successes == 0) | (successes < below * self._rollouts[places])
+        # The quotient is exact where the rate is the threshold; the product 0.28 * 25 is above 7.
+        return (successes == 0) | (successes / np.maximum(self._rollouts[places], 1) < below)
 
     def state_dict(self) -> dict[str, Any]:
         """The counts [P], in the order of the training set."""

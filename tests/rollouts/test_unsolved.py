@@ -163,6 +163,14 @@ def test_pools_of_earlier_rounds_count() -> None:
     assert counts.unsolved(below=0.0) == 2
 
 
+def test_a_problem_at_the_threshold_is_solved() -> None:
+    """0.28 * 25 is more than 7, though 7 / 25 is 0.28."""
+    counts = SuccessCounts(["a", "b"])
+    counts.add_pools(pa.table({"problem_id": ["a"], "rollouts": [25], "successes": [7]}))
+    assert [counts.is_unsolved(name, below=0.28) for name in "ab"] == [False, True]
+    assert counts.is_unsolved("a", below=0.281)
+
+
 def test_settings_without_the_rule_are_refused() -> None:
     assert DAPO(unsolved_below=0.1, unsolved_over="run").invalid() == [
         "--algo.unsolved_below needs --algo.unsolved_only true, got 0.1",
