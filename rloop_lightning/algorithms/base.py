@@ -34,6 +34,7 @@ from rloop_lightning.algorithms.ranks import decided_by_rank_0
 from rloop_lightning.algorithms.reference import ReferenceKind
 from rloop_lightning.algorithms.shares import scores_no_grad
 from rloop_lightning.batching import check_kept_tokens, collate
+from rloop_lightning.model.policy import Policy
 from rloop_lightning.rollouts.unsolved import CountedOver, UnsolvedOnly
 from rloop_lightning.system.fields import (
     AtLeastOne,
@@ -43,15 +44,7 @@ from rloop_lightning.system.fields import (
     PositiveInt,
     RightOpenUnitInterval,
 )
-from rloop_lightning.types import (
-    Group,
-    LossOutput,
-    Rollout,
-    RolloutBatch,
-    RolloutStep,
-    SamplingParams,
-    TokenScores,
-)
+from rloop_lightning.types import Group, LossOutput, Rollout, RolloutBatch, RolloutStep, SamplingParams, TokenScores
 
 
 class Algorithm(PolicyModule):
@@ -182,6 +175,11 @@ class Algorithm(PolicyModule):
                 "be biased; set --engine.top_k 0 and --engine.top_p 1, or take another --algo"
             )
         return wrong
+
+    def conflicts(self, policy: Policy, prompt_lengths: Sequence[tuple[str, int]]) -> Iterator[str]:
+        """Conflicts with the base policy and the training problems (id, tokens of the prompt), one message each."""
+        if fault := self.kl.conflict(policy, self.flag):
+            yield fault
 
     def rewards(self, groups: Sequence[Group], sampling: SamplingParams) -> Tensor:
         """The rewards [B] for the advantages, group by group. The pool stores rewards without this shaping."""

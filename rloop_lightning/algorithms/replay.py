@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,11 +12,14 @@ import numpy as np
 
 from rloop_lightning.algorithms.dapo import DAPO
 from rloop_lightning.errors import RunFault
+from rloop_lightning.model.policy import Policy
 from rloop_lightning.rollouts.pool import RolloutPool
 from rloop_lightning.rollouts.replay_buffer import ReplayBuffer, Selection, StoredRollout, shard_fault
 from rloop_lightning.seeds import derive_seed
 from rloop_lightning.system.fields import ClosedUnitInterval, LeftOpenUnitInterval, NonNegativeInt, PositiveInt
 from rloop_lightning.types import Group, Rollout, RolloutBatch, SamplingParams
+
+_log = logging.getLogger(__name__)
 
 
 class Replay(DAPO):
@@ -61,6 +66,7 @@ class Replay(DAPO):
         self.replay_buckets = replay_buckets
         self.replay_advantages = replay_advantages
         self.replay_start_success_rate = replay_start_success_rate
+        self.replay_pool = replay_pool
         self.replay_pools = None if replay_pool is None else pools_of(Path(replay_pool).expanduser())
         self.buffer = ReplayBuffer(successes_only=replay_successes_only, per_problem=replay_stored_per_problem)
         self._check(replay_successes_only, replay_stored_per_problem, replay_pool)
@@ -94,6 +100,32 @@ class Replay(DAPO):
         rate = self.replay_start_success_rate
         self.require(pool is None or rate == 0, "replay_start_success_rate", "must be 0 with --algo.replay_pool", rate)
 
+    def conflicts(self, policy: Policy, prompt_lengths: Sequence[tuple[str, int]]) -> Iterator[str]:
+        """Also, that a pool of another run has nothing to replay. Reads it: only the rollouts tell which are distinct.
+
+        Raises:
+            RunFault: a shard can't be read or is damaged.
+        """
+        yield from super().conflicts(policy, prompt_lengths)
+        if self.replay_pools is None or self.replay_per_problem == 0:
+            return
+        found = copy.deepcopy(self.buffer)  # each round reads its own
+        found.read(self.replay_pools)
+        counts = [found.count(problem, policy.context_tokens - length) for problem, length in prompt_lengths]
+        enough = sum(count >= self.replay_per_problem for count in counts)
+        what = "successes" if self.buffer.successes_only else "rollouts"
+        pool, least = f"--algo.replay_pool {self.replay_pool}", self.replay_per_problem
+        if enough:
+            _log.info(f"{pool}: {enough:,} of {len(counts):,} problems have at least {least} {what} to replay")
+            return
+        most = max(counts, default=0)
+        fewest = 2 if self.replay_advantages == "split" else 1
+        lower = f", or set --algo.replay_per_problem to at most {most}" if most >= fewest else ""
+        yield (
+            f"{pool}: none of the {len(counts):,} problems of the training set has {least} distinct {what} there that "
+            f"fit into the policy's context, so nothing would be replayed; take a pool of the same problems{lower}"
+        )
+
     @property
     def trains_on_stored(self) -> bool:
         return self.replay_per_problem > 0
@@ -105,17 +137,12 @@ class Replay(DAPO):
         """Read the pools of another run, if `replay_pool` is set.
 
         Raises:
-            RunFault: they contain token ids beyond the policy's vocabulary, or completions longer than its context.
+            RunFault: they contain token ids beyond the policy's vocabulary.
         """
         super().setup(stage)
         if self.replay_pools is None or self.replay_per_problem == 0:
             return
         self.buffer.read(self.replay_pools)
-        if self.buffer.longest >= self.policy.context_tokens:
-            raise RunFault(
-                f"--algo.replay_pool {self.replay_pools[0]}: a completion of {self.buffer.longest} tokens leaves no "
-                f"room for a prompt among the policy's {self.policy.context_tokens}; take a pool of this policy's"
-            )
         vocabulary = self.policy.model.config.get_text_config().vocab_size
         if self.buffer.largest_token >= vocabulary:
             raise RunFault(
@@ -137,7 +164,9 @@ class Replay(DAPO):
         mixed: list[list[Group]] = [[group] for group in groups]
         for number in self._choose(groups, rng):
             group = groups[number]
-            stored = self.buffer.select(group.problem.id, self.replay_per_problem, self.replay_selection, rng)
+            stored = self.buffer.select(
+                group.problem.id, self.replay_per_problem, self.replay_selection, rng, self._room(group)
+            )
             again = tuple(_again(rollout, group) for rollout in stored)
             if self.replay_advantages == "joint":
                 mixed[number] = [Group(group.problem, group.rollouts + again)]
@@ -149,7 +178,7 @@ class Replay(DAPO):
         """The indices of the groups that get stored rollouts, in order. Only groups with enough stored rollouts do."""
         sizes = np.array([len(group.rollouts) for group in groups])
         successes = np.array([group.success_count for group in groups])
-        stored = np.array([self.buffer.count(group.problem.id) for group in groups])
+        stored = np.array([self.buffer.count(group.problem.id, self._room(group)) for group in groups])
         weights = (stored >= self.replay_per_problem).astype(float)
         if self.replay_buckets:
             weights *= np.exp(-((successes - sizes / 2) ** 2) / 2) * ((successes > 0) & (successes < sizes))
@@ -157,6 +186,10 @@ class Replay(DAPO):
         if count == 0:
             return []
         return sorted(rng.choice(len(groups), size=count, replace=False, p=weights / weights.sum()).tolist())
+
+    def _room(self, group: Group) -> int:
+        """The most tokens of a completion that fits into the policy's context after a group's prompt."""
+        return self.policy.context_tokens - len(group.rollouts[0].prompt_ids)
 
     def prepare(self, batch: RolloutBatch) -> RolloutBatch:
         self.record({"replay/share": batch.replayed.double().mean(), "replay/stored": float(len(self.buffer))})

@@ -7,8 +7,9 @@ buffer.select("problem-7", 2, "random", rng)                # two of the buffer.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -59,8 +60,6 @@ class ReplayBuffer:
         """The largest success rate of any shard read so far."""
         self.largest_token = 0
         """The largest token id read so far."""
-        self.longest = 0
-        """The length of the longest completion read so far, tokens."""
         self._read: set[Path] = set()
         self._stored: dict[str, OrderedDict[bytes, StoredRollout]] = defaultdict(OrderedDict)
 
@@ -68,9 +67,9 @@ class ReplayBuffer:
         """Number of stored rollouts, over all problems."""
         return sum(map(len, self._stored.values()))
 
-    def count(self, problem_id: str) -> int:
-        """Number of stored rollouts of a problem."""
-        return len(self._stored.get(problem_id, ()))
+    def count(self, problem_id: str, longest: float = math.inf) -> int:
+        """Number of stored rollouts of a problem, of those with at most `longest` completion tokens."""
+        return len(self._of(problem_id, longest))
 
     def read(self, folders: Sequence[Path]) -> None:
         """Read the new shards, folder by folder, in the order of their steps.
@@ -86,17 +85,20 @@ class ReplayBuffer:
                 self._take(path)
                 self._read.add(path)
 
-    def select(self, problem_id: str, count: int, how: Selection, rng: np.random.Generator) -> list[StoredRollout]:
+    def select(
+        self, problem_id: str, count: int, how: Selection, rng: np.random.Generator, longest: float = math.inf
+    ) -> list[StoredRollout]:
         """`count` stored rollouts of a problem.
 
         Args:
             how: `recent`, the newest; `random`; `low-entropy`, those with the lowest estimated entropy (ExGRPO,
                 arXiv 2510.02245); `max-variance`, those whose rewards vary most (RePO, arXiv 2506.09340).
+            longest: leave out those with more completion tokens.
 
         Raises:
             ValueError: fewer are stored.
         """
-        stored = list(self._stored.get(problem_id, {}).values())
+        stored = self._of(problem_id, longest)
         if len(stored) < count:
             raise ValueError(f"{count} rollouts of problem {problem_id!r} are requested, but {len(stored)} are stored")
         if how == "recent":
@@ -107,6 +109,10 @@ class ReplayBuffer:
             return sorted(stored, key=lambda rollout: rollout.entropy)[:count]
         return _most_spread(stored, count)
 
+    def _of(self, problem_id: str, longest: float) -> list[StoredRollout]:
+        stored: Mapping[bytes, StoredRollout] = self._stored.get(problem_id, {})
+        return [rollout for rollout in stored.values() if len(rollout.completion_ids) <= longest]
+
     def _take(self, path: Path) -> None:
         successes = rollouts = 0
         for problem_id, rollout in _rollouts(path):
@@ -116,7 +122,6 @@ class ReplayBuffer:
                 continue
             of_problem = self._stored[problem_id]
             self.largest_token = max(self.largest_token, int(rollout.completion_ids.max()))
-            self.longest = max(self.longest, len(rollout.completion_ids))
             key = rollout.completion_ids.tobytes()
             of_problem.pop(key, None)  # a repeated completion counts as new
             of_problem[key] = rollout

@@ -171,7 +171,7 @@ class Parts:
         """Conflicts with this policy, one message each. Call it on rendered parts."""
         return [
             *self.algorithm.validate(self.engine.sampling(seed=0)),
-            *self._check_references(policy),
+            *self._check_modules(policy),
             *self.engine.validate_with(policy),
             *self._check_routing(policy),
             *self._too_few_problems(),
@@ -213,10 +213,9 @@ class Parts:
         if self.filter.control == "random" and not self.filters:
             yield "--filter.control random: there is no expert set without --consolidate rft, so nothing to draw"
 
-    def _check_references(self, policy: Policy) -> Iterator[str]:
-        """KL terms against a reference that this policy doesn't have, and what a consolidation can't do with it."""
-        if fault := self.algorithm.kl.conflict(policy, self.algorithm.flag):
-            yield fault
+    def _check_modules(self, policy: Policy) -> Iterator[str]:
+        """What the algorithm and the consolidation can't do with this policy, or with these problems."""
+        yield from self.algorithm.conflicts(policy, self.prompt_lengths[: len(self.problems)])
         if self.consolidation is not None:
             yield from self.consolidation.conflicts(policy, self.loop.rounds)
 

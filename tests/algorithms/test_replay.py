@@ -218,12 +218,38 @@ def test_tokens_that_the_policy_does_not_have_are_refused_before_anything_is_gen
     fit(Replay(replay_pool=str(tmp_path)), make_policy(), [])
 
 
-def test_completions_that_the_policy_has_no_room_for_are_refused_before_anything_is_generated(tmp_path):
-    store(tmp_path, make_rollout("a", [5] * 64, reward=1.0))
-    with pytest.raises(RunFault, match=r"--algo.replay_pool .*: a completion of 64 tokens .* the policy's 64;"):
-        fit(Replay(replay_pool=str(tmp_path)), make_policy(), [])
-    store(tmp_path, make_rollout("a", [5] * 63, reward=1.0))
-    fit(Replay(replay_pool=str(tmp_path)), make_policy(), [])
+@pytest.mark.parametrize("selection", ["recent", "random", "low-entropy"])
+def test_rollouts_that_the_policy_has_no_room_for_are_left_out(selection, tmp_path):
+    """The policy's context is 64 tokens, and the prompt of "a" has 3."""
+    module = make_module(tmp_path, replay_per_problem=1, replay_selection=selection)
+    store(tmp_path, make_rollout("a", [5] * 62, reward=1.0))
+    assert chosen(module, [new_group("a")], 0) == []
+    store(tmp_path, make_rollout("a", [6] * 61, reward=1.0, sampling_logprobs=[-9.0] * 61), step=2)
+    store(tmp_path, make_rollout("a", [7] * 62, reward=1.0), step=3)
+    for seed in range(5):
+        (group,) = module.replayed([new_group("a")], seeded(seed))
+        assert [len(rollout.completion_ids) for rollout in group.rollouts[4:]] == [61]
+
+
+def test_a_pool_that_gives_no_problem_enough_rollouts_is_refused(tmp_path, caplog):
+    """Two successes of "p0" are the same, one of "p1" is too long, and "gone" is no problem of the training set."""
+    again, long = make_rollout("p0", (5, 1), reward=1.0), make_rollout("p1", [5] * 63, reward=1.0)
+    store(tmp_path, again, again, *successes("p1", 1), long, *successes("gone", 2))
+    module, prompts = Replay(replay_pool=str(tmp_path)), [("p0", 2), ("p1", 2), ("p2", 2)]
+    assert list(module.conflicts(make_policy(), prompts)) == [
+        f"--algo.replay_pool {tmp_path}: none of the 3 problems of the training set has 2 distinct successes there "
+        "that fit into the policy's context, so nothing would be replayed; take a pool of the same problems, or set "
+        "--algo.replay_per_problem to at most 1"
+    ]
+    assert len(module.buffer) == 0
+    store(tmp_path, *successes("p1", 1, logprob=-3.0), *successes("p2", 2), step=2)
+    with caplog.at_level("INFO"):
+        assert list(module.conflicts(make_policy(), prompts)) == []
+    assert f"--algo.replay_pool {tmp_path}: 1 of 3 problems have at least 2 successes to replay" in caplog.text
+    (message,) = module.conflicts(make_policy(), [("other", 2)])
+    assert message.endswith("nothing would be replayed; take a pool of the same problems")
+    assert list(Replay(replay_pool=str(tmp_path), replay_per_problem=0).conflicts(make_policy(), prompts[:1])) == []
+    assert list(Replay().conflicts(make_policy(), prompts)) == []
 
 
 def test_a_threshold_is_refused_with_another_runs_pool(tmp_path):

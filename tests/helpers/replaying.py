@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from builders import make_group, make_rollout
+from builders import make_group, make_policy, make_rollout
 
 from rloop_lightning.algorithms.replay import Replay
 from rloop_lightning.rollouts.pool import RolloutPool
@@ -36,8 +36,9 @@ def new_group(problem: str = "a", right: int = 1, size: int = 4) -> Group:
 
 
 def make_module(folder: Path, **settings: Any) -> Replay:
-    """One update a step, from the pool in a folder."""
+    """One update a step, from the pool in a folder, of the tiny policy with its context of 64 tokens."""
     module = Replay(**{"updates_per_step": 1, **settings})
     assert module.invalid() == []
     module.pools = [folder]
+    module.policy = make_policy()
     return module
