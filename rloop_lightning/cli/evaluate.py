@@ -151,8 +151,7 @@ def _begin(words: Words, claim: EvaluationClaim) -> tuple[EvaluationState, Evalu
     state = EvaluationState(groups, tuple(one for one, _ in fits), began.isoformat(), machine)
     if paths := strange_paths(groups).values():
         remember(claim.folder.out, paths)  # before there is an evaluation that a kill could leave
-    state.save(claim.folder.state)
-    write_text(claim.folder.config, settings_text(groups))
+    claim.begin(state, settings_text(groups))
     return state, parts
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from rloop_lightning.errors import ClaimError, DamagedError
+from rloop_lightning.system.files import write_text
 from rloop_lightning.system.json_file import read_json, write_json
 from rloop_lightning.system.lock import FolderLock, LockedError
 from rloop_lightning.system.terminal import one_line
@@ -152,7 +153,7 @@ class EvaluationFolder:
 class EvaluationClaim:
     """One process's right to an evaluation's folder, from `take` to the end of the block.
 
-    If the block ends before a policy is sampled, nothing of a new evaluation is left.
+    If the block ends before a policy is sampled, nothing of a new evaluation is left. Files of others stay.
 
     Args:
         folder: the folder. `named` says whether the user chose it; otherwise the first free name of NAME, NAME-2 and so
@@ -164,6 +165,7 @@ class EvaluationClaim:
         self._named = named
         self._lock: FolderLock | None = None
         self._made: list[Path] = []
+        self._begun = False
 
     def __enter__(self) -> Self:
         return self
@@ -171,10 +173,11 @@ class EvaluationClaim:
     def __exit__(self, *_: object) -> None:
         if self._lock is None:
             return
-        empty = self._lock.created and not any(path.is_dir() for path in self.folder.out.iterdir())
-        for path in (self.folder.state, self.folder.config) if empty else ():
-            path.unlink(missing_ok=True)
-        self._release(self._lock, remove=empty)
+        if self._begun and not any(path.is_dir() for path in self.folder.out.iterdir()):
+            for path in (self.folder.config, self.folder.state):  # in this order: a state alone can be resumed
+                path.unlink(missing_ok=True)
+        ours = self._begun or self._lock.created
+        self._release(self._lock, remove=ours and not self.folder.state.exists())
 
     def _release(self, lock: FolderLock, *, remove: bool) -> None:
         lock.release(remove=remove)
@@ -206,6 +209,17 @@ class EvaluationClaim:
             self._release(self._lock, remove=self._lock.created)
             raise ClaimError(fault)
 
+    def begin(self, state: EvaluationState, settings: str) -> None:
+        """Write the first state, and config.yaml, to the folder that was taken.
+
+        Args:
+            state: what the evaluation is of.
+            settings: all settings, YAML.
+        """
+        self._begun = True
+        state.save(self.folder.state)
+        write_text(self.folder.config, settings)
+
     def _acquire(self) -> None:
         lock = FolderLock(self.folder.lock)
         lock.acquire()
@@ -226,8 +240,10 @@ class EvaluationClaim:
         out = one_line(str(self.folder.out), limit=200)
         if self.folder.state.exists():
             return f"--out {out} already contains an evaluation; continue it with --resume {out}, or choose another"
-        own = {self.folder.lock.name, self.folder.config.name, self.folder.state.name}
-        names = sorted(name for name in os.listdir(self.folder.out) if name.removesuffix(".partial") not in own)
+        own = {self.folder.lock.name}
+        if self._lock is not None and not self._lock.created:  # all that a killed start leaves without a state
+            own.add(f"{self.folder.state.name}.partial")
+        names = sorted(name for name in os.listdir(self.folder.out) if name not in own)
         if not names:
             return ""
         shown = ", ".join(map(one_line, names[:_NAMES_SHOWN])) + (" ..." if len(names) > _NAMES_SHOWN else "")

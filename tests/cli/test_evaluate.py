@@ -311,6 +311,41 @@ def test_bad_input_is_told_before_anything_is_loaded(
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--resume", "mine"], "--resume mine: mine/evaluation.json is missing"),
+        (["countdown", "--data", "countdown", "--out", "mine"], "--out mine is not empty, it contains config.yaml; "),
+        (
+            ["countdown", "--config", "mine/config.yaml", "--out", "mine", "--typo", "1"],
+            "--out mine is not empty, it contains config.yaml; ",
+        ),
+    ],
+    ids=["resume", "out", "out that is refused"],
+)
+@pytest.mark.parametrize("locked_before", [False, True])
+def test_settings_of_the_user_stay_in_a_folder_without_an_evaluation(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+    locked_before: bool,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("rloop_lightning.model.source.load_model", lambda *args, **kwargs: pytest.fail("it was loaded"))
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "config.yaml").write_text("eval: {samples: 2}\n")
+    if locked_before:  # by a start that was killed
+        (mine / "evaluation.lock").touch()
+    before = sorted(mine.iterdir())
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+    assert sorted(mine.iterdir()) == before
+    assert (mine / "config.yaml").read_text() == "eval: {samples: 2}\n"
+
+
 def test_a_run_without_a_policy_says_what_to_give(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
