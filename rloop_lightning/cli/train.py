@@ -28,7 +28,7 @@ from rloop_lightning.cli.quiet import quiet_lightning
 from rloop_lightning.cli.registry import NONE
 from rloop_lightning.cli.run_place import refuse_other_place, run_place
 from rloop_lightning.data.base import ProblemSource
-from rloop_lightning.data.records import Records, record_faults, record_sets, write_sets
+from rloop_lightning.data.records import Records, record_faults, record_sets
 from rloop_lightning.engines.base import RolloutEngine
 from rloop_lightning.errors import ClaimError, Stopped
 from rloop_lightning.evaluation.evaluator import EvaluationConfig
@@ -243,7 +243,7 @@ def _begin(
     if given.wrong:
         raise UsageError("\n".join(given.wrong))
     try:
-        files = write_sets(sets, claim.folder.data)
+        files = claim.write_sets(sets)
     except ValueError as error:
         raise UsageError(str(error)) from error
     given.data_files({name: claim.folder.setting_of(file) for name, file in files.items()})

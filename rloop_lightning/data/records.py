@@ -8,7 +8,9 @@ Records are rows of a data set: a problem, its gold answer, and whatever else th
 
 from __future__ import annotations
 
+import filecmp
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
@@ -46,45 +48,50 @@ def record_faults(sets: Mapping[str, Records]) -> list[str]:
 
 
 def write_sets(sets: Mapping[str, Records], folder: Path) -> dict[str, Path]:
-    """Write each set as a JSONL file, all of them or none.
+    """Write each set as a JSONL file, all of them or none. A file with the same rows may be there, and stays.
 
     Raises:
-        ValueError: rows can't be written as JSON; names the first of each set.
+        ValueError: rows can't be written as JSON, or a file with others is there; names the first of each set.
         WriteError: a file can't be written.
     """
-    files: dict[str, Path] = {}
+    files = {name: folder / f"{name}.jsonl" for name in sets}
+    new: list[Path] = []
     wrong = []
     try:
         for name, records in sets.items():
+            was_there = os.path.lexists(files[name])
             try:
-                files[name] = _write(name, records, folder)
-            except _NoJSONError as error:
+                _write(name, records, files[name])
+            except _RefusedError as error:
                 wrong.append(str(error))
+            else:
+                new += [] if was_there else [files[name]]
         if wrong:
             raise ValueError("\n".join(wrong))
     except BaseException:
-        for file in files.values():
+        for file in new:
             file.unlink()
         raise
     return files
 
 
-class _NoJSONError(Exception):
-    """A row has no form in JSON."""
+class _RefusedError(Exception):
+    """A row has no form in JSON, or another file is there."""
 
 
-def _write(name: str, records: Records, folder: Path) -> Path:
-    file = folder / f"{name}.jsonl"
-    with atomic_path(file) as partial, partial.open("w", encoding="utf-8") as lines:
-        for number, record in enumerate(records):
-            try:
-                lines.write(json.dumps(record, default=_plain) + "\n")
-            except (TypeError, ValueError) as error:
-                raise _NoJSONError(
-                    f"data: {name}[{number}] can't be written as JSON ({error}); keep the columns of text, numbers and "
-                    "lists"
-                ) from error
-    return file
+def _write(name: str, records: Records, file: Path) -> None:
+    with atomic_path(file) as partial:
+        with partial.open("w", encoding="utf-8") as lines:
+            for number, record in enumerate(records):
+                try:
+                    lines.write(json.dumps(record, default=_plain) + "\n")
+                except (TypeError, ValueError) as error:
+                    raise _RefusedError(
+                        f"data: {name}[{number}] can't be written as JSON ({error}); keep the columns of text, numbers "
+                        "and lists"
+                    ) from error
+        if os.path.lexists(file) and (file.is_symlink() or not filecmp.cmp(partial, file, shallow=False)):
+            raise _RefusedError(f"data: {file} is there with other rows; move it away, or choose another out")
 
 
 def _holds_records(value: Any) -> bool:

@@ -4,7 +4,7 @@
         claim.take(resumes=False)       # makes and locks the folder, or raises ClaimError
         ...                             # the run
 
-If the block ends before the run has a state, nothing of it is left.
+If the block ends before the run has a state, nothing of it is left. Files that it did not write stay.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ import contextlib
 import errno
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
+from rloop_lightning.data.records import Records, write_sets
 from rloop_lightning.errors import ClaimError
 from rloop_lightning.run.folder import RunFolder
 from rloop_lightning.system.lock import FolderLock, LockedError
@@ -45,6 +47,7 @@ class RunClaim:
         self._resumes = False
         self._lock = FolderLock(folder.lock)
         self._made: list[Path] = []
+        self._written: list[Path] = []
 
     def __enter__(self) -> Self:
         return self
@@ -93,6 +96,13 @@ class RunClaim:
             raise ClaimError(_unwritable(option, self.folder.out, self.folder.out, error)) from error
         self.held = True
 
+    def write_sets(self, sets: Mapping[str, Records]) -> dict[str, Path]:
+        """Write problem sets to the folder that was taken. Args, result and errors: as `data.records.write_sets`."""
+        there = set(self.folder.data.glob("*.jsonl"))  # of a start that was killed
+        files = write_sets(sets, self.folder.data)
+        self._written = [file for file in files.values() if file not in there]
+        return files
+
     def _make(self) -> None:
         """Make the folder if need be, lock it, and see that it is empty."""
         if faults := _place_faults(self.folder.out if self._named else self.folder.out.parent):
@@ -123,10 +133,10 @@ class RunClaim:
         raise failure
 
     def _forget_start(self) -> None:
-        """Remove what was written before the run's first state. All of it is the run's: it took an empty folder."""
-        for path in (self.folder.config, self.folder.problems, *self.folder.data.glob("*.jsonl")):
+        """Remove what was written before the run's first state: problem sets, as all else follows the state."""
+        for path in self._written:
             path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # it is not there, or not empty
             self.folder.data.rmdir()
 
     def _release(self, *, remove_lock: bool) -> None:
@@ -161,16 +171,18 @@ def _content_faults(folder: RunFolder, *, claimed_before: bool) -> list[str]:
 
     Args:
         folder: the folder, which may be absent.
-        claimed_before: it has the lock file of an earlier claim. So it was empty then, and holds what that start wrote
-            before it was killed.
+        claimed_before: it has the lock file of an earlier claim. So it was empty then, and may hold what that start
+            wrote before it was killed: problem sets, and a part of the first state.
     """
     out = folder.out
     if folder.states:
         return [f"--out {folder} already contains a run; resume it with --resume {folder}, or choose another folder"]
     own = {folder.lock.name}
     if claimed_before:
-        own |= {path.name for path in (folder.config, folder.problems, folder.data, folder.state)}
-    names = [name for name in _names(folder) if name.removesuffix(".partial") not in own]
+        own.add(f"{folder.state.name}.partial")
+    if claimed_before and folder.data.is_dir() and not folder.data.is_symlink():
+        own.add(folder.data.name)
+    names = [name for name in _names(folder) if name not in own]
     if not names:
         return []
     shown = ", ".join(map(one_line, names[:_NAMES_SHOWN]))

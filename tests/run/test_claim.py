@@ -227,6 +227,42 @@ def test_ctrl_c_before_the_run_leaves_nothing_and_a_kill_no_more_than_a_start_ca
     assert_same_run(out, finished)
 
 
+def test_after_a_killed_start_files_of_others_are_refused_and_stay(tmp_path: Path) -> None:
+    out, theirs = tmp_path / "run", tmp_path / "theirs"
+    out.mkdir()
+    theirs.mkdir()
+    (theirs / "train.jsonl").write_text("mine")
+    (out / "data").symlink_to(theirs)
+    for name in ("run.lock", "config.yaml", "problems.parquet", "state.json.partial"):
+        (out / name).touch()
+    before = sorted(tmp_path.rglob("*"))
+    with RunClaim(RunFolder(out)) as claim:
+        found = "it contains config.yaml, data, problems.parquet; choose a folder that is empty"
+        assert [found in fault for fault in claim.faults()] == [True]
+        with pytest.raises(ClaimError, match=found):
+            claim.take(resumes=False)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (theirs / "train.jsonl").read_text() == "mine"
+
+
+def test_after_a_killed_start_the_same_problem_sets_are_taken_and_others_are_not_replaced(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    (out / "data").mkdir(parents=True)
+    (out / "run.lock").touch()
+    (out / "data" / "train.jsonl").write_text('{"problem": "1+1="}\n')
+    (out / "data" / "notes.txt").write_text("mine")
+    before = files(out / "data").keys()
+    with RunClaim(RunFolder(out)) as claim:
+        claim.take(resumes=False)
+        with pytest.raises(ValueError, match=r"data/train\.jsonl is there with other rows; move it away, or choose"):
+            claim.write_sets({"test": [{"problem": "3+1="}], "train": [{"problem": "2+1="}]})
+        assert files(out / "data").keys() == before
+        claim.write_sets({"test": [{"problem": "3+1="}], "train": [{"problem": "1+1="}]})
+        assert files(out / "data").keys() == before | {"test.jsonl"}
+    assert files(out / "data").keys() == before
+    assert (out / "data" / "train.jsonl").read_text() == '{"problem": "1+1="}\n'
+
+
 # Files that others may have put into a run folder since the run began.
 THEIRS = (
     "notes.txt",
