@@ -264,24 +264,24 @@ class RunFolder:
                 damage.append(str(error))
                 continue
             warnings = [f"{line}; the run resumes from {path.relative_to(self.out)}" for line in damage]
-            if path == self.state and self.previous_state.exists():
-                warnings += _damage(self.previous_state)
+            warnings += _damage(self.previous_state) if path == self.state and self.previous_state.exists() else []
             return state, warnings
         if damage:
             damage.append(f"--resume {self}: no other record of its state exists; start a new run")
             raise StateError("\n".join(damage))
         return None, []
 
-    def save_state(self, state: LoopState) -> None:
-        """Write `state`, and keep the old one as `previous_state`."""
+    def save_state(self, state: LoopState, *, restarts: bool = False) -> None:
+        """Write `state` with its count, and keep the old one as `previous_state`. A restart is always counted."""
         try:
             before = LoopState.load(self.state)
         except DamagedError:
             before = None  # keep the existing `previous_state`
-        if before is not None and before.checksum != state.checksum:
+        same = before is not None and before.checksum == state.checksum
+        if before is not None and not same:
             before.save(self.previous_state)
-        if before is None or before.checksum != state.checksum:
-            state.save(self.state)
+        if not same or restarts:
+            replace(state, saves=(before or state).saves + 1).save(self.state)
         if self.listener is not None:
             self.listener.state_saved()
 

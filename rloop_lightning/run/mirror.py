@@ -91,7 +91,7 @@ class RunMirror:
         return [f"--out {self._shown} is not empty, it contains {shown}; choose another place"] if found else []
 
     def download(self) -> None:
-        """Bring the run folder to the state of the store, unless it is further.
+        """Bring the run folder to the state of the store, unless it is newer or further.
 
         Raises:
             StateError: there is no run, or the run folder is one of another run.
@@ -180,7 +180,7 @@ class RunMirror:
         return last.get(name, 1 if name.endswith(".ckpt") else 0)
 
     def _is_ahead(self, objects: Mapping[str, StoredObject]) -> bool:
-        """Whether the run folder is as far as the store, or further.
+        """Whether the run folder is as new and as far as the store, or more.
 
         Raises:
             StateError, StoreError: as `download`.
@@ -207,11 +207,11 @@ class RunMirror:
         ours, theirs = local_progress(self._folder, here), Progress.of(there, objects)
         if ours >= theirs:
             if ours > theirs:
-                _log.info(f"{self._folder.out} is further ({ours}) than {self._shown} ({theirs}), and goes on")
+                word = ours.compared(theirs)
+                _log.info(f"{self._folder.out} is {word} ({ours}) than {self._shown} ({theirs}), and goes on")
             return True
-        _log.info(
-            f"{self._shown} is further ({theirs}) than {self._folder.out} ({ours}), which is brought to its state"
-        )
+        word = theirs.compared(ours)
+        _log.info(f"{self._shown} is {word} ({theirs}) than {self._folder.out} ({ours}), which is brought to its state")
         return False
 
     def _objects(self) -> dict[str, StoredObject]:

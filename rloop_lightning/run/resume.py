@@ -90,7 +90,7 @@ def restart(folder: RunFolder, stages: Sequence[Stage], stage: Stage) -> None:
         path.unlink()
     # An exploration that is repeated has not begun then, so it takes the rollout steps that the settings give now.
     explored = stage.round + (stage.phase == "consolidate")
-    folder.save_state(replace(state, explore_steps=state.explore_steps[:explored]))
+    folder.save_state(replace(state, explore_steps=state.explore_steps[:explored]), restarts=True)
     _forget_later(folder, stages[stages.index(stage) :])
 
 

@@ -173,6 +173,8 @@ class LoopState:
         machine: what decides the rounding of results (machine.py).
         base: checksums of the base policy's files by name, if it is a local folder.
         versions: the software that the run began with (versions.py).
+        saves: how often the run's state was saved before and in this file; tells a newer copy of the run from an older
+            one. It is no part of the content.
     """
 
     run_id: str
@@ -190,6 +192,7 @@ class LoopState:
     machine: Mapping[str, Any] = field(default_factory=dict)
     base: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    saves: int = field(default=0, compare=False)
 
     def save(self, path: Path) -> None:
         """Write the state atomically."""
@@ -220,7 +223,7 @@ class LoopState:
     @property
     def checksum(self) -> str:
         """A checksum of the content; equal for equal states."""
-        return json_checksum(self._values())
+        return json_checksum({name: value for name, value in self._values().items() if name != "saves"})
 
     def _values(self) -> dict[str, Any]:
         """The fields by name, for JSON. `asdict` would copy all settings, several times a phase."""
@@ -282,5 +285,6 @@ _HOLDS: Mapping[str, Callable[[Any], bool]] = {
     "machine": _is_mapping,
     "base": lambda value: _is_mapping(value, _is_text),
     "versions": lambda value: _is_mapping(value, _is_text),
+    "saves": _is_count,
 }
 """By field of `LoopState`: whether a value from a file can be one of it."""

@@ -1,10 +1,10 @@
-"""How far a run has come, on this machine and in its store."""
+"""How new a copy of a run is and how far it has come, on this machine and in its store."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rloop_lightning.errors import DamagedError, StateError
@@ -17,14 +17,18 @@ _CHECKPOINT = re.compile(r"round-(\d+)/(explore|consolidate)/checkpoints/step-(\
 
 @dataclass(frozen=True, order=True)
 class Progress:
-    """The progress of a run; a greater one is further.
+    """The progress of a run; a greater one is newer, or as new and further.
+
+    A newer copy may have less: its run was restarted from an earlier phase, or repeats damaged ones.
 
     Args:
+        saves: how often the run's state was saved.
         stages_done: complete stages.
         steps: training steps of the next stage at its newest checkpoint.
         handed_over: whether the final policy is saved.
     """
 
+    saves: int
     stages_done: int
     steps: int
     handed_over: bool
@@ -35,7 +39,11 @@ class Progress:
         found = (match.groups() for match in map(_CHECKPOINT.fullmatch, files) if match)
         next_stage = (str(state.round), state.phase)
         steps = [int(step) for number, phase, step in found if (number, phase) == next_stage]
-        return cls(state.stages_done, max(steps, default=0), bool(state.selected))
+        return cls(state.saves, state.stages_done, max(steps, default=0), bool(state.selected))
+
+    def compared(self, other: Progress) -> str:
+        """In a word, how this greater progress compares with another."""
+        return "further" if replace(self, saves=0) > replace(other, saves=0) else "newer"
 
     def __str__(self) -> str:
         steps = f" and {self.steps} training steps" if self.steps else ""

@@ -12,7 +12,8 @@ import pytest
 from rloop_lightning.errors import StateError
 from rloop_lightning.run.folder import RunFolder
 from rloop_lightning.run.mirror import RunMirror, UploadError
-from rloop_lightning.run.state import LoopState
+from rloop_lightning.run.resume import restart
+from rloop_lightning.run.state import LoopState, plan
 from rloop_lightning.run.store_lock import LOCK, StoreLock
 from rloop_lightning.system import store as store_module
 from rloop_lightning.system.store import Store
@@ -215,6 +216,40 @@ def test_a_store_that_is_further_replaces_the_folder(
     files = ({path.relative_to(folder.out) for path in folder.out.rglob("*.*")} for folder in (here, there))
     assert next(files) == next(files)
     assert LoopState.load(here.state) == LoopState.load(there.state)
+
+
+@pytest.mark.parametrize("change", ["another final policy", "a restart", "a restart of the phase it is in"])
+def test_a_store_that_is_newer_replaces_a_folder_that_is_as_far_or_further(
+    tmp_path: Path, memory: Any, change: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    stages = plan(1, consolidates=True)
+    here, _ = begun(tmp_path / "run")
+    STATE.save(here.state_before(stages[1]))
+    here.save_state(STATE)
+    written(here, "round-0/explore/checkpoints/step-000002.ckpt")
+    here.checkpoint_saved()
+    done = replace(STATE, stages_done=5, phase="done", selected="round 1 consolidated")
+    if "phase" not in change:
+        here.save_state(done)
+    written(here, "final/README.md", content="old")
+    here.save_state(LoopState.load(here.state))
+    there, mirror = begun(tmp_path / "elsewhere" / "run")
+    mirror.download()
+    written(there, "final/README.md", content="newer")
+    if change == "another final policy":
+        there.save_state(replace(done, selected="round 1 explored"))
+    else:
+        restart(there, stages, stages[1])
+        there.save_state(LoopState.load(there.state))
+    expected = stored(memory)
+    caplog.set_level("INFO")
+    _, mirror = begun(here.out)
+    mirror.download()
+    mirror.close()
+    assert f"{URL} is newer (" in caplog.text
+    assert stored(memory) == expected
+    assert {path.relative_to(here.out).as_posix() for path in here.out.rglob("*") if path.is_file()} == expected.keys()
+    assert (here.out / "final/README.md").read_text() == "newer"
 
 
 def test_a_folder_that_is_further_than_the_store_stays_and_is_uploaded(
