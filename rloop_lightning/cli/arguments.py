@@ -120,6 +120,11 @@ class Arguments:
         holders = [name for name, config in zip(self._names, self._configs, strict=True) if _holds(config, key)]
         return holders[-1] if holders else self._names[-1]
 
+    def is_recorded(self, key: str) -> bool:
+        """Whether a setting is that of the resumed run, rather than given for this resume."""
+        given = any(flag.partition("=")[0] in (f"--{key}", f"--{key.partition('.')[0]}") for flag in self.flags)
+        return not given and self.file_of(key) in self._of_runs
+
     def others_with(self, key: str) -> list[str]:
         """For an option of a part, the short names of the classes that have it, but for the chosen one."""
         group, _, field = key.partition(".")
@@ -183,10 +188,9 @@ class Arguments:
 
     def _resume(self, run: RunFolder) -> None:
         self._names.append(str(run.config))
-        faults = resume_faults(run)
         self._of_runs[str(run.config)] = run
+        self.wrong += (faults := resume_faults(run))
         self.resumable = not faults
-        self.wrong += faults
 
     def _read_config(self, name: str) -> dict[str, Any]:
         if name in self._of_runs and not self.resumable:  # `wrong` has the error already

@@ -29,7 +29,7 @@ from rloop_lightning.cli.job import Job
 from rloop_lightning.cli.options import RUN_OPTIONS
 from rloop_lightning.cli.parse_errors import Context, parse
 from rloop_lightning.cli.parts import add_swappable, arguments_of, constructed
-from rloop_lightning.cli.prepare import faults_outside, prepare
+from rloop_lightning.cli.prepare import faults_outside, prepare, upload_faults
 from rloop_lightning.cli.printing import completion, config_text, full_help
 from rloop_lightning.cli.refusal import refuse
 from rloop_lightning.cli.stray_words import about
@@ -52,7 +52,7 @@ from rloop_lightning.run.parts import Parts
 from rloop_lightning.run.plan_config import PlanConfig
 from rloop_lightning.run.state import LoopConfig
 from rloop_lightning.run.trainer import does_shard, sharding_faults, trainer_faults
-from rloop_lightning.system.hub import HubConfig, push_faults
+from rloop_lightning.system.hub import HubConfig
 from rloop_lightning.system.ranks import ALONE
 from rloop_lightning.system.store_urls import is_url, shown_url
 
@@ -192,7 +192,7 @@ class RLoopCLI(LightningCLI):
             wrong += offload_faults(self.config.trainer, modules, shards=does_shard(strategy), plans=plans)
         if wrong:
             if "hub" in made:
-                wrong += push_faults(made["hub"])
+                wrong += upload_faults(self, made["hub"])
             refuse([*wrong, *faults_outside(self, made.get("policy"), made.get("data"))])
         self.policy_config: PolicyConfig = made["policy"]
         self.hub: HubConfig = made["hub"]

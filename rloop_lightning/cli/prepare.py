@@ -26,7 +26,7 @@ from rloop_lightning.run.parts import Parts
 from rloop_lightning.run.precision import slow_bfloat16
 from rloop_lightning.run.problem_record import changed_problems, keep_record, recorded_date
 from rloop_lightning.run.start import begin
-from rloop_lightning.system.hub import push_faults
+from rloop_lightning.system.hub import HubConfig, push_faults
 
 if TYPE_CHECKING:
     from rloop_lightning.cli.fit import RLoopCLI
@@ -39,7 +39,7 @@ def prepare(cli: RLoopCLI) -> tuple[LoopRunner, Policy]:
     wrong = [] if cli.config.dry_run else _claim_faults(cli)
     folder, config = cli.folder, cli.config
     edits = _edits(cli)
-    wrong += [*faults_outside(cli, None if config.resume else cli.policy_config, None), *push_faults(cli.hub)]
+    wrong += [*faults_outside(cli, None if config.resume else cli.policy_config, None), *upload_faults(cli, cli.hub)]
     today = _first_day(folder) if config.resume else date.today()
     cli.parts.data.today = today
     try:
@@ -109,6 +109,18 @@ def faults_outside(cli: RLoopCLI, policy: PolicyConfig | None, data: ProblemSour
         except ValueError as error:
             wrong += str(error).splitlines()
     return wrong
+
+
+def upload_faults(cli: RLoopCLI, hub: HubConfig) -> list[str]:
+    """Errors in the upload of the final policy. Those of one that a resumed run has recorded are warnings.
+
+    The hub may be back at the end of the run, which reports an upload that fails.
+    """
+    recorded = bool(cli.config.resume) and cli.arguments.is_recorded("hub.push")
+    faults = push_faults(hub, recorded=recorded)
+    for fault in faults if recorded else ():
+        _log.warning(f"{fault}; the run goes on, and its end tries the upload unless you give --hub.push null")
+    return [] if recorded else faults
 
 
 def _first_day(folder: RunFolder) -> date:

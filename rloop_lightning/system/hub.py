@@ -101,8 +101,13 @@ def fetched_folder(repository: str, patterns: Sequence[str]) -> Path:
         enable_progress_bars()
 
 
-def push_faults(config: HubConfig) -> list[str]:
-    """Why an upload would fail, one message each. Takes a few seconds at most; empty if there is nothing to upload."""
+def push_faults(config: HubConfig, *, recorded: bool = False) -> list[str]:
+    """Why an upload would fail, one message each. Takes a few seconds at most; empty if there is nothing to upload.
+
+    Args:
+        config: the upload.
+        recorded: it is one of a run that resumes, so that no option can be left out.
+    """
     if config.push is None:
         return []
     from huggingface_hub import get_token
@@ -111,7 +116,8 @@ def push_faults(config: HubConfig) -> list[str]:
     if token is None:
         return [f"{flag}: no token; run `hf auth login`, or set HF_TOKEN to a token that may write"]
     if not hub_answers():
-        return [f"{flag}: {_why_unreachable()}; leave the option out, and push later with --resume RUN {flag}"]
+        advice = "" if recorded else f"; leave the option out, and push later with --resume RUN {flag}"
+        return [f"{flag}: {_why_unreachable()}{advice}"]
     account = _account(token)
     faults = [account] if isinstance(account, str) else _account_faults(account, config)
     return [f"{flag}: {fault}" for fault in faults]

@@ -157,13 +157,27 @@ def test_a_failed_upload_keeps_the_run_and_names_the_command_that_works(
     assert uploaded(hub, "alice/tiny") == content(out / "final")
 
 
-def test_a_resume_may_leave_the_upload_out(hub: FakeHub, run: Path) -> None:
+def test_a_resume_of_a_run_with_an_upload_does_not_wait_for_the_hub(
+    hub: FakeHub,
+    run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     state = LoopState.load(run / "state.json")
     hub_settings = {**state.settings["hub"], "push": "alice/tiny"}
     replace(state, settings={**state.settings, "hub": hub_settings}).save(run / "state.json")
-    hub.role = "read"
-    assert main(["--resume", str(run)]) == 2
-    assert main(["--resume", str(run), "--hub.push", "null"]) == 0
+    with monkeypatch.context() as offline:
+        offline.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+        assert main(["--resume", str(run), "--hub.push", "alice/tiny"]) == 2
+        assert "leave the option out" in capsys.readouterr().err
+        assert main(["--resume", str(run)]) == 1
+        goes_on = "the run goes on, and its end tries the upload unless you give --hub.push null"
+        assert f"--hub.push alice/tiny: HF_HUB_OFFLINE is set; {goes_on}" in caplog.messages
+        assert "the run is complete and saved; upload it with: " in capsys.readouterr().err
+        caplog.clear()
+        assert main(["--resume", str(run), "--hub.push", "null"]) == 0
+        assert goes_on not in caplog.text
     assert hub.files == {}
 
 
