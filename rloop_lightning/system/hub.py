@@ -14,7 +14,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cache
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ _ACCOUNT_PATIENCE_S = 10.0
 _REPOSITORY = re.compile(r"\w[\w.-]*/\w([\w.-]{0,94}\w)?", re.ASCII)
 MODEL_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.spm", "*.tiktoken", "*.safetensors")
 """Patterns of the files that a model and its tokenizer are loaded from."""
-_WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+_SHADOWING = ("*.safetensors", "*.safetensors.index.json", "adapter_config.json")
 """Files of an earlier upload that would shadow the new weights, if these are in fewer or other files."""
 
 
@@ -126,7 +128,8 @@ def push_faults(config: HubConfig, *, recorded: bool = False) -> list[str]:
 def push_folder(folder: Path, config: HubConfig) -> str:
     """Upload a folder to the repository of `config.push`, which must not be None. Returns its address.
 
-    What an earlier upload left there stays, except for its weights. Files that have not changed are not sent again.
+    What an earlier upload left there stays, except for its weights and the settings of its adapter. Folders there are
+    not touched. Files that have not changed are not sent again.
 
     Raises:
         PushError: the hub refuses, or can't be reached.
@@ -141,12 +144,18 @@ def push_folder(folder: Path, config: HubConfig) -> str:
             repo_id=repository.repo_id,
             folder_path=folder,
             commit_message=f"Upload {folder.name}",
-            delete_patterns=list(_WEIGHTS),
+            delete_patterns=[escape(name) for name in _stale(api.list_repo_files(repository.repo_id), folder)],
         )
     except Exception as error:  # HTTP, connection, certificate and validation errors share no base class
         reason = one_line(" ".join(str(error).split()) or type(error).__name__, limit=300)
         raise PushError(f"--hub.push {config.push}: {folder} could not be uploaded: {reason}") from error
     return str(repository)
+
+
+def _stale(names: Sequence[str], folder: Path) -> list[str]:
+    """Of the files in a repository, those of its top folder that would shadow the weights in a folder."""
+    there = [name for name in names if "/" not in name and any(fnmatchcase(name, one) for one in _SHADOWING)]
+    return [name for name in there if not (folder / name).exists()]
 
 
 def _why_unreachable() -> str:

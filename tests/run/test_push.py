@@ -20,7 +20,7 @@ from rloop_lightning import RunFault, train
 from rloop_lightning.cli.main import main
 from rloop_lightning.run.model_card import BaseFacts, base_facts
 from rloop_lightning.run.state import LoopState
-from rloop_lightning.system.hub import hub_answers
+from rloop_lightning.system.hub import HubConfig, hub_answers, push_folder
 
 
 @pytest.fixture
@@ -73,6 +73,27 @@ def test_a_complete_run_is_uploaded_by_a_resume_as_the_environment_says(run: Pat
         assert done.returncode == 0, done.stderr
         assert f"the policy is at {hub.address}/lab/tiny" in done.stderr
         assert uploaded(hub, "lab/tiny") == {**content(run / "final"), "notes.txt": b"mine"}
+
+
+@pytest.mark.parametrize(
+    ("earlier", "names"),
+    [
+        (("adapter_config.json", "adapter_model.safetensors"), ("config.json", "model.safetensors")),
+        (("model-00001-of-00002.safetensors", "model.safetensors.index.json"), ("config.json", "model.safetensors")),
+        (("adapter_config.json", "model[1].safetensors"), ("adapter_config.json", "adapter_model.safetensors")),
+    ],
+    ids=["an adapter", "more files", "a model"],
+)
+def test_an_upload_removes_what_would_shadow_it_and_nothing_else(
+    hub: FakeHub, tmp_path: Path, earlier: tuple[str, ...], names: tuple[str, ...]
+) -> None:
+    theirs = {"other/model.safetensors": b"theirs", "other/adapter_config.json": b"theirs", "notes.txt": b"theirs"}
+    hub.files["alice/tiny"] = {**dict.fromkeys(earlier, b"old"), **theirs}
+    for name in names:
+        (tmp_path / "final" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "final" / name).write_text("new")
+    push_folder(tmp_path / "final", HubConfig("alice/tiny"))
+    assert uploaded(hub, "alice/tiny") == {**dict.fromkeys(names, b"new"), **theirs}
 
 
 @pytest.mark.parametrize(
