@@ -82,11 +82,14 @@ def fall(steps: Steps) -> Fall | None:
 
 
 def surge(steps: Steps) -> Fall | None:
-    """A gradient norm or loss that got far above its median; None if there is none."""
+    """A gradient norm or loss that got far above its median; None if there is none.
+
+    The median is over the steps where it is not 0: a step whose groups are all right or all wrong has no gradient.
+    """
     for name in ("grad/norm_preclip_max", "train/loss"):
         known = [step for step in steps if name in step]
-        values = [step[name] for step in known]
-        usual = sorted(map(abs, values))[len(values) // 2] if values else 0.0
+        sizes = sorted(size for step in known if (size := abs(step[name])) > 0)
+        usual = sizes[len(sizes) // 2] if sizes else 0.0
         for before, step in pairwise(known):
             if not step[name] <= _OUT_OF_HAND * usual:  # or NaN
                 return Fall(before, before["step"])

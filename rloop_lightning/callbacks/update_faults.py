@@ -82,7 +82,8 @@ def ended_by_gradient(steps: Steps, phase: Phase) -> Diagnosis | None:
             f"a loss or gradient of step {last['step']} is NaN or infinite{_told(steps, fall(steps))}",
             at_resume=(phase.lower_lr, "--gradient.stop_on_nonfinite false"),
         )
-    usual = sorted(before)[len(before) // 2] if before else 0.0
+    sizes = sorted(size for size in before if size > 0)  # a step whose groups are all right or all wrong has none
+    usual = sizes[len(sizes) // 2] if sizes else 0.0
     than = f", {norm / usual:.3g} times the median of the steps before" if usual else ""
     return Diagnosis(
         f"the gradient norm {norm:.3g} of step {last['step']} exceeds --gradient.stop_above {bound:g}"

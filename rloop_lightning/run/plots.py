@@ -206,6 +206,8 @@ def _plot(
         log: whether the y axis is logarithmic.
     """
     lines = {name: (timeline.training(metric), colour) for name, (metric, colour) in training.items()}
+    if log:
+        lines = {name: (_positive(curves), colour) for name, (curves, colour) in lines.items()}
     points = {name: timeline.evaluations(metric) for name, (metric, _, _) in evaluations.items()}
     if not any(curves for curves, _ in lines.values()) and not any(points.values()):
         return None
@@ -222,6 +224,12 @@ def _plot(
         _draw_intervals(axes, lows, highs, colour)
     add_legend(figure, axes)
     return figure
+
+
+def _positive(curves: Sequence[_Curve]) -> list[_Curve]:
+    """The curves without the points that a logarithmic axis can't show, such as steps without a gradient."""
+    kept = [_Curve(curve.x[curve.y > 0], curve.y[curve.y > 0]) for curve in curves]
+    return [curve for curve in kept if len(curve.x)]
 
 
 def _figure(timeline: Timeline, y_label: str) -> tuple[Figure, Axes]:
@@ -272,9 +280,14 @@ def _draw_evaluations(axes: Axes, curves: Sequence[_Curve], name: str, colour: s
 
 
 def smoothed(y: np.ndarray, log: bool) -> np.ndarray:
-    """Smooth by a bell-shaped window, a fifth of the curve wide and cut off at the ends; with `log`, the logarithm."""
+    """Smooth by a bell-shaped window, a fifth of the curve wide and cut off at the ends.
+
+    Args:
+        y: the values [S]; with `log`, all above 0.
+        log: whether to smooth the logarithm.
+    """
     window = np.hanning(2 * (len(y) // 10) + 3)
-    values = np.log(np.maximum(y, np.finfo(float).tiny)) if log else y
+    values = np.log(y) if log else y
     mean = _convolve(values, window) / _convolve(np.ones(len(y)), window)
     return np.exp(mean) if log else mean
 

@@ -115,6 +115,18 @@ def test_smoothing_keeps_a_constant_and_follows_the_mean():
     assert plots.smoothed(np.array([7.0]), log=False).tolist() == [7.0]
 
 
+def test_steps_without_a_gradient_are_left_out_of_a_logarithmic_plot():
+    """The groups of such a step are all right or all wrong."""
+    rows = make_rows(rounds=1, steps=20)
+    for row in rows:
+        row["grad/norm_preclip_max"] = 0.0 if row["step"] % 2 else 2.0
+    figure = plots.gradient_norm(plots.Timeline(rows))
+    lines = [line for line in figure.axes[0].lines if len(line.get_xdata()) > 2]
+    assert [line.get_xdata().tolist() for line in lines] == [list(range(2, 21, 2))] * 2
+    np.testing.assert_allclose([line.get_ydata() for line in lines], 2.0)
+    assert plots.gradient_norm(plots.Timeline([row | {"grad/norm_preclip_max": 0.0} for row in rows])) is None
+
+
 def test_plots_are_written_and_are_the_same_bytes_again(tmp_path):
     paths = write_plots(make_rows(), tmp_path / "plots")
     assert [path.name for path in paths] == ["reward_and_pass.png", "gradient_norm.png", "entropy.png"]

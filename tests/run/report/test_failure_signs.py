@@ -19,10 +19,19 @@ ROUNDS_FALL = {"base": [2] * 40, "round 1 consolidated": [4] * 40, "round 2 cons
 ROUNDS_RISE = {"base": [2] * 40, "round 1 consolidated": [2] * 40, "round 2 consolidated": [4] * 40}
 STEADY = [1.0 + 0.1 * (place % 3) for place in range(40)]
 EXPLODING = [*STEADY[:30], 4.0, 40.0, 400.0, *STEADY[:7]]
+MOSTLY_ZERO = [norm if place % 3 == 1 else 0.0 for place, norm in enumerate(STEADY[1:] + STEADY[:1])]
 
 CASES: dict[str, tuple[str, bool | None, dict[str, Any], str, str]] = {
     "a surge of the norm": ("Gradient explosion", True, {"grad__norm_preclip_max": EXPLODING}, "400", "--algo.lr"),
     "a steady norm": ("Gradient explosion", False, {"grad__norm_preclip_max": STEADY}, "1.2", ""),
+    "a norm that is often 0": ("Gradient explosion", False, {"grad__norm_preclip_max": MOSTLY_ZERO}, "1.2", ""),
+    "a surge among zeros": (
+        "Gradient explosion",
+        True,
+        {"grad__norm_preclip_max": [*MOSTLY_ZERO[:39], 40.0]},
+        "above ten times its median in round 2 after step 19",
+        "--algo.lr",
+    ),
     "skipped updates": (
         "Gradient explosion",
         True,
