@@ -1,23 +1,15 @@
 """Plots of a run's training: reward and pass@k, gradient norm, entropy, similarity, coverage, length.
 
-    write_plots(read_metrics(run / "metrics.csv"), run / "plots")
-
-Rows of the phase `explore` contain the training curves, with steps from 1, and evaluations in between. Rows of the
-phase `evaluate` contain evaluations between phases: step 0 for the base policy, 1 for the explored policy, 2 for the
-consolidated policy.
+write_plots(read_metrics(run / "metrics.csv"), run / "plots")
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -35,19 +27,9 @@ from rloop_lightning.run.figures import (
     new_figure,
     save_figure,
 )
-from rloop_lightning.run.metrics_csv import PASS_AT_K
-
-Row = Mapping[str, Any]
+from rloop_lightning.run.timeline import Curve, Row, Timeline, positive
 
 _MOST_ROUND_LABELS = 12
-
-
-@dataclass(frozen=True)
-class _Curve:
-    """One metric's points in one round, at rollout steps counted over the whole run."""
-
-    x: np.ndarray  # [S]
-    y: np.ndarray  # [S]
 
 
 def write_plots(rows: Sequence[Row], folder: Path, names: Iterable[str] | None = None) -> list[Path]:
@@ -65,69 +47,6 @@ def write_plots(rows: Sequence[Row], folder: Path, names: Iterable[str] | None =
             save_figure(figure, Path(folder) / name)
             written.append(Path(folder) / name)
     return written
-
-
-class Timeline:
-    """The run's rows on one axis: rollout steps counted over all rounds."""
-
-    def __init__(self, rows: Sequence[Row]) -> None:
-        self.rows = rows
-        self.rounds = sorted({row["round"] for row in rows if row["phase"] == "explore"})
-        steps = {
-            number: max(row["step"] for row in rows if (row["round"], row["phase"]) == (number, "explore"))
-            for number in self.rounds
-        }
-        self.starts: dict[int, int] = {}  # rollout steps before the round
-        self.end = 0
-        for number in self.rounds:
-            self.starts[number] = self.end
-            self.end += steps[number]
-        self._steps = steps
-
-    def training(self, metric: str) -> list[_Curve]:
-        """The metric during exploration, one curve per round."""
-        return self._curves(metric, {"explore"})
-
-    def evaluations(self, metric: str) -> list[_Curve]:
-        """The metric of every evaluated policy. Each curve starts at its round's initial policy."""
-        return self._curves(metric, {"explore", "evaluate"})
-
-    def _curves(self, metric: str, phases: set[str]) -> list[_Curve]:
-        points: dict[int, dict[int, float]] = {}
-        for row in self.rows:
-            value = row.get(metric)
-            if row["phase"] in phases and row["round"] in self.starts and value is not None and math.isfinite(value):
-                number, x = self._place(row)
-                points.setdefault(number, {})[x] = value
-        return [
-            _Curve(np.array(sorted(curve)), np.array([curve[x] for x in sorted(curve)]))
-            for _, curve in sorted(points.items())
-        ]
-
-    def _place(self, row: Row) -> tuple[int, int]:
-        """The round of the row's curve, and the row's position on the axis."""
-        number, step = row["round"], row["step"]
-        if row["phase"] == "explore":
-            return number, self.starts[number] + step
-        if step >= 2:  # the consolidated policy is the next round's initial policy
-            return number + 1, self.starts[number] + self._steps[number]
-        return number, self.starts[number] + step * self._steps[number]
-
-    def eval_metrics(self) -> list[str]:
-        """pass@k on the shown set, for the smallest and the largest k."""
-        chosen = sorted((match for match in self._passes if match["set"] == self.shown_set), key=lambda m: int(m["k"]))
-        return list(dict.fromkeys(match[0] for match in (*chosen[:1], *chosen[-1:])))
-
-    @property
-    def shown_set(self) -> str:
-        """The test set, or else the first evaluated set; empty without one."""
-        sets = [match["set"] for match in self._passes]
-        return "test" if "test" in sets else next(iter(sets), "")
-
-    @cached_property
-    def _passes(self) -> list[re.Match[str]]:
-        names = dict.fromkeys(name for row in self.rows for name in row)
-        return [match for name in names if (match := PASS_AT_K.fullmatch(name))]
 
 
 def reward_and_pass(timeline: Timeline) -> Figure | None:
@@ -207,7 +126,7 @@ def _plot(
     """
     lines = {name: (timeline.training(metric), colour) for name, (metric, colour) in training.items()}
     if log:
-        lines = {name: (_positive(curves), colour) for name, (curves, colour) in lines.items()}
+        lines = {name: (positive(curves), colour) for name, (curves, colour) in lines.items()}
     points = {name: timeline.evaluations(metric) for name, (metric, _, _) in evaluations.items()}
     if not any(curves for curves, _ in lines.values()) and not any(points.values()):
         return None
@@ -224,12 +143,6 @@ def _plot(
         _draw_intervals(axes, lows, highs, colour)
     add_legend(figure, axes)
     return figure
-
-
-def _positive(curves: Sequence[_Curve]) -> list[_Curve]:
-    """The curves without the points that a logarithmic axis can't show, such as steps without a gradient."""
-    kept = [_Curve(curve.x[curve.y > 0], curve.y[curve.y > 0]) for curve in curves]
-    return [curve for curve in kept if len(curve.x)]
 
 
 def _figure(timeline: Timeline, y_label: str) -> tuple[Figure, Axes]:
@@ -250,9 +163,7 @@ def _figure(timeline: Timeline, y_label: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _draw(
-    axes: Axes, curves: Sequence[_Curve], raw_label: str, mean_label: str, colour: str, log: bool = False
-) -> None:
+def _draw(axes: Axes, curves: Sequence[Curve], raw_label: str, mean_label: str, colour: str, log: bool = False) -> None:
     """Plot each raw curve faintly with a smoothed line over it. Rounds are not joined."""
     for number, curve in enumerate(curves):
         marker = "." if len(curve.x) == 1 else None  # a single point has no line
@@ -261,13 +172,13 @@ def _draw(
         axes.plot(curve.x, smoothed(curve.y, log), color=colour, linewidth=2, marker=marker, label=mean)
 
 
-def _draw_intervals(axes: Axes, lows: Sequence[_Curve], highs: Sequence[_Curve], colour: str) -> None:
+def _draw_intervals(axes: Axes, lows: Sequence[Curve], highs: Sequence[Curve], colour: str) -> None:
     """Plot the intervals of evaluations as vertical bars."""
     for low, high in zip(lows, highs, strict=True):
         axes.vlines(low.x, low.y, high.y, color=colour, alpha=0.4, linewidth=1.5)
 
 
-def _draw_evaluations(axes: Axes, curves: Sequence[_Curve], name: str, colour: str, marker: str) -> None:
+def _draw_evaluations(axes: Axes, curves: Sequence[Curve], name: str, colour: str, marker: str) -> None:
     """Plot each curve with markers, and a dotted line from the end of one round to the start of the next."""
     for number, curve in enumerate(curves):
         (line,) = axes.plot(curve.x, curve.y, color=colour, linewidth=1.5, label=None if number else label(name))

@@ -5,7 +5,7 @@ and their mean in front.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import partial, reduce
 
 import numpy as np
 
@@ -15,7 +15,8 @@ from rloop_lightning.run.report.compared import ComparedArms
 from rloop_lightning.run.report.comparison_tables import main_columns
 from rloop_lightning.run.report.pictures import Lines, Point, Scatter, Series, thinned
 from rloop_lightning.run.report.stored import EvaluatedStage, ReportedRun
-from rloop_lightning.run.report.training import STEPS, evaluation_curves, metric_curves
+from rloop_lightning.run.report.training import STEPS, drawn
+from rloop_lightning.run.timeline import Curve, Timeline, positive
 from rloop_lightning.system.terminal import one_line
 
 _MOST_POINTS = 120
@@ -24,7 +25,7 @@ _MOST_FAINT = 40
 """Faint curves of a picture."""
 
 _BASE = -1  # its colour
-Curves = Callable[[ReportedRun], list[np.ndarray]]
+Curves = Callable[[ReportedRun], list[Curve]]
 
 _METRICS: Sequence[tuple[str, str, str, str, bool, bool]] = (
     # id, title, metric, unit, logarithmic, from zero
@@ -90,7 +91,7 @@ def evaluation_pictures(comparison: ComparedArms) -> list[Lines]:
         ks = comparison.ks(name)
         for k in dict.fromkeys((ks[0], ks[-1])) if ks else ():
             metric = f"eval/{name}/pass@{k}"
-            series = _series(comparison, partial(evaluation_curves, metric=metric), points=True)
+            series = _series(comparison, partial(_evaluations, metric=metric), points=True)
             title = f"{one_line(name)} pass@{k}"
             caption = _caption(comparison, "a curve starts anew with each round's initial policy")
             if series:
@@ -113,33 +114,39 @@ def _series(
             mean = [np.column_stack([curve[:, 0], smoothed(curve[:, 1], log)]) for curve in mean]
         fronts.append(Series(one_line(arm.name), colour, mean, "points" if points else "line"))
         if not many and (smooth or len(each) > 1):
-            faint = [thinned(curve, _MOST_POINTS) for parts in each for curve in parts]
+            faint = [thinned(curve, _MOST_POINTS) for parts in each for curve in drawn(parts)]
             found.append(Series(one_line(arm.name), colour, faint, "faint"))
     return [*found, *fronts]
 
 
-def mean_curves(each: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
-    """The mean of several runs' curves [N, 2], round by round, at the places that all of the runs have.
+def mean_curves(each: Sequence[Sequence[Curve]]) -> list[np.ndarray]:
+    """The mean of several runs' curves, [N, 2] for each round, at the steps of a round that all of the runs have.
+
+    Rounds of different length begin at different places of the runs' axes; a point stands at the mean of its places.
 
     Args:
-        each: of each run, one curve for each round.
+        each: of each run, its curves.
     """
+    by_round = [{curve.round: curve for curve in curves} for curves in each]
     found = []
-    for parts in zip(*each, strict=False):
-        shared = parts[0][:, 0]
-        for part in parts[1:]:
-            shared = np.intersect1d(shared, part[:, 0])
-        values = [part[np.isin(part[:, 0], shared), 1] for part in parts]
+    for number in sorted(set.intersection(*(set(curves) for curves in by_round))) if by_round else ():
+        parts = [curves[number] for curves in by_round]
+        shared = reduce(np.intersect1d, [part.step for part in parts])
+        points = [np.column_stack([part.x, part.y])[np.isin(part.step, shared)] for part in parts]
         if len(shared):
-            found.append(np.column_stack([shared, np.mean(values, axis=0)]))
+            found.append(np.mean(points, axis=0))
     return found
 
 
-def _training(run: ReportedRun, *, metric: str, log: bool) -> list[np.ndarray]:
+def _training(run: ReportedRun, *, metric: str, log: bool) -> list[Curve]:
     """A metric of rollout steps, without the values that a logarithmic axis can't show."""
-    curves = metric_curves(run, metric)
-    kept = [curve[curve[:, 1] > 0] for curve in curves] if log else curves
-    return [curve for curve in kept if len(curve)]
+    curves = Timeline(run.rows).training(metric)
+    return positive(curves) if log else curves
+
+
+def _evaluations(run: ReportedRun, *, metric: str) -> list[Curve]:
+    """A metric of evaluated policies."""
+    return Timeline(run.rows).evaluations(metric)
 
 
 def _caption(comparison: ComparedArms, more: str) -> str:

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rloop_lightning.run.plots import Timeline, smoothed
+from rloop_lightning.run.plots import smoothed
 from rloop_lightning.run.report.pictures import Lines, Series
 from rloop_lightning.run.report.stored import ReportedRun
+from rloop_lightning.run.timeline import Curve, Timeline, positive
 from rloop_lightning.system.terminal import one_line
 
 STEPS = "rollout steps, over all rounds"
@@ -35,12 +36,17 @@ def smooth_series(name: str, colour: int, curves: Sequence[np.ndarray], *, log: 
 
 def metric_curves(run: ReportedRun, metric: str) -> list[np.ndarray]:
     """A metric of rollout steps, [N, 2] for each round that has it."""
-    return [np.column_stack([curve.x, curve.y]) for curve in Timeline(run.rows).training(metric)]
+    return drawn(Timeline(run.rows).training(metric))
 
 
 def evaluation_curves(run: ReportedRun, metric: str) -> list[np.ndarray]:
     """A metric of evaluated policies, [N, 2] for each round; a curve starts at its round's initial policy."""
-    return [np.column_stack([curve.x, curve.y]) for curve in Timeline(run.rows).evaluations(metric)]
+    return drawn(Timeline(run.rows).evaluations(metric))
+
+
+def drawn(curves: Sequence[Curve]) -> list[np.ndarray]:
+    """The points of curves, [N, 2] each."""
+    return [np.column_stack([curve.x, curve.y]) for curve in curves]
 
 
 def reward_and_pass(run: ReportedRun) -> Lines | None:
@@ -71,8 +77,7 @@ def reward_and_pass(run: ReportedRun) -> Lines | None:
 
 def gradient_norm(run: ReportedRun) -> Lines | None:
     """The largest gradient norm of each rollout step, before clipping."""
-    curves = [curve[curve[:, 1] > 0] for curve in metric_curves(run, "grad/norm_preclip_max")]
-    curves = [curve for curve in curves if len(curve)]
+    curves = drawn(positive(Timeline(run.rows).training("grad/norm_preclip_max")))
     if not curves:
         return None
     all_values = np.concatenate(curves)[:, 1]

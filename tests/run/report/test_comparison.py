@@ -18,6 +18,7 @@ from rloop_lightning.run.report.page import Page
 from rloop_lightning.run.report.pictures import Lines, Series
 from rloop_lightning.run.report.stored import ReportedRun, read_run
 from rloop_lightning.run.report.tables import Table
+from rloop_lightning.run.timeline import END, Curve, Timeline
 
 LOW = [[1] * 20, [1] * 19 + [2], [1] * 20]  # successes of 8 rollouts, three seeds
 HIGH = [[4] * 20, [4] * 19 + [5], [4] * 20]
@@ -126,11 +127,39 @@ def test_one_arm_alone_has_no_differences(runs: list[ReportedRun], tmp_path: Pat
     assert page.sentence == "1 arm with 3 seeds each, countdown on countdown problems."
 
 
+def curve(number: int, start: int, steps: Sequence[float], values: Sequence[float]) -> Curve:
+    return Curve(number, np.array(steps, float), start + np.array(steps, float), np.array(values, float))
+
+
 def test_curves_are_averaged_where_all_seeds_have_them() -> None:
-    first = [np.array([[1.0, 2.0], [2.0, 4.0], [3.0, 6.0]]), np.array([[4.0, 1.0]])]
-    second = [np.array([[2.0, 0.0], [3.0, 2.0]]), np.array([[4.0, 2.0]])]
-    assert [curve.tolist() for curve in mean_curves([first, second])] == [[[2, 2], [3, 4]], [[4, 1.5]]]
+    first = [curve(0, 0, [1, 2, 3], [2, 4, 6]), curve(1, 3, [1], [1])]
+    second = [curve(0, 0, [2, 3], [0, 2]), curve(1, 3, [1], [2])]
+    assert [found.tolist() for found in mean_curves([first, second])] == [[[2, 2], [3, 4]], [[4, 1.5]]]
     assert mean_curves([]) == []
+
+
+def test_curves_of_rounds_of_different_length_are_averaged_by_round_and_step() -> None:
+    """A budget of tokens ends the rounds of the seeds at different steps; a seed may lack a round's metric."""
+    first = [curve(0, 0, [1, 2, 3], [1, 2, 3]), curve(2, 5, [1], [1])]
+    second = [curve(0, 0, [1, 2], [3, 4]), curve(1, 2, [1, 2], [9, 9]), curve(2, 4, [1, 2], [3, 9])]
+    assert [found.tolist() for found in mean_curves([first, second])] == [[[1, 2], [2, 3]], [[5.5, 2]]]
+
+
+def test_evaluations_of_rounds_of_different_length_are_averaged_by_stage() -> None:
+    rows = []
+    for lengths, value in (((50, 45), 0.1), ((60, 50), 0.3)):
+        of_run = [{"round": 0, "phase": "evaluate", "step": 0, "m": value}]
+        for number, length in enumerate(lengths):
+            of_run += [{"round": number, "phase": "explore", "step": step} for step in range(1, length + 1)]
+            of_run[-length + 49 if length == 60 else -1]["m"] = (
+                9.0  # step 50 is inside of one round, the end of another
+            )
+            of_run.append({"round": number, "phase": "evaluate", "step": 1, "m": value})
+        rows.append(of_run)
+    curves = [Timeline(of_run).evaluations("m") for of_run in rows]
+    assert [curves[0][0].step.tolist(), curves[1][0].step.tolist()] == [[0, END], [0, 50, END]]
+    found = np.concatenate(mean_curves(curves))
+    np.testing.assert_allclose(found, [[0, 0.2], [55, 0.2], [102.5, 0.2]])
 
 
 def test_arms_are_overlaid_in_every_picture(runs: list[ReportedRun], tmp_path: Path) -> None:
