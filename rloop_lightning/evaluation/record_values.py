@@ -124,6 +124,18 @@ def pass_at_k_difference(
     return difference(values[:cut], values[cut:], paired_seeds=paired, sets=sets, level=level, seed=seed)
 
 
+def of_compared_seeds(
+    first: Mapping[int, Path], second: Mapping[int, Path]
+) -> tuple[Mapping[int, Path], Mapping[int, Path]]:
+    """The records by seed that a difference of two arms is taken of: those of the seeds that both have, which are then
+    paired; all, if they share no seed.
+    """
+    shared = sorted(first.keys() & second.keys())
+    if not shared:
+        return first, second
+    return {seed: first[seed] for seed in shared}, {seed: second[seed] for seed in shared}
+
+
 def other_verdicts(first: str | Path, second: str | Path) -> str | None:
     """What tells that two rewards judged the same rollouts differently, so that successes are not the same thing.
 

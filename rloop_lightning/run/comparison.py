@@ -4,7 +4,8 @@ comparison = compare(study)
 comparison.rows[1].differences["test/pass@1"].verdict       # better, worse or inconclusive
 
 Three policies of a run are compared: the base policy, the last explored one, and the one that was handed over. A
-difference is a policy's value minus that of the policy which the first arm handed over, paired by seed and problem.
+difference is a policy's value minus that of the policy which the first arm handed over, over the seeds that both have,
+paired by seed and problem. Arms that share no seed are paired by problem alone.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 
 from rloop_lightning.evaluation.record import read_record
 from rloop_lightning.evaluation.record_values import (
+    of_compared_seeds,
     other_verdicts,
     pass_at_k_difference,
     pass_at_k_interval,
@@ -142,21 +144,20 @@ class _Builder:
         """A row; `alone` has no difference to the reference."""
         figures: dict[str, Figure] = {}
         differences: dict[str, Figure] = {}
-        paired = sorted(by_seed.keys() & self._reference.keys())
         records = {seed: one.record for seed, one in by_seed.items()}
-        references = {seed: self._reference[seed].record for seed in paired}
+        shared, references = of_compared_seeds(records, {seed: one.record for seed, one in self._reference.items()})
         for label, sets, k in with_average(_passes(by_seed.values())):
             metric = f"{label}/pass@{k}"
             try:
                 figures[metric] = Figure.of(pass_at_k_interval([records[seed] for seed in sorted(records)], sets, k))
-                if paired and not alone:
-                    shared = {seed: records[seed] for seed in paired}
-                    before = pass_at_k_interval([references[seed] for seed in paired], sets, k)
+                if references and not alone:
+                    before = pass_at_k_interval([references[seed] for seed in sorted(references)], sets, k)
                     found = pass_at_k_difference(shared, references, sets, k)
                     differences[metric] = Figure.of(found, before.estimate)
             except ValueError as error:
                 self._notes.append(f"{arm}, {policy}: no comparison of {one_line(metric)}: {error}")
-        self._add_others(by_seed, [] if alone else paired, figures, differences)
+        paired = [] if alone else sorted(by_seed.keys() & self._reference.keys())
+        self._add_others(by_seed, paired, figures, differences)
         return Row(arm, policy, figures, differences)
 
     def _add_others(

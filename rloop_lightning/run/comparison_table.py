@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from rloop_lightning.evaluation.record_values import AVERAGE
 from rloop_lightning.run.comparison import COSTS, Comparison, Row, compare
@@ -67,15 +67,19 @@ def comparison_table(study: Study, comparison: Comparison) -> str:
     for name, metrics in sets.items():
         metrics.sort(key=lambda metric: int(metric.rpartition("@")[2]))
         titles = [metric.rpartition("/")[2] for metric in metrics]
-        rows = [[*_names(row), *(_cell(row.figures.get(metric)) for metric in metrics)] for row in comparison.rows]
+        rows = [
+            [*_names(row, row.figures.values()), *(_cell(row.figures.get(metric)) for metric in metrics)]
+            for row in comparison.rows
+        ]
         of_set = f"on {escaped(name)}" if name != AVERAGE else "on average over the sets"
         lines += ["", f"pass@k {of_set}{_over(comparison.rows, metrics)}:", ""]
         lines += _table(["arm", "policy", "seeds", *titles], rows, left=2)
         compared = [row for row in comparison.rows if any(metric in row.differences for metric in metrics)]
         if compared:
-            rows = [
-                [*_names(row), *(_difference(row.differences.get(metric)) for metric in metrics)] for row in compared
-            ]
+            rows = []
+            for row in compared:
+                found = [row.differences.get(metric) for metric in metrics]
+                rows.append([*_names(row, found), *map(_difference, found)])
             lines += [
                 "",
                 f"difference to {reference}, handed over, {of_set}, paired by seed and problem (and as a share of it):",
@@ -129,8 +133,9 @@ def _csv_row(arm: str, policy: str, metric: str, what: str, figure: Figure) -> l
     ]
 
 
-def _names(row: Row) -> list[str]:
-    seeds = max((figure.seeds for figure in row.figures.values()), default=0)
+def _names(row: Row, figures: Iterable[Figure | None]) -> list[str]:
+    """The arm and the policy of a row, and the number of seeds of the figures in it."""
+    seeds = max((figure.seeds for figure in figures if figure), default=0)
     return [escaped(row.arm), row.policy, str(seeds)]
 
 

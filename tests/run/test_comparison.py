@@ -14,6 +14,7 @@ from rloop_lightning.evaluation.record_values import AVERAGE
 from rloop_lightning.evaluation.statistics import difference, interval
 from rloop_lightning.run.comparison import ALL_ARMS, OTHER_ARMS, Comparison, Row, compare
 from rloop_lightning.run.comparison_table import comparison_csv, comparison_table, write_comparison
+from rloop_lightning.run.state import LoopState
 from rloop_lightning.run.study import Arm, Cell, Study
 
 IDS = [f"p{number}" for number in range(6)]
@@ -182,6 +183,30 @@ def test_only_seeds_of_both_arms_are_in_a_difference(tmp_path: Path) -> None:
     assert row(comparison, "solo", "handed over").figures["test/pass@1"].seeds == 3
     assert [str(cell) for cell in comparison.missing] == ["rloop, seed 0"]
     assert "- not complete: rloop, seed 0" in comparison_table(made, comparison)
+
+
+def test_the_table_of_differences_has_the_number_of_the_seeds_that_were_paired(tmp_path: Path) -> None:
+    made = study(tmp_path)
+    fill(made)
+    LoopState("id").save(made.cell(made.arms[0], 1).run.state)
+    LoopState("id").save(made.cell(made.arms[0], 2).run.state)
+    comparison = compare(made)
+    found = row(comparison, "rloop", "handed over")
+    assert (found.figures["test/pass@1"].seeds, found.differences["test/pass@1"].seeds) == (3, 1)
+    values, apart = comparison_table(made, comparison).split("difference to solo")
+    assert "| rloop    | handed over   |     3 |" in values
+    assert "| rloop    | handed over   |     1 |" in apart
+
+
+def test_arms_that_share_no_seed_are_paired_by_problem_alone(tmp_path: Path) -> None:
+    made = study(tmp_path)
+    fill(made, rloop_seeds=(1, 2))
+    for seed in (1, 2):
+        LoopState("id").save(made.cell(made.arms[0], seed).run.state)
+    found = row(compare(made), "rloop", "handed over").differences
+    told = difference(rates(HANDED, (1, 2)), rates(SOLO, (0,)), paired_seeds=False)
+    assert (found["test/pass@1"].low, found["test/pass@1"].verdict) == (told.interval.low, told.verdict)
+    assert "test/entropy_nats" not in found
 
 
 def test_a_single_seed_has_intervals_over_problems_and_none_of_its_cost(tmp_path: Path) -> None:

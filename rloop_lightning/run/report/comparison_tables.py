@@ -7,7 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from rloop_lightning.evaluation.record_values import pass_at_k_difference, pass_at_k_interval, with_average
+from rloop_lightning.evaluation.record_values import (
+    of_compared_seeds,
+    pass_at_k_difference,
+    pass_at_k_interval,
+    with_average,
+)
 from rloop_lightning.evaluation.statistics import Difference
 from rloop_lightning.run.report.compared import Arm, ComparedArms, place_of
 from rloop_lightning.run.report.facts import progress
@@ -83,7 +88,7 @@ def differences_table(
         return None
 
     def cell(records: Records, sets: Sequence[str], k: int) -> Cell:
-        return _difference_cell(pass_at_k_difference(records, base, sets, k))
+        return _difference_cell(pass_at_k_difference(*of_compared_seeds(records, base), sets, k))
 
     lines = []
     for arm in others:
@@ -91,12 +96,11 @@ def differences_table(
             lines.append(Line(one_line(arm.name), [Cell(MISSING), *[Cell(MISSING, "not comparable")] * len(columns)]))
             continue
         records = _records(policies(arm))
-        paired = "problems and seeds" if records.keys() == base.keys() and len(base) > 1 else "problems"
-        cells = _cells(arm, columns, records, faults, cell)
-        lines.append(Line(one_line(arm.name), [Cell(paired if records else MISSING), *cells]))
+        paired = _paired_cell(*of_compared_seeds(records, base)) if records else Cell(MISSING)
+        lines.append(Line(one_line(arm.name), [paired, *_cells(arm, columns, records, faults, cell)]))
     caption = (
-        f"{what}: each arm minus {one_line(first.name)}, with its 95 % interval. A difference whose interval "
-        "contains 0 is inconclusive."
+        f"{what}: each arm minus {one_line(first.name)}, with its 95 % interval, over the seeds that both have. A "
+        "difference whose interval contains 0 is inconclusive."
     )
     return Table(id, caption, ["arm", "paired by", *(f"{one_line(label)} pass@{k}" for label, _, k in columns)], lines)
 
@@ -168,7 +172,7 @@ def differences(comparison: ComparedArms, policies: Policies, sets: Sequence[str
         if arm.name in comparison.judged_otherwise:
             continue
         try:
-            found[arm.name] = pass_at_k_difference(_records(policies(arm)), base, sets, k)
+            found[arm.name] = pass_at_k_difference(*of_compared_seeds(_records(policies(arm)), base), sets, k)
         except ValueError:  # the table of differences tells it
             continue
     return found
@@ -182,6 +186,14 @@ def _seeds(records: Records) -> str:
 
 def _records(policies: Mapping[int, EvaluatedStage]) -> Records:
     return {number: policy.record for number, policy in policies.items()}
+
+
+def _paired_cell(records: Records, base: Records) -> Cell:
+    """What the differences of these records are paired by, and the number of seeds."""
+    shared = records.keys() == base.keys()
+    numbers = [len(records)] if shared else [len(records), len(base)]
+    counts = " against ".join(f"{number} seed{'s' * (number > 1)}" for number in numbers)
+    return Cell("problems and seeds" if shared and len(records) > 1 else "problems", counts)
 
 
 def _interval_cell(records: Records, sets: Sequence[str], k: int) -> Cell:

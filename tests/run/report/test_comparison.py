@@ -92,6 +92,19 @@ def test_intervals_are_over_seeds_and_problems_and_differences_paired(runs: list
     assert "2 arms with 3 seeds each, countdown on countdown problems: dapo + rft is better than dapo" in page.sentence
 
 
+def test_a_difference_is_over_the_seeds_of_both_arms(runs: list[ReportedRun], tmp_path: Path) -> None:
+    """As in results.md."""
+    page = comparison_page(in_arms([*runs[:2], *runs[3:]]), tmp_path / "page.html")
+    (line,) = table(page, "final-differences").lines
+    told = difference(np.array(HIGH[:2]) / 8, np.array(LOW[:2]) / 8).interval
+    assert (line.cells[0].text, line.cells[0].remark) == ("problems and seeds", "2 seeds")
+    assert line.cells[1].remark.startswith(f"[{told.low:+.3f}, {told.high:+.3f}]")
+    assert f"[{told.low:+.3f}, {told.high:+.3f}]" in page.sentence
+    page = comparison_page(in_arms([runs[0], *runs[4:]]), tmp_path / "page.html")
+    (line,) = table(page, "final-differences").lines
+    assert (line.cells[0].text, line.cells[0].remark) == ("problems", "2 seeds against 1 seed")
+
+
 def test_a_difference_whose_interval_contains_zero_is_no_verdict(tmp_path: Path) -> None:
     runs = [make(tmp_path / "a", [1, 2, 3, 4] * 5, 0), make(tmp_path / "b", [2, 1, 4, 3] * 5, 0, "rft")]
     page = comparison_page(in_arms(runs), tmp_path / "page.html")
