@@ -113,11 +113,12 @@ def compare(study: Study) -> Comparison:
     others = [arm for arm in study.arms if arm.name not in apart]
     shared_base = all(_same_base(arm, reference) for arm in others)
     rows = []
+    base = next((bases[arm.name] for arm in others if bases[arm.name]), {})
+    if shared_base and base:
+        rows.append(builder.row(OTHER_ARMS if apart else ALL_ARMS, "base", base))
     for arm in study.arms:
         for policy, by_seed in found[arm.name].items():
             if policy == "base" and shared_base and arm in others:
-                if arm is reference:
-                    rows.append(builder.row(OTHER_ARMS if apart else ALL_ARMS, policy, by_seed))
                 continue
             alone = arm.name in apart or (policy == "handed over" and arm is reference)
             rows.append(builder.row(arm.name, policy, by_seed, alone=alone))

@@ -209,6 +209,18 @@ def test_arms_that_share_no_seed_are_paired_by_problem_alone(tmp_path: Path) -> 
     assert "test/entropy_nats" not in found
 
 
+def test_the_base_policy_of_all_arms_is_told_by_the_first_arm_that_has_a_complete_cell(tmp_path: Path) -> None:
+    made = study(tmp_path)
+    fill(made)
+    expected = row(compare(made), ALL_ARMS, "base").figures["test/pass@1"]
+    for cell in made.cells_of(made.arms[0]):
+        LoopState("id").save(cell.run.state)
+    comparison = compare(made)
+    assert (comparison.rows[0].arm, comparison.rows[0].policy) == (ALL_ARMS, "base")
+    figure = comparison.rows[0].figures["test/pass@1"]
+    assert (figure.mean, figure.low, figure.seeds) == (expected.mean, expected.low, 3)
+
+
 def test_a_single_seed_has_intervals_over_problems_and_none_of_its_cost(tmp_path: Path) -> None:
     made = study(tmp_path, seeds=(0,))
     fill(made, rloop_seeds=(0,))
