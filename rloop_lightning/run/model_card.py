@@ -33,6 +33,8 @@ _HUB_NAME = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}")  # as the hub names licences
 _OF_THE_MACHINE = ("out", "resume", "debug", "hub", "trainer")
 """Settings that the weights do not depend on; `trainer.precision` is shown."""
+_OF_THE_ENGINE = ("name", "class_path", "max_new_tokens", "temperature", "top_k", "top_p", "stop", "dtype")
+"""Settings of the engine that the weights depend on. Others may hold addresses, paths and keys."""
 _ROOTS = ("/", "~", "./", "../", "{run}/")
 _FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*$", re.DOTALL | re.MULTILINE)
 _LARGEST_CARD = 1_000_000  # characters
@@ -199,6 +201,8 @@ def _shown_settings(facts: CardFacts) -> str:
     shown = {key: _without_paths(value) for key, value in facts.settings.items() if key not in _OF_THE_MACHINE}
     if precision := (facts.settings.get("trainer") or {}).get("precision"):
         shown["trainer"] = {"precision": precision}
+    if isinstance(engine := shown.get("engine"), Mapping):
+        shown["engine"] = {name: engine[name] for name in engine if name in _OF_THE_ENGINE}
     if "policy" in shown:
         shown["policy"] = {**shown["policy"], "model": facts.base.name}
     return f"## Settings\n\n{fenced(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True), 'yaml')}"

@@ -43,6 +43,15 @@ def policy(make_policy: MakePolicy) -> Policy:
         ({"url": "http://a:80a0"}, "--engine.url http://a:80a0: expected http://HOST:PORT"),
         ({"url": "http://a:99999"}, "--engine.url http://a:99999: expected http://HOST:PORT"),
         ({"url": "http://[::1"}, "--engine.url http://[::1: expected http://HOST:PORT"),
+        *(
+            (
+                {"url": url, "mode": "process"},
+                "--engine.url: an address must not hold credentials or a query, since config.yaml records it; give "
+                "http://HOST:PORT, and reach a server that asks for a password through a tunnel, such as ssh -N -L "
+                "8000:localhost:8000 HOST and --engine.url http://localhost:8000",
+            )
+            for url in ("http://a:1,http://me:se,same@b:8000", "http://a:8000?key=sesame", "me:sesame@a")
+        ),
         ({"temperature": 0.001}, "--engine.temperature 0.001: vLLM takes 0, or at least 0.01"),
         ({"max_rows": 0}, "--engine.max_rows: expected an integer > 0, got 0"),
         ({"timeout_s": 0}, "--engine.timeout_s: expected a number > 0, got 0"),

@@ -127,6 +127,16 @@ def test_paths_of_the_machine_are_reduced_to_their_last_part(tmp_path: Path) -> 
     assert "out" not in shown
 
 
+def test_where_and_how_the_engine_runs_is_left_out() -> None:
+    """Addresses, and options that may hold keys. A class of one's own may have any field."""
+    sampled = {"name": "vllm", "max_new_tokens": 64, "temperature": 0.7, "top_k": 0, "top_p": 1.0, "stop": ["</a>"]}
+    machine = {"url": "http://gen-7.lan:8000", "python": "~/vllm/bin/python", "devices": "3", "memory_share": 0.4}
+    machine |= {"options": ["--api-key=sesame"], "token": "sesame", "dict_kwargs": {"x": "sesame"}}
+    card = model_card(replace(FACTS, settings={"engine": {**sampled, "dtype": "auto", **machine}}))
+    assert yaml.safe_load(card.split("```yaml\n")[1].split("```")[0])["engine"] == {**sampled, "dtype": "auto"}
+    assert not [word for word in ("sesame", "gen-7", "bin/python") if word in card]
+
+
 def base_with_card(folder: Path, text: str) -> BaseFacts:
     (folder / "README.md").write_text(text)
     return base_facts(str(folder))

@@ -101,6 +101,13 @@ def addresses(url: str) -> list[str]:
 
 def place_faults(mode: str | None, url: str) -> Iterator[str]:
     """What is wrong with --engine.mode and --engine.url."""
+    if set("@?#") & set(url):
+        yield (
+            "--engine.url: an address must not hold credentials or a query, since config.yaml records it; give "
+            "http://HOST:PORT, and reach a server that asks for a password through a tunnel, such as ssh -N -L "
+            "8000:localhost:8000 HOST and --engine.url http://localhost:8000"
+        )
+        return
     given = addresses(url)
     if mode == "url" and not given:
         yield "--engine.mode url: give the servers' addresses with --engine.url http://HOST:PORT"
