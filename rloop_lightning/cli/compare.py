@@ -13,7 +13,7 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rloop_lightning.callbacks.run_estimate import duration
@@ -101,13 +101,26 @@ def _run(study: Study, options: CompareOptions, signals: StopSignals) -> int:
         _complain(f"{outcome.cell} failed, {outcome.reason}; its log is {outcome.cell.log}", code=1)
     if failed:
         _complain(f"{len(failed)} of {len(study.cells)} runs failed; run the same command again to try them", code=1)
-    if submitted := sum(outcome.kind == "submitted" for outcome in outcomes):
-        _tell(f"{submitted} runs were submitted; the same command with --table_only compares those that are complete")
+    for line in _advice(outcomes):
+        _tell(line)
     return 1 if failed else 0
 
 
 def _threads(jobs: int) -> int | None:
     """Threads of each run: those of OMP_NUM_THREADS, or of the machine, divided; None leaves one run alone."""
+def _advice(outcomes: Sequence[Outcome]) -> Iterator[str]:
+    """What to do about runs that a launcher has only submitted."""
+    submitted, waiting = (sum(outcome.kind == kind for outcome in outcomes) for kind in ("submitted", "waiting"))
+    if submitted:
+        yield f"{submitted} runs were submitted; the same command with --table_only compares those that are complete"
+    if waiting:
+        yield (
+            f"{waiting} runs wait for the tokens of submitted ones; repeat the command once those jobs are done. While "
+            "they are queued it would submit them again, since a queued job can't be told from a lost one. With a "
+            "--launcher that waits for its job (srun, or sbatch --wait), one command is enough"
+        )
+
+
     if jobs == 1:
         return None
     given = os.environ.get("OMP_NUM_THREADS", "")

@@ -27,12 +27,13 @@ class Outcome:
 
     Args:
         cell: the cell.
-        kind: `complete`, `failed`, or `submitted`, if a launcher has ended before the cell did.
-        reason: why it failed.
+        kind: `complete`, `failed`, `submitted`, if a launcher has ended before the cell did, or `waiting`, for the
+            tokens of one that was submitted.
+        reason: why it failed or waits.
     """
 
     cell: Cell
-    kind: Literal["complete", "failed", "submitted"]
+    kind: Literal["complete", "failed", "submitted", "waiting"]
     reason: str = ""
 
 
@@ -123,11 +124,16 @@ class CellRunner:
         return None
 
     def _give_up(self, cell: Cell, reference: Cell) -> None:
-        """Leave a cell out if the one that its budget is taken from has ended without completing."""
-        if any(str(outcome.cell) == str(reference) for outcome in self._outcomes):
-            self._waiting.remove(cell)
-            reason = f"its budget is the tokens of {reference}, which is not complete"
-            self._note(Outcome(cell, "failed", reason))
+        """Leave a cell out if the one that its budget is taken from has failed or was only submitted."""
+        kinds = {outcome.kind for outcome in self._outcomes if str(outcome.cell) == str(reference)}
+        if not kinds:
+            return
+        self._waiting.remove(cell)
+        budget = f"its budget is the tokens of {reference}"
+        if "submitted" in kinds:
+            self._note(Outcome(cell, "waiting", f"{budget}, which was submitted"))
+        else:
+            self._note(Outcome(cell, "failed", f"{budget}, which is not complete"))
 
     def _collect(self) -> None:
         """Note the cells that have ended, also those that another process has completed."""

@@ -252,6 +252,35 @@ def test_the_time_of_a_new_study_is_that_of_a_trial(
 
 
 def test_exploring_ends_with_its_tokens(tiny: TinyRun, tmp_path: Path) -> None:
+def test_submitted_runs_and_those_that_wait_for_their_tokens_are_no_failures(
+    tiny: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--config", tiny.config, "--algos", "dapo,grpo,kl", "--seeds", "0", "--out", tmp_path / "out"]
+    text = said(capsys, *arguments, "--budget", "tokens", "--launcher", "echo {command}")
+    assert "1 runs were submitted; the same command with --table_only compares those that are complete" in text
+    assert "2 runs wait for the tokens of submitted ones; repeat the command once those jobs are done" in text
+    assert "error" not in text
+
+
+def test_a_reader_that_goes_away_stops_no_study(tiny: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    template = Study(tmp_path / "template", [Arm("one", {}, {})], [0]).cells[0]
+    complete(template, {"round 1 explored": {"test": {"p": 1}}}, selected="round 1 explored")
+    fit = tmp_path / "fit.sh"
+    fit.write_text(f'while [ "$1" != --out ]; do shift; done; mkdir -p "$2" && cp -r {template.run.out}/. "$2"\n')
+    monkeypatch.setattr(cells, "FIT", ("/bin/sh", str(fit)))
+    out = tmp_path / "out"
+    arguments = ["--config", str(tiny.config), "--algos", "dapo,grpo", "--seeds", "0", "--out", str(out)]
+    arguments += ["--launcher", "sh {command}"]  # of which no trial tells the time
+    for more in (["--dry_run"], []):
+        for name in ("stdout", "stderr"):
+            reader, writer = os.pipe()
+            os.close(reader)
+            monkeypatch.setattr(sys, name, os.fdopen(writer, "w"))
+        assert main([*arguments, *more]) == 0
+    assert all(cell.complete for cell in Study(out, [Arm("dapo", {}, {}), Arm("grpo", {}, {})], [0]).cells)
+    assert (out / "comparison.html").is_file()
+
+
     assert tiny.fit(tmp_path / "run", "--loop.explore_tokens", "500", "--loop.explore_steps", "50") == 0
     rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").open()))
     tokens = [float(row["rollout/generated_tokens"]) for row in rows if row["phase"] == "explore"]

@@ -244,3 +244,16 @@ def test_without_the_first_arm_there_is_no_budget_of_tokens(made: Callable[..., 
     study = made("fails", "b", budget="tokens")
     assert run(study)[1] == "b, seed 0: failed its budget is the tokens of fails, seed 0, which is not complete"
     assert len(started(tmp_path)) == 1
+def test_cells_wait_for_the_tokens_of_a_submitted_one(made: Callable[..., Study], tmp_path: Path) -> None:
+    study = made("a", "b", "c", budget="tokens")
+    launch = Launch("echo submitted {command}")
+    reason = "its budget is the tokens of a, seed 0, which was submitted"
+    assert run(study, launch) == [
+        "a, seed 0: submitted",
+        f"b, seed 0: waiting {reason}",
+        f"c, seed 0: waiting {reason}",
+    ]
+    subprocess.run([str(study.cells[0].script)], check=True)  # the job
+    assert run(study, launch) == ["b, seed 0: submitted", "c, seed 0: submitted"]
+
+
