@@ -10,6 +10,7 @@ that has taken the machine away.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -25,6 +26,9 @@ from rloop_lightning.system.terminal import one_line
 
 COMMAND = "{command}"
 """Stands for the command of a cell in a launcher."""
+
+_PLACE = re.compile(r"\{(command|cell|log)\}")
+_OF_AN_OPTION = re.compile(r"-[\w-]+=?\{log\}")
 
 FIT = (sys.executable, "-m", "rloop_lightning")
 """The command `rloop-fit`."""
@@ -50,15 +54,15 @@ class Launch:
         script = str(cell.script.absolute())
         if not self.launcher:
             return [sys.executable, "-IS", dies_with_parent.__file__, str(os.getpid()), "/bin/sh", script]
-        values = {"{cell}": f"{cell.arm.folder_name}-seed-{cell.seed}", "{log}": str(cell.log.absolute())}
-        words = []
-        for word in shlex.split(self.launcher):
-            # A word of its own is an argument; inside another word it is for a shell to read.
-            word = word.replace(COMMAND, script if word == COMMAND else shlex.quote(script))
-            for name, value in values.items():
-                word = word.replace(name, value)
-            words.append(word)
-        return words
+        name = f"{cell.arm.folder_name}-seed-{cell.seed}"
+        values = {"command": script, "cell": name, "log": str(cell.log.absolute())}
+
+        def filled(word: str) -> str:
+            # A word of its own is an argument, as is a log in --output={log}; inside another word, a shell reads it.
+            quoted = not (_PLACE.fullmatch(word) or _OF_AN_OPTION.fullmatch(word))
+            return _PLACE.sub(lambda place: shlex.quote(values[place[1]]) if quoted else values[place[1]], word)
+
+        return list(map(filled, shlex.split(self.launcher)))
 
     def threads_of(self, cell: Cell) -> int | None:
         """The threads of a cell. One that has begun keeps its number, so that its results keep their bits."""

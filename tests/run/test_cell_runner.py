@@ -47,7 +47,13 @@ cp -r "$COMPLETE/." "$out"
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Study]:
     """Makes a study whose runs are a script's."""
 
-    def make(*names: str, seeds: tuple[int, ...] = (0,), budget: BudgetRule = "rollout_steps", body: str = "") -> Study:
+    def make(
+        *names: str,
+        seeds: tuple[int, ...] = (0,),
+        budget: BudgetRule = "rollout_steps",
+        body: str = "",
+        out: str = "study",
+    ) -> Study:
         fit = tmp_path / "fit.sh"
         fit.write_text(FIT.replace("{body}", body))
         template = Study(tmp_path / "template", [Arm("one", {}, LOOP)], [0]).cells[0]
@@ -55,7 +61,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Study
         monkeypatch.setattr(cells, "FIT", ("/bin/sh", str(fit)))
         monkeypatch.setenv("RUNS", str(tmp_path / "runs"))
         monkeypatch.setenv("COMPLETE", str(template.run.out))
-        study = Study(tmp_path / "study", [Arm(name, {}, LOOP) for name in names], seeds, budget)
+        study = Study(tmp_path / out, [Arm(name, {}, LOOP) for name in names], seeds, budget)
         study.write()
         return study
 
@@ -207,8 +213,23 @@ def test_a_launcher_starts_the_script_of_a_cell(made: Callable[..., Study], tmp_
     assert Launch("srun -J {cell} -o {log} {command}").arguments(cell) == [
         *("srun", "-J", "a-b-seed-3", "-o", str(cell.log), str(cell.script)),
     ]
+    assert Launch("sbatch --output={log} -o{log} --job-name={cell} --wrap='{command}'").arguments(cell) == [
+        *("sbatch", f"--output={cell.log}", f"-o{cell.log}", "--job-name=a-b-seed-3", f"--wrap={cell.script}"),
+    ]
     assert run(study, Launch("sh -c 'exec {command}'", threads=1)) == ["a b, seed 3: complete"]
     assert "OMP_NUM_THREADS" not in cell.script.read_text()  # the launcher knows its machines
+
+
+def test_a_path_with_a_space_is_one_word_for_the_shell_of_a_launcher(
+    made: Callable[..., Study], tmp_path: Path
+) -> None:
+    study = made("a", out="my study")
+    launch = Launch("sh -c '{command}; echo done > {log}.shell'")
+    assert run(study, launch) == ["a, seed 0: complete"]
+    assert study.cells[0].log.with_name("seed-0.log.shell").read_text() == "done\n"
+    assert launch.arguments(study.cells[0])[2] == f"'{study.cells[0].script}'; echo done > '{study.cells[0].log}'.shell"
+    (word,) = Launch("--output={log}").arguments(study.cells[0])
+    assert word == f"--output={study.cells[0].log}"
 
 
 def test_a_launcher_that_only_submits_is_told_apart_from_a_failure(made: Callable[..., Study], tmp_path: Path) -> None:
@@ -240,10 +261,6 @@ def test_an_equal_number_of_tokens_is_that_of_the_first_arm(made: Callable[..., 
         assert options == ["--loop.explore_tokens=500", "--loop.explore_steps=50"]
 
 
-def test_without_the_first_arm_there_is_no_budget_of_tokens(made: Callable[..., Study], tmp_path: Path) -> None:
-    study = made("fails", "b", budget="tokens")
-    assert run(study)[1] == "b, seed 0: failed its budget is the tokens of fails, seed 0, which is not complete"
-    assert len(started(tmp_path)) == 1
 def test_cells_wait_for_the_tokens_of_a_submitted_one(made: Callable[..., Study], tmp_path: Path) -> None:
     study = made("a", "b", "c", budget="tokens")
     launch = Launch("echo submitted {command}")
@@ -257,3 +274,7 @@ def test_cells_wait_for_the_tokens_of_a_submitted_one(made: Callable[..., Study]
     assert run(study, launch) == ["b, seed 0: submitted", "c, seed 0: submitted"]
 
 
+def test_without_the_first_arm_there_is_no_budget_of_tokens(made: Callable[..., Study], tmp_path: Path) -> None:
+    study = made("fails", "b", budget="tokens")
+    assert run(study)[1] == "b, seed 0: failed its budget is the tokens of fails, seed 0, which is not complete"
+    assert len(started(tmp_path)) == 1
