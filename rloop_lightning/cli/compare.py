@@ -4,7 +4,8 @@
     rloop-compare studies/filter.yaml --jobs 2 --loop.explore_steps 100
 
 Options that are not its own are those of `rloop-fit`, for every run. Exit codes: 0 done, 1 a cell failed, 2 wrong
-input, 130 or 143 stopped by Ctrl-C or SIGTERM. The same command goes on where a study was stopped or killed.
+input, 130 or 143 stopped by Ctrl-C or SIGTERM. The same command goes on where a study was stopped or killed. A reader
+that goes away, as of a pipe to `head`, stops nothing.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from rloop_lightning.callbacks.run_estimate import duration
 from rloop_lightning.cli.arguments import UsageError
 from rloop_lightning.cli.arms import CheckedArm, budget_faults, checked_arms
 from rloop_lightning.cli.compare_options import DEFAULT_SEEDS, LOOKS_ONLY, CompareOptions, default_out, parsed
+from rloop_lightning.cli.instant import show
 from rloop_lightning.cli.quiet import quiet_lightning
 from rloop_lightning.errors import RunFault, Stopped
 from rloop_lightning.run.cell_runner import CellRunner, Outcome
@@ -45,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except (LockedError, OSError) as error:
             return _complain(str(error), code=2 if isinstance(error, LockedError) else 1)
         except Stopped as stopped:
-            print(f"\nrloop-compare: {stopped}; run the same command again to go on", file=sys.stderr)
+            show(f"\nrloop-compare: {stopped}; run the same command again to go on", sys.stderr)
             return stopped.exit_code
 
 
@@ -67,16 +69,16 @@ def _compare(arguments: Sequence[str], signals: StopSignals) -> int:
         raise UsageError("\n".join(wrong))
     if options.dry_run:
         for line in _plan(study, arms, options):
-            print(printable(line))
+            _tell(line)
         return 0
     study.out.mkdir(parents=True, exist_ok=True)
     with FolderLock(study.lock):
         study.write()
         code = 0 if options.table_only else _run(study, options, signals)
-        print(f"\n{printable(write_comparison(study))}")
-        print(f"the table is in {study.results}, its figures with all digits in {study.results_csv}")
+        show(f"\n{printable(write_comparison(study))}")
+        _tell(f"the table is in {study.results}, its figures with all digits in {study.results_csv}")
         if write_study_page(study):
-            print(f"the page is {study.page}")
+            _tell(f"the page is {study.page}")
         return code
 
 
@@ -106,8 +108,6 @@ def _run(study: Study, options: CompareOptions, signals: StopSignals) -> int:
     return 1 if failed else 0
 
 
-def _threads(jobs: int) -> int | None:
-    """Threads of each run: those of OMP_NUM_THREADS, or of the machine, divided; None leaves one run alone."""
 def _advice(outcomes: Sequence[Outcome]) -> Iterator[str]:
     """What to do about runs that a launcher has only submitted."""
     submitted, waiting = (sum(outcome.kind == kind for outcome in outcomes) for kind in ("submitted", "waiting"))
@@ -121,6 +121,8 @@ def _advice(outcomes: Sequence[Outcome]) -> Iterator[str]:
         )
 
 
+def _threads(jobs: int) -> int | None:
+    """Threads of each run: those of OMP_NUM_THREADS, or of the machine, divided; None leaves one run alone."""
     if jobs == 1:
         return None
     given = os.environ.get("OMP_NUM_THREADS", "")
@@ -145,10 +147,10 @@ def _plan(study: Study, arms: Sequence[CheckedArm], options: CompareOptions) -> 
 
 
 def _tell(line: str) -> None:
-    print(printable(line), flush=True)
+    show(printable(line))
 
 
 def _complain(message: str, code: int) -> int:
     for line in printable_lines(message):
-        print(f"rloop-compare: error: {line}", file=sys.stderr)
+        show(f"rloop-compare: error: {line}", sys.stderr)
     return code

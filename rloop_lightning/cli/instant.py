@@ -7,6 +7,7 @@ import platform
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from typing import TextIO
 
 from rloop_lightning.cli.report_usage import HELP
 from rloop_lightning.system.terminal import printable_lines
@@ -87,13 +88,14 @@ def versions(command: str) -> str:
     return f"{command} {_version('rloop-lightning')} (Python {platform.python_version()}, {others})"
 
 
-def show(text: str) -> None:
-    """Print a text, to a reader that may close the pipe early."""
+def show(text: str, stream: TextIO | None = None) -> None:
+    """Print a text, to a reader that may close the pipe early; to stdout, or to another stream."""
+    stream = stream or sys.stdout
     try:
-        print(text, flush=True)
+        print(text, flush=True, file=stream)
     except BrokenPipeError:
-        # Otherwise the interpreter would flush into the pipe again at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Otherwise later texts and the interpreter, at its end, would flush into the pipe again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _version(package: str) -> str:

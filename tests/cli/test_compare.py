@@ -19,6 +19,7 @@ from tiny_run import TinyRun
 
 from rloop_lightning.cli.compare import main
 from rloop_lightning.evaluation.record_values import pass_at_k_difference
+from rloop_lightning.run import cells
 from rloop_lightning.run.folder import RunFolder
 from rloop_lightning.run.state import LoopState
 from rloop_lightning.run.study import Arm, Study
@@ -251,7 +252,6 @@ def test_the_time_of_a_new_study_is_that_of_a_trial(
     assert not (tmp_path / "out").exists()
 
 
-def test_exploring_ends_with_its_tokens(tiny: TinyRun, tmp_path: Path) -> None:
 def test_submitted_runs_and_those_that_wait_for_their_tokens_are_no_failures(
     tiny: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -281,6 +281,7 @@ def test_a_reader_that_goes_away_stops_no_study(tiny: TinyRun, tmp_path: Path, m
     assert (out / "comparison.html").is_file()
 
 
+def test_exploring_ends_with_its_tokens(tiny: TinyRun, tmp_path: Path) -> None:
     assert tiny.fit(tmp_path / "run", "--loop.explore_tokens", "500", "--loop.explore_steps", "50") == 0
     rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").open()))
     tokens = [float(row["rollout/generated_tokens"]) for row in rows if row["phase"] == "explore"]
