@@ -183,7 +183,7 @@ def factorial(node: Node, step: int = 1) -> Node:
         return rational(Fraction(math.prod(range(node.value.numerator, 0, -step))))
     if step != 1 or not node.names:
         raise UnreadableError("a factorial")
-    return built(f"({node.latex})!", ATOM, node, nested=True)
+    return built(f"({node.latex})!", POWER, node, nested=True)  # ((n)!)^2 has its brackets
 
 
 def binomial(top: Node, below: Node, arranged: bool = False) -> Node:

@@ -7,7 +7,6 @@ can't be evaluated, Math-Verify decides.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from functools import lru_cache
@@ -18,17 +17,13 @@ from latex2sympy2_extended.latex2sympy2 import latex2sympy
 from math_verify.grader import sympy_symbolic_eq
 
 from rloop_lightning.rewards.nodes import Node
+from rloop_lightning.rewards.points import DIGITS, at, points
 from rloop_lightning.rewards.tokens import UnreadableError
 
-_DIGITS = 130
 _AGREEMENT = sympy.Float(10, 20) ** -90
 _ZERO = sympy.Float(10, 20) ** -60
 _SMALL, _LARGE = 1e-25, 1e25
 _BLURRING = 1e40  # a number of this size leaves 90 of 130 digits to its neighbours
-# Sizes of the variables at each point: |x - 100| has two branches, and arcsin ends at 1. At the first points all
-# variables are positive, as in roots and logarithms; at the other eight, they have signs.
-_SIZES = ((0.3, 1), (0.3, 1), (1, 3), (3, 20), (20, 100), (100, 200), (1000, 3000))
-_SIGNED_SIZES = ((1, 3), (0.3, 1), (0.3, 1), (20, 200), (0.3, 1), (20, 200), (3, 20), (20, 200))
 _I = sympy.Symbol("i", real=True)
 
 
@@ -63,7 +58,7 @@ def equal(first: Node, second: Node) -> bool:
     for x, y, point in _values(a, b, imaginary):
         if _agree(x, y):
             agreeing += 1
-        elif not _blurs(a, point) and not _blurs(b, point):
+        elif not _vanish(x, y) and not _blurs(a, point) and not _blurs(b, point):
             return False
     if agreeing >= (2 if a.free_symbols | b.free_symbols else 1) and not _hides(a) and not _hides(b):
         return True
@@ -108,45 +103,21 @@ def number(node: Node, digits: int = 60) -> Fraction | None:
 
 def _values(first: Any, second: Any, imaginary: bool) -> Iterator[tuple[Any, Any, dict[Any, Any]]]:
     """The values of two expressions at each point where both are defined, with the point, one after the other."""
-    for point in _points((first, second)):
+    for point in points((first, second)):
         x, y = at(first, point), at(second, point)
         if _defined(x, imaginary) and _defined(y, imaginary) and _real_roots((first, second), point):
             yield x, y, point
 
 
-def _points(expressions: Sequence[Any]) -> list[dict[Any, Any]]:
-    symbols = sorted(set().union(*(e.free_symbols for e in expressions)), key=str)
-    if not symbols:
-        return [{}]
-    coordinates = zip(*map(_coordinates, range(len(symbols))), strict=True)
-    points = [dict(zip(symbols, values, strict=True)) for values in coordinates]
-    # A sum without a closed form takes seconds at a negative point, and Math-Verify decides about it anyway.
-    return points[:2] if any(e.has(sympy.Sum, sympy.Product) for e in expressions) else points
-
-
-@lru_cache(maxsize=256)
-def _coordinates(variable: int) -> tuple[Any, ...]:
-    """The values of a variable, given by its number, at all points. Every two of seven variables have all signs."""
-    generator = random.Random(variable)
-    sizes = [generator.uniform(*limits) for limits in (*_SIZES, *_SIGNED_SIZES)]
-    column = variable % 7 + 1
-    signs = [1] * len(_SIZES) + [(-1) ** (row & column).bit_count() for row in range(len(_SIGNED_SIZES))]
-    return tuple(sympy.Float(sign * size, _DIGITS) for sign, size in zip(signs, sizes, strict=True))
-
-
 def _real_roots(expressions: Sequence[Any], point: dict[Any, Any]) -> bool:
     r"""Whether no root of a negative number is in the expressions: \sqrt{x}\sqrt{y} is \sqrt{xy} only without one."""
-    roots = [part for e in expressions for part in e.atoms(sympy.Pow) if part.free_symbols and not part.exp.is_integer]
-    bases = [at(root.base, point, 15) for root in roots if root.base.free_symbols]
-    return not any(base.is_negative for base in bases)
+    powers = [part for e in expressions for part in e.atoms(sympy.Pow) if part.base.free_symbols]
+    roots = [power for power in powers if not power.exp.is_integer and not _is_whole(at(power.exp, point, 15))]
+    return not any(at(root.base, point, 15).is_negative for root in roots)
 
 
-def at(expression: Any, point: dict[Any, Any], digits: int = _DIGITS) -> Any:
-    """The expression's value at a point, a sympy number; NaN if it can't be evaluated."""
-    try:
-        return expression.xreplace(point).evalf(digits)
-    except (ArithmeticError, AttributeError, RecursionError, TypeError, ValueError):
-        return sympy.nan
+def _is_whole(value: Any) -> bool:
+    return bool(value.is_Float and abs(value) < _LARGE and float(value).is_integer())
 
 
 def _defined(value: Any, imaginary: bool) -> bool:
@@ -156,24 +127,39 @@ def _defined(value: Any, imaginary: bool) -> bool:
     real, other = value.as_real_imag()
     if not (real.is_Float or real.is_Rational) or not (other.is_Float or other.is_Rational):
         return False
-    return imaginary or abs(other) <= _ZERO
+    # Measured against the value: powers of a negative number are complex, however small they are.
+    return imaginary or abs(other) <= _ZERO * abs(value)
 
 
 def _agree(first: Any, second: Any) -> bool:
-    difference, scale = abs(sympy.N(first - second, _DIGITS)), max(abs(first), abs(second))
-    return bool(difference <= _AGREEMENT * scale or scale < _ZERO)
+    difference, scale = abs(sympy.N(first - second, DIGITS)), max(abs(first), abs(second))
+    return bool(difference <= _AGREEMENT * scale or _cancelled(first, second))
+
+
+def _cancelled(first: Any, second: Any) -> bool:
+    """Whether both are zero: sums of exact numbers whose terms cancel out have no digits left."""
+    return all(
+        value.is_zero or (abs(value) < _ZERO and getattr(value, "_prec", DIGITS) == 1) for value in (first, second)
+    )
+
+
+def _vanish(first: Any, second: Any) -> bool:
+    """Whether both are so small that they can be errors of rounding, which neither differ nor agree."""
+    return bool(max(abs(first), abs(second)) < _ZERO)
 
 
 def _hides(expression: Any) -> bool:
     """Whether a part is too small or too large for the comparison of digits to see its neighbours."""
     if not isinstance(expression, sympy.Expr):
         return True
-    (point, *_) = _points([expression])
+    point = next(iter(points([expression])), None)
+    if point is None:
+        return True
     for part in sympy.preorder_traversal(expression):
         if part.is_Number:
             if part != 0 and not _SMALL < abs(part) < _LARGE:
                 return True
-        elif part.is_Pow or isinstance(part, sympy.exp):
+        elif part.is_Pow or isinstance(part, (sympy.exp, sympy.factorial, sympy.binomial)):
             size = abs(at(part, point, 15))
             if not _defined(size, False) or not _SMALL < size < _LARGE:
                 return True
