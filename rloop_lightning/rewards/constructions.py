@@ -5,11 +5,15 @@ Each function is called behind the command's token, and returns the expression w
 
 from __future__ import annotations
 
+import contextlib
+import re
 from dataclasses import replace
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from rloop_lightning.rewards import nodes
 from rloop_lightning.rewards.nodes import Node
+from rloop_lightning.rewards.symbolic import number
 from rloop_lightning.rewards.tokens import FUNCTIONS, Token, UnreadableError
 
 if TYPE_CHECKING:
@@ -18,6 +22,7 @@ if TYPE_CHECKING:
 MATRICES = frozenset({"pmatrix", "bmatrix", "matrix", "Bmatrix", "smallmatrix", "array"})
 _MAX_ENTRIES = 400
 _MAX_TERMS = 200  # of a sum or a product with numeric bounds
+_IMAGINARY = re.compile(r"(?<![A-Za-z\\])i(?![A-Za-z])")
 _INVERSE = {"sin": "arcsin", "cos": "arccos", "tan": "arctan"}
 
 
@@ -28,7 +33,28 @@ def root(parser: Parser) -> Node:
     token = parser.here
     if token is not None and token.kind == "number" and len(token.text) > 1:
         raise UnreadableError(r"the argument of \sqrt")
-    return nodes.root(parser.argument(), degree)
+    radicand = parser.argument()
+    if degree is None or degree.value is None or degree.value.denominator != 1 or degree.value % 2 == 0:
+        return nodes.root(radicand, degree)
+    return _odd_root(radicand, degree)
+
+
+def _odd_root(radicand: Node, degree: Node) -> Node:
+    """The real root, of negative numbers too; the principal one of a complex number."""
+    if radicand.names and not radicand.is_matrix and not _IMAGINARY.search(radicand.latex):
+        # r |r|^(1/n - 1) is r^(1/n) with the sign of r.
+        exponent = nodes.divide(nodes.add(nodes.rational(Fraction(1)), degree, "-"), degree)
+        return nodes.multiply(radicand, nodes.power(nodes.bracketed("|", radicand, "|"), exponent))
+    value = None if radicand.is_matrix or radicand.names else _number(radicand)
+    if value is not None and value < 0:
+        return nodes.negative(nodes.root(nodes.negative(radicand), degree))
+    return nodes.root(radicand, degree)
+
+
+def _number(node: Node) -> Fraction | None:
+    with contextlib.suppress(UnreadableError):
+        return number(node)
+    return None
 
 
 def function(parser: Parser, function: str) -> Node:
