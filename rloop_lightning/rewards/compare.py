@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
-from rloop_lightning.rewards import nodes
+from rloop_lightning.rewards import labels, nodes
 from rloop_lightning.rewards.numbers import equal_numbers
 from rloop_lightning.rewards.relations import equal_relations, intervals
 from rloop_lightning.rewards.symbolic import equal, number
@@ -112,15 +112,19 @@ def _same_relation(gold: Value, answer: Value) -> bool:
     if isinstance(gold, Relation) and isinstance(answer, Relation):
         if gold.name and answer.name and gold.name == answer.name and same(gold.sides[-1], answer.sides[-1]):
             return True
+        points = labels.coordinates(gold), labels.coordinates(answer)
+        if any(point is not value.sides[-1] for point, value in zip(points, (gold, answer), strict=True)):
+            return same(*points) and gold.name[:1] == answer.name[:1]  # (x, y) = (1, 2), but not A = (1, 2)
         return equal_relations(gold, answer)
     if isinstance(gold, Relation):
         if gold.name:
-            return same(gold.sides[-1], answer)
+            named = isinstance(answer, Group) and any(labels.names(answer.items))
+            return same(labels.coordinates(gold) if named else gold.sides[-1], answer)  # (m, b) = (1, 2) is (1, 2)
         found = intervals(gold)
         return found is not None and isinstance(answer, (Group, Union)) and same(found, answer)
     if isinstance(answer, Relation):
         if answer.name:
-            return same(gold, answer.sides[-1])
+            return same(gold, labels.coordinates(answer))
         found = intervals(answer)
         return found is not None and isinstance(gold, (Group, Union)) and same(gold, found)
     return False
@@ -171,7 +175,7 @@ def _same_group(gold: Value, answer: Value) -> bool:
         group, single = (gold, answer) if isinstance(gold, Group) else (answer, gold)
         if not isinstance(group, Group) or group.opening not in ("{", "") or not group.items:
             return False
-        if len(set(_names(group.items))) > 1:
+        if len(set(labels.names(group.items))) > 1:
             return False  # x = 5, y = 5
         return all(same(item, single) for item in group.items)
     if not isinstance(gold, Group) or not isinstance(answer, Group):
@@ -181,28 +185,32 @@ def _same_group(gold: Value, answer: Value) -> bool:
         return _same_lists(tuple(dict.fromkeys(gold.items)), tuple(dict.fromkeys(answer.items)))
     if len(gold.items) != len(answer.items):
         return False
-    if kinds == {"", "()"} or (kinds == {"", "[]"} and len(gold.items) != 2):
-        return _ordered(_values(gold.items), _values(answer.items))
-    return len(kinds) == 1 and _ordered(gold.items, answer.items)
+    bare = kinds == {"", "()"} or (kinds == {"", "[]"} and len(gold.items) != 2)
+    return (bare or len(kinds) == 1) and _same_places(gold.items, answer.items)
+
+
+def _same_places(golds: Sequence[Value], answers: Sequence[Value]) -> bool:
+    """Whether the items are the same in order; those with names are in the order of their names."""
+    if labels.are_named(golds) and labels.are_named(answers):
+        return sorted(labels.names(golds)) == sorted(labels.names(answers)) and _unordered(golds, answers, same)
+    if any(any(labels.names(items)) and not labels.are_named(items) for items in (golds, answers)):
+        return False  # x = 1, x = 2 is no point
+    return _ordered(labels.values(labels.by_name(golds)), labels.values(labels.by_name(answers)))
 
 
 def _same_lists(golds: Sequence[Value], answers: Sequence[Value]) -> bool:
-    names, others = _names(golds), _names(answers)
-    if len(set(names)) > 1 and len(set(others)) > 1 and all(names) and all(others):
-        return sorted(names) == sorted(others) and _unordered(golds, answers, same)
-    # x = 1, y = 2 is 1, 2 in this order; x = 1, x = 2 is a set.
-    if any(all(n) and len(set(n)) == len(n) > 1 for n in (names, others)):
-        return len(golds) == len(answers) and _ordered(_values(golds), _values(answers))
+    if len(golds) != len(answers):
+        return False
+    names, others = labels.names(golds), labels.names(answers)
+    if len(set(names)) == 1 and names[0] and labels.are_roots(answers, names[0]):
+        return _unordered(labels.values(golds), labels.values(answers), same)
+    # x = 1, y = 2 is 1, 2 in this order, and so is 1 cm, 2 kg; x = 1, x = 2 is a set.
+    if labels.are_named(golds) or labels.are_named(answers):
+        return _same_places(golds, answers)
+    if any(map(labels.units_differ, (golds, answers))) and not all(map(labels.all_have_units, (golds, answers))):
+        return _ordered(labels.values(golds), labels.values(answers))
     heads = {name.partition("(")[0] for name in (*names, *others) if name}
-    return len(heads) <= 1 and _unordered(_values(golds), _values(answers), same)
-
-
-def _names(items: Sequence[Value]) -> list[str]:
-    return [item.name if isinstance(item, Relation) else "" for item in items]
-
-
-def _values(items: Sequence[Value]) -> list[Value]:
-    return [item.sides[-1] if isinstance(item, Relation) and item.name else item for item in items]
+    return len(heads) <= 1 and _unordered(labels.values(golds), labels.values(answers), same)
 
 
 def _ordered(golds: Sequence[Value], answers: Sequence[Value]) -> bool:

@@ -7,6 +7,7 @@ from answer_cases import CASES
 from answer_expressions import EXPRESSIONS
 from answer_places import PLACES
 from answer_responses import RESPONSES
+from answer_structures import STRUCTURES
 from shared_data import shared_rows
 
 from rloop_lightning.rewards import check, equivalence, read_golds
@@ -21,7 +22,10 @@ def is_right(gold, response, mode="auto"):
     return answer is not None and equivalence.check((gold, answer)) == "right"
 
 
-BOXED = {kind: [(gold, rf"\boxed{{{one}}}", right) for gold, one, right in rows] for kind, rows in EXPRESSIONS.items()}
+BOXED = {
+    kind: [(gold, rf"\boxed{{{one}}}", right) for gold, one, right in rows]
+    for kind, rows in (EXPRESSIONS | STRUCTURES).items()
+}
 TABLES = CASES | RESPONSES | PLACES | BOXED
 
 
