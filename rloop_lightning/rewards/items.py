@@ -9,6 +9,7 @@ from fractions import Fraction
 
 from rloop_lightning.rewards import nodes
 from rloop_lightning.rewards.grammar import parse
+from rloop_lightning.rewards.titles import NEGATIONS
 from rloop_lightning.rewards.tokens import CURRENCIES, FUNCTIONS, Token, UnreadableError
 from rloop_lightning.rewards.units import MULTIPLIERS, is_product_too, is_unit_letter, is_unit_text, is_unit_word, unit
 from rloop_lightning.rewards.values import BaseNumber, Group, Relation, Scalar, Union, Value
@@ -23,6 +24,7 @@ _NAME = r"\\?[A-Za-z]+(?:\{[A-Za-z]+\}| [A-Za-z]+)?'*(?:_(?:\{[^{}]*\}|[A-Za-z0-
 _NAMED = re.compile(
     rf"(?P<single>{_NAME})|\|{_NAME}\||frac\{{{_NAME}\}}\{{{_NAME}\}}|{_NAME}[:/]{_NAME}|\({_NAME}(?:,{_NAME})+\)"
 )
+_PRODUCT = re.compile(r"[a-eij-z]\(.*[-+].*\)")  # n(n+1) is no function
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 _BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10,
           "twelve": 12, "sixteen": 16}  # fmt: skip
@@ -114,12 +116,18 @@ def _differ(first: Scalar, second: Scalar) -> bool:
     one, other = first.node.value, second.node.value
     if one is None or other is None or first.unit or second.unit or first.percent != second.percent:
         return False
+    if one.denominator == other.denominator == 1:
+        return one != other  # 5! = 121 is no rounding
     return abs(one - other) > _ROUNDING * max(abs(one), abs(other))
 
 
 def _name_of(tokens: Sequence[Token]) -> str:
+    if len(tokens) == 1 and tokens[0].kind == "title":
+        return tokens[0].text
     found = _NAMED.fullmatch(_joined(tokens))
-    if found is None or found.group("single") in nodes.CONSTANTS:
+    if found is None or found.group("single") in nodes.CONSTANTS or _PRODUCT.fullmatch(found.group()):
+        return ""
+    if NEGATIONS & set(" ".join(token.text for token in tokens).lower().split()):
         return ""
     return found.group()
 

@@ -1,4 +1,4 @@
-r"""Reads an answer: normalise (spelling.py), cut into tokens (tokens.py), find its structure, parse (grammar.py).
+r"""Reads an answer: normalise (spelling.py), cut into tokens (titles.py), find its structure, parse (grammar.py).
 
 An ambiguous answer has several readings: `3,5` is a decimal or a list, `A` a choice or a variable. Whoever compares
 takes the reading that the gold answer has. What can't be read as a whole is not read in part.
@@ -13,7 +13,8 @@ from functools import lru_cache
 
 from rloop_lightning.rewards.items import Parts, read_item, split
 from rloop_lightning.rewards.spelling import normalise, words
-from rloop_lightning.rewards.tokens import Token, UnreadableError, tokenize
+from rloop_lightning.rewards.titles import tokenize_named
+from rloop_lightning.rewards.tokens import Token, UnreadableError
 from rloop_lightning.rewards.units import is_product_too, is_unit_text
 from rloop_lightning.rewards.values import Choice, Group, Reading, Relation, Text, Value
 
@@ -47,7 +48,7 @@ def read(text: str) -> Reading:
     problem = ""
     for candidate in _candidates(spelled):
         try:
-            tokens = tokenize(candidate)
+            tokens = tokenize_named(candidate)
             values += _read_tokens(tokens)
             products += _products(tokens)
         except (UnreadableError, ArithmeticError, RecursionError) as error:
