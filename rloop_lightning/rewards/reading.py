@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 
+from rloop_lightning.rewards.commas import candidates, without_thousands
 from rloop_lightning.rewards.items import Parts, read_item, split
 from rloop_lightning.rewards.spelling import normalise, words
 from rloop_lightning.rewards.titles import tokenize_named
@@ -21,8 +23,6 @@ from rloop_lightning.rewards.values import Choice, Group, Reading, Relation, Tex
 MAX_CHARACTERS = 4_000
 _DECORATION = re.compile(r"^(?:\*\*|__|`|\\?\"|“|”)+|(?:\*\*|__|`|\\?\"|“|”)+$")
 _STOP = re.compile(r"(?<![.\N{HORIZONTAL ELLIPSIS}])[\s.,;:]$")
-_THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
-_DECIMAL_COMMA = re.compile(r"([-+]?\s*\d+),(\d+)(?![\d,.])([^\d,]*)")
 _REMARK = re.compile(r"(?<=[\d}])\s+\(([A-Za-z -]{4,30}|one|two|six|ten)\)$")
 _SEVERAL = re.compile(r"[,;<>]|\\(?:l|g|n)eq|\b(?:and|or)\b")
 _SMALL_WORDS = words("no on of if in is it at as an be by he me my so to up us we am do go")
@@ -43,16 +43,9 @@ def read(text: str) -> Reading:
         spelled = spelled[: remark.start()]  # 5 (five)
     if not spelled:
         return Reading("", (), "empty")
-    values: list[Value] = []
-    products: list[Value] = []
-    problem = ""
-    for candidate in _candidates(spelled):
-        try:
-            tokens = tokenize_named(candidate)
-            values += _read_tokens(tokens)
-            products += _products(tokens)
-        except (UnreadableError, ArithmeticError, RecursionError) as error:
-            problem = problem or str(error) or "too deeply nested"
+    values, products, problem = _readings(candidates(spelled))
+    if not values and without_thousands(spelled) != spelled:
+        values, products, _ = _readings([without_thousands(spelled)])
     if not values and spelled.count("=") > 1 and not _SEVERAL.search(spelled):
         first, *_, last = spelled.split("=")
         if all(part.count("{") == part.count("}") for part in (first, last)):
@@ -61,6 +54,21 @@ def read(text: str) -> Reading:
             differ = any(isinstance(value, Relation) and not value.name for value in ends.values)
             return replace(read(last) if differ else ends, text=spelled)
     return Reading(spelled, tuple(dict.fromkeys(values)), "" if values else problem, tuple(products))
+
+
+def _readings(spellings: Sequence[str]) -> tuple[list[Value], list[Value], str]:
+    """The values of each spelling, the products that its words can be, and why one is unreadable."""
+    values: list[Value] = []
+    products: list[Value] = []
+    problem = ""
+    for spelling in spellings:
+        try:
+            tokens = tokenize_named(spelling)
+            values += _read_tokens(tokens)
+            products += _products(tokens)
+        except (UnreadableError, ArithmeticError, RecursionError) as error:
+            problem = problem or str(error) or "too deeply nested"
+    return values, products, problem
 
 
 def _undecorated(text: str) -> str:
@@ -72,32 +80,6 @@ def _undecorated(text: str) -> str:
         if shorter == text or not shorter:
             return shorter
         text = shorter
-
-
-def _candidates(text: str) -> list[str]:
-    """The text with its commas read as separators of thousands, as a decimal comma, and as separators of a list."""
-    if "," not in text:
-        return [text]
-    decimal = _DECIMAL_COMMA.fullmatch(text)
-    thousands = _without_thousands(text)
-    if thousands != text:
-        return [thousands, text]
-    return [f"{decimal.group(1)}.{decimal.group(2)}{decimal.group(3)}", text] if decimal else [text]
-
-
-def _without_thousands(text: str) -> str:
-    """`text` without the commas between groups of thousands, but for those inside brackets, which separate."""
-    parts, depth, last = [], 0, 0
-    for found in re.finditer(r"[(\[]|[)\]]|\\[{}]|" + _THOUSANDS.pattern, text):
-        mark = found.group()
-        if mark in ("(", "[", r"\{"):
-            depth += 1
-        elif mark in (")", "]", r"\}"):
-            depth -= 1
-        elif depth == 0:
-            parts += [text[last : found.start()], mark.replace(",", "")]
-            last = found.end()
-    return "".join(parts) + text[last:]
 
 
 def _read_tokens(tokens: list[Token]) -> list[Value]:
