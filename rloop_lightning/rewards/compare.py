@@ -75,7 +75,7 @@ def _any_same(golds: Sequence[Value], answers: Sequence[Value]) -> bool:
 
 
 def _same_scalar(gold: Scalar, answer: Scalar) -> bool:
-    if not agree(gold.unit, answer.unit):
+    if not agree(gold.unit, answer.unit) or any(_is_other_unit(*pair) for pair in ((gold, answer), (answer, gold))):
         return False
     if _same_node(gold.node, answer.node):
         return True
@@ -89,6 +89,10 @@ def _same_scalar(gold: Scalar, answer: Scalar) -> bool:
     if literal is not None:
         literal = Number(literal.value / 100, literal.decimal, literal.digits, literal.unit / 100)
     return _same_node(nodes.rational(percentage.value / 100, literal), plain)
+
+
+def _is_other_unit(percentage: Scalar, other: Scalar) -> bool:
+    return percentage.percent and not other.percent and bool(other.unit)
 
 
 def _same_node(gold: nodes.Node, answer: nodes.Node) -> bool:

@@ -212,7 +212,10 @@ def scalar(tokens: list[Token]) -> Scalar:
         tokens = [tokens[0], *tokens[2:]]
     at = _unit_begins(tokens)
     tail, tokens = tokens[at:], tokens[:at]
-    words = unit(" ".join([currency, _unit_text(tail)]))
+    words = unit(_unit_text(tail))
+    if currency and words == ("k",):
+        raise UnreadableError("thousands of a currency")
+    words = words if currency in words else unit(f"{currency} {_unit_text(tail)}")
     percent = bool(tokens) and tokens[-1].text in ("%", r"\%") and tokens[-1].kind == "sign"
     if percent:
         tokens = tokens[:-1]

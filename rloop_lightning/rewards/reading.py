@@ -17,7 +17,7 @@ from rloop_lightning.rewards.items import Parts, read_item, split
 from rloop_lightning.rewards.spelling import normalise, words
 from rloop_lightning.rewards.titles import tokenize_named
 from rloop_lightning.rewards.tokens import Token, UnreadableError
-from rloop_lightning.rewards.units import is_product_too, is_unit_text
+from rloop_lightning.rewards.units import is_product_too, is_unit_letter, is_unit_text
 from rloop_lightning.rewards.values import Choice, Group, Reading, Relation, Text, Value
 
 MAX_CHARACTERS = 4_000
@@ -113,7 +113,9 @@ def _with_products(tokens: list[Token]) -> list[Token]:
 
 
 def _may_be_product(token: Token) -> bool:
-    """Whether a short unit can be a product of variables: 2km can, and 2 km can't."""
+    r"""Whether a short unit can be a product of variables: 2km can, and 2 km can't. 2\text{m} can be the product 2m."""
+    if token.kind == "text" and len(token.text) == 1:
+        return is_unit_letter(token.text)
     return token.kind == "word" and is_product_too(token.text, spaced=token.spaced)
 
 

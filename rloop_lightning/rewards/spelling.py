@@ -25,7 +25,7 @@ CHARACTERS = {
     "\u2264": r"\leq ", "\u2a7d": r"\leq ", "\u2265": r"\geq ", "\u2a7e": r"\geq ", "\u2260": r"\neq ",
     "\u2248": r"\approx ", "\u2261": r"\equiv ", "\u2208": r"\in ", "\u222a": r"\cup ", "\u2229": r"\cap ",
     "\u2205": r"\emptyset ", "\u2216": r"\setminus ", "\u2218": r"^{\circ}",
-    "\u00b0": r"^{\circ}", "\u00ba": r"^{\circ}",
+    "\u2103": r"^{\circ}\text{C}", "\u2109": r"^{\circ}\text{F}", "\u00b0": r"^{\circ}", "\u00ba": r"^{\circ}",
     "\u211d": r"\mathbb{R}", "\u2124": r"\mathbb{Z}", "\u2115": r"\mathbb{N}", "\u211a": r"\mathbb{Q}",
     "\u2102": r"\mathbb{C}", "\u2032": "'", "\u2019": "'", "\u2018": "'", "\u27e8": r"\langle ", "\u27e9": r"\rangle ",
     "\u230a": r"\lfloor ", "\u230b": r"\rfloor ", "\u2308": r"\lceil ", "\u2309": r"\rceil ", "\u2220": r"\angle ",
@@ -95,10 +95,15 @@ RULES: tuple[tuple[re.Pattern[str], str, str], ...] = tuple(
         (r"\\rbrack(?![a-zA-Z])", "]", r"(0,1\rbrack"),
         (r"\{([^{}\\]*)\\over(?![a-zA-Z])([^{}\\]*)\}", r"{\\frac{\1}{\2}}", r"{3 \over 4}"),
         (r"\*\*(?=\s*[-(\w{])", "^", "x**2"),
+        (r"(?<=[\d}])\s*\\mu\s*\\(?:text|mathrm)\{\s*([mgsLlNAVWF])\s*\}", r"\\text{ u\1}", r"10\mu\text{m}"),
+        (r"(?<=[\d}])\s*\\(?:text|mathrm)\{\s*\\mu\s*([mgsLlNAVWF])\s*\}", r"\\text{ u\1}", r"10\text{ \mu m}"),
+        (r"\bUSD?\s*\\\$|\bUSD\s*(?=\d)", r"\\$", "USD 5"),
+        (r"\bEUR\s*(?=\d)", "\N{EURO SIGN}", "EUR 5"),
+        (r"\bGBP\s*(?=\d)", "\N{POUND SIGN}", "GBP 5"),
         (r"(?<=\d)\s*([apAP])\.\s?[mM]\b\.?", r"\\text{ \1m}", "9:30 a.m."),
     )
 )  # fmt: skip
-_PRICE = re.compile(r"^(-?)\$(?=\s?\.?\d)")
+_PRICE = re.compile(r"^(-?)(?:USD?\s?)?\$(?=\s?\.?\d)")
 _DOUBLED = re.compile(r"\\\\(?=[a-zA-Z{}%$,;!])")
 _ENVIRONMENT = re.compile(r"\\begin")
 _LAYOUT = re.compile(r"\s+")

@@ -41,7 +41,16 @@ _PLAIN = {"sqrt": "sqrt", "abs": "abs", "asin": "arcsin", "acos": "arccos", "ata
           "acosh": "arccosh", "atanh": "arctanh", "cosec": "csc"}  # fmt: skip
 _INFINITY = frozenset({"inf", "infty", "infinity", "oo"})
 _PERCENT = frozenset({"percent", "percentage", "pct"})
-CURRENCIES = {"$": "dollar", "€": "euro", "£": "pound", "¥": "yen", "₹": "rupee", "₽": "ruble", "₩": "won", "¢": "cent"}
+CURRENCIES = {
+    "$": "dollar",
+    "€": "euro",
+    "£": "sterling",
+    "¥": "yen",
+    "₹": "rupee",
+    "₽": "ruble",
+    "₩": "won",
+    "¢": "cent",
+}
 _GAP = "\N{NARROW NO-BREAK SPACE}"
 _TOKEN = re.compile(
     rf"""
@@ -59,6 +68,7 @@ _TOKEN = re.compile(
 _GROUP = re.compile(r"\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")  # with up to two levels of braces in it
 _WORDS = re.compile(r"[A-Za-z]{2,}|[A-Za-z]\s*/\s*[A-Za-z]|\b[ap]\.\s?m\b")  # more than names of variables
 _SQUARE_METRE = re.compile(r"[mgsLNJWVK]\s*\^\s*\{?-?[1-3]\}?")
+_UPRIGHT_UNITS = tuple("msghLNJWVK")
 _OPTION = re.compile(r"(?:option|choice|answer)\s*:?\s+\(?([A-Ja-j])\)?", re.IGNORECASE)
 
 
@@ -166,7 +176,10 @@ def _command(name: str, text: str, position: int, spaced: bool, tokens: list[Tok
         if group is None:
             raise UnreadableError(rf"what follows \{name}")
         content = group.group(1) if group.group(1) is not None else "\\" + group.group(2)
-        tokens += _text(name, content, spaced) if name in _TEXTS else [_accented(name, content, spaced)]
+        if name in _TEXTS:
+            tokens += _text(name, content, spaced, behind_number=_ends_in_number(tokens))
+        else:
+            tokens.append(_accented(name, content, spaced))
         return group.end()
     if name in ("begin", "end"):
         environment = _GROUP.match(text, position)
@@ -193,7 +206,14 @@ def _command(name: str, text: str, position: int, spaced: bool, tokens: list[Tok
     return position
 
 
-def _text(command: str, content: str, spaced: bool) -> list[Token]:
+def _ends_in_number(tokens: list[Token]) -> bool:
+    """Whether the tokens end in a number, or in a fraction or a root of numbers."""
+    if tokens and tokens[-1].kind == "sign" and tokens[-1].text == "}":
+        return not any(token.kind in ("name", "word", "text") for token in tokens)
+    return bool(tokens) and tokens[-1].kind == "number"
+
+
+def _text(command: str, content: str, spaced: bool, behind_number: bool = False) -> list[Token]:
     bare = content.strip().strip(",").strip()
     if not bare.strip(".,;: "):
         return []
@@ -211,9 +231,9 @@ def _text(command: str, content: str, spaced: bool) -> list[Token]:
     if not _WORDS.search(content) or bare.startswith("\\"):
         if command in _BOLD and re.fullmatch(r"[A-Za-z]", bare):
             return [Token("name", rf"\vec{{{bare}}}", None, spaced)]
-        upright = (command == "mathrm" and bare not in "msghLNJWVK") or (
-            command != "mathrm" and not content.startswith(" ")
-        )
+        # 5\mathrm{m} and 5\text{ m} are metres, and so is 5\text{m}; \text{m} alone is a variable.
+        unit = bare in _UPRIGHT_UNITS and (command == "mathrm" or (command == "text" and behind_number))
+        upright = not unit and (command == "mathrm" or not content.startswith(" "))
         inner = tokenize(bare)
         if len(inner) == 1 and inner[0].kind == "name" and len(bare) == 1:
             return [Token("name" if upright else "text", bare, None, spaced or content.startswith(" "))]

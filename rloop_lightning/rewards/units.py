@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 
 from rloop_lightning.rewards.spelling import words
 
@@ -10,11 +11,12 @@ _SYNONYMS = {
     "centimeter": "cm", "centimetre": "cm", "millimeter": "mm", "millimetre": "mm", "meter": "m", "metre": "m",
     "kilometer": "km", "kilometre": "km", "inch": "in", "inche": "in", "foot": "ft", "feet": "ft",
     "yard": "yd", "mile": "mi",
-    "gram": "g", "kilogram": "kg", "kilo": "kg", "milligram": "mg", "pound": "lb", "ounce": "oz",
+    "gram": "g", "kilogram": "kg", "kilo": "kg", "milligram": "mg", "ounce": "oz",
     "ton": "t", "tonne": "t",
     "second": "s", "sec": "s", "minute": "min", "min": "min", "hour": "h", "hr": "h", "liter": "l", "litre": "l",
     "milliliter": "ml", "millilitre": "ml", "degree": "deg", "usd": "dollar", "buck": "dollar", "eur": "euro",
     "rs": "rupee", "kph": "km/h", "kmph": "km/h", "mph": "mi/h", "newton": "n", "joule": "j", "watt": "w", "volt": "v",
+    "hertz": "hz", "pascal": "pa", "kelvin": "k", "ampere": "a", "amp": "a", "gbp": "sterling", "quid": "sterling",
     "people": "person", "men": "man", "women": "woman", "children": "child", "sq": "square", "cu": "cubic",
 }  # fmt: skip
 # Short words that are read as units; others of up to three letters can be products of variables.
@@ -61,6 +63,10 @@ _FILLERS = frozenset(
         "each",
     }
 )
+_PREFIXES = {"kilo": "k", "centi": "c", "milli": "m", "micro": "u", "nano": "n", "mega": "mega", "giga": "g"}
+# Units differ by the case of a prefix: MW is no mW. MHz is often written in small letters.
+_MEGA = re.compile(r"\bM(?=(?:W|Wh|P[aA]|H[zZ]|V|J|N|eV|g|G|L|l|m|A|s)\b)|\bm(?=hz\b)")
+_POUNDS = ("lb", "sterling")
 MULTIPLIERS = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _EXPONENT = re.compile(r"([a-z])\^(?:-?[1-3]|\{-?[1-3]\})(?![0-9])")
 _SQUARED = re.compile(r"\b([a-z]+)\s+(squared|cubed)\b")
@@ -111,6 +117,7 @@ def _is_unit_name(word: str) -> bool:
 
 def unit(text: str) -> Unit:
     """The words of a unit in one spelling, sorted; `km per hour` and `kilometers/hour` give the same."""
+    text = _MEGA.sub("mega", text)
     text = re.sub(r"\bper\b", "/", _with_exponents(text.lower()).replace(".", "")).replace("\\", " ")
     text = re.sub(r"\bsquare(?:d)?\s+([a-z]+)|\bsq\.?\s+([a-z]+)", lambda f: f"{f.group(1) or f.group(2)}^2", text)
     text = re.sub(r"\bcubic\s+([a-z]+)|\bcu\.?\s+([a-z]+)", lambda f: f"{f.group(1) or f.group(2)}^3", text)
@@ -125,13 +132,18 @@ def unit(text: str) -> Unit:
         elif part[0] != "^" and part not in _FILLERS:
             words.append(("/" if slash else "") + _singular(part))
             slash = False
-    return tuple(sorted({piece for word in words for piece in _split(word)}))
+    counts = Counter(piece for word in words for piece in _split(word))
+    return tuple(sorted(word if times == 1 else f"{word}^{times}" for word, times in counts.items()))  # m/s/s is m/s^2
 
 
 def _singular(word: str) -> str:
     if word in _SYNONYMS:
         return _SYNONYMS[word]
     short = word[:-3] + "y" if word.endswith("ies") else word[:-1] if len(word) > 2 and word.endswith("s") else word
+    for prefix, symbol in _PREFIXES.items():
+        base = short.removeprefix(prefix)
+        if base != short and base in _SYNONYMS:
+            return symbol + _SYNONYMS[base]
     return _SYNONYMS.get(short, short)
 
 
@@ -142,4 +154,9 @@ def _split(word: str) -> list[str]:
 
 def agree(first: Unit, second: Unit) -> bool:
     """Whether two units can be the same: one is not given, or their words are the same."""
-    return not first or not second or first == second
+    if not first or not second or first == second:
+        return True
+    meant = [
+        [tuple(sorted(word.replace("pound", one) for word in unit)) for one in _POUNDS] for unit in (first, second)
+    ]
+    return any(one == other for one, other in zip(*meant, strict=True))  # 5 pounds can be money and mass

@@ -8,6 +8,7 @@ from answer_expressions import EXPRESSIONS
 from answer_places import PLACES
 from answer_responses import RESPONSES
 from answer_structures import STRUCTURES
+from answer_units import UNITS
 from shared_data import shared_rows
 
 from rloop_lightning.rewards import check, equivalence, read_golds
@@ -24,7 +25,7 @@ def is_right(gold, response, mode="auto"):
 
 BOXED = {
     kind: [(gold, rf"\boxed{{{one}}}", right) for gold, one, right in rows]
-    for kind, rows in (EXPRESSIONS | STRUCTURES).items()
+    for kind, rows in (EXPRESSIONS | STRUCTURES | UNITS).items()
 }
 TABLES = CASES | RESPONSES | PLACES | BOXED
 
