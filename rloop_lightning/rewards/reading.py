@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 
+from rloop_lightning.rewards.altering import spelled_number
 from rloop_lightning.rewards.commas import candidates, without_thousands
 from rloop_lightning.rewards.items import Parts, read_item, split
 from rloop_lightning.rewards.spelling import normalise, words
@@ -39,7 +40,7 @@ def read(text: str) -> Reading:
         return Reading(text, (), f"longer than {MAX_CHARACTERS:,} characters")
     spelled = _undecorated(normalise(_undecorated(text)))
     remark = _REMARK.search(spelled)
-    if remark and is_unit_text(remark.group(1)):
+    if remark and (is_unit_text(remark.group(1)) or _repeats(spelled[: remark.start()], remark.group(1))):
         spelled = spelled[: remark.start()]  # 5 (five)
     if not spelled:
         return Reading("", (), "empty")
@@ -54,6 +55,11 @@ def read(text: str) -> Reading:
             differ = any(isinstance(value, Relation) and not value.name for value in ends.values)
             return replace(read(last) if differ else ends, text=spelled)
     return Reading(spelled, tuple(dict.fromkeys(values)), "" if values else problem, tuple(products))
+
+
+def _repeats(number: str, remark: str) -> bool:
+    """Whether a remark says the number before it in words: 5 (five)."""
+    return spelled_number(remark) == (int(number) if number.isdecimal() and len(number) < 3 else -1)
 
 
 def _readings(spellings: Sequence[str]) -> tuple[list[Value], list[Value], str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 
+from rloop_lightning.rewards.altering import alters
 from rloop_lightning.rewards.spelling import words
 
 _SYNONYMS = {
@@ -76,7 +77,7 @@ Unit = tuple[str, ...]  # its words, each in one spelling; with powers and slash
 
 def is_unit_word(word: str, spaced: bool) -> bool:
     """Whether a word of plain letters behind a number can be a unit. Otherwise it can be a product of variables."""
-    if word.lower() in _FORBIDDEN or (word in _PRODUCTS and not spaced):
+    if _is_forbidden(word.lower()) or (word in _PRODUCTS and not spaced):
         return False
     if word in _SHORT or (word.lower() in _SHORT and len(word) > 1):
         return True
@@ -102,7 +103,11 @@ def is_unit_text(text: str) -> bool:
         found = found[1:]
     if not found or len(found) > 6 or re.search(r"[0-9=<>+(){}\[\]|;:,]", text):
         return False
-    return not any(word in _FORBIDDEN for word in found)
+    return not any(map(_is_forbidden, found))
+
+
+def _is_forbidden(word: str) -> bool:
+    return word in _FORBIDDEN or alters(word)
 
 
 def _with_exponents(text: str) -> str:
