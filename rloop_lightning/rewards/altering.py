@@ -18,15 +18,18 @@ NUMBERS = {word: number for number, word in enumerate(_UNITS)}
 NUMBERS |= {word: 10 * number for number, word in enumerate(_TENS, start=2)}
 
 # Seconds are a unit of time. Months and lengths end like parts and are none.
-_PARTS = re.compile(
+PART = (
     r"(?:half|halves|thirds?|quarters?"
     r"|(?:four|fif|six|seven|eigh|nin|ten|eleven|twelf|(?:thir|four|fif|six|seven|eigh|nine)teen"
-    r"|(?:twen|thir|for|fif|six|seven|eigh|nine)tie|hundred|thousand|dozen|[a-z]*illion|n|umpteen)ths?)"
+    r"|(?:twen|thir|for|fif|six|seven|eigh|nine)tie|hundred|thousand|dozen|[a-z]{0,12}illion|n|umpteen)ths?)"
 )
-_MULTIPLES = re.compile(
-    r"(?:[a-z]*illions?|[a-z]*illiards?|hundreds?|thousands?|dozens?|lakhs?|crores?|myriads?|grosses|grand|percents?"
-    r"|per(?:mille?|mil|cent|centage)|promille)"
+"""Of the words for parts, as a pattern."""
+MULTIPLE = (
+    r"(?:[a-z]{0,12}illions?|[a-z]{0,12}illiards?|[mb]il|hundreds?|thousands?|dozens?|lakhs?|crores?|myriads?|grosses"
+    r"|grand|percents?|per(?:mille?|mil|cent|centage)|promille)"
 )
+"""Of the words for multiples, as a pattern."""
+_PARTS, _MULTIPLES = re.compile(PART), re.compile(MULTIPLE)
 _OPERATIONS = words(
     "times plus minus over mod modulo squared cubed factorial doubled tripled quadrupled halved quartered twice thrice "
     "increased decreased reduced raised multiplied divided added subtracted summed negated inverted "

@@ -3,14 +3,14 @@
     whole_number("So there are 2^10 ways.", 16, 18)       # "2^10"
     whole_number("So they are 10 million.", 12, 14)       # None
 
-The lists of words are classes: all fractions, all large numbers, all operations. What they miss, they should miss for
-being no such word.
+The words are classes, as in altering.py: parts, multiples, operations, negations.
 """
 
 from __future__ import annotations
 
 import re
 
+from rloop_lightning.rewards.altering import MULTIPLE, PART
 from rloop_lightning.rewards.cursor import CLOSING
 from rloop_lightning.rewards.units import is_unit_word
 
@@ -37,20 +37,14 @@ _ORDINALS = ("st", "nd", "rd", "th")
 _UNITS_OF_ONE_LETTER = "msghtl"
 
 _DIGITS = "zero|one|two|three|four|five|six|seven|eight|nine"
-_PARTS = (
-    r"(?:[a-z]+[- ])?(?:hal(?:f|ves)|thirds?|quarters?|(?:four|fif|six|seven|eigh|nin|ten|eleven|twelf"
-    r"|(?:thir|four|fif|six|seven|eigh|nine)teen|(?:twent|thirt|fort|fift|sixt|sevent|eight|ninet)ie"
-    r"|hundred|thousand|[a-z]{1,12}illion)ths?)"
-)
-_LARGE = r"(?:[a-z]{1,12}illion|bil|mil|hundred|thousand|dozen|lakh|crore)s?"
 _OPERATIONS = (
     r"times|plus|minus|over|mod(?:ulo)?|divided|multiplied|raised|choose|remainder|doubled|tripled|halved|squared|cubed"
     r"|factorial|octal|binary|hexadecimal|base|if|unless|to\s+the\s+(?:power|[a-z]+(?:th|nd|rd))"
     r"|(?:more|less|fewer|greater|larger|smaller|higher|lower)\s+than"
 )
 _ALTERED_BEHIND = re.compile(
-    rf"\s*\(?(?:{_PARTS}|{_LARGE}|{_OPERATIONS})\b"
-    rf"|\s*and\s+(?:an?|{_DIGITS})[- ](?:{_PARTS})\b|\s*point\s+(?:{_DIGITS}|\d)"
+    rf"\s*\(?(?:(?:[a-z]+ty[- ])?{PART}|{MULTIPLE}|{_OPERATIONS})\b"
+    rf"|\s*and\s+(?:an?|{_DIGITS})[- ]{PART}\b|\s*point\s+(?:{_DIGITS}|\d)"
     r"|\s*(?:out\s+)?of\s+(?:the\s+|every\s+)?\d|\s*in\s+(?:every\s+)?\d+\s*(?:[.,;)]|$)"
     r"|\s*(?:[a-z]+\s*)?,?\s*\b(?:and|or|to)\s+(?:[a-z]\s*=\s*)?[-$]?\d"
     r"|\s*(?:hours?|minutes?|days?|weeks?|months?|years?|feet|foot|ft|yards?|pounds?|lbs?|dollars?)\s+\d",
