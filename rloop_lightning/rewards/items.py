@@ -127,7 +127,8 @@ def _name_of(tokens: Sequence[Token]) -> str:
     found = _NAMED.fullmatch(_joined(tokens))
     if found is None or found.group("single") in nodes.CONSTANTS or _PRODUCT.fullmatch(found.group()):
         return ""
-    if NEGATIONS & set(" ".join(token.text for token in tokens).lower().split()):
+    said = " ".join(token.text for token in tokens if not token.text.isupper())  # NO is a segment
+    if NEGATIONS & set(said.lower().split()):
         return ""
     return found.group()
 

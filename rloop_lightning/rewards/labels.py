@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 from rloop_lightning.rewards.values import Group, Relation, Scalar, Value
 
-_LETTERS = re.compile(r"[A-Za-z]")
+# Letters that have an order wherever they are written together; x = 1, p = 2 is in the order that it is written in.
+_ORDERED = ("abcdefgh", "hk", "ijkl", "mn", "pqrs", "rstuvw", "xyz")
+_BOTH_CASES = (*_ORDERED, *map(str.upper, _ORDERED))
 _INDICES = re.compile(r"(\\?[A-Za-z]+)_\{?(\d+)\}?")
 
 
@@ -26,9 +28,9 @@ def are_named(items: Sequence[Value]) -> bool:
 
 
 def by_name(items: Sequence[Value]) -> Sequence[Value]:
-    """The items in the order of their names, letters or one letter with indices; others as they are written."""
+    """The items in the order of their names, such as x, y, z and a_1, a_2; others as they are written."""
     found = names(items)
-    if all(map(_LETTERS.fullmatch, found)):
+    if any(all(len(name) == 1 and name in letters for name in found) for letters in _BOTH_CASES):
         return sorted(items, key=lambda item: names([item])[0])
     indices = [_INDICES.fullmatch(name) for name in found]
     if None not in indices and len({index[1] for index in indices if index}) == 1:
