@@ -426,7 +426,7 @@ def test_an_evaluation_that_a_kill_left_at_its_start_is_resumed_without_a_questi
     (tmp_path / "my_reward.py").write_text("def reward(problems, texts):\n    return [1.0 for _ in texts]\n")
     monkeypatch.syspath_prepend(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr("rloop_lightning.cli.evaluate.write_text", killed)  # right after it has its state
+        patch.setattr("rloop_lightning.run.evaluation_folder.write_text", killed)  # right after it has its state
         with pytest.raises(Killed):
             main(["countdown", "--data", str(sums), *SMALL, "--reward", "my_reward.reward", "--out", str(out)])
     left.rename(out)
