@@ -73,7 +73,7 @@ RESPONSES: dict[str, list[tuple[str, str, bool]]] = {
         ("-3", "The answer is \u22123.", True),
         ("-3", "The answer is \u2013 3.", True),
         ("3", "It dropped by \u20133 degrees.", False),
-        ("10", "From 5\u201310 people", True),
+        ("10", "From 5\u201310 people", False),
         ("-10", "From 5-10 people", False),
         ("5", "It is 7 - 2 = 5", True),
         ("2", "The result: 7-2", False),
