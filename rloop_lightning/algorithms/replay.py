@@ -158,7 +158,7 @@ class Replay(DAPO):
         if self.replay_per_problem == 0:
             return groups
         self.buffer.read(self.pools if self.replay_pools is None else self.replay_pools)
-        if self.buffer.best_success_rate < self.replay_start_success_rate:
+        if not len(self.buffer) or self.buffer.best_success_rate < self.replay_start_success_rate:
             return groups
         rng = np.random.default_rng(derive_seed(sampling.seed, "replay"))
         mixed: list[list[Group]] = [[group] for group in groups]

@@ -146,11 +146,9 @@ def test_dynamic_sampling_trains_on_mixed_groups_alone(name):
     answers = {0: "11", 1: "01", 2: "00", 3: "11", 4: "10", 5: "00"}
 
     def step(**settings):
-        algorithm = make(name, **settings)
-        algorithm.policy = make_policy()  # replay asks for its context
         stream = make_stream(
             make_sampler(lambda problem, g, call: answers[problem][g] + "x"),
-            algorithm,
+            make(name, **settings),
             make_problems(6),
             problems_per_step=4,
             rollouts_per_problem=2,
