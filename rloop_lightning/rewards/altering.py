@@ -35,7 +35,7 @@ _OPERATIONS = words(
     "increased decreased reduced raised multiplied divided added subtracted summed negated inverted "
     "rounded truncated power root roots remainder point decimal reciprocal"
 )
-_NEGATIONS = words(
+NEGATIONS = words(
     "not no never non isn't incorrect incorrectly wrong wrongly false untrue invalid impossible except without unless "
     "neither nor rejected discarded excluded extraneous"
 )
@@ -46,7 +46,7 @@ _BASES = words(
 
 def alters(word: str) -> bool:
     """Whether a word in lower case changes a number beside it."""
-    if word in NUMBERS or word in _OPERATIONS or word in _NEGATIONS or word in _BASES:
+    if word in NUMBERS or word in _OPERATIONS or word in NEGATIONS or word in _BASES:
         return True
     return _PARTS.fullmatch(word) is not None or _MULTIPLES.fullmatch(word) is not None
 

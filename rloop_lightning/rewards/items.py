@@ -9,7 +9,7 @@ from fractions import Fraction
 
 from rloop_lightning.rewards import nodes
 from rloop_lightning.rewards.grammar import parse
-from rloop_lightning.rewards.titles import NEGATIONS
+from rloop_lightning.rewards.titles import DENYING
 from rloop_lightning.rewards.tokens import CURRENCIES, FUNCTIONS, Token, UnreadableError
 from rloop_lightning.rewards.units import MULTIPLIERS, is_product_too, is_unit_letter, is_unit_text, is_unit_word, unit
 from rloop_lightning.rewards.values import BaseNumber, Group, Relation, Scalar, Union, Value
@@ -128,7 +128,7 @@ def _name_of(tokens: Sequence[Token]) -> str:
     if found is None or found.group("single") in nodes.CONSTANTS or _PRODUCT.fullmatch(found.group()):
         return ""
     said = " ".join(token.text for token in tokens if not token.text.isupper())  # NO is a segment
-    if NEGATIONS & set(said.lower().split()):
+    if DENYING & set(said.lower().split()):
         return ""
     return found.group()
 

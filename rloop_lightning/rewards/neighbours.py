@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 
-from rloop_lightning.rewards.altering import MULTIPLE, PART
+from rloop_lightning.rewards.altering import MULTIPLE, NUMBERS, PART
 from rloop_lightning.rewards.cursor import CLOSING
 from rloop_lightning.rewards.units import is_unit_word
 
@@ -36,7 +36,7 @@ _LETTERS_BEHIND = re.compile(r"[a-zA-Z]+")
 _ORDINALS = ("st", "nd", "rd", "th")
 _UNITS_OF_ONE_LETTER = "msghtl"
 
-_DIGITS = "zero|one|two|three|four|five|six|seven|eight|nine"
+_DIGITS = "|".join(word for word, number in NUMBERS.items() if number < 10)
 _OPERATIONS = (
     r"times|plus|minus|over|mod(?:ulo)?|divided|multiplied|raised|choose|remainder|doubled|tripled|halved|squared|cubed"
     r"|factorial|octal|binary|hexadecimal|base|if|unless|to\s+the\s+(?:power|[a-z]+(?:th|nd|rd))"

@@ -8,11 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from rloop_lightning.rewards.altering import NEGATIONS
 from rloop_lightning.rewards.spelling import words
 from rloop_lightning.rewards.tokens import FUNCTIONS, MAX_TOKENS, Token, UnreadableError, tokenize
 
 # With one of them, words say what the value is not.
-NEGATIONS = words("not no never non isn't incorrect wrong false except without than least most unless neither nor")
+DENYING = NEGATIONS | words("than least most")
 _OPERATORS = "det|gcd|lcm|max|min|dim|rank|tr|trace|deg|arg|ker|sup|inf|ord|Pr|Var|Cov|Re|Im|Area|Vol|area|vol"
 _INDEX = r"(?:'|_(?:\{[^{}]*\}|[A-Za-z0-9])|\^\s*(?:\{\s*-1\s*\}|\{\s*\(\w\)\s*\}))*"
 _APPLIED = re.compile(
@@ -68,7 +69,7 @@ def _is_title(left: str) -> bool:
     if limit:
         return not _has_sum(limit.group(1))
     if said:
-        return not NEGATIONS & set(said.group(1).lower().split())
+        return not DENYING & set(said.group(1).lower().split())
     return _INTEGRAL.fullmatch(left) is not None and not re.search(r"d\s*\\?[A-Za-z]+\s*[-+]", left)
 
 

@@ -29,17 +29,10 @@ _SHORT = words(
 )
 _PRODUCTS = words("nm mg hr ms kw mw kv pa")  # without a space before them they are products, as in 2mg
 _LETTERS = words("m s g h t L l N J W V K C F A")  # with a space before, in \text
-# They change the number before them.
-CHANGING = words(
-    "times plus minus over mod modulo dozen dozens hundred hundreds thousand thousands million millions billion "
-    "billions trillion trillions lakh lakhs crore crores half halves third thirds quarter quarters fourth fourths "
-    "fifth fifths sixth sixths seventh sevenths eighth eighths ninth ninths tenth tenths hundredth hundredths "
-    "thousandth thousandths millionth millionths squared cubed factorial"
-)
 _COUNTED = words("times digits roots each")  # behind a number, with nothing behind them
 _SORTS = words("positive negative real even odd")  # of what was counted: 12 real solutions
 # They change what the number means, or say that there is more than one number.
-_FORBIDDEN = CHANGING | words(
+_FORBIDDEN = words(
     "if when where for and or to not no is are was be than less more least most only then else otherwise with "
     "without something some any all each every between from through except either neither both but even odd "
     "positive negative infinity infinite undefined unknown real reals about approximately around below under "
