@@ -18,7 +18,7 @@ from bisect import bisect_right
 from typing import Literal
 
 from rloop_lightning.rewards.boxes import boxed, boxes
-from rloop_lightning.rewards.neighbours import first_number, is_altered, whole_number
+from rloop_lightning.rewards.neighbours import first_number, is_altered, is_asked, whole_number
 from rloop_lightning.rewards.spelling import words
 
 Extract = Literal["auto", "box", "last"]
@@ -196,6 +196,8 @@ def last_answer(text: str, first: bool = False) -> str | None:
     if not candidates:
         return None
     last = candidates[-1]
+    if is_asked(text, last.end()):
+        return line
     if last in formulas:
         percent = re.match(r"\s*(?:%|percent\b|pct\b)", text[last.end() :])
         return _row(text, formulas) + (r"\%" if percent else "")

@@ -29,6 +29,7 @@ _FORMULA = re.compile(
     rf"|(?<=\s[{_MINUS}])\s{{1,3}}(?=[\d(])|\s(?=x\s\d)|(?<=\sx)\s(?=\d))+"
 )
 _TIMES = re.compile(r"(?<=\d)\s?x\s?(?=\d)")  # 3 x 10^8
+_ASKED = re.compile(r"[^.!?。\n]*[?？]")
 _LAYOUT = " \n\t,.;:()[]{}$€£¥*_|!"  # around a number, no part of it
 _ENDS_OPEN = re.compile(rf"[{_OPERATORS}(\[{{]\s*$")
 _VARIABLE = re.compile(r"\s*[a-zA-Z](?![a-zA-Z'])")
@@ -117,6 +118,11 @@ def whole_number(text: str, start: int, end: int) -> str | None:
     balanced = all(formula.count(one) == formula.count(other) for one, other in CLOSING.items())
     glued = re.search(r"\w$", text[: run.start()]) and not run.group()[:1].isspace()
     return formula if is_whole and balanced and not glued and not _goes_on(formula, text[run.end() :]) else None
+
+
+def is_asked(text: str, end: int) -> bool:
+    """Whether the sentence around `end` is a question, as in a repeated problem."""
+    return bool(_ASKED.match(text, end))
 
 
 def is_altered(text: str, start: int, end: int) -> bool:

@@ -155,6 +155,15 @@ PLACES: dict[str, list[tuple[str, str, bool]]] = {
         ("A, B", "The answer is A, B.", True),
         ("A, B", "The answer is A and B.", True),
     ],
+    "a question states no answer": [
+        ("6", "user\n3+3?", False),
+        ("6", "What is 3+3?", False),
+        ("6", "Find $3+3$?", False),
+        ("6", "So it costs 6?", False),
+        ("6", "So 3 + 3 = 6", True),
+        ("6", "They need 6. Right?", True),
+        ("6", "They pay $6. Any questions?", True),
+    ],
     "a number that is part of a formula": [
         ("3*10^8", "Light travels at 3 x 10^8 m/s.", True),
         ("3*10^8", "It is 3 * 10^8 meters per second", True),
