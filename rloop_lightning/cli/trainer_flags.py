@@ -136,6 +136,9 @@ def _objects_of(parser: ArgumentParser, settings: Namespace) -> dict[str, Any]:
     for name, value in vars(settings).items():
         if name == "logger":
             continue
+        if not isinstance(value, (Namespace, Mapping, list)):
+            made[name] = plain(value)
+            continue
         try:
             one = Namespace(trainer=Namespace({name: value})).clone()
             made[name] = plain(parser.instantiate(one, instantiate_groups=False).trainer[name])

@@ -42,6 +42,7 @@ _LIMITS = Limits(cpu_s=60, memory_mb=4096)  # converting a large tokenizer takes
 _MOST_TIMES, _MOST_BESIDES = 4, 2**28
 _MOST_LAYERS = 10_000
 _COUNTS = re.compile(r"(layers?|num_labels)$")
+_SOUND: set[tuple[object, ...]] = set()  # stamps of folders without faults; a start asks twice, before and as it loads
 _SAMPLE = "Solve 12 + 30 = x.\nDann ist x = 42, größer als 41."
 
 
@@ -55,9 +56,21 @@ def model_faults(name: str) -> list[str]:
             return ["is a file; give the folder that holds it" if folder.exists() else "no such folder"]
         if special := list(_special_files(folder)):
             return special
+        stamp = _stamp(folder)
     except OSError as error:
         return [f"can't be read: {error.strerror}"]
-    return _faults_of_files(folder, weights=True)
+    if stamp in _SOUND:
+        return []
+    faults = _faults_of_files(folder, weights=True)
+    if not faults:
+        _SOUND.add(stamp)
+    return faults
+
+
+def _stamp(folder: Path) -> tuple[object, ...]:
+    """Differs when a file of the folder was written since."""
+    found = [(path.name, path.stat()) for path in sorted(_entries(folder))]
+    return folder.resolve(), *((name, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns) for name, now in found)
 
 
 def hub_faults(name: str) -> list[str]:
@@ -103,9 +116,13 @@ def _unreachable(name: str) -> list[str]:
     return [f"no folder of that name, and not fetched from the hub yet: {unreachable_hub()}; {hint}"]
 
 
+def _entries(folder: Path) -> list[Path]:
+    return [*folder.iterdir(), *(folder / "additional_chat_templates").glob("*")]
+
+
 def _special_files(folder: Path) -> Iterator[str]:
     """Entries of a folder that can't be read as files, or that never end."""
-    for path in [*folder.iterdir(), *(folder / "additional_chat_templates").glob("*")]:
+    for path in _entries(folder):
         name = one_line(path.name)
         try:
             path.stat()

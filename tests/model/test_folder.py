@@ -73,6 +73,21 @@ def test_weights_of_a_folder_beside_an_adapter_are_refused(good: Path, tmp_path:
     assert fault == loading.ADAPTER_BESIDE_MODEL
 
 
+def test_a_folder_that_was_without_faults_is_checked_again_once_a_file_changed(good: Path, tmp_path: Path) -> None:
+    shutil.copytree(good, tmp_path / "model")
+    assert folder.model_faults(str(tmp_path / "model")) == folder.model_faults(str(tmp_path / "model")) == []
+    config = tmp_path / "model" / CONFIG
+    text = config.read_text()
+    config.write_text("[" + text[1:])  # of the same length
+    assert folder.model_faults(str(tmp_path / "model"))
+    config.write_text(text)
+    assert folder.model_faults(str(tmp_path / "model")) == []
+    templates = tmp_path / "model" / "additional_chat_templates"
+    templates.mkdir()
+    (templates / "tool_use.jinja").write_bytes(b"{% \xff")
+    assert folder.model_faults(str(tmp_path / "model"))
+
+
 def test_numbers_that_make_no_logprobs_are_refused(good: Path, tmp_path: Path) -> None:
     shutil.copytree(good, tmp_path / "model")
     with_values(CONFIG, rope_parameters={"rope_type": "default", "rope_theta": 0})(tmp_path / "model")
