@@ -9,7 +9,8 @@ _TEXT = """usage: rloop-compare [--algos NAME,...] [--consolidate NAME,...] [--s
 
 Runs several settings (arms) with the same seeds and the same budget, and compares the policies: pass@k with intervals,
 paired differences to the first arm, and costs. Each run is an ordinary run folder, STUDY/ARM/seed-N. The same command
-goes on where a study was stopped or killed. All options of rloop-fit may be given; they apply to every run.
+goes on where a study was stopped or killed. The settings of rloop-fit may be given, and apply to every run, but for
+--seed_everything; --resume, --restart_from, --debug and --trust belong to single runs.
 
 Examples:
   rloop-compare --algos dapo,grpo,kl --consolidate none,rft --seeds 0,1,2

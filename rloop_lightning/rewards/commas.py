@@ -6,10 +6,11 @@ import re
 from collections.abc import Sequence
 from itertools import pairwise
 
+from rloop_lightning.rewards.tokens import CLOSE, OPEN
+
 _THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\S)")
 _DECIMAL = re.compile(r"([-+]?\s*\d+),(\d+)(?![\d,.])([^\d,]*)")
 _BRACKET_OR_COMMA = re.compile(r"\\[{}]|[()\[\]{},]")
-_OPEN, _CLOSE = ("(", "[", "{", r"\{"), (")", "]", "}", r"\}")
 
 
 def candidates(text: str) -> list[str]:
@@ -41,10 +42,10 @@ def _levels(text: str) -> list[list[tuple[int, bool]]]:
     stack = [0]
     for found in _BRACKET_OR_COMMA.finditer(text):
         mark = found.group()
-        if mark in _OPEN:
+        if mark in OPEN:
             stack.append(len(levels))
             levels.append([])
-        elif mark in _CLOSE:
+        elif mark in CLOSE:
             stack = stack[:-1] or [0]
         else:
             levels[stack[-1]].append((found.start(), found.start() in inside))

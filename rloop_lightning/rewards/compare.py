@@ -8,13 +8,13 @@ from fractions import Fraction
 
 from rloop_lightning.rewards import labels, nodes
 from rloop_lightning.rewards.numbers import equal_numbers
+from rloop_lightning.rewards.real_sets import canonical
 from rloop_lightning.rewards.relations import equal_relations, intervals
 from rloop_lightning.rewards.symbolic import equal, number
 from rloop_lightning.rewards.tokens import Number
 from rloop_lightning.rewards.units import agree
 from rloop_lightning.rewards.values import BaseNumber, Choice, Group, Reading, Relation, Scalar, Text, Union, Value
 
-_LINE = Group("(", ")", (Scalar(nodes.Node(r"-\infty", nodes.SUM)), Scalar(nodes.Node(r"\infty"))))
 _MAX_ITEMS = 200
 _SPACES = re.compile(r"\s*([\\{}])\s*")
 
@@ -54,7 +54,7 @@ def same(gold: Value, answer: Value) -> bool:
         return _same_scalar(gold, answer)
     if isinstance(gold, Relation) or isinstance(answer, Relation):
         return _same_relation(gold, answer)
-    gold, answer = _as_set(_as_union(gold)), _as_set(_as_union(answer))
+    gold, answer = canonical(gold), canonical(answer)
     if isinstance(gold, Union) or isinstance(answer, Union):
         return _same_union(gold, answer)
     return _same_group(gold, answer)
@@ -132,37 +132,6 @@ def _same_relation(gold: Value, answer: Value) -> bool:
         found = intervals(answer)
         return found is not None and isinstance(gold, (Group, Union)) and same(gold, found)
     return False
-
-
-def _as_union(value: Value) -> Value:
-    """`x < 2 or x > 5` as a union of intervals, which don't overlap: "and" would give one interval."""
-    if not isinstance(value, Group) or value.opening or len(value.items) != 2:
-        return value
-    pieces = [intervals(item) for item in value.items if isinstance(item, Relation) and not item.name]
-    ends = [
-        number(side.node)
-        for piece in pieces
-        if isinstance(piece, Group)
-        for side in piece.items
-        if isinstance(side, Scalar) and "infty" not in side.node.latex
-    ]
-    low, high = pieces if len(pieces) == 2 else (None, None)
-    if not isinstance(low, Group) or not isinstance(high, Group) or len(ends) != 2:
-        return value
-    rays = low.items[0] == _LINE.items[0] and high.items[1] == _LINE.items[1]
-    apart = ends[0] is not None and ends[1] is not None and ends[0] < ends[1]
-    same_variable = {side.node.names for item in value.items if isinstance(item, Relation) for side in item.sides
-                     if isinstance(side, Scalar) and side.node.names}  # fmt: skip
-    return Union((low, high)) if rays and apart and len(same_variable) == 1 else value
-
-
-def _as_set(value: Value) -> Value:
-    r"""`\\mathbb{R}` as an interval; a union without its repetitions."""
-    if isinstance(value, Scalar) and value.node.names == {r"\mathbb{R}"} and value.node.level == nodes.ATOM:
-        return _LINE
-    if isinstance(value, Union) and not value.without:
-        return Union(tuple(dict.fromkeys(_as_set(piece) for piece in value.pieces)))
-    return value
 
 
 def _same_union(gold: Value, answer: Value) -> bool:

@@ -29,7 +29,7 @@ _FORMULA = re.compile(
     rf"|(?<=\s[{_MINUS}])\s{{1,3}}(?=[\d(])|\s(?=x\s\d)|(?<=\sx)\s(?=\d))+"
 )
 _TIMES = re.compile(r"(?<=\d)\s?x\s?(?=\d)")  # 3 x 10^8
-_ASKED = re.compile(r"[^.!?。\n]*[?？]")
+_ASKED = re.compile(r"[^.!?\u3002\n]*[?\uff1f]")
 _LAYOUT = " \n\t,.;:()[]{}$€£¥*_|!"  # around a number, no part of it
 _ENDS_OPEN = re.compile(rf"[{_OPERATORS}(\[{{]\s*$")
 _VARIABLE = re.compile(r"\s*[a-zA-Z](?![a-zA-Z'])")

@@ -7,8 +7,9 @@ from rloop_lightning.rewards.symbolic import equal, proportional
 from rloop_lightning.rewards.values import Group, Relation, Scalar, Union
 
 _TURNED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "!=": "!=", "=": "="}
-_INFINITY = Scalar(nodes.Node(r"\infty"))
-_MINUS_INFINITY = Scalar(nodes.Node(r"-\infty", nodes.SUM))
+INFINITY = Scalar(nodes.Node(r"\infty"))
+MINUS_INFINITY = Scalar(nodes.Node(r"-\infty", nodes.SUM))
+REALS = Scalar(nodes.name(r"\mathbb{R}"))
 
 Pair = tuple[str, nodes.Node, nodes.Node]  # a relation, `<`, `<=`, `!=` or `=`, between two sides
 
@@ -51,8 +52,22 @@ def _same_pair(gold: Pair, answer: Pair) -> bool:
     return proportional(gold[1:], answer[1:], positive=gold[0] not in ("=", "!="))
 
 
+def excluded(relation: Relation) -> Scalar | None:
+    r"""3 of `x \ne 3`; None if the relation is another one."""
+    sides = [side for side in relation.sides if isinstance(side, Scalar)]
+    if relation.signs != ("!=",) or len(sides) != 2:
+        return None
+    named = [_is_variable(side) for side in sides]
+    return None if all(named) or not any(named) else sides[named.index(False)]
+
+
 def intervals(relation: Relation) -> Group | Union | None:
-    """The interval of an inequality in one variable, or two of them for its absolute value; else None."""
+    r"""The set of an inequality in one variable: an interval, two for an absolute value, the line less 3 for `x \ne 3`.
+
+    None if the relation is another one.
+    """
+    if (point := excluded(relation)) is not None:
+        return Union((REALS, Group("{", "}", (point,))), without=True)
     sides = [side for side in relation.sides if isinstance(side, Scalar)]
     if len(sides) != len(relation.sides) or set(relation.signs) & {"=", "!="}:
         return None
@@ -63,8 +78,8 @@ def intervals(relation: Relation) -> Group | Union | None:
         return None
     if len(sides) == 2:
         if _is_variable(sides[0]):
-            return _interval(_MINUS_INFINITY, "<", sides[0], signs[0], sides[1])
-        return _interval(sides[0], signs[0], sides[1], "<", _INFINITY) if _is_variable(sides[1]) else None
+            return _interval(MINUS_INFINITY, "<", sides[0], signs[0], sides[1])
+        return _interval(sides[0], signs[0], sides[1], "<", INFINITY) if _is_variable(sides[1]) else None
     if len(sides) != 3:
         return None
     low, middle, high = sides

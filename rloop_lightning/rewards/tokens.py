@@ -51,6 +51,7 @@ CURRENCIES = {
     "₩": "won",
     "¢": "cent",
 }
+OPEN, CLOSE = ("(", "[", "{", r"\{"), (")", "]", "}", r"\}")
 _GAP = "\N{NARROW NO-BREAK SPACE}"
 _TOKEN = re.compile(
     rf"""
@@ -101,6 +102,11 @@ class Token:
     text: str
     number: Number | None = None
     spaced: bool = False
+
+    @property
+    def nesting(self) -> int:
+        """1 for a bracket that opens, -1 for one that closes, else 0."""
+        return (self.text in OPEN) - (self.text in CLOSE) if self.kind == "sign" else 0
 
 
 def tokenize(text: str) -> list[Token]:

@@ -268,7 +268,7 @@ CASES: dict[str, list[tuple[str, str, bool]]] = {
         (r"2^{\frac12}", r"\boxed{\sqrt2}", True),
         (r"\sqrt[3]{8}", r"\boxed{2}", True),
         (r"k\pi, k \in \mathbb{Z}", r"\boxed{k\pi}", False),
-        (r"\{x \mid x>3\}", r"\boxed{(3,\infty)}", False),
+        (r"\{x \mid x>3\}", r"\boxed{(3,\infty)}", True),
         ("yes", r"\boxed{\text{No}}", False),
         ("5", r"\boxed{5x=25}", False),
         ("10", r"\boxed{1010_2}", False),
