@@ -19,6 +19,7 @@ class Phase:
         problems_per_step: groups that a rollout step needs.
         rollouts_per_problem: rollouts per group.
         max_generation_batches: limit of dynamic sampling, in rollout steps.
+        unsolved_below: `--algo.unsolved_below`, a fraction.
         stop_above: the gradient norm that ends the phase.
         not_finite: weights or logits are NaN or infinite.
         too_few_groups: the last step had too few groups to train on.
@@ -32,6 +33,7 @@ class Phase:
     problems_per_step: int = 1
     rollouts_per_problem: int = 1
     max_generation_batches: int = 1
+    unsolved_below: float = 0.0
     stop_above: float | None = None
     not_finite: bool = False
     too_few_groups: bool = False

@@ -91,11 +91,12 @@ def _nothing_unsolved(last: Mapping[str, Any], phase: Phase) -> Diagnosis | None
     solved = last.get("rollout/solved_groups", 0.0)
     if solved < groups / 2:
         return None
+    larger = [f"--algo.unsolved_below {below}" for below in (0.1, 0.5) if below > phase.unsolved_below]
     return Diagnosis(
         f"too little is left to train on: of {groups:,} groups, {solved:,.0f} are of problems that were solved before, "
         f"and {last['rollout/unsolved_problems']:,.0f} problems are unsolved (--algo.unsolved_only)",
         at_resume=("--loop.on_too_few_groups train",),
-        in_new_run=("more or harder problems (--data)", "--algo.unsolved_below 0.1", "fewer --loop.explore_steps"),
+        in_new_run=("more or harder problems (--data)", *larger[:1], "fewer --loop.explore_steps"),
     )
 
 

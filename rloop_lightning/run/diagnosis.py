@@ -108,6 +108,7 @@ def phase_of(stage: Stage, parts: Parts) -> Phase:
         problems_per_step=parts.problems_per_step,
         rollouts_per_problem=parts.loop.rollouts_per_problem,
         max_generation_batches=parts.algorithm.max_generation_batches,
+        unsolved_below=parts.algorithm.unsolved.below,
         stop_above=parts.gradient.stop_above,
     )
 

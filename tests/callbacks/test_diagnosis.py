@@ -226,3 +226,17 @@ def test_a_phase_that_a_nan_loss_ended() -> None:
     assert found is not None
     assert found.cause.startswith("a loss or gradient of step 2 is NaN or infinite")
     assert "--gradient.stop_on_nonfinite false" in found.at_resume
+
+
+@pytest.mark.parametrize(("below", "advised"), [(0.0, "0.1"), (0.1, "0.5"), (0.3, "0.5"), (0.5, "")])
+def test_the_advice_for_a_phase_without_unsolved_problems_is_a_larger_threshold(below: float, advised: str) -> None:
+    last = {
+        **shortage(2, kept=0.1, right=0.1, solved=0.5, success=0.2),
+        "rollout/solved_groups": 50.0,
+        "rollout/unsolved_problems": 4.0,
+    }
+    found = diagnose([row(1, 0.2), last], phase(too_few_groups=True, unsolved_below=below))
+    assert found is not None
+    assert found.cause.startswith("too little is left to train on: of 80 groups, 50 are of problems that were solved")
+    given = [option for option in found.in_new_run if option.startswith("--algo.unsolved_below")]
+    assert given == ([f"--algo.unsolved_below {advised}"] if advised else [])
