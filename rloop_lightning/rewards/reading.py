@@ -104,10 +104,24 @@ def _read_tokens(tokens: list[Token]) -> list[Value]:
     except UnreadableError:
         if not values:
             raise
+    if (short := _with_short_exponents(tokens)) != tokens:
+        with contextlib.suppress(UnreadableError):
+            values.append(read_list(short))
     if any(map(_may_be_product, tokens)):
         with contextlib.suppress(UnreadableError):
             values.append(read_list(_with_products(tokens)))  # 2km can be 2mk
     return values
+
+
+def _with_short_exponents(tokens: list[Token]) -> list[Token]:
+    """The tokens with one letter in each exponent that has no braces, as LaTeX sets it: 2^nx is 2^n x or 2^(nx)."""
+    found: list[Token] = []
+    for before, token in zip([None, *tokens], tokens, strict=False):
+        if token.kind == "word" and before is not None and before.text == "^":
+            found += [Token("name", letter) for letter in token.text]
+        else:
+            found.append(token)
+    return found
 
 
 def _with_products(tokens: list[Token]) -> list[Token]:

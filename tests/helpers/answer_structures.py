@@ -127,6 +127,16 @@ STRUCTURES: dict[str, list[tuple[str, str, bool]]] = {
         (r"[0,\infty)", r"[0,\infty]", False),
         (r"[0,50\%]\cup[50\%,1]", "[0,1]", False),
     ],
+    "exponents without braces": [
+        ("x^{n+m}", "x^nx^m", True),
+        (r"2^n \cdot x", "2^nx", True),
+        ("2^{nx}", "2^nx", True),
+        (r"3^n + 2^n \cdot k", "3^n+2^nk", True),
+        (r"x^n \cdot y", "x^ny", True),
+        ("x^{n}+y", "x^ny", False),
+        (r"x \cdot n \cdot y", "x^ny", False),
+        (r"2^n \cdot 2", "2^n2", False),
+    ],
     "factorials and what is not equal": [
         ("120", "5!=120", True),
         ("24", "4! = 24", True),
