@@ -8,7 +8,7 @@ from fractions import Fraction
 
 from rloop_lightning.rewards import labels, nodes
 from rloop_lightning.rewards.numbers import equal_numbers
-from rloop_lightning.rewards.real_sets import canonical
+from rloop_lightning.rewards.real_sets import canonical, variable
 from rloop_lightning.rewards.relations import equal_relations, intervals
 from rloop_lightning.rewards.symbolic import equal, number
 from rloop_lightning.rewards.tokens import Number
@@ -54,6 +54,9 @@ def same(gold: Value, answer: Value) -> bool:
         return _same_scalar(gold, answer)
     if isinstance(gold, Relation) or isinstance(answer, Relation):
         return _same_relation(gold, answer)
+    about = [variable(value.items) if isinstance(value, Group) else "" for value in (gold, answer)]
+    if all(about) and about[0] != about[1]:
+        return False
     gold, answer = canonical(gold), canonical(answer)
     if isinstance(gold, Union) or isinstance(answer, Union):
         return _same_union(gold, answer)

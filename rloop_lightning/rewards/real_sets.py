@@ -105,7 +105,7 @@ def _of_conditions(items: Sequence[Value]) -> list[_Piece] | None:
     Two rays that overlap are none: "and" gives another set than "or".
     """
     relations = [item for item in items if isinstance(item, Relation) and not item.name]
-    if len(relations) < len(items) or len(items) < 2 or len(_variables(relations)) != 1:
+    if len(relations) < len(items) or len(items) < 2 or not variable(items):
         return None
     points = [excluded(relation) for relation in relations]
     if all(points):
@@ -119,9 +119,11 @@ def _of_conditions(items: Sequence[Value]) -> list[_Piece] | None:
     return together if apart else None
 
 
-def _variables(relations: Sequence[Relation]) -> set[frozenset[str]]:
-    scalars = [side for relation in relations for side in relation.sides if isinstance(side, Scalar)]
-    return {side.node.names for side in scalars if side.node.names}
+def variable(conditions: Sequence[Value]) -> str:
+    """The one variable of inequalities; empty if they have several, or are other values."""
+    relations = [one for one in conditions if isinstance(one, Relation) and not one.name]
+    names = {name for one in relations for side in one.sides if isinstance(side, Scalar) for name in side.node.names}
+    return names.pop() if len(relations) == len(conditions) and len(names) == 1 else ""
 
 
 def _value(pieces: Sequence[_Piece]) -> Value:
