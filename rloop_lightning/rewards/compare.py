@@ -9,7 +9,7 @@ from fractions import Fraction
 from rloop_lightning.rewards import labels, nodes
 from rloop_lightning.rewards.numbers import equal_numbers
 from rloop_lightning.rewards.real_sets import canonical, variable
-from rloop_lightning.rewards.relations import equal_relations, intervals
+from rloop_lightning.rewards.relations import equal_relations, intervals, is_asked_sum
 from rloop_lightning.rewards.symbolic import equal, number
 from rloop_lightning.rewards.tokens import Number
 from rloop_lightning.rewards.units import agree
@@ -132,6 +132,8 @@ def _same_relation(gold: Value, answer: Value) -> bool:
     if isinstance(answer, Relation):
         if answer.name:
             return same(gold, labels.coordinates(answer))
+        if is_asked_sum(answer):
+            return isinstance(gold, Scalar) and gold.node.value is not None and same(gold, answer.sides[1])
         found = intervals(answer)
         return found is not None and isinstance(gold, (Group, Union)) and same(gold, found)
     return False

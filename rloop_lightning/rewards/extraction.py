@@ -36,7 +36,12 @@ _HOPE = re.compile(r"I hope it is correct", re.IGNORECASE)
 _FINAL = re.compile(r"final answer is[^\S\n]*:?", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"I hope|<\||\.(?=\s)|。|(?<=[.!?])$")
 # Marks that precede an answer on its line; the last one counts.
-_MARK = re.compile(r"####|(?<!\d):|:(?!\d)|=|\bis\b|\uff1a|是")
+_MARK = re.compile(r"####|(?<!\d\s)(?:(?<!\d):|:(?!\d))|=|\bis\b|\uff1a|是")  # but not in 5 : 3
+# Behind an answer, why it is right, or what else there is.
+_EXPLAINED = re.compile(
+    r"[,;:(]?(?<=[\s,;:(])(?:because|since|as|where|which|with|given|check|note)\b|:\s(?=[a-z]+\s)",
+    re.IGNORECASE,
+)
 _MATH = re.compile(
     r"\$\$(?P<a>[^$]+)\$\$|(?<!\\)\$(?P<b>(?:\\\$|[^$\n])+)(?<!\\)\$|\\\((?P<c>(?:[^\\]|\\(?![()]))+)\\\)"
     r"|\\\[(?P<d>(?:[^\\]|\\(?![\[\]]))+)\\\]"
@@ -146,6 +151,9 @@ def _choice(line: str) -> str | None:
 
 def _in_sentence(sentence: str) -> str | None:
     """The answer in what follows "the answer is"."""
+    before = _EXPLAINED.split(sentence, maxsplit=1)[0]
+    if _MATHEMATICS.search(before) and not _has_words(before):
+        sentence = before
     sentence = _balanced(sentence)
     if not _has_words(sentence) or _HEDGED.search(sentence):
         return sentence or None

@@ -43,6 +43,16 @@ def split(tokens: Sequence[Token], separators: Sequence[str]) -> list[list[Token
     return parts
 
 
+def joined_by(tokens: Sequence[Token]) -> str:
+    """What joins the items of a list besides commas: "and", "or", nothing, or both."""
+    depth, found = 0, set()
+    for token in tokens:
+        depth += token.nesting
+        if depth == 0 and token.kind == "join":
+            found.add(token.text)
+    return " ".join(sorted(found))
+
+
 def read_item(tokens: list[Token], read_items: ReadItems) -> Value:
     """The value of one item. Raises UnreadableError."""
     if not tokens:
@@ -155,7 +165,7 @@ def _set(tokens: list[Token], read_items: ReadItems) -> Value:
                 raise UnreadableError("brackets that do not match")
             if conditions := _conditions(inside):
                 found = read_items(conditions)
-                return found[0] if len(found) == 1 else Group("", "", found)
+                return found[0] if len(found) == 1 else Group("", "", found, joined_by(inside) or "and")
             return Group("{", "}", read_items(parts))
         if len(parts) > 1:
             return Group(opening.text, closing.text, read_items(parts))

@@ -29,6 +29,8 @@ _FORMULA = re.compile(
     rf"|(?<=\s[{_MINUS}])\s{{1,3}}(?=[\d(])|\s(?=x\s\d)|(?<=\sx)\s(?=\d))+"
 )
 _TIMES = re.compile(r"(?<=\d)\s?x\s?(?=\d)")  # 3 x 10^8
+_SENTENCES = re.compile(r"[.!?]\s")
+_QUESTION = re.compile(r"\b(?:how|what|which|who|where|find|determine)\b", re.IGNORECASE)
 _ASKED = re.compile(r"[^.!?\u3002\n]*[?\uff1f]")
 _LAYOUT = " \n\t,.;:()[]{}$€£¥*_|!"  # around a number, no part of it
 _ENDS_OPEN = re.compile(rf"[{_OPERATORS}(\[{{]\s*$")
@@ -48,15 +50,18 @@ _ALTERED_BEHIND = re.compile(
     rf"|\s*and\s+(?:an?|{_DIGITS})[- ]{PART}\b|\s*point\s+(?:{_DIGITS}|\d)"
     r"|\s*(?:out\s+)?of\s+(?:the\s+|every\s+)?\d|\s*in\s+(?:every\s+)?\d+\s*(?:[.,;)]|$)"
     r"|\s*(?:[a-z]+\s*)?,?\s*\b(?:and|or|to)\s+(?:[a-z]\s*=\s*)?[-$]?\d"
+    r"|-(?:digit|fold|sided)|\s+or\s+so\b|\s*(?:is|are|was)\s+(?:not|wrong|incorrect|impossible|excluded|ruled|too)\b"
     r"|\s*(?:hours?|minutes?|days?|weeks?|months?|years?|feet|foot|ft|yards?|pounds?|lbs?|dollars?)\s+\d",
     re.IGNORECASE,
 )
 _ALTERED_BEFORE = re.compile(
-    r"(?:\b(?:negative|minus|plus|times|(?:divided|multiplied)\s+by|choose|except|never|anything\s+but|twice|double|triple"
-    r"|(?:not|isn't|aren't|doesn't)(?:\s+(?:be|equal(?:\s+to)?|exactly))?"
+    r"(?:[\u2260]|\b(?:negative|minus|plus|times|(?:other|different|apart)\s+(?:than|from)|besides"
+    r"|unequal\s+to|(?:every(?:thing)?|all|any(?:thing)?)\s+but|divisible\s+by|exceeds?|exceeding|over|under|rule\s+out"
+    r"|(?:theorem|lemma|equation|problem|question|step|case|part|figure|table|exercise|example|section)\s*\(?|(?:divided|multiplied)\s+by|choose|except|never|anything\s+but|twice|double|triple"
+    r"|(?:not|cannot|can't|won't|isn't|aren't|doesn't|couldn't|shouldn't)(?:\s+(?:be|equal(?:\s+to)?|exactly))?"
     r"|(?:half|thirds?|quarters?|tenths?|roots?|squares?|cubes?|multiples?|fractions?|percent(?:age)?|reciprocal|inverse"
     r"|opposite|factors?|divisors?|powers?|factorial)\s+of)"
-    r"|\d\s*(?:,|,?\s*(?:and|or))(?:\s*[a-z](?:_?\d)?\s*=)?)\s*$",
+    r"|\d\s*(?:,|,?\s*(?:and|or|to))(?:\s*[a-z](?:_?\d)?\s*=)?)\s*$",
     re.IGNORECASE,
 )
 # Behind "the answer is", they leave the number open. "We need at least 5 coins" may state the least number.
@@ -121,8 +126,11 @@ def whole_number(text: str, start: int, end: int) -> str | None:
 
 
 def is_asked(text: str, end: int) -> bool:
-    """Whether the sentence around `end` is a question, as in a repeated problem."""
-    return bool(_ASKED.match(text, end))
+    """Whether the sentence around `end`, or the last one, is a question, as in a repeated problem."""
+    if _ASKED.match(text, end):
+        return True
+    last = _SENTENCES.split(text[end:].rstrip())[-1]
+    return last.endswith("?") and bool(_QUESTION.search(last))
 
 
 def is_altered(text: str, start: int, end: int) -> bool:

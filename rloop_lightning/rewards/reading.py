@@ -14,7 +14,8 @@ from functools import lru_cache
 
 from rloop_lightning.rewards.altering import spelled_number
 from rloop_lightning.rewards.commas import candidates, without_thousands
-from rloop_lightning.rewards.items import Parts, read_item, split
+from rloop_lightning.rewards.items import Parts, joined_by, read_item, split
+from rloop_lightning.rewards.sayings import meaning
 from rloop_lightning.rewards.spelling import normalise, words
 from rloop_lightning.rewards.titles import tokenize_named
 from rloop_lightning.rewards.tokens import Token, UnreadableError
@@ -162,6 +163,8 @@ def _is_text(tokens: list[Token]) -> bool:
 def _readings_of_text(tokens: list[Token]) -> list[Value]:
     text = Text(" ".join("".join(" " * t.spaced + t.text for t in tokens).lower().split()))
     values: list[Value] = [text]
+    if (meant := meaning(text.words)) is not None:
+        values.append(meant)
     if all(t.kind != "text" and (t.kind != "word" or _can_be_product(t.text)) for t in tokens):
         with contextlib.suppress(UnreadableError):
             values.append(read_list(tokens))  # xy is a product too
@@ -239,7 +242,7 @@ def read_list(tokens: list[Token]) -> Value:
                 items += (
                     value.items if isinstance(value, Group) and not value.opening and separators != (";",) else [value]
                 )
-            return Group("", "", tuple(items)) if len(items) > 1 else items[0]
+            return Group("", "", tuple(items), joined_by(tokens)) if len(items) > 1 else items[0]
     return _assignments(read_item(tokens, _read_items))
 
 

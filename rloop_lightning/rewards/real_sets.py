@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 
-from rloop_lightning.rewards.relations import INFINITY, MINUS_INFINITY, REALS, excluded, intervals
+from rloop_lightning.rewards.relations import INFINITY, MINUS_INFINITY, REALS, intervals
 from rloop_lightning.rewards.symbolic import number
 from rloop_lightning.rewards.values import Group, Relation, Scalar, Union, Value
 
@@ -39,8 +40,8 @@ def canonical(value: Value) -> Value:
     if value == REALS or isinstance(value, Union):
         pieces = _pieces(value)
     elif isinstance(value, Group) and not value.opening:
-        pieces = _of_conditions(value.items)
-    if pieces:
+        pieces = _of_conditions(value)
+    if pieces is not None:
         return _value(pieces)
     if isinstance(value, Union) and not value.without:
         return Union(tuple(dict.fromkeys(map(canonical, value.pieces))))
@@ -59,7 +60,7 @@ def _pieces(value: Value) -> list[_Piece] | None:
         return _less(known[0], known[1]) if value.without else _joined(piece for part in known for piece in part)
     if isinstance(value, Group) and value.opening == "{":
         points = [_point(item) for item in value.items]
-        return _joined(point for point in points if point) if points and all(points) else None
+        return _joined(point for point in points if point) if all(points) else None
     if not isinstance(value, Group) or value.opening not in ("(", "[") or len(value.items) != 2:
         return None
     start = _cut(value.items[0], _BEFORE if value.opening == "[" else _BEHIND)
@@ -99,31 +100,42 @@ def _less(pieces: Sequence[_Piece], others: Sequence[_Piece]) -> list[_Piece]:
     return list(pieces)
 
 
-def _of_conditions(items: Sequence[Value]) -> list[_Piece] | None:
-    r"""The set of `x < 2 or x > 5`, or of `x \ne 2, x \ne 3`; None for other conditions.
+def _of_conditions(value: Group) -> list[_Piece] | None:
+    r"""The set of conditions on one variable, such as `x < 2 or x > 5` and `x \ge 0, x \ne 1`; None of other values.
 
-    Two rays that overlap are none: "and" gives another set than "or".
+    Commas mean "and", but "or" where nothing would fulfil all conditions.
     """
-    relations = [item for item in items if isinstance(item, Relation) and not item.name]
-    if len(relations) < len(items) or len(items) < 2 or not variable(items):
+    name = variable(value.items)
+    sets = [_of_condition(item, name) for item in value.items] if name else []
+    known = [one for one in sets if one is not None]
+    if len(known) < 2 or len(known) < len(sets) or sum(map(len, known)) > _MAX_PIECES:
         return None
-    points = [excluded(relation) for relation in relations]
-    if all(points):
-        holes = Group("{", "}", tuple(point for point in points if point))
-        return _pieces(Union((REALS, holes), without=True))
-    rays = [_pieces(found) for found in map(intervals, relations) if found]
-    if len(rays) != 2 or len(items) != 2 or rays[0] is None or rays[1] is None:
-        return None
-    together = _joined([*rays[0], *rays[1]])
-    apart = len(together) == 2 and together[0][0] == _LINE[0] and together[1][1] == _LINE[1]
-    return together if apart else None
+    together, common = _joined(piece for one in known for piece in one), reduce(_common, known)
+    return {"and": common, "or": together, "": common or together}.get(value.joined)
+
+
+def _of_condition(condition: Value, name: str) -> list[_Piece] | None:
+    if isinstance(condition, Relation) and condition.name:
+        return _pieces(Group("{", "}", condition.sides[-1:])) if condition.name == name else None
+    if isinstance(condition, Relation):
+        found = intervals(condition)
+        return None if found is None else _pieces(found)
+    return [_LINE] if condition == REALS else None
 
 
 def variable(conditions: Sequence[Value]) -> str:
-    """The one variable of inequalities; empty if they have several, or are other values."""
-    relations = [one for one in conditions if isinstance(one, Relation) and not one.name]
-    names = {name for one in relations for side in one.sides if isinstance(side, Scalar) for name in side.node.names}
-    return names.pop() if len(relations) == len(conditions) and len(names) == 1 else ""
+    """The one variable of conditions, one of which at least is an inequality; empty for other values."""
+    names = set()
+    for one in conditions:
+        if isinstance(one, Relation) and not one.name:
+            names |= {name for side in one.sides if isinstance(side, Scalar) for name in side.node.names}
+        elif not isinstance(one, Relation) and one != REALS:
+            return ""
+    return names.pop() if len(names) == 1 else ""
+
+
+def _common(pieces: Sequence[_Piece], others: Sequence[_Piece]) -> list[_Piece]:
+    return _less(pieces, _less(pieces, others))
 
 
 def _value(pieces: Sequence[_Piece]) -> Value:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from rloop_lightning.rewards import nodes
 from rloop_lightning.rewards.symbolic import equal, proportional
 from rloop_lightning.rewards.values import Group, Relation, Scalar, Union
@@ -10,6 +12,8 @@ _TURNED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "!=": "!=", "=": "="}
 INFINITY = Scalar(nodes.Node(r"\infty"))
 MINUS_INFINITY = Scalar(nodes.Node(r"-\infty", nodes.SUM))
 REALS = Scalar(nodes.name(r"\mathbb{R}"))
+
+_LETTERS = re.compile(r"x_\{\d+\}(?:\+x_\{\d+\})+")
 
 Pair = tuple[str, nodes.Node, nodes.Node]  # a relation, `<`, `<=`, `!=` or `=`, between two sides
 
@@ -50,6 +54,12 @@ def _same_pair(gold: Pair, answer: Pair) -> bool:
     if equal(gold[1], answer[1]) and equal(gold[2], answer[2]):
         return True
     return proportional(gold[1:], answer[1:], positive=gold[0] not in ("=", "!="))
+
+
+def is_asked_sum(relation: Relation) -> bool:
+    """Whether the relation gives the value of a sum of letters, as contests ask for it: `m + n = 7`."""
+    left = relation.sides[0]
+    return relation.signs == ("=",) and isinstance(left, Scalar) and bool(_LETTERS.fullmatch(left.node.latex))
 
 
 def excluded(relation: Relation) -> Scalar | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rloop_lightning.rewards.nodes import Node
 from rloop_lightning.rewards.units import Unit
@@ -21,12 +21,14 @@ class Scalar:
 class Group:
     """Several values. Brackets `{}` make a set, `()` a point or an open interval, `:` a ratio, none a bare list.
 
-    `[0,1)` is a group with the brackets `[` and `)`.
+    `[0,1)` is a group with the brackets `[` and `)`. `joined` tells what joins a bare list: "and", "or", or, for commas
+    alone, nothing. It counts where the items are conditions.
     """
 
     opening: str
     closing: str
     items: tuple[Value, ...]
+    joined: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)

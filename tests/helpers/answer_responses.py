@@ -143,7 +143,7 @@ RESPONSES: dict[str, list[tuple[str, str, bool]]] = {
         (r"\emptyset", r"\boxed{\{\}}", True),
         (r"\emptyset", r"\boxed{\{0\}}", False),
         (r"\emptyset", r"\boxed{0}", False),
-        (r"\text{all real numbers}", r"\boxed{\mathbb{R}}", False),
+        (r"\text{all real numbers}", r"\boxed{\mathbb{R}}", True),
     ],
     "equations": [
         ("x^2+y^2=25", r"\boxed{y^2+x^2=25}", True),
