@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import lightning as L
 import pytest
 import yaml
+from lightning.pytorch import loggers
 from tiny_run import TinyRun
 
 from rloop_lightning.cli.fit import RLoopCLI
@@ -146,6 +148,7 @@ def test_a_wrong_value_is_told_in_one_line_before_anything_is_loaded(arguments: 
 def test_a_missing_logger_package_is_one_line(
     logger: str, package: str, prefix: str, wrong: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    @functools.wraps(getattr(loggers, logger).__init__)  # what is known of its options is kept for the tests behind
     def missing(self: object, *args: object, **kwargs: object) -> None:
         raise ModuleNotFoundError(f"Requirement '{package}>=1.0' not met. HINT: Try `pip install -U '{package}>=1.0'`")
 
