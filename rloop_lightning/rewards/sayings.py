@@ -13,7 +13,7 @@ _REALS = re.compile(
     r"(?:the )?(?:set of )?(?:all )?(?:the )?real (?:numbers|values)(?: of [a-z])?|all reals|all real [a-z]"
 )
 _EXCEPT = re.compile(rf"(?:{_REALS.pattern}),? (?:except|but|other than|besides)(?: for)? ?(?P<holes>.+)")
-_HOLE = re.compile(r"(?:[a-z] ?= ?)?(-?\d+)(?: ?/ ?(\d+))?")
+_HOLE = re.compile(r"(?:[a-z] ?= ?)?(-?\d+)(?: ?/ ?([1-9]\d*))?")
 _NOTHING = re.compile(
     r"(?:there (?:is|are) |it has )?no (?:real )?(?:solutions?|roots?)(?: exists?)?|(?:the )?empty set"
 )
@@ -36,4 +36,4 @@ def meaning(words: str) -> Value | None:
 
 
 def _point(hole: re.Match[str]) -> Scalar:
-    return Scalar(nodes.rational(Fraction(int(hole[1]), int(hole[2] or 1) or 1)))
+    return Scalar(nodes.rational(Fraction(int(hole[1]), int(hole[2] or 1))))

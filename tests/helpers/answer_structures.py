@@ -181,6 +181,7 @@ STRUCTURES: dict[str, list[tuple[str, str, bool]]] = {
         (r"x \ne 3", r"\text{all real numbers except }4", False),
         (r"\mathbb{R}", r"\text{all real numbers except }4", False),
         (r"\mathbb{R}\setminus\{1,2\}", r"\text{all real numbers except 1 and 2}", True),
+        (r"\mathbb{R}\setminus\{1\}", r"\text{all real numbers except 1/0}", False),
         (r"\mathbb{R}\setminus\{-1,2\}", r"\text{all real numbers except } -1, 2", True),
         (r"\text{no solution}", r"\emptyset", True),
         (r"\text{no solution}", r"\text{No solutions}", True),
