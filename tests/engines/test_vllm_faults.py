@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from fake_vllm import JsonHandler, answers, interpreter, listening, serving
 from tiny_run import TinyRun
 
 from rloop_lightning.engines.vllm.checks import shape_of
+from rloop_lightning.engines.vllm.client import Server
 from rloop_lightning.engines.vllm.engine import VLLMEngine
 from rloop_lightning.engines.vllm.process import EngineProcess
 from rloop_lightning.engines.vllm.settings import ProcessSettings
@@ -203,6 +206,28 @@ def test_a_server_that_does_not_answer_is_stuck(policy: Policy) -> None:
         engine.bind(policy)
         with pytest.raises(EngineError, match=r"stuck: no answer for 1 s \(--engine\.timeout_s 1"):
             engine.generate(PROBLEMS, 1, engine.sampling(0))
+
+
+def test_no_request_goes_out_on_a_connection_that_the_server_is_about_to_close() -> None:
+    class Closing(JsonHandler):
+        """Closes a connection at its first request after 1.2 s without one, as a server does that is just closing it."""
+
+        last = float("inf")
+
+        def answer(self, path: str, body: bytes) -> None:
+            self.close_connection = time.monotonic() - self.last > 1.2
+            self.last = time.monotonic()
+            if not self.close_connection:
+                self.send({})
+
+    async def ask_twice(url: str) -> None:
+        server = Server(url)
+        for pause in (0, 1.3):
+            await asyncio.sleep(pause)
+            assert await server.get("/version") == {}
+
+    with listening(Closing) as url:
+        asyncio.run(ask_twice(url))
 
 
 def test_a_process_gets_its_flags_and_devices(policy: Policy, tmp_path: Path) -> None:

@@ -28,6 +28,9 @@ from rloop_lightning.system.terminal import one_line
 T = TypeVar("T")
 
 TICK_S = 0.2  # between two looks at a server's process
+# Connections idle for longer are not used again. vLLM closes them after 5 s (VLLM_HTTP_TIMEOUT_KEEP_ALIVE), HTTPX by itself
+# after 5 s, too: a request sent as the server closes gets no answer.
+_IDLE_S = 1.0
 _MOST_FILES = 65536
 _SHOWN = 600  # characters of a server's error
 
@@ -115,7 +118,7 @@ class Server:
         self.rollouts = 0  # that it works on
         self.version = 0  # of the weights with which it generates
         self.events = 0  # of streams that have arrived
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=_IDLE_S)
         transport = httpx.AsyncHTTPTransport(uds=None if socket is None else str(socket), limits=limits)
         # Limits of time are Patience's: one request may take as long as a whole generation.
         self._client = httpx.AsyncClient(
