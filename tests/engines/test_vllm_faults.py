@@ -210,7 +210,7 @@ def test_a_server_that_does_not_answer_is_stuck(policy: Policy) -> None:
 
 def test_no_request_goes_out_on_a_connection_that_the_server_is_about_to_close() -> None:
     class Closing(JsonHandler):
-        """Closes a connection at its first request after 1.2 s without one, as a server does that is just closing it."""
+        """Closes a connection at its first request after 1.2 s without one, as a server that was about to."""
 
         last = float("inf")
 

@@ -20,8 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from killing import _CONTEXT, Fault, Kill
+from killing import _CONTEXT, Fault, Kill, begin_process
 
 LIMIT_S = 240.0
 """A job that runs longer hangs. Each rank prints its stacks and ends."""
@@ -122,7 +121,7 @@ def _rank(
     from rloop_lightning.system import rank_watch
 
     os.setpgrp()
-    torch.set_num_threads(1)
+    begin_process()
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)

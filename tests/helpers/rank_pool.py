@@ -16,9 +16,8 @@ from multiprocessing.connection import Connection
 from tempfile import mkdtemp
 from typing import Any
 
-import torch
 import torch.distributed as dist
-from killing import _CONTEXT  # whose fork server has the package imported
+from killing import _CONTEXT, begin_process  # whose fork server has the package imported
 
 TIMEOUT_S = 60
 """A rank that waits longer for another gives up."""
@@ -72,7 +71,7 @@ def on_ranks(world: int, work: Callable[..., Any], *args: Any) -> list[Any]:
 
 
 def _serve(pipe: Connection, rendezvous: str, rank: int, world: int) -> None:
-    torch.set_num_threads(1)
+    begin_process()
     # For Lightning: that somebody else has started this process.
     os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
     warnings.filterwarnings("ignore", message=".*does not have many workers|.*in eval mode|.*LeafSpec")

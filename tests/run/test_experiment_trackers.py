@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import struct
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -246,9 +247,14 @@ def test_a_second_run_in_one_process_is_another_run_in_wandb(tiny: TinyRun, tmp_
         "--debug",
     ]
     assert [tiny.fit(tmp_path / f"run-{number}", *arguments) for number in range(2)] == [0, 0]
-    ids = [
-        {record.run.run_id for record in wandb_records(path) if record.HasField("run")}
-        for path in wandb_files(tmp_path / "run-0")
-    ]
+    ids = list[set[str]]()
+    for _ in range(100):  # W&B's service writes a run's file after it has told that the run is over
+        ids = [
+            {record.run.run_id for record in wandb_records(path) if record.HasField("run")}
+            for path in wandb_files(tmp_path / "run-0")
+        ]
+        if all(ids):
+            break
+        time.sleep(0.1)
     assert len(ids) == 2
     assert len(set.union(*ids)) == 2

@@ -28,8 +28,8 @@ from rloop_lightning.system.terminal import one_line
 T = TypeVar("T")
 
 TICK_S = 0.2  # between two looks at a server's process
-# Connections idle for longer are not used again. vLLM closes them after 5 s (VLLM_HTTP_TIMEOUT_KEEP_ALIVE), HTTPX by itself
-# after 5 s, too: a request sent as the server closes gets no answer.
+# Connections idle for longer are not used again. vLLM closes them after 5 s (VLLM_HTTP_TIMEOUT_KEEP_ALIVE), and HTTPX
+# would use them for 5 s, too: a request sent as the server closes gets no answer.
 _IDLE_S = 1.0
 _MOST_FILES = 65536
 _SHOWN = 600  # characters of a server's error
