@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
+from killing import begin_process
 
 FORBIDDEN = (
     "transformers.dynamic_module_utils:get_class_from_dynamic_module",
@@ -78,7 +78,7 @@ def _serve(call: Callable[[], Any], memory_mb: int, writer: int) -> None:
         os._exit(0)
 
     try:
-        torch.set_num_threads(1)
+        begin_process()
         _forbid(lambda what: answer("forbidden", what))
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         most = pages * resource.getpagesize() + memory_mb * 2**20
