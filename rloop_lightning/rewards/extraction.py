@@ -72,6 +72,8 @@ _CONTENT = re.compile(r"[.:)\s*_]*[^\s.,:;)*_-]")  # of a choice, behind its let
 _HEDGED = re.compile(r"\d[^\n]{0,40}?\b(?:or|maybe|perhaps|possibly)\b[^\n]{0,40}?\d|\beither\b", re.IGNORECASE)
 _MAX_TAIL = 10_000  # characters at the end of a text in which its last number is looked for
 _MATHEMATICS = re.compile(r"[\d$\\√π∞¼-¾⅐-⅞]")  # no answer in words has these
+_DENIED = re.compile(r"\b(?:wrong|incorrect|false)\s*$", re.IGNORECASE)
+_MAX_WORD = 20  # characters of a word before "answer"
 _MAX_WORDS = 4  # of an answer in words
 _MAX_CORRECTED = 400  # characters of an answer that "I hope it is correct" follows
 
@@ -125,6 +127,8 @@ def _stated(text: str) -> str | None:
     if marks:
         rest = text[marks[-1].end() :].lstrip(" *_:\uff1a\n\t")
         line = rest if rest.startswith(("$$", r"\[")) else rest.partition("\n")[0]
+        if _DENIED.search(text[: marks[-1].start()][-_MAX_WORD:]):
+            return text  # the wrong answer is 7
         answer = _choice(line[:_MAX_TAIL]) or _in_sentence(_SENTENCE_END.split(line[:_MAX_TAIL], maxsplit=1)[0])
         if answer is not None:
             return answer

@@ -31,7 +31,7 @@ _DEGREE = nodes.divide(nodes.name(r"\pi"), nodes.rational(Fraction(180)))
 def parse(tokens: Sequence[Token]) -> Node:
     """The expression that all of `tokens` make up. Raises UnreadableError."""
     parser = Parser(tokens)
-    node = parser.sum()
+    node = parser.chosen()
     if parser.here is not None:
         raise UnreadableError(f"{parser.here.text[:20]!a} behind an expression")
     return node
@@ -49,6 +49,14 @@ class Parser(Cursor):
     def other(self, tokens: Sequence[Token]) -> Node:
         """The expression that `tokens`, a part of this one, make up."""
         return parse(tokens)
+
+    def chosen(self) -> Node:
+        r"""A sum, or the binomial coefficient of two: `10 \choose 3` takes all that its braces hold."""
+        node = self.sum()
+        if self.here is not None and self.here.kind == "command" and self.here.text == "choose":
+            self.next()
+            return nodes.binomial(node, self.sum())
+        return node
 
     def sum(self) -> Node:
         self.depth += 1
@@ -185,10 +193,7 @@ class Parser(Cursor):
 
     def bracket(self, opening: str) -> Node:
         bars, self.bars = self.bars, 0
-        node = self.sum()
-        if opening == "{" and self.here is not None and self.here.text == "choose":
-            self.next()
-            node = nodes.binomial(node, self.sum())
+        node = self.chosen() if opening == "{" else self.sum()
         self.expect(CLOSING[opening])
         self.bars = bars
         return node if opening == "{" else replace(node, literal=None)

@@ -57,7 +57,8 @@ _ALTERED_BEHIND = re.compile(
 _ALTERED_BEFORE = re.compile(
     r"(?:[\u2260]|\b(?:negative|minus|plus|times|(?:other|different|apart)\s+(?:than|from)|besides"
     r"|unequal\s+to|(?:every(?:thing)?|all|any(?:thing)?)\s+but|divisible\s+by|exceeds?|exceeding|over|under|rule\s+out"
-    r"|(?:theorem|lemma|equation|problem|question|step|case|part|figure|table|exercise|example|section)\s*\(?|(?:divided|multiplied)\s+by|choose|except|never|anything\s+but|twice|double|triple"
+    r"|(?:theorem|lemma|equation|problem|question|step|case|part|figure"
+    r"|table|exercise|example|section)\s*\(?|(?:divided|multiplied)\s+by|choose|except|never|anything\s+but|twice|double|triple"
     r"|(?:not|cannot|can't|won't|isn't|aren't|doesn't|couldn't|shouldn't)(?:\s+(?:be|equal(?:\s+to)?|exactly))?"
     r"|(?:half|thirds?|quarters?|tenths?|roots?|squares?|cubes?|multiples?|fractions?|percent(?:age)?|reciprocal|inverse"
     r"|opposite|factors?|divisors?|powers?|factorial)\s+of)"

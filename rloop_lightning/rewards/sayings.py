@@ -6,6 +6,7 @@ import re
 from fractions import Fraction
 
 from rloop_lightning.rewards import nodes
+from rloop_lightning.rewards.altering import spelled_number
 from rloop_lightning.rewards.relations import INFINITY, MINUS_INFINITY, REALS
 from rloop_lightning.rewards.values import Group, Scalar, Text, Union, Value
 
@@ -32,6 +33,9 @@ def meaning(words: str) -> Value | None:
         return Group("{", "}", ())
     if _UNDEFINED.fullmatch(words):
         return Text("does not exist")
+    sign, _, rest = words.rpartition(" ") if words.startswith(("minus ", "negative ")) else ("", "", words)
+    if (number := spelled_number(rest)) is not None:
+        return Scalar(nodes.rational(Fraction(-number if sign else number)))
     return {"infinity": INFINITY, "positive infinity": INFINITY, "negative infinity": MINUS_INFINITY}.get(words)
 
 

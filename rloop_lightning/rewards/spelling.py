@@ -50,6 +50,13 @@ _VULGAR = re.compile("[¼-¾⅐-⅞↉]")
 _ROOT = re.compile(r"\\sqrt(\[[34]\])? +(\d+(?:\.\d+)?|[A-Za-z]|\\pi\b)")
 _RANGE = re.compile(r"(?<=[0-9])\s*[\u2012-\u2015]\s*(?=[0-9])")
 
+_LEAD = r"(?:[Tt]he\s+)?(?:[Ff]inal\s+)?(?:[Aa]nswer|[Rr]esult)(?:\s+is)?"
+# Intervals with turned brackets, ]1,3[, at the start or behind a sign: elsewhere, the brackets may be of two lists.
+_START = r"(^|\\(?:cup|in|setminus)(?![a-zA-Z])|=)\s*"
+_ENDS = r"[^][(),;]+[,;][^][(),;]+"
+_REAL = r"\\mathbb\s*\{?R\}?\s*"
+_RAISED_OR_BELOW = r"(?:\^\s*(?:{0}|\{{\s*{0}\s*\}})|_\s*\{{\s*{1}\s*0\s*\}})"
+
 # Patterns in LaTeX, in order: pattern, replacement, a case.
 RULES: tuple[tuple[re.Pattern[str], str, str], ...] = tuple(
     (re.compile(pattern), replacement, case)
@@ -101,6 +108,13 @@ RULES: tuple[tuple[re.Pattern[str], str, str], ...] = tuple(
         (r"\bEUR\s*(?=\d)", "\N{EURO SIGN}", "EUR 5"),
         (r"\bGBP\s*(?=\d)", "\N{POUND SIGN}", "GBP 5"),
         (r"(?<=\d)\s*([apAP])\.\s?[mM]\b\.?", r"\\text{ \1m}", "9:30 a.m."),
+        (rf"^\\text\{{\s*{_LEAD}\s*[:=]?\s*\}}\s*[:=]?", "", r"\text{Answer} = 7"),
+        (rf"^(\\text\{{)?\s*{_LEAD}\s*(?:(?<=is)\s|[:=])", r"\1", r"\text{The answer is 7}"),
+        (rf"{_REAL}{_RAISED_OR_BELOW.format('[+]', '>')}", r"(0,\\infty)", r"\mathbb{R}^+"),
+        (rf"{_REAL}{_RAISED_OR_BELOW.format('-', '<')}", r"(-\\infty,0)", r"\mathbb{R}^-"),
+        (rf"{_START}\]({_ENDS})\[", r"\1(\2)", "]1,3["),
+        (rf"{_START}\]({_ENDS})\]", r"\1(\2]", "]1,3]"),
+        (rf"{_START}\[({_ENDS})\[", r"\1[\2)", "[1,3["),
     )
 )  # fmt: skip
 _PRICE = re.compile(r"^(-?)(?:USD?\s?)?\$(?=\s?\.?\d)")

@@ -106,7 +106,7 @@ PLACES: dict[str, list[tuple[str, str, bool]]] = {
         ("18", "So the answer is right. We have 18 eggs.", True),
         ("I", "The answer is I don't know", False),
         ("no", "The answer is no more than a guess that I made.", False),
-        ("5", "<answer>five</answer>", False),
+        ("5", "<answer>five</answer>", True),
         ("5", "<answer>The total is 5 apples</answer>", True),
     ],
     "choices and several of them": [
@@ -156,6 +156,9 @@ PLACES: dict[str, list[tuple[str, str, bool]]] = {
         ("A, B", "The answer is A and B.", True),
     ],
     "an answer and why it is right, or words that deny it": [
+        ("7", "The wrong answer is 7.", False),
+        ("7", "An incorrect answer would be 7", False),
+        ("5", "The wrong answer is 7. The answer is 5.", True),
         ("12", "The answer is 5 because 3+4=12.", False),
         ("5", "The answer is 5 because 3+4=12.", True),
         ("10", "The final answer is 6, because 6+4 = 10.", False),

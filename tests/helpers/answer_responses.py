@@ -212,7 +212,7 @@ RESPONSES: dict[str, list[tuple[str, str, bool]]] = {
         ("5", r"\boxed{5^{\circ}\text{C}}", True),
         ("5", r"\boxed{-5^{\circ}\text{C}}", False),
         ("50", r"\boxed{50^\circ F}", True),
-        ("5", r"\boxed{\text{five}}", False),
+        ("5", r"\boxed{\text{five}}", True),
         (r"4\pi", r"\boxed{4\pi\text{ cm}}", True),
         ("4", r"\boxed{4\pi\text{ cm}}", False),
         (r"4\pi", r"\boxed{4\pi r}", False),
