@@ -251,6 +251,24 @@ def test_a_signal_to_the_trainers_group_spares_the_server(policy: Policy, tmp_pa
         process.stop()
 
 
+def test_only_folders_of_dead_trainers_of_this_container_are_removed(
+    policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    python = interpreter(tmp_path, "0.30.0")
+    process = EngineProcess(python, policy, [], {})
+    (mine,) = tmp_path.glob("rloop-engine-*")
+    ids = mine.name.split("-")[3]
+    dead, elsewhere = (tmp_path / f"rloop-engine-{2**22 + 1}-{one}-abc" for one in (ids, "0" * 8))
+    dead.mkdir()
+    elsewhere.mkdir()
+    other = EngineProcess(python, policy, [], {})
+    assert (mine.exists(), dead.exists(), elsewhere.exists()) == (True, False, True)
+    process.stop()
+    other.stop()
+    assert process.last_lines() == "its log is gone"
+
+
 @pytest.mark.parametrize(
     ("server", "message"),
     [

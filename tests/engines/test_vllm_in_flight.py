@@ -82,6 +82,7 @@ def test_every_token_has_the_version_of_the_weights_that_sampled_it(
     assert sum(arrived) == sum(rollout.length for rollout in rollouts)
     # The cache is emptied while no request runs. What is asked first need not arrive first, so probes have a priority.
     controls = [path for path in server.asked[server.asked.index("stream") :] if path.startswith("/")]
+    controls = [path for path in controls if path != "/weight_info"]
     assert controls == 2 * ["/pause", *PUSH, "/reset_prefix_cache", "/resume"]
     assert server.asked.count("probe") == 2 * 3
 
@@ -96,6 +97,30 @@ def test_without_updates_in_flight_a_push_waits(engine: VLLMEngine, server: Gene
     assert "stream" not in server.asked
     (rollouts,) = engine.results(generation)
     assert {int(version) for rollout in rollouts for version in rollout.versions} == {1}
+
+
+def test_weights_that_another_run_pushed_are_told(engine: VLLMEngine, server: GeneratingServer, policy: Policy) -> None:
+    """Also where this run's own have not changed since: a server that was started anew has a name of its own, too."""
+    engine.sync()
+    assert len(engine.generate(PROBLEMS, 2, engine.sampling(0))) == 6
+    with server.serving() as url:
+        other = VLLMEngine(url=url, max_new_tokens=40, max_gap_nats=1e9)
+        other.bind(policy)
+        other.sync()
+        other.generate(PROBLEMS, 2, other.sampling(0))
+        with pytest.raises(EngineError, match=r"--engine\.url http.*another run has pushed some"):
+            engine.generate(PROBLEMS, 2, engine.sampling(1))
+        other.close()
+    assert len(engine.generate(PROBLEMS, 2, engine.sampling(1))) == 6  # a resume pushes its own
+    assert server.pushes == 3
+
+
+def test_an_update_that_a_killed_run_left_unfinished_is_begun_anew(
+    engine: VLLMEngine, server: GeneratingServer
+) -> None:
+    server.unfinished = True
+    assert len(engine.generate(PROBLEMS, 2, engine.sampling(0))) == 6
+    assert (server.pushes, server.unfinished) == (1, False)
 
 
 def test_the_time_of_whoever_takes_the_parts_is_not_the_servers(server: GeneratingServer, policy: Policy) -> None:

@@ -26,6 +26,8 @@ class GeneratingServer:
         asked: the paths of its requests, in order; "probe" and "stream" for two kinds of requests to generate.
         pushes: updates of weights so far.
         least_pushes: before which no streamed request ends; inf: none ever does.
+        stamp: the name of its weights.
+        unfinished: whether an update was begun and not finished, as by a trainer that was killed.
         gone: streams that their reader left.
     """
 
@@ -40,6 +42,8 @@ class GeneratingServer:
         self.pushes = 0
         self.least_pushes = 0.0
         self.gone = 0
+        self.stamp = "default"  # of its weights
+        self.unfinished = False  # an update was begun, and not finished
         self._runs = threading.Event()
         self._samples = threading.Lock()
 
@@ -53,21 +57,28 @@ class GeneratingServer:
                 if path == PATH:
                     fake.generate(self, json.loads(body))
                 else:
-                    fake.control(path)
-                    self.send(fake.answers[path])
+                    self.send(*fake.control(path, body))
 
         with listening(Handler) as address:
             yield address
 
-    def control(self, path: str) -> None:
+    def control(self, path: str, body: bytes) -> tuple[Any, int]:
+        """Its answer, and the HTTP status."""
         with self._samples:
             self.asked.append(path)
+            if path == "/weight_info":
+                return {"weight_version": self.stamp}, 200
+            if path == "/start_weight_update" and self.unfinished:
+                return {"detail": "start_weight_update called while a weight update is already active."}, 500
+            self.unfinished = path == "/start_weight_update" or (self.unfinished and path != "/finish_weight_update")
             if path == "/pause":
                 self._runs.clear()
             elif path == "/resume":
                 self._runs.set()
-            elif path == "/finish_weight_update":
+            elif path == "/finish_weight_update" and body:
                 self.pushes += 1
+                self.stamp = json.loads(body)["weight_version"]
+        return self.answers[path], 200
 
     def generate(self, request: Any, body: dict[str, Any]) -> None:
         sampling = body["sampling_params"]

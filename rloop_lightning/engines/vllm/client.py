@@ -13,6 +13,7 @@ import asyncio
 import concurrent.futures
 import json
 import resource
+import socket
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
@@ -31,6 +32,10 @@ TICK_S = 0.2  # between two looks at a server's process
 # Connections idle for longer are not used again. vLLM closes them after 5 s (VLLM_HTTP_TIMEOUT_KEEP_ALIVE), and HTTPX
 # would use them for 5 s, too: a request sent as the server closes gets no answer.
 _IDLE_S = 1.0
+# A request may be silent for minutes, after which a network forgets it, or the server's machine may be gone.
+_KEPT_ALIVE = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
+if hasattr(socket, "TCP_KEEPIDLE"):  # not on macOS
+    _KEPT_ALIVE += [(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60), (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 20)]
 _MOST_FILES = 65536
 _SHOWN = 600  # characters of a server's error
 
@@ -108,18 +113,22 @@ class Server:
 
     Args:
         url: its address, without a path.
-        socket: the Unix socket that it listens on; None is the address's port.
+        path: the Unix socket that it listens on; None is the address's port.
         what: its name in messages.
     """
 
-    def __init__(self, url: str, socket: Path | None = None, what: str = "") -> None:
+    def __init__(self, url: str, path: Path | None = None, what: str = "") -> None:
         self.url = url.rstrip("/")
         self.what = what or f"--engine.url {self.url}"
         self.rollouts = 0  # that it works on
         self.version = 0  # of the weights with which it generates
         self.events = 0  # of streams that have arrived
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=_IDLE_S)
-        transport = httpx.AsyncHTTPTransport(uds=None if socket is None else str(socket), limits=limits)
+        transport = (
+            httpx.AsyncHTTPTransport(limits=limits, socket_options=_KEPT_ALIVE)
+            if path is None
+            else httpx.AsyncHTTPTransport(uds=str(path), limits=limits)
+        )
         # Limits of time are Patience's: one request may take as long as a whole generation.
         self._client = httpx.AsyncClient(
             transport=transport, base_url=self.url, timeout=httpx.Timeout(None, connect=10.0)

@@ -8,6 +8,7 @@ gap = connection.push(policy, version)
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -16,9 +17,9 @@ import torch
 
 from rloop_lightning.engines.vllm import truth
 from rloop_lightning.engines.vllm.checks import about, server_faults
-from rloop_lightning.engines.vllm.client import LoopThread, Patience, Server, Unreachable
+from rloop_lightning.engines.vllm.client import LoopThread, Patience, Refused, Server, Unreachable
 from rloop_lightning.engines.vllm.process import EngineProcess
-from rloop_lightning.engines.vllm.protocol import PATH, Completion, completions, request_body
+from rloop_lightning.engines.vllm.protocol import PATH, Completion, completions, raise_if_not_finite, request_body
 from rloop_lightning.engines.vllm.settings import ProcessSettings
 from rloop_lightning.engines.vllm.transfer import make_sender
 from rloop_lightning.engines.vllm.weights import NamedWeights
@@ -74,6 +75,8 @@ class Connection:
         self.dtype = str(models[0]["dtype"]).removeprefix("torch.")
         self._limits = limits
         self._loop = loop
+        self._name = uuid.uuid4().hex
+        self._stamp = ""  # of the weights that were pushed last
         self._sender = make_sender(told[0]["settings"]["weight_transfer_config"]["backend"], servers, device)
         self._wait(self._sender.begin())
 
@@ -101,6 +104,11 @@ class Connection:
         gaps = [truth.gap(policy, prompts, one, ranks) for one in answers]
         return truth.Gap(max(one.largest for one in gaps), max(one.mean for one in gaps))
 
+    def check_weights(self) -> None:
+        """Raise EngineError if servers that others can reach no longer have the weights that were pushed last."""
+        if self.process is None:
+            self._wait(self._check_weights())
+
     def sleep(self) -> None:
         """Free the memory of weights and cache until `wake`."""
         self._wait(self._all("/sleep", level="1"))
@@ -122,7 +130,9 @@ class Connection:
         self, weights: NamedWeights, version: int, prompts: Sequence[Sequence[int]]
     ) -> list[list[Completion]]:
         await self._all("/pause", mode="keep")
-        await self._sender.send(weights)
+        stamp = f"{self._name}-{version}"
+        await self._sender.send(weights, stamp)
+        self._stamp = stamp
         for server in self.servers:  # paused, so that no request holds a part of the cache
             if not (await server.post("/reset_prefix_cache"))["success"]:
                 raise EngineError(f"{server.what}: vLLM did not forget what it computed with earlier weights")
@@ -137,6 +147,15 @@ class Connection:
         finally:
             probes.cancel()
 
+    async def _check_weights(self) -> None:
+        told = await asyncio.gather(*(server.get("/weight_info") for server in self.servers))
+        for server, one in zip(self.servers, told, strict=True):
+            if one["weight_version"] != self._stamp:
+                raise EngineError(
+                    f"{server.what}: its weights are no longer those of this run: another run has pushed some, or the "
+                    "server was started anew; give each run servers of its own, and resume this one"
+                )
+
     async def _all_arrived(self) -> None:
         """Return once the tokens that were sampled before a pause are here."""
         events = -1
@@ -148,7 +167,11 @@ class Connection:
             {**request_body(prompt, truth.COMPLETIONS_PER_PROMPT, number, truth.PROBE, (), ()), "priority": _FIRST}
             for number, prompt in enumerate(prompts)
         ]
-        answers = await asyncio.gather(*(server.post(PATH, body) for body in bodies))
+        try:
+            answers = await asyncio.gather(*(server.post(PATH, body) for body in bodies))
+        except Refused as error:
+            raise_if_not_finite(error)
+            raise
         return [one for answer in answers for one in completions(answer)]
 
     async def _all(self, path: str, **params: str) -> None:

@@ -219,7 +219,10 @@ class VLLMEngine(RolloutEngine):
         if connection is None:
             raise RuntimeError("VLLMEngine.results: the engine was closed")
         with self._closing_when_lost(connection):
-            yield from generation.parts(connection.patience(), self.report)
+            for part in generation.parts(connection.patience(), self.report):
+                with self._lock:
+                    connection.check_weights()
+                yield part
         if self.sleep and not any(one.running for one in self._generations):
             connection.sleep()
             self._sleeps = True

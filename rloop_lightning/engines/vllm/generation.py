@@ -12,7 +12,7 @@ import concurrent.futures
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -20,8 +20,16 @@ import numpy as np
 from rloop_lightning.engines.prompts import check_prompts
 from rloop_lightning.engines.stops import special_tokens
 from rloop_lightning.engines.vllm.client import TICK_S, LoopThread, Patience, Refused, Server, result
-from rloop_lightning.engines.vllm.protocol import PATH, Completion, Streamed, completions, request_body, rollout_seed
-from rloop_lightning.errors import EngineError, NonFiniteError
+from rloop_lightning.engines.vllm.protocol import (
+    PATH,
+    Completion,
+    Streamed,
+    completions,
+    raise_if_not_finite,
+    request_body,
+    rollout_seed,
+)
+from rloop_lightning.errors import EngineError
 from rloop_lightning.model.policy import Policy
 from rloop_lightning.types import Problem, Rollout, SamplingParams
 
@@ -93,6 +101,11 @@ class Job:
     def rows_per_request(self) -> int:
         """Rollouts in a request. vLLM 0.30 fails to stream more than one."""
         return 1 if self.streams else min(self.n, self.max_rows)
+
+    @property
+    def wants_experts(self) -> bool:
+        """Whether rollouts report their routed experts. A server that can reports those of every request."""
+        return self.sampling.report_routed_experts and self.policy.wants_routed_experts
 
     @property
     def tokens(self) -> int:
@@ -185,14 +198,15 @@ class Generation:
             try:
                 found = completions(await self._answer(server, body), server.version)
             except Refused as error:
-                if "JSON compliant" in str(error):  # what Python's JSON says of NaN
-                    raise NonFiniteError("the policy's logits are NaN or infinite, as vLLM computes them") from error
+                raise_if_not_finite(error)
                 raise
             finally:
                 server.rollouts -= count
         if len(found) != count or any(one.reason not in ("stop", "length") for one in found):
             reasons = ", ".join(sorted({one.reason for one in found}))
             raise EngineError(f"{server.what}: vLLM ended {len(found)} of {count} rollouts by: {reasons}")
+        if not self._job.wants_experts:
+            found = [replace(one, experts=None) for one in found]  # or a whole evaluation's would be held
         if not job.streams:
             self._arrived(sum(len(one.tokens) for one in found), count)
         return found
@@ -214,7 +228,6 @@ class Generation:
         job = self._job
         prompt_ids = np.array(job.prompts[number], dtype=np.int64)
         texts = job.policy.decode([one.tokens.tolist() for one in found])
-        wanted = job.sampling.report_routed_experts and job.policy.wants_routed_experts
         return [
             Rollout(
                 problem_id=job.problems[number].id,
@@ -223,7 +236,7 @@ class Generation:
                 sampling_logprobs=one.logprobs,
                 text=text,
                 finish_reason="stop" if self._stopped(one, text) else "length",
-                routed_experts=one.experts if wanted else None,
+                routed_experts=one.experts,
                 versions=one.versions,
             )
             for one, text in zip(found, texts, strict=True)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 import os
 import re
 import shutil
@@ -51,7 +52,7 @@ class EngineProcess:
 
     def __init__(self, python: str, policy: Policy, flags: Sequence[str], variables: Mapping[str, str]) -> None:
         _remove_left_behind()
-        self._folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
+        self._folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-{_process_ids()}-"))
         socket, self._log = self._folder / "socket", self._folder / "log"
         model = self._folder / "model"
         _write_model(policy, model)
@@ -98,7 +99,11 @@ class EngineProcess:
 
     def last_lines(self) -> str:
         """The end of the server's log, for messages."""
-        with self._log.open(encoding="utf-8", errors="replace") as log:
+        try:
+            log = self._log.open(encoding="utf-8", errors="replace")
+        except OSError:  # the folder was removed as the engine was closed
+            return "its log is gone"
+        with log:
             lines = list(deque((line.rstrip() for line in log if line.strip()), maxlen=_READ_LINES))
         end = lines[-_SHOWN_LINES:]
         errors = [line for line in lines[:-_SHOWN_LINES] if _ERROR.search(line)]  # the cause often comes long before
@@ -145,8 +150,9 @@ def write_plugin(folder: Path) -> None:
 
 
 def _remove_left_behind() -> None:
-    """Remove the folders of trainers that were killed."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+    """Remove the folders of trainers that were killed; those of other machines and containers are left alone."""
+    ids = _process_ids()
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-{ids}-*") if ids else ():
         pid = folder.name.removeprefix(_PREFIX).partition("-")[0]
         try:
             ours = folder.stat().st_uid == os.getuid()
@@ -154,3 +160,12 @@ def _remove_left_behind() -> None:
             continue
         if ours and pid.isdigit() and not Path(f"/proc/{pid}").exists():
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _process_ids() -> str:
+    """Names the process ids among which this one is unique: a boot's, a container's. Empty if the system tells none."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8")
+        return hashlib.sha256((boot + os.readlink("/proc/self/ns/pid")).encode()).hexdigest()[:8]
+    except OSError:
+        return ""

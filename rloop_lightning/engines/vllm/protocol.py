@@ -135,6 +135,12 @@ def completions(answer: Mapping[str, Any], version: int = 0) -> list[Completion]
     return found
 
 
+def raise_if_not_finite(refusal: EngineError) -> None:
+    """Raise NonFiniteError if a server refuses to answer because a logprob is NaN or infinite."""
+    if "JSON compliant" in str(refusal):  # what Python's JSON says of NaN
+        raise NonFiniteError("the policy's logits are NaN or infinite, as vLLM computes them") from refusal
+
+
 def _unreadable(error: Exception) -> EngineError:
     return EngineError(f"vLLM's answer can't be read ({type(error).__name__}: {error})")
 

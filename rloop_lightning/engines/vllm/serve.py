@@ -33,6 +33,7 @@ _ENVIRONMENT = {
     "VLLM_SERVER_DEV_MODE": "1",  # the routes that push weights
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a fork would not load plugins again
     "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "600",  # a server that closes idle connections may close one as it is used
 }
 _ON_CPU = {
     "TORCHDYNAMO_DISABLE": "1",  # or the logprobs compile on first use, and need a compiler

@@ -26,7 +26,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from rloop_lightning.engines.vllm.client import Server
+from rloop_lightning.engines.vllm.client import Refused, Server
 from rloop_lightning.errors import EngineError
 
 Backend = Literal["shm", "ipc", "nccl"]
@@ -45,6 +45,7 @@ class Named(Protocol):
 
 
 _ALIGNMENT = 64  # bytes
+_UNFINISHED = "already active"  # what vLLM 0.30 says of an update
 
 
 class Sender(ABC):
@@ -63,16 +64,19 @@ class Sender(ABC):
         """Make the servers ready. Call it once."""
         await self._all("/init_weight_transfer_engine", {"init_info": {}})
 
-    async def send(self, weights: Named) -> int:
+    async def send(self, weights: Named, stamp: str) -> int:
         """Send all weights. Returns their bytes.
+
+        Args:
+            stamp: names them; `/weight_info` tells it.
 
         Raises:
             EngineError: a server can't take them.
         """
         layout = weights.described()
-        await self._all("/start_weight_update")
+        await asyncio.gather(*map(self._start, self.servers))
         await self._move(weights, layout)
-        await self._all("/finish_weight_update")
+        await self._all("/finish_weight_update", {"weight_version": stamp})
         return sum(map(_bytes, layout))
 
     @abstractmethod
@@ -82,6 +86,17 @@ class Sender(ABC):
         Args:
             layout: `weights.described()`.
         """
+
+    @staticmethod
+    async def _start(server: Server) -> None:
+        """Start an update, in place of one that a killed trainer has left unfinished."""
+        try:
+            await server.post("/start_weight_update")
+        except Refused as error:
+            if _UNFINISHED not in str(error):
+                raise
+            await server.post("/finish_weight_update")
+            await server.post("/start_weight_update")
 
     async def _all(self, path: str, body: Any = None) -> None:
         await asyncio.gather(*(server.post(path, body) for server in self.servers))
