@@ -53,7 +53,7 @@ _RANGE = re.compile(r"(?<=[0-9])\s*[\u2012-\u2015]\s*(?=[0-9])")
 _LEAD = r"(?:[Tt]he\s+)?(?:[Ff]inal\s+)?(?:[Aa]nswer|[Rr]esult)(?:\s+is)?"
 # Intervals with turned brackets, ]1,3[, at the start or behind a sign: elsewhere, the brackets may be of two lists.
 _START = r"(^|\\(?:cup|in|setminus)(?![a-zA-Z])|=)\s*"
-_ENDS = r"[^][(),;]+[,;][^][(),;]+"
+_ENDS = r"[^][(),;]+[,;]\s*[^][(),;\s][^][(),;]*"
 _REAL = r"\\mathbb\s*\{?R\}?\s*"
 _RAISED_OR_BELOW = r"(?:\^\s*(?:{0}|\{{\s*{0}\s*\}})|_\s*\{{\s*{1}\s*0\s*\}})"
 

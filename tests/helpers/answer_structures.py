@@ -99,6 +99,7 @@ STRUCTURES: dict[str, list[tuple[str, str, bool]]] = {
         (r"(-\infty,1)\cup(3,\infty)", r"]-\infty,1[ \cup ]3,+\infty[", True),
         (r"(-\infty,1)\cup(3,\infty)", r"]-\infty,1] \cup ]3,+\infty[", False),
         ("[0,1],[2,3]", "[2,3],[0,1]", True),
+        ("[1, [2, 3]]", "[1,[2,3]]", True),
         ("[1,3]", r"[1,2]\cup[2,3]", True),
         ("[1,3]", r"[1,2)\cup[2,3]", True),
         ("[1,3]", r"[1,2)\cup(2,3]", False),

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pyarrow.parquet as pq
 import pytest
 from fake_vllm import serving
@@ -120,6 +121,14 @@ def served(python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
 
 def test_a_run_on_a_server_that_runs_already(served: str, tmp_path: Path, own: TinyRun, finished: Path) -> None:
     """Its rollouts are those of a run with a process of its own: seeds do not depend on who serves."""
+    out = tmp_path / "run"
+    config = TinyRun.written(tmp_path, engine={**ENGINE, "url": served}, loop={"explore_steps": 2})
+    assert config.fit(out) == 0
+    assert first_rollouts(out) == first_rollouts(finished)
+
+
+def test_an_update_that_a_killed_run_left_unfinished_is_begun_anew(served: str, tmp_path: Path, finished: Path) -> None:
+    httpx.post(f"{served}/start_weight_update").raise_for_status()
     out = tmp_path / "run"
     config = TinyRun.written(tmp_path, engine={**ENGINE, "url": served}, loop={"explore_steps": 2})
     assert config.fit(out) == 0

@@ -46,6 +46,7 @@ class Named(Protocol):
 
 _ALIGNMENT = 64  # bytes
 _UNFINISHED = "already active"  # what vLLM 0.30 says of an update
+_CLOSING_S = 0.5  # in which a server closes the connection of a request that failed
 
 
 class Sender(ABC):
@@ -95,6 +96,7 @@ class Sender(ABC):
         except Refused as error:
             if _UNFINISHED not in str(error):
                 raise
+            await asyncio.sleep(_CLOSING_S)
             await server.post("/finish_weight_update")
             await server.post("/start_weight_update")
 
